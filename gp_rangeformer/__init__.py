@@ -1,0 +1,21 @@
+"""Certified fast solves and log determinants for GPyTorch, behind one flag."""
+
+from gp_rangeformer import backend, settings
+from gp_rangeformer.backend import IncompatibleHostError, clear_memory, memory_bytes
+from gp_rangeformer.report import FallbackWarning, ReportCollection, SolveReport, collect_reports, last_report
+
+backend.install()
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "FallbackWarning",
+    "IncompatibleHostError",
+    "ReportCollection",
+    "SolveReport",
+    "clear_memory",
+    "collect_reports",
+    "last_report",
+    "memory_bytes",
+    "settings",
+]

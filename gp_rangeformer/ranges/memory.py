@@ -1,0 +1,107 @@
+"""What earlier optimiser steps leave behind for the next one: landmarks and solutions. It may be wrong without harm.
+
+The right-hand sides [y, probes] hardly change while the hyperparameters move a little, so the next solution almost lies
+in the span of the last ones. Everything here is a proposal: the solver computes the residual of whatever comes out.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Hashable
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from gp_rangeformer.ranges.landmarks import Landmarks
+
+
+@dataclass
+class Memory:
+    """The memory of one model (one kernel module, one size, one dtype, one batch element).
+
+    Readers take a snapshot of immutable tuples, writers replace them: two threads can only cost each other time.
+    """
+
+    landmarks: Landmarks | None = None
+    solutions: tuple[Float[Tensor, "n m"], ...] = ()  # oldest first
+    baseline_iterations: float | None = None  # of the first converged step after the landmarks were drawn
+    lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+
+    def remember(self, solution: Float[Tensor, "n m"], history: int) -> None:
+        """Append a solution and keep the last ``history``. Solutions of another shape end the history."""
+        with self.lock:
+            kept = tuple(old for old in self.solutions if old.shape == solution.shape)
+            self.solutions = (*kept, solution.detach())[-history:] if history > 0 else ()
+
+    def recall(self, shape: torch.Size) -> tuple[Float[Tensor, "n m"], ...]:
+        """The remembered solutions of this shape, oldest first."""
+        return tuple(old for old in self.solutions if old.shape == shape)
+
+    def forget_landmarks(self) -> None:
+        with self.lock:
+            self.landmarks = None
+            self.baseline_iterations = None
+
+    @property
+    def nbytes(self) -> int:
+        tensors = [*self.solutions, *([self.landmarks.index] if self.landmarks else [])]
+        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def extrapolate(solutions: tuple[Float[Tensor, "n m"], ...]) -> Float[Tensor, "n m"] | None:
+    """2 X[t-1] - X[t-2], or X[t-1] from a single solution. O(n m), no pass over K.
+
+    Higher orders and smoothing over more steps are worse: they amplify the error at which the solutions were stopped.
+    """
+    if not solutions:
+        return None
+    if len(solutions) == 1:
+        return solutions[-1]
+    return torch.lerp(solutions[-2], solutions[-1], 2.0)
+
+
+class MemoryStore:
+    """All memories of the process, the least recently used dropped first when ``limit`` bytes are exceeded."""
+
+    def __init__(self) -> None:
+        self._memories: OrderedDict[Hashable, Memory] = OrderedDict()
+        # Re-entrant: a kernel may be collected, and discard called, while this thread holds it.
+        self._lock = threading.RLock()
+
+    def get(self, key: Hashable) -> Memory:
+        with self._lock:
+            memory = self._memories.setdefault(key, Memory())
+            self._memories.move_to_end(key)
+            return memory
+
+    def trim(self, limit: int) -> None:
+        """Drop memories, oldest use first, until at most ``limit`` bytes remain."""
+        with self._lock:
+            total = self._nbytes()
+            while total > limit and self._memories:
+                _, dropped = self._memories.popitem(last=False)
+                total -= dropped.nbytes
+
+    def discard(self, owner: Hashable) -> None:
+        """Drop every memory whose key starts with ``owner`` (its kernel module is gone)."""
+        with self._lock:
+            for key in [key for key in self._memories if isinstance(key, tuple) and owner in key[0]]:
+                del self._memories[key]
+
+    def clear(self) -> None:
+        with self._lock:
+            self._memories.clear()
+
+    def _nbytes(self) -> int:
+        return sum(memory.nbytes for memory in list(self._memories.values()))
+
+    @property
+    def nbytes(self) -> int:
+        with self._lock:
+            return self._nbytes()
+
+    def __len__(self) -> int:
+        return len(self._memories)

@@ -1,0 +1,153 @@
+"""What happened in a call: who answered, how accurately, at what cost, and why."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import sys
+import threading
+import warnings
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from gp_rangeformer import settings
+from gp_rangeformer.solvers.base import Interval
+from gp_rangeformer.solvers.reason import Reason
+
+_FAILURES = frozenset(
+    {Reason.MAX_PASSES, Reason.STAGNATION, Reason.ROUNDING, Reason.NOT_PSD, Reason.ZERO_NOISE},
+)
+
+
+class FallbackWarning(RuntimeWarning):
+    """The RangeFormer solver could not certify its answer; the exact path answered instead."""
+
+
+@dataclass(frozen=True)
+class SolveReport:
+    """One call, as :func:`gp_rangeformer.last_report` returns it. Batches are one call: sums, and the worst residual.
+
+    Intervals are in nats and for the whole data set: ``mll`` is log p(y) itself, not divided by n.
+    """
+
+    operation: str  # inv_quad_logdet, solve, root_inv_decomposition
+    solver: str  # rangeformer, exact, gpytorch
+    reason: Reason
+    n: int
+    batch_shape: tuple[int, ...] = ()
+    dtype: str = ""
+    device: str = ""
+    columns: int = 0  # right-hand sides, probes not counted
+    passes: int = 0  # products with K
+    columns_multiplied: int = 0  # columns over all passes
+    iterations: int = 0
+    residual: float = 0.0  # largest certified relative residual
+    logdet: float | None = None
+    logdet_interval: Interval | None = None  # rigorous
+    logdet_statistical: Interval | None = None
+    logdet_level: float | None = None
+    mll: float | None = None
+    mll_interval: Interval | None = None  # rigorous
+    mll_statistical: Interval | None = None
+    variance_error: float | None = None  # of an inverse root, relative to predictive variance + noise
+    notes: tuple[str, ...] = ()
+    seconds: float = 0.0
+
+    @property
+    def fell_back(self) -> bool:
+        """Whether the RangeFormer solver was tried and could not certify its answer."""
+        return self.reason in _FAILURES
+
+    def summary(self) -> str:
+        """One line."""
+        parts = [f"{self.operation} n={self.n} -> {self.solver}"]
+        if self.solver == "gpytorch":
+            return f"{parts[0]} ({self.reason.value})"
+        if self.iterations or self.passes:
+            parts.append(f"{self.iterations} iterations, {self.passes} passes")
+        parts.append(f"residual {self.residual:.1e}")
+        if self.mll is not None and self.mll_interval is not None:
+            parts.append(f"log p(y)/n {self.mll / self.n:.4f}")
+            interval = self.mll_interval.scaled(1 / self.n)
+            parts.append(f"certainly in [{interval.lower:.3f}, {interval.upper:.3f}]")
+            if self.mll_statistical is not None and self.logdet_level is not None:
+                half = 0.5 * self.mll_statistical.width / self.n
+                parts.append(f"+- {half:.4f} at {self.logdet_level:.0%}")
+        if self.variance_error is not None:
+            parts.append(f"variance error {self.variance_error:.1e}")
+        if self.reason is not Reason.CONVERGED:
+            parts.append(self.reason.value)
+        parts.extend(self.notes)
+        parts.append(f"{self.seconds:.3f} s")
+        return "; ".join(parts)
+
+
+@dataclass
+class ReportCollection:
+    """Reports gathered by :func:`collect_reports`, in the order of the calls."""
+
+    reports: list[SolveReport] = field(default_factory=list)
+
+    @property
+    def counts(self) -> Counter[tuple[str, str, str]]:
+        """(operation, solver, reason name) -> number of calls."""
+        return Counter((report.operation, report.solver, report.reason.name) for report in self.reports)
+
+    @property
+    def fallbacks(self) -> int:
+        return sum(report.fell_back for report in self.reports)
+
+    def __iter__(self) -> Iterator[SolveReport]:
+        return iter(self.reports)
+
+    def __len__(self) -> int:
+        return len(self.reports)
+
+    def __getitem__(self, index: int) -> SolveReport:
+        return self.reports[index]
+
+
+_lock = threading.Lock()
+_last: SolveReport | None = None
+_collections: list[ReportCollection] = []
+_logger = logging.getLogger("gp_rangeformer")
+
+
+def last_report() -> SolveReport | None:
+    """The report of the most recent call in this process while the flag was on, or None. Declined calls report too."""
+    return _last
+
+
+@contextlib.contextmanager
+def collect_reports() -> Iterator[ReportCollection]:
+    """Gather the report of every call made inside the context, in any thread."""
+    collection = ReportCollection()
+    with _lock:
+        _collections.append(collection)
+    try:
+        yield collection
+    finally:
+        with _lock:
+            # by identity: two collections with equal contents are equal
+            _collections[:] = [other for other in _collections if other is not collection]
+
+
+def publish(report: SolveReport) -> None:
+    """Make ``report`` the last one, hand it to collectors, print it if verbose, warn about a fallback."""
+    global _last
+    with _lock:
+        _last = report
+        for collection in _collections:
+            collection.reports.append(report)
+    if settings.verbose.on():
+        if not _logger.handlers:
+            _logger.addHandler(logging.StreamHandler(sys.stderr))
+            _logger.setLevel(logging.INFO)
+        _logger.info(report.summary())
+    if report.fell_back:
+        warnings.warn(
+            f"{report.operation} at n={report.n} was answered by the exact path: {report.reason.value}",
+            FallbackWarning,
+            stacklevel=3,
+        )

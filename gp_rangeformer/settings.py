@@ -1,0 +1,262 @@
+"""The flag and its values, in linear_operator's own dialect: classes with ``on()``, ``off()``, ``value()``, as contexts.
+
+    with settings.rangeformer(), settings.rank(200):
+        loss = -mll(model(train_x), train_y)
+
+Like linear_operator's own settings they are process-global and seen from other threads.
+Defaults come from the measurements in the README's section "Settings".
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from typing import Any
+
+from linear_operator.settings import _feature_flag, _value_context
+
+
+class rangeformer(_feature_flag):
+    """
+    Whether exact-GP solves, log determinants and inverse roots go through this plug-in.
+    Off means GPyTorch's own code, untouched.
+
+    (Default: False)
+    """
+
+    _default = False
+
+
+class verbose(_feature_flag):
+    """
+    Whether every call prints one line to stderr: solver, iterations, passes, residual, interval, seconds.
+
+    (Default: False)
+    """
+
+    _default = False
+
+
+class exact_line_search(_feature_flag):
+    """
+    Whether calls made from inside a line search (torch.optim.LBFGS, scipy.optimize, hence BoTorch's fits) are answered
+    by the exact path. A line search compares values with their own gradients; a stochastic log determinant and its
+    probe gradient agree in expectation only. Costs one Cholesky factorisation and one inverse per evaluation.
+
+    (Default: True)
+    """
+
+    _default = True
+
+
+class _checked_value(_value_context):
+    """A value that is checked when it is set, so that a typing error is met where it was made."""
+
+    def __init__(self, value):
+        self._check(value)
+        super().__init__(value)
+
+    @classmethod
+    def value(cls) -> Any:
+        return cls._global_value
+
+    @classmethod
+    def _check(cls, value) -> None:
+        """Raise ValueError unless ``value`` fits."""
+
+    @classmethod
+    def _refuse(cls, value: Any, expected: str) -> None:
+        raise ValueError(f"settings.{cls.__name__} must be {expected}, got {value!r}")
+
+
+class _count(_checked_value):
+    _smallest = 1
+
+    @classmethod
+    def _check(cls, value) -> None:
+        if isinstance(value, bool) or not isinstance(value, int) or value < cls._smallest:
+            cls._refuse(value, f"an integer of at least {cls._smallest}")
+
+
+class _share(_checked_value):
+    @classmethod
+    def _check(cls, value) -> None:
+        if not isinstance(value, (int, float)) or not 0 < value < 1 or not math.isfinite(value):
+            cls._refuse(value, "a number between 0 and 1")
+
+
+class _choice(_checked_value):
+    _choices: tuple[str, ...] = ()
+
+    @classmethod
+    def _check(cls, value) -> None:
+        if value not in cls._choices:
+            cls._refuse(value, "one of " + ", ".join(repr(choice) for choice in cls._choices))
+
+
+class tolerance(_share):
+    """
+    Relative residual that every training solve certifies, |b - A x| <= tolerance |b|, recomputed from the answer. The
+    quadratic term is off by at most tolerance / 10 nats per point (typically 1e-5). Ten times smaller costs about
+    twice the iterations.
+
+    (Default: 0.01)
+    """
+
+    _global_value = 0.01
+
+
+class prediction_tolerance(_share):
+    """
+    Relative residual of solves outside the likelihood: the predictive mean and covariance, computed once per fitted
+    model, so a tight value is cheap.
+
+    (Default: 0.001)
+    """
+
+    _global_value = 0.001
+
+
+class rank(_count):
+    """
+    Landmarks of the preconditioner. More landmarks mean fewer iterations and O(n rank^2) more set-up.
+
+    (Default: 400)
+    """
+
+    _global_value = 400
+
+
+class num_probes(_count):
+    """
+    Rademacher probes of the log determinant's gradient, solved together with y. The relative gradient error falls as
+    1 / sqrt(num_probes); each probe is one more column in every pass over K.
+
+    (Default: 32)
+    """
+
+    _smallest = 2
+    _global_value = 32
+
+
+class num_logdet_probes(_count):
+    """
+    How many of the probes also estimate the log determinant by Lanczos quadrature (about 10 to 20 passes with as many
+    columns). Capped by num_probes.
+
+    (Default: 16)
+    """
+
+    _smallest = 2
+    _global_value = 16
+
+
+class history(_count):
+    """
+    Solutions kept from earlier steps to predict the next one; n x (1 + num_probes) numbers each. 0 forgets everything.
+
+    (Default: 2)
+    """
+
+    _smallest = 0
+    _global_value = 2
+
+
+class predictor(_choice):
+    """
+    How the next solution is proposed: "extrapolate" (2 X[t-1] - X[t-2], free), "galerkin" (best combination of the last
+    two solutions, one wider pass; for irregular steps), "previous" (plain warm start), "none".
+
+    (Default: "extrapolate")
+    """
+
+    _choices = ("extrapolate", "galerkin", "previous", "none")
+    _global_value = "extrapolate"
+
+
+class logdet(_choice):
+    """
+    "lanczos": stochastic Lanczos quadrature with fixed probes and an error estimate, for first-order optimisers.
+    "exact": one Cholesky factorisation per step answers everything; deterministic, with its own gradient.
+
+    (Default: "lanczos")
+    """
+
+    _choices = ("lanczos", "exact")
+    _global_value = "lanczos"
+
+
+class landmarks(_choice):
+    """
+    How landmarks are drawn: "rp_cholesky" (randomly pivoted Cholesky) or "uniform" (free, slightly more iterations).
+
+    (Default: "rp_cholesky")
+    """
+
+    _choices = ("rp_cholesky", "uniform")
+    _global_value = "rp_cholesky"
+
+
+class min_size(_count):
+    """
+    The size n from which the RangeFormer solver answers; the exact path answers below, where one Cholesky is faster.
+
+    (Default: 2000)
+    """
+
+    _global_value = 2000
+
+
+class exact_size(_count):
+    """
+    The size n from which the plug-in answers at all; smaller systems stay with GPyTorch.
+
+    (Default: 100)
+    """
+
+    _global_value = 100
+
+
+class max_passes(_count):
+    """
+    Passes over K that one block solve may take before the exact path answers instead.
+
+    (Default: 100)
+    """
+
+    _global_value = 100
+
+
+class seed(_count):
+    """
+    Seed of landmarks and probes. Same inputs and same seed give the same bits.
+
+    (Default: 0)
+    """
+
+    _smallest = 0
+    _global_value = 0
+
+
+class memory_limit(_count):
+    """
+    Bytes that remembered solutions and landmarks of all models together may take; the least recently used go first.
+
+    (Default: 512 MiB)
+    """
+
+    _smallest = 0
+    _global_value = 512 * 2**20
+
+
+def current() -> dict[str, object]:
+    """Every setting's present value by name, for reports and result files."""
+    module = sys.modules[__name__]
+    values: dict[str, object] = {}
+    for name, setting in vars(module).items():
+        if isinstance(setting, type) and not name.startswith("_"):
+            if issubclass(setting, _feature_flag):
+                values[name] = setting.on()
+            elif issubclass(setting, _value_context):
+                values[name] = setting.value()
+    return values

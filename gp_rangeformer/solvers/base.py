@@ -1,0 +1,199 @@
+"""The vocabulary of every solver: the system, its solutions, its log determinant and the solver's life cycle.
+
+``solver.prepare(system, memory) -> prepared`` does the work that all later questions share (a factorisation, a
+preconditioner). ``prepared.solve(rhs)``, ``prepared.logdet()``, ``prepared.inv_root()`` and ``prepared.evaluate(rhs)``
+answer them. Results carry their own evidence: residuals, bounds, passes over K, and a reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from gp_rangeformer.solvers.reason import Reason
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A closed interval of real numbers, ``lower <= upper``, in the units of what it brackets (nats here)."""
+
+    lower: float
+    upper: float
+
+    @property
+    def width(self) -> float:
+        return self.upper - self.lower
+
+    def contains(self, value: float) -> bool:
+        return self.lower <= value <= self.upper
+
+    def clip(self, value: float) -> float:
+        return min(max(value, self.lower), self.upper)
+
+    def __add__(self, other: Interval) -> Interval:
+        return Interval(self.lower + other.lower, self.upper + other.upper)
+
+    def scaled(self, factor: float) -> Interval:
+        """The interval times ``factor``; a negative factor swaps the ends."""
+        ends = (self.lower * factor, self.upper * factor)
+        return Interval(min(ends), max(ends))
+
+    def shifted(self, offset: float) -> Interval:
+        return Interval(self.lower + offset, self.upper + offset)
+
+
+class LinearSystem:
+    """A = K + D: a symmetric positive semi-definite kernel matrix and a positive diagonal.
+
+    Solvers speak to K only through :meth:`matmul`, :meth:`columns`, :meth:`diagonal` and, for the exact path,
+    :meth:`to_dense`. ``passes`` counts products with K, ``columns_multiplied`` their columns.
+
+    :param kernel: K, n x n, float32 or float64. Only its symmetric part is meant; it is never modified.
+    :param noise: the diagonal of D, n (expand a scalar), same dtype and device as K.
+    :raises ValueError: if the shapes do not belong together.
+    """
+
+    def __init__(self, kernel: Float[Tensor, "n n"], noise: Float[Tensor, " n"]) -> None:
+        if kernel.dim() != 2 or kernel.shape[0] != kernel.shape[1] or kernel.shape[0] == 0:
+            raise ValueError(f"the kernel matrix must be square and not empty, got shape {tuple(kernel.shape)}")
+        if noise.shape != kernel.shape[:1]:
+            raise ValueError(f"noise must have shape ({kernel.shape[0]},), got {tuple(noise.shape)}: expand a scalar")
+        self._kernel = kernel
+        self.noise = noise
+        self.passes = 0
+        self.columns_multiplied = 0
+
+    @property
+    def size(self) -> int:
+        return self._kernel.shape[0]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self._kernel.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self._kernel.device
+
+    def matmul(self, vectors: Float[Tensor, "n k"]) -> Float[Tensor, "n k"]:
+        """A @ vectors: one pass over K."""
+        self.passes += 1
+        self.columns_multiplied += vectors.shape[1]
+        return (self._kernel @ vectors).addcmul_(self.noise.unsqueeze(-1), vectors)
+
+    def columns(self, index: Int[Tensor, " r"]) -> Float[Tensor, "n r"]:
+        """K[:, index]. Gathers rows, which are contiguous, and uses the symmetry of K."""
+        return self._kernel.index_select(0, index).mT
+
+    def diagonal(self) -> Float[Tensor, " n"]:
+        """The diagonal of K, without D."""
+        return self._kernel.diagonal()
+
+    def to_dense(self, dtype: torch.dtype | None = None) -> Float[Tensor, "n n"]:
+        """A as a new dense matrix: n^2 memory. The exact path needs it, nothing else does."""
+        dense = self._kernel.to(dtype=dtype or self.dtype, copy=True)
+        dense.diagonal().add_(self.noise)
+        return dense
+
+    def take_counts(self) -> tuple[int, int]:
+        """(passes, columns_multiplied) since the last call of this method, which sets both to zero."""
+        counts = self.passes, self.columns_multiplied
+        self.passes = self.columns_multiplied = 0
+        return counts
+
+    def is_finite(self) -> bool:
+        """Whether K and D hold no NaN and no infinity. One read of K, no n x n temporary."""
+        total = self._kernel.sum(dtype=torch.float64) + self.noise.sum(dtype=torch.float64)
+        return bool(total.isfinite())
+
+    def residual_rounding(self, solution: Float[Tensor, "n m"]) -> Float[Tensor, " m"]:
+        """Estimated norm of the rounding error in ``rhs - A @ solution``, per column.
+
+        A row of K x sums n products of size at most k_max |x_j|, each rounded with relative error eps of either sign:
+        about eps k_max |x| per row, hence eps sqrt(n) k_max |x| over n rows. A model, not a bound: blocked summation in
+        BLAS stays below it (tests/solvers/test_certificate.py measures the ratio).
+        """
+        largest = self.diagonal().max().clamp_min(0) + self.noise.max()
+        scale = torch.finfo(self.dtype).eps * self.size**0.5 * largest
+        return scale * torch.linalg.vector_norm(solution, dim=0)
+
+
+@dataclass(frozen=True)
+class Solution:
+    """Approximate solution of A X = B with its evidence.
+
+    ``residual``: relative norms |b - A x| / |b| per column, recomputed from the final X with one pass over K and
+    widened by the rounding estimate. ``inv_quad``: rigorous interval of b' A^-1 b per column, in nats when b = y (twice
+    the quadratic term of the likelihood).
+    """
+
+    value: Float[Tensor, "n m"]
+    residual: Float[Tensor, " m"]
+    inv_quad: list[Interval]
+    iterations: int
+    passes: int
+    reason: Reason
+
+    @property
+    def converged(self) -> bool:
+        return self.reason is Reason.CONVERGED
+
+
+@dataclass(frozen=True)
+class LogDet:
+    """log|A| with two intervals that are never mixed up.
+
+    ``rigorous`` contains log|A| always (up to the stated rounding margin); it is wide where low rank saturates.
+    ``statistical`` contains it with probability ``level`` over the choice of probes; None where nothing is random.
+    """
+
+    value: float
+    rigorous: Interval
+    statistical: Interval | None = None
+    level: float | None = None
+    passes: int = 0
+
+
+@dataclass
+class InverseRoot:
+    """S with S S' approximately A^-1, n x k. ``error`` estimates how much of the predictive variance it misses,
+    relative to variance plus noise (0 for an exact root); S S' <= A^-1, so variances can only come out too large."""
+
+    value: Float[Tensor, "n k"]
+    error: float
+    passes: int
+    reason: Reason
+
+
+@dataclass
+class Evaluation:
+    """Everything one training step asks of A: the quadratic forms, log|A| and the gradient of both.
+
+    ``kernel_gradient(g_inv_quad, g_logdet)`` returns the n x n weight W with d(loss) = sum(W * dK) for
+    loss = sum_j g_inv_quad[j] * rhs_j' A^-1 rhs_j + g_logdet * log|A|; ``noise_gradient`` its diagonal alone.
+    ``fallback_reason``: why the solver that was asked handed over to the exact path, or None.
+    """
+
+    solution: Solution
+    logdet: LogDet | None
+    kernel_gradient: Callable[[Float[Tensor, " m"], Float[Tensor, ""]], Float[Tensor, "n n"]]
+    noise_gradient: Callable[[Float[Tensor, " m"], Float[Tensor, ""]], Float[Tensor, " n"]]
+    inv_quad: Float[Tensor, " m"]
+    fallback_reason: Reason | None = None
+
+
+class Prepared(Protocol):
+    """A solver that has seen its system."""
+
+    def solve(self, rhs: Float[Tensor, "n m"]) -> Solution: ...
+
+    def logdet(self) -> LogDet: ...
+
+    def inv_root(self) -> InverseRoot: ...
+
+    def evaluate(self, rhs: Float[Tensor, "n m"], with_logdet: bool = True) -> Evaluation: ...

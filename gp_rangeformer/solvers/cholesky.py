@@ -1,0 +1,179 @@
+"""The exact path: one Cholesky factorisation, and the closed-form gradient from A^-1.
+
+GPyTorch differentiates *through* the factorisation; the closed form d log|A| = tr(A^-1 dA),
+d(y' A^-1 y) = -(A^-1 y)' dA (A^-1 y) needs one factorisation and one inverse instead. This path answers below the
+measured crossover and whenever a certificate does not close above it.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from linear_operator import settings as host_settings
+from linear_operator.utils.errors import NanError, NotPSDError
+from linear_operator.utils.warnings import NumericalWarning
+from torch import Tensor
+
+from gp_rangeformer.solvers.base import Evaluation, Interval, InverseRoot, LinearSystem, LogDet, Solution
+from gp_rangeformer.solvers.reason import Reason
+
+
+@dataclass(frozen=True)
+class ExactSolver:
+    """Cholesky with the host's jitter policy. O(n^3 / 3) to prepare, n^2 memory for the factor.
+
+    :param tolerance: relative residual a solution must certify. A float32 factorisation that cannot is repeated in
+        float64 (twice the time and memory of the factor), before any jitter is added.
+    """
+
+    tolerance: float = 0.01
+
+    def prepare(self, system: LinearSystem, memory: object = None) -> ExactPrepared:
+        """Factorise. ``memory`` is accepted for the common signature and not used.
+
+        :raises NanError: K or D holds NaN or infinity.
+        :raises NotPSDError: A is not positive definite even with the host's largest jitter.
+        """
+        del memory
+        dtype = system.dtype
+        if dtype == torch.float32 and logdet_rounding_per_point(system) > 0.1 * self.tolerance:
+            dtype = torch.float64
+        prepared = _factorise(system, dtype)
+        if prepared is None and dtype == torch.float32:
+            # The host would add jitter here; float64 first, because jitter changes the answer.
+            prepared = _factorise(system, torch.float64)
+        if prepared is None:
+            prepared = _factorise_with_jitter(system, torch.float64)
+        return prepared._with_tolerance(self.tolerance)
+
+
+def logdet_rounding_per_point(system: LinearSystem) -> float:
+    """Estimated rounding error of log|A| / n in the dtype of the system: eps * k_max / min noise.
+
+    First order: d log|A| = tr(A^-1 E) with entries of E of size eps k_max and random sign; the diagonal of A^-1 is
+    at most 1 / min noise. tests/solvers/test_certificate.py measures that the true error stays below.
+    """
+    floor = float(system.noise.min())
+    if floor <= 0:
+        return math.inf
+    return torch.finfo(system.dtype).eps * float(system.diagonal().max()) / floor
+
+
+def _factorise(system: LinearSystem, dtype: torch.dtype) -> ExactPrepared | None:
+    factor, info = torch.linalg.cholesky_ex(system.to_dense(dtype))
+    if bool((info != 0) | ~factor.diagonal().sum().isfinite()):
+        if not system.is_finite():
+            raise NanError(
+                "the kernel matrix or the noise holds NaN or infinity: look for NaN in the training inputs and for "
+                "hyperparameters that overflowed (a smaller learning rate or a constraint helps)"
+            )
+        return None
+    return ExactPrepared(system, factor, jitter=0.0)
+
+
+def _factorise_with_jitter(system: LinearSystem, dtype: torch.dtype) -> ExactPrepared:
+    """The host's policy (linear_operator.settings.cholesky_jitter, cholesky_max_tries), for the system's own dtype."""
+    dense = system.to_dense(dtype)
+    first = host_settings.cholesky_jitter.value(system.dtype)
+    added = 0.0
+    for attempt in range(host_settings.cholesky_max_tries.value() or 0):
+        jitter = first * 10**attempt
+        dense.diagonal().add_(jitter - added)
+        added = jitter
+        warnings.warn(f"A not p.d., added jitter of {jitter:.1e} to the diagonal", NumericalWarning, stacklevel=2)
+        factor, info = torch.linalg.cholesky_ex(dense)
+        if not bool(info):
+            return ExactPrepared(system, factor, jitter=jitter)
+    raise NotPSDError(
+        f"the {system.size} x {system.size} kernel matrix plus noise is not positive definite even with "
+        f"jitter {added:.0e}: raise the likelihood's noise constraint, remove duplicated inputs, or use float64"
+    )
+
+
+@dataclass
+class ExactPrepared:
+    """A factorised system. ``factor`` may be float64 for a float32 system; answers come in the system's dtype."""
+
+    system: LinearSystem
+    factor: Float[Tensor, "n n"]
+    jitter: float
+    tolerance: float = 0.01
+
+    def _with_tolerance(self, tolerance: float) -> ExactPrepared:
+        self.tolerance = tolerance
+        return self
+
+    def notes(self) -> list[str]:
+        """What a reader of the report should know: a promotion to float64, jitter."""
+        notes = []
+        if self.factor.dtype != self.system.dtype:
+            notes.append("factorised in float64")
+        if self.jitter:
+            notes.append(f"jitter {self.jitter:.0e} added to the diagonal")
+        return notes
+
+    def solve(self, rhs: Float[Tensor, "n m"]) -> Solution:
+        """A^-1 rhs by two triangular solves, and one pass over K for the residual. O(n^2 m)."""
+        solution, residual = self._solve_once(rhs)
+        if self.factor.dtype == torch.float32 and bool((residual > self.tolerance).any()):
+            promoted = _factorise(self.system, torch.float64)
+            if promoted is not None:
+                self.factor = promoted.factor
+                solution, residual = self._solve_once(rhs)
+        value = solution.to(self.system.dtype)
+        quadratic = (rhs.double() * solution.double()).sum(0)
+        slack = residual.double() * torch.linalg.vector_norm(rhs, dim=0) * torch.linalg.vector_norm(value, dim=0)
+        # With jitter the answer is that of a nearby matrix: the residual says how near, the report carries the note.
+        inv_quad = [
+            Interval(q - e, q + e)
+            for q, e in zip(quadratic.tolist(), (slack / max(1, self.system.size) ** 0.5).tolist(), strict=True)
+        ]
+        reason = Reason.CONVERGED if bool((residual <= self.tolerance).all()) else Reason.ROUNDING
+        return Solution(value, residual, inv_quad, iterations=0, passes=1, reason=reason)
+
+    def _solve_once(self, rhs: Float[Tensor, "n m"]) -> tuple[Tensor, Float[Tensor, " m"]]:
+        solution = torch.cholesky_solve(rhs.to(self.factor.dtype), self.factor)
+        value = solution.to(self.system.dtype)
+        error = torch.linalg.vector_norm(rhs - self.system.matmul(value), dim=0)
+        if self.factor.dtype == self.system.dtype:
+            error = error + self.system.residual_rounding(value)
+        norm = torch.linalg.vector_norm(rhs, dim=0)
+        return solution, torch.where(norm > 0, error / norm, error)
+
+    def logdet(self) -> LogDet:
+        """2 sum log diag(L): no further cost."""
+        value = 2 * float(self.factor.diagonal().double().log().sum())
+        eps_ratio = torch.finfo(self.factor.dtype).eps / torch.finfo(self.system.dtype).eps
+        rounding = self.system.size * logdet_rounding_per_point(self.system) * eps_ratio
+        if not math.isfinite(rounding):
+            rounding = 0.0  # zero noise: no margin can be stated; the backend reports the reason
+        return LogDet(value, Interval(value - rounding, value + rounding))
+
+    def inv_root(self) -> InverseRoot:
+        """L^-T: an exact, dense and upper triangular root of A^-1. O(n^3 / 3)."""
+        identity = torch.eye(self.system.size, dtype=self.factor.dtype, device=self.factor.device)
+        inverse = torch.linalg.solve_triangular(self.factor, identity, upper=False)
+        return InverseRoot(inverse.mT.to(self.system.dtype), error=0.0, passes=0, reason=Reason.CONVERGED)
+
+    def evaluate(self, rhs: Float[Tensor, "n m"], with_logdet: bool = True) -> Evaluation:
+        solution = self.solve(rhs)
+        dtype = self.system.dtype
+
+        def kernel_gradient(g_inv_quad: Tensor, g_logdet: Tensor) -> Tensor:
+            outer = solution.value * -g_inv_quad
+            if not with_logdet or not bool(g_logdet != 0):
+                return outer @ solution.value.mT
+            weight = torch.cholesky_inverse(self.factor).to(dtype).mul_(g_logdet)
+            return weight.addmm_(outer, solution.value.mT)
+
+        return Evaluation(
+            solution=solution,
+            logdet=self.logdet() if with_logdet else None,
+            kernel_gradient=kernel_gradient,
+            noise_gradient=lambda g_inv_quad, g_logdet: kernel_gradient(g_inv_quad, g_logdet).diagonal().clone(),
+            inv_quad=(rhs.double() * solution.value.double()).sum(0).to(dtype),
+        )

@@ -1,0 +1,297 @@
+"""The RangeFormer solver: ranges are proposed (landmarks, memory, later a network), linear algebra certifies.
+
+One call: landmarks -> P = Q + D -> predict X from the memory -> residual (one pass) -> block CG -> residual again (one
+pass) -> bounds. Whatever does not certify is answered by the exact path, with the reason.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from gp_rangeformer.ranges.landmarks import rp_cholesky_landmarks, uniform_landmarks
+from gp_rangeformer.ranges.memory import Memory, extrapolate
+from gp_rangeformer.solvers.base import Evaluation, Interval, InverseRoot, LinearSystem, LogDet, Solution
+from gp_rangeformer.solvers.block_cg import block_cg
+from gp_rangeformer.solvers.certificate import inv_quad_bounds, logdet_bounds
+from gp_rangeformer.solvers.cholesky import ExactPrepared, ExactSolver
+from gp_rangeformer.solvers.galerkin import galerkin
+from gp_rangeformer.solvers.lanczos import LEVEL, lanczos_logdet
+from gp_rangeformer.solvers.nystrom import NystromPreconditioner, PreconditionerError, nystrom_preconditioner
+from gp_rangeformer.solvers.reason import Reason
+
+Predictor = Literal["extrapolate", "galerkin", "previous", "none"]
+
+# The quadratic form may miss this share of the tolerance, in nats per point: 0.5 r'P^-1 r <= 0.1 * tolerance * n.
+_ENERGY_SHARE = 0.1
+# Refinements after a residual that, recomputed, missed its target: float32 recurrences drift by a few per cent.
+_RESTARTS = 3
+# Landmarks are drawn again once a step takes this many times the iterations of the first one after the last draw.
+_REFRESH_FACTOR = 2.0
+_VARIANCE_SAMPLES = 32
+
+
+@dataclass(frozen=True)
+class RangeFormerSolver:
+    """Solve and take log determinants of K + D in a few passes over K.
+
+    :param tolerance: relative residual of every column; also bounds the error of the quadratic term.
+    :param rank: landmarks of the preconditioner. O(n rank^2) per call, n x rank memory.
+    :param num_probes: Rademacher probes of the gradient; its relative error falls as 1 / sqrt(num_probes).
+    :param num_logdet_probes: how many of them also serve the Lanczos log determinant.
+    :param history: solutions kept between calls (n x (1 + num_probes) each).
+    :param predictor: how the memory proposes the next solution; "none" starts from zero.
+    :param max_passes: passes over K per solve before the exact path takes over.
+    :param seed: of probes and landmarks; same inputs, same seed, same bits.
+    :param landmarks: "rp_cholesky" or "uniform".
+    """
+
+    tolerance: float = 0.01
+    rank: int = 400
+    num_probes: int = 32
+    num_logdet_probes: int = 16
+    history: int = 2
+    predictor: Predictor = "extrapolate"
+    max_passes: int = 100
+    seed: int = 0
+    landmarks: Literal["rp_cholesky", "uniform"] = "rp_cholesky"
+
+    def prepare(self, system: LinearSystem, memory: Memory | None = None) -> RangeFormerPrepared:
+        """Build the preconditioner. Never raises for bad numbers: what fails here is answered by the exact path."""
+        memory = memory if memory is not None else Memory()
+        generator = torch.Generator().manual_seed(self.seed)
+        if not float(system.noise.min()) > 0:
+            return RangeFormerPrepared(self, system, memory, None, Reason.ZERO_NOISE)
+        try:
+            landmarks = memory.landmarks
+            if landmarks is None or not _valid(landmarks.index, system.size):
+                draw = rp_cholesky_landmarks if self.landmarks == "rp_cholesky" else uniform_landmarks
+                landmarks = draw(system, self.rank, generator)
+                memory.forget_landmarks()
+                memory.landmarks = landmarks
+            preconditioner = nystrom_preconditioner(system, landmarks)
+        except (PreconditionerError, ValueError):
+            memory.forget_landmarks()
+            return RangeFormerPrepared(self, system, memory, None, Reason.NOT_PSD)
+        return RangeFormerPrepared(self, system, memory, preconditioner, None)
+
+    def probe_vectors(self, system: LinearSystem) -> Float[Tensor, "n p"]:
+        """Rademacher probes, a function of seed, n and num_probes alone (the same on every device)."""
+        generator = torch.Generator().manual_seed(self.seed + 1)
+        signs = torch.randint(0, 2, (system.size, self.num_probes), generator=generator, dtype=torch.int8)
+        return signs.to(device=system.device, dtype=system.dtype).mul_(2).sub_(1)
+
+
+def _valid(index: Tensor, n: int) -> bool:
+    """Remembered landmarks must be distinct points of this system."""
+    return bool(len(index) > 0 and (index >= 0).all() and (index < n).all() and len(index.unique()) == len(index))
+
+
+@dataclass
+class RangeFormerPrepared:
+    """A preconditioned system with its memory. ``failure`` names why the exact path must answer, or is None."""
+
+    solver: RangeFormerSolver
+    system: LinearSystem
+    memory: Memory
+    preconditioner: NystromPreconditioner | None
+    failure: Reason | None
+    exact: ExactPrepared | None = field(default=None, repr=False)  # once the exact path had to answer
+
+    def solve(self, rhs: Float[Tensor, "n m"]) -> Solution:
+        """A^-1 rhs to ``tolerance``; the reason is CONVERGED, or says why the exact path answered."""
+        last = self.memory.solutions[-1] if self.memory.solutions else None
+        initial = last[:, :1] if last is not None and rhs.shape[1] == 1 and len(last) == len(rhs) else None
+        solution = self._certified_solve(rhs, initial, stop_energy=math.inf)
+        if solution.converged:
+            return solution
+        return replace(self._exact_prepared().solve(rhs), reason=solution.reason)
+
+    def logdet(self) -> LogDet:
+        """log|A| by Lanczos with both intervals, or from the exact path."""
+        logdet = self._lanczos_logdet(self.solver.probe_vectors(self.system)) if self.failure is None else None
+        return logdet if logdet is not None else self._exact_prepared().logdet()
+
+    def inv_root(self) -> InverseRoot:
+        """A tall root S = B (B'AB)^-1/2 on the preconditioner's range when it is accurate enough, else the exact one.
+
+        S S' <= A^-1, so predictive variances can only come out too large; by how much is bounded on random columns of
+        K, relative to variance plus noise, and must stay below ``tolerance``.
+        """
+        root = self._low_rank_root() if self.failure is None else None
+        if root is not None and root.error <= self.solver.tolerance:
+            return root
+        reason = self.failure if self.failure is not None else Reason.EXACT_LOW_RANK
+        return replace(self._exact_prepared().inv_root(), reason=reason)
+
+    def evaluate(self, rhs: Float[Tensor, "n m"], with_logdet: bool = True) -> Evaluation:
+        """Quadratic forms, log|A| and their gradient: one block solve for [rhs, probes], one Lanczos run."""
+        solver, system = self.solver, self.system
+        if self.failure is not None:
+            return self._exact_evaluation(rhs, with_logdet, self.failure)
+        m = rhs.shape[1]
+        probes = solver.probe_vectors(system) if with_logdet else rhs.new_empty(system.size, 0)
+        block = torch.cat([rhs, probes], dim=1)
+        energy = torch.full((block.shape[1],), math.inf, dtype=system.dtype, device=system.device)
+        energy[:m] = 2 * _ENERGY_SHARE * solver.tolerance * system.size
+        solution = self._certified_solve(block, self._predict(block), stop_energy=energy)
+        if not solution.converged:
+            self.memory.forget_landmarks()
+            return self._exact_evaluation(rhs, with_logdet, solution.reason)
+        logdet = self._lanczos_logdet(probes) if with_logdet else None
+        if with_logdet and logdet is None:
+            return self._exact_evaluation(rhs, with_logdet, Reason.NOT_PSD)
+        self._learn_from(solution)
+
+        value = solution.value
+        left, right = value, torch.cat([value[:, :m], probes], dim=1)
+
+        def weights(g_inv_quad: Tensor, g_logdet: Tensor) -> Tensor:
+            # d(b'A^-1 b) = -x' dA x; d log|A| = tr(A^-1 dA), estimated by the mean of (A^-1 z)' dA z over the probes.
+            share = (g_logdet / max(solver.num_probes, 1)).expand(right.shape[1] - m)
+            return left * torch.cat([-g_inv_quad, share])
+
+        return Evaluation(
+            solution=replace(solution, value=value[:, :m], residual=solution.residual, inv_quad=solution.inv_quad[:m]),
+            logdet=logdet,
+            kernel_gradient=lambda g_inv_quad, g_logdet: weights(g_inv_quad, g_logdet) @ right.mT,
+            noise_gradient=lambda g_inv_quad, g_logdet: (weights(g_inv_quad, g_logdet) * right).sum(-1),
+            # The lower end of the interval, 2 b'x - x'Ax: its gradient at fixed x is exactly -x' dA x.
+            inv_quad=rhs.new_tensor([_lower_value(interval) for interval in solution.inv_quad[:m]]),
+        )
+
+    def _predict(self, block: Tensor) -> Tensor | tuple[Tensor, Tensor] | None:
+        solutions = self.memory.recall(block.shape)
+        predictor = self.solver.predictor
+        if not solutions or predictor == "none":
+            return None
+        if predictor == "previous":
+            return solutions[-1]
+        if predictor == "galerkin":
+            return galerkin(self.system, torch.cat(solutions[-2:], dim=1), block)
+        return extrapolate(solutions)
+
+    def _certified_solve(
+        self, rhs: Tensor, initial: Tensor | tuple[Tensor, Tensor] | None, *, stop_energy: Tensor | float
+    ) -> Solution:
+        """Predict, refine, verify. ``initial``: a first X, or X with its residual, or None for zero."""
+        system, tolerance = self.system, self.solver.tolerance
+        start = system.passes
+        if self.preconditioner is None:
+            return self._failed(rhs, self.failure or Reason.NOT_PSD, 0)
+        norm = torch.linalg.vector_norm(rhs, dim=0)
+        if not bool(norm.isfinite().all()):
+            return self._failed(rhs, Reason.NOT_PSD, 0)
+        if initial is None:
+            solution, residual = torch.zeros_like(rhs), rhs
+        else:
+            solution, residual = initial if isinstance(initial, tuple) else (initial, rhs - system.matmul(initial))
+            # A column that the memory makes worse than zero, or not a number, starts from zero.
+            useful = torch.linalg.vector_norm(residual, dim=0) < norm
+            solution, residual = torch.where(useful, solution, 0), torch.where(useful, residual, rhs)
+        if not isinstance(stop_energy, Tensor):
+            stop_energy = torch.full_like(norm, stop_energy)
+        target = (tolerance * norm).clamp_min(torch.finfo(rhs.dtype).tiny)
+        iterations, shrink = 0, 0.95
+        for _ in range(_RESTARTS):
+            result = block_cg(
+                system,
+                self.preconditioner,
+                solution,
+                residual,
+                stop_norm=shrink * target,
+                stop_energy=shrink * stop_energy,
+                max_passes=self.solver.max_passes - iterations,
+            )
+            iterations += result.iterations
+            solution = result.value
+            if result.reason is not Reason.CONVERGED:
+                return self._failed(rhs, result.reason, iterations)
+            residual = rhs - system.matmul(solution)
+            rounding = system.residual_rounding(solution)
+            if bool((rounding > target).any()):
+                return self._failed(rhs, Reason.ROUNDING, iterations)
+            error = torch.linalg.vector_norm(residual, dim=0) + rounding
+            if bool((error <= target).all()):
+                bounds = inv_quad_bounds(system, self.preconditioner, rhs, solution, residual)
+                relative = torch.where(norm > 0, error / norm, 0)
+                passes = system.passes - start
+                return Solution(solution, relative, bounds, iterations, passes, Reason.CONVERGED)
+            shrink *= 0.5
+        return self._failed(rhs, Reason.ROUNDING, iterations)
+
+    def _failed(self, rhs: Tensor, reason: Reason, iterations: int) -> Solution:
+        nothing = torch.full((rhs.shape[1],), math.inf, dtype=rhs.dtype, device=rhs.device)
+        unbounded = [Interval(-math.inf, math.inf)] * rhs.shape[1]
+        return Solution(torch.zeros_like(rhs), nothing, unbounded, iterations, self.system.passes, reason)
+
+    def _lanczos_logdet(self, probes: Tensor) -> LogDet | None:
+        """None if the Ritz values disprove that K is positive semi-definite."""
+        assert self.preconditioner is not None
+        trace = lanczos_logdet(
+            self.system,
+            self.preconditioner,
+            probes[:, : max(2, self.solver.num_logdet_probes)],
+            truncation=0.01 * self.solver.tolerance,
+        )
+        if not trace.smallest > 0.5:
+            return None
+        base = self.preconditioner.logdet()
+        rigorous = logdet_bounds(self.system, self.preconditioner)
+        return LogDet(
+            value=rigorous.clip(base + trace.value),
+            rigorous=rigorous,
+            statistical=trace.interval.shifted(base),
+            level=LEVEL,
+            passes=trace.passes,
+        )
+
+    def _low_rank_root(self) -> InverseRoot | None:
+        assert self.preconditioner is not None
+        system, before = self.system, self.system.passes
+        basis = self.preconditioner.basis / self.preconditioner.root_noise.unsqueeze(-1)
+        if basis.shape[1] == 0:
+            return None
+        core = (basis.mT @ system.matmul(basis)).double()
+        eigenvalues, vectors = torch.linalg.eigh(0.5 * (core + core.mT))
+        if not float(eigenvalues[0]) > 0:
+            return None
+        root = basis @ (vectors * eigenvalues.rsqrt()).to(basis.dtype)
+        generator = torch.Generator().manual_seed(self.solver.seed + 2)
+        sample = torch.randperm(system.size, generator=generator)[:_VARIANCE_SAMPLES].to(system.device)
+        columns = system.columns(sample).contiguous()
+        solution = self._certified_solve(columns, None, stop_energy=math.inf)
+        if not solution.converged:
+            return None
+        upper = torch.tensor([interval.upper for interval in solution.inv_quad], dtype=torch.float64)
+        explained = (root.mT @ columns).double().square().sum(0).cpu()
+        prior = system.diagonal()[sample].double().cpu()
+        noise = system.noise[sample].double().cpu()
+        # error of the variance, relative to the variance of a noisy observation at the same place
+        error = (upper - explained).clamp_min(0) / ((prior - upper).clamp_min(0) + noise)
+        return InverseRoot(root, float(error.max()), system.passes - before, Reason.CONVERGED)
+
+    def _learn_from(self, solution: Solution) -> None:
+        memory = self.memory
+        memory.remember(solution.value, self.solver.history)
+        if memory.baseline_iterations is None:
+            memory.baseline_iterations = max(solution.iterations, 4)
+        elif solution.iterations > _REFRESH_FACTOR * memory.baseline_iterations:
+            memory.forget_landmarks()
+
+    def _exact_prepared(self) -> ExactPrepared:
+        if self.exact is None:
+            self.exact = ExactSolver(self.solver.tolerance).prepare(self.system)
+        return self.exact
+
+    def _exact_evaluation(self, rhs: Tensor, with_logdet: bool, reason: Reason) -> Evaluation:
+        return replace(self._exact_prepared().evaluate(rhs, with_logdet), fallback_reason=reason)
+
+
+def _lower_value(interval: Interval) -> float:
+    return interval.lower
