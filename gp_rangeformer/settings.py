@@ -201,10 +201,10 @@ class min_size(_count):
     """
     The size n from which the RangeFormer solver answers; the exact path answers below, where one Cholesky is faster.
 
-    (Default: 2000)
+    (Default: 1500)
     """
 
-    _global_value = 2000
+    _global_value = 1500
 
 
 class exact_size(_count):
