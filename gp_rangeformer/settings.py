@@ -1,4 +1,4 @@
-"""The flag and its values, in linear_operator's own dialect: classes with ``on()``, ``off()``, ``value()``, as contexts.
+"""The flag and its values, in linear_operator's own dialect: classes with ``on()``, ``off()`` or ``value()``.
 
     with settings.rangeformer(), settings.rank(200):
         loss = -mll(model(train_x), train_y)

@@ -28,6 +28,8 @@ class Memory:
     landmarks: Landmarks | None = None
     solutions: tuple[Float[Tensor, "n m"], ...] = ()  # oldest first
     baseline_iterations: float | None = None  # of the first converged step after the landmarks were drawn
+    failures: int = 0  # in a row
+    pause: int = 0  # calls that the exact path answers without another attempt
     lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def remember(self, solution: Float[Tensor, "n m"], history: int) -> None:
@@ -39,6 +41,13 @@ class Memory:
     def recall(self, shape: torch.Size) -> tuple[Float[Tensor, "n m"], ...]:
         """The remembered solutions of this shape, oldest first."""
         return tuple(old for old in self.solutions if old.shape == shape)
+
+    def record_failure(self) -> None:
+        """A solve did not certify: draw new landmarks, and spare the next 1, 3, 7, ... 31 calls a vain attempt."""
+        self.forget_landmarks()
+        with self.lock:
+            self.failures += 1
+            self.pause = 2 ** min(self.failures, 5) - 1
 
     def forget_landmarks(self) -> None:
         with self.lock:

@@ -67,6 +67,9 @@ class RangeFormerSolver:
         generator = torch.Generator().manual_seed(self.seed)
         if not float(system.noise.min()) > 0:
             return RangeFormerPrepared(self, system, memory, None, Reason.ZERO_NOISE)
+        if memory.pause > 0:
+            memory.pause -= 1
+            return RangeFormerPrepared(self, system, memory, None, Reason.PAUSED)
         try:
             landmarks = memory.landmarks
             if landmarks is None or not _valid(landmarks.index, system.size):
@@ -141,7 +144,7 @@ class RangeFormerPrepared:
         energy[:m] = 2 * _ENERGY_SHARE * solver.tolerance * system.size
         solution = self._certified_solve(block, self._predict(block), stop_energy=energy)
         if not solution.converged:
-            self.memory.forget_landmarks()
+            self.memory.record_failure()
             return self._exact_evaluation(rhs, with_logdet, solution.reason)
         logdet = self._lanczos_logdet(probes) if with_logdet else None
         if with_logdet and logdet is None:
@@ -278,6 +281,7 @@ class RangeFormerPrepared:
 
     def _learn_from(self, solution: Solution) -> None:
         memory = self.memory
+        memory.failures = 0
         memory.remember(solution.value, self.solver.history)
         if memory.baseline_iterations is None:
             memory.baseline_iterations = max(solution.iterations, 4)

@@ -23,6 +23,7 @@ class Reason(enum.Enum):
     STAGNATION = "the residual stopped falling, usually float32 rounding at a small noise; float64 helps"
     ROUNDING = "float32 rounding alone exceeds the tolerance at this noise; float64 or a larger noise helps"
     NOT_PSD = "the kernel matrix has a negative direction; check the kernel or raise the noise"
+    PAUSED = "recent steps of this model did not certify; the exact path answers a few before the next attempt"
     ZERO_NOISE = "the noise is not positive, so no certificate exists; raise the likelihood's noise constraint"
 
     OTHER_OPERATOR = "the covariance is not exactly kernel + diagonal"
@@ -31,6 +32,7 @@ class Reason(enum.Enum):
     )
     TOO_SMALL = "n is below settings.exact_size, where the overhead of a plug-in shows"
     UNSUPPORTED_DTYPE = "only float32 and float64 are supported"
+    MIXED_DTYPE = "kernel, noise and targets differ in dtype; call .float() or .double() on model, likelihood and data"
     SHAPE = "shapes do not match or are empty; GPyTorch's own message follows"
     NAN_POLICY = "gpytorch's observation_nan_policy is not 'ignore'"
     CHECKPOINTED_KERNEL = "gpytorch.beta_features.checkpoint_kernel is on"

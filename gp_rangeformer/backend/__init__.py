@@ -1,0 +1,75 @@
+"""The only folder that touches GPyTorch's and linear_operator's classes.
+
+Three methods of ``AddedDiagLinearOperator`` (which it inherits) are the entrance: ``inv_quad_logdet``, ``solve`` and
+``root_inv_decomposition``. Two more hooks feed them: ``MultivariateNormal.log_prob`` (with fast log_prob off, BoTorch's
+default, it would bypass ``inv_quad_logdet``), and ``LazyEvaluatedKernelTensor.evaluate_kernel`` (which marks the
+evaluated matrix with its kernel module, so that memories of different models stay apart). With the flag off every hook
+is a straight call of the original.
+"""
+
+from __future__ import annotations
+
+import inspect
+from importlib.metadata import version
+
+import torch
+from gpytorch.distributions import MultivariateNormal
+from gpytorch.lazy import LazyEvaluatedKernelTensor
+from linear_operator.operators import AddedDiagLinearOperator, DenseLinearOperator, LinearOperator
+
+from gp_rangeformer.backend import feeders, hooks
+from gp_rangeformer.backend.memories import clear_memory, memory_bytes
+
+__all__ = ["IncompatibleHostError", "check_host", "clear_memory", "install", "memory_bytes"]
+
+
+class IncompatibleHostError(ImportError):
+    """The installed gpytorch / linear_operator do not have the methods that the flag reroutes."""
+
+
+_EXPECTED_PARAMETERS = {
+    "inv_quad_logdet": ["self", "inv_quad_rhs", "logdet", "reduce_inv_quad"],
+    "solve": ["self", "right_tensor", "left_tensor"],
+    "root_inv_decomposition": ["self", "initial_vectors", "test_vectors", "method"],
+}
+_HOOKS = {
+    "inv_quad_logdet": hooks.inv_quad_logdet,
+    "solve": hooks.solve,
+    "root_inv_decomposition": hooks.root_inv_decomposition,
+}
+
+
+def check_host() -> None:
+    """Compare the host's methods with what the hooks were written for.
+
+    :raises IncompatibleHostError: naming the method and the tested versions.
+    """
+    for name, expected in _EXPECTED_PARAMETERS.items():
+        own = AddedDiagLinearOperator.__dict__.get(name)
+        if own is not None and own is not _HOOKS[name]:
+            _refuse_host(f"AddedDiagLinearOperator now defines its own {name}")
+        found = list(inspect.signature(getattr(LinearOperator, name)).parameters)
+        if found != expected:
+            _refuse_host(f"LinearOperator.{name} takes {found}, expected {expected}")
+    if list(inspect.signature(feeders.original_log_prob).parameters) != ["self", "value"]:
+        _refuse_host("MultivariateNormal.log_prob has another signature")
+    probe = DenseLinearOperator(torch.eye(1)).add_diagonal(torch.ones(1))
+    if not (hasattr(probe, "_linear_op") and hasattr(probe, "_diag_tensor")):
+        _refuse_host("AddedDiagLinearOperator no longer keeps its parts as _linear_op and _diag_tensor")
+
+
+def _refuse_host(difference: str) -> None:
+    raise IncompatibleHostError(
+        f"gp_rangeformer cannot hook into gpytorch {version('gpytorch')} with linear_operator "
+        f"{version('linear_operator')}: {difference}. Tested with gpytorch 1.15.2 and linear_operator 0.6.1 "
+        "(pip install gpytorch==1.15.2 linear-operator==0.6.1)"
+    )
+
+
+def install() -> None:
+    """Put the hooks in place, once; with the flag off they call the host's methods unchanged."""
+    check_host()
+    for name, hook in _HOOKS.items():
+        setattr(AddedDiagLinearOperator, name, hook)
+    MultivariateNormal.log_prob = feeders.log_prob
+    LazyEvaluatedKernelTensor.evaluate_kernel = feeders.evaluate_kernel

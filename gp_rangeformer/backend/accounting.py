@@ -1,0 +1,136 @@
+"""From what the elements of a batch did to the one report that their call publishes."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import replace
+
+from linear_operator.operators import LinearOperator
+from torch import Tensor
+
+from gp_rangeformer import settings
+from gp_rangeformer.backend.eligibility import EligibleSystem
+from gp_rangeformer.backend.memories import trim_memory
+from gp_rangeformer.report import SolveReport, publish
+from gp_rangeformer.solvers.base import Evaluation, LinearSystem, LogDet, Solution
+from gp_rangeformer.solvers.cholesky import ExactPrepared
+from gp_rangeformer.solvers.rangeformer import RangeFormerPrepared
+from gp_rangeformer.solvers.reason import Reason
+
+AnyPrepared = ExactPrepared | RangeFormerPrepared
+
+
+class Call:
+    """Collects what the elements of one batch did, and publishes one report."""
+
+    def __init__(self, operation: str, system: EligibleSystem, columns: int) -> None:
+        self.started = time.perf_counter()
+        self.published = False
+        kernel = system.kernel
+        self.report = SolveReport(
+            operation,
+            solver="rangeformer",
+            reason=Reason.CONVERGED,
+            n=kernel.shape[-1],
+            batch_shape=tuple(kernel.shape[:-2]),
+            dtype=str(kernel.dtype).removeprefix("torch."),
+            device=str(kernel.device),
+            columns=columns,
+        )
+
+    def add(self, linear_system: LinearSystem, prepared: AnyPrepared, reason: Reason, **changes: object) -> None:
+        """Account for one batch element; ``changes`` are fields of the report."""
+        report = self.report
+        notes = report.notes
+        exact = prepared if isinstance(prepared, ExactPrepared) else prepared.exact
+        if exact is not None:
+            notes = tuple(dict.fromkeys((*notes, *exact.notes())))
+        passes, columns_multiplied = linear_system.take_counts()
+        self.report = replace(
+            report,
+            solver="rangeformer" if exact is None and report.solver == "rangeformer" else "exact",
+            reason=reason if report.reason is Reason.CONVERGED else report.reason,
+            passes=report.passes + passes,
+            columns_multiplied=report.columns_multiplied + columns_multiplied,
+            notes=notes,
+            **changes,  # type: ignore[arg-type]
+        )
+
+    def publish(self) -> None:
+        self.published = True
+        publish(replace(self.report, seconds=time.perf_counter() - self.started))
+        trim_memory(settings.memory_limit.value())
+
+
+def report_declined(operation: str, operator: LinearOperator, reason: Reason, columns: int = 0) -> None:
+    publish(
+        SolveReport(
+            operation,
+            solver="gpytorch",
+            reason=reason,
+            n=operator.shape[-1],
+            batch_shape=tuple(operator.batch_shape),
+            dtype=str(operator.dtype).removeprefix("torch."),
+            device=str(operator.device),
+            columns=columns,
+        )
+    )
+
+
+def account_training(
+    call: Call, system: LinearSystem, prepared: AnyPrepared, evaluation: Evaluation, exact_reason: Reason | None
+) -> None:
+    report, logdet = call.report, evaluation.logdet
+    changes: dict[str, object] = {
+        "iterations": report.iterations + evaluation.solution.iterations,
+        "residual": max(report.residual, _largest(evaluation.solution.residual)),
+    }
+    if logdet is not None:
+        changes |= _likelihood(report, evaluation, logdet)
+    reason = evaluation.solution.reason
+    if reason is Reason.CONVERGED:
+        reason = evaluation.fallback_reason or exact_reason or reason
+    call.add(system, prepared, reason, **changes)
+
+
+def _likelihood(report: SolveReport, evaluation: Evaluation, logdet: LogDet) -> dict[str, object]:
+    """Add one batch element's log determinant and, for one right-hand side, its log marginal likelihood."""
+    statistical = logdet.statistical or logdet.rigorous if report.logdet_statistical or logdet.statistical else None
+    before = report.logdet_statistical or report.logdet_interval
+    changes: dict[str, object] = {
+        "logdet": logdet.value + (report.logdet or 0.0),
+        "logdet_interval": logdet.rigorous + report.logdet_interval if report.logdet_interval else logdet.rigorous,
+        "logdet_statistical": statistical + before if statistical and before else statistical,
+        "logdet_level": logdet.level or report.logdet_level,
+    }
+    if report.columns == 1:
+        constant = -0.5 * report.n * math.log(2 * math.pi)
+        quadratic = evaluation.solution.inv_quad[0]
+        rigorous = (quadratic + logdet.rigorous).scaled(-0.5).shifted(constant)
+        value = -0.5 * (float(evaluation.inv_quad[0]) + logdet.value) + constant
+        changes["mll"] = value + (report.mll or 0.0)
+        changes["mll_interval"] = rigorous + report.mll_interval if report.mll_interval else rigorous
+        if statistical is not None:
+            likely = (quadratic + (logdet.statistical or logdet.rigorous)).scaled(-0.5).shifted(constant)
+            earlier = report.mll_statistical or report.mll_interval
+            changes["mll_statistical"] = likely + earlier if earlier else likely
+    return changes
+
+
+def account_solve(
+    call: Call, system: LinearSystem, prepared: AnyPrepared, solution: Solution, exact_reason: Reason | None
+) -> None:
+    report = call.report
+    reason = solution.reason if exact_reason is None or not solution.converged else exact_reason
+    call.add(
+        system,
+        prepared,
+        reason,
+        iterations=report.iterations + solution.iterations,
+        residual=max(report.residual, _largest(solution.residual)),
+    )
+
+
+def _largest(values: Tensor) -> float:
+    return float(values.max()) if values.numel() else 0.0

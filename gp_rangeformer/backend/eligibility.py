@@ -1,0 +1,163 @@
+"""Which operators the plug-in answers for, as tensors, and why the others stay with GPyTorch."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from gpytorch import settings as gpytorch_settings
+from gpytorch.beta_features import checkpoint_kernel
+from gpytorch.lazy import LazyEvaluatedKernelTensor
+from linear_operator import settings as host_settings
+from linear_operator.operators import (
+    AddedDiagLinearOperator,
+    ConstantMulLinearOperator,
+    DenseLinearOperator,
+    DiagLinearOperator,
+    LinearOperator,
+    MatmulLinearOperator,
+    RootLinearOperator,
+    SumLinearOperator,
+)
+from linear_operator.operators.low_rank_root_linear_operator import LowRankRootLinearOperator
+from linear_operator.operators.psd_sum_linear_operator import PsdSumLinearOperator
+from linear_operator.utils.errors import NanError
+from torch import Tensor
+
+from gp_rangeformer import settings
+from gp_rangeformer.backend.memories import owners
+from gp_rangeformer.solvers.reason import Reason
+
+# Summands that a dense kernel matrix may be combined with; structure beyond these is left to the host.
+_LOW_RANK = (RootLinearOperator, LowRankRootLinearOperator, MatmulLinearOperator)
+
+
+@dataclass(frozen=True)
+class EligibleSystem:
+    """A = K + D as tensors in the autograd graph: kernel (*batch) n n, noise (*batch) n; owners of K's parts."""
+
+    kernel: Tensor
+    noise: Tensor
+    owners: tuple[int, ...]
+
+    def elements(self) -> list[tuple[Tensor, Tensor]]:
+        """(kernel n n, noise n) of every batch element. unbind, not indexing: its backward stacks once."""
+        if self.kernel.dim() == 2:
+            return [(self.kernel, self.noise)]
+        n = self.kernel.shape[-1]
+        return list(zip(self.kernel.reshape(-1, n, n).unbind(0), self.noise.reshape(-1, n).unbind(0), strict=True))
+
+
+def _evaluated(operator: Any) -> Any:
+    return operator.evaluate_kernel() if isinstance(operator, LazyEvaluatedKernelTensor) else operator
+
+
+def _is_dense(operator: Any) -> bool:
+    """Whether ``operator`` is a dense matrix, or a sum that a dense matrix leaves without structure.
+
+    GPyTorch multiplies kernels into a dense matrix as soon as one factor is dense, so products need no case.
+    """
+    operator = _evaluated(operator)
+    kind = type(operator)
+    if kind is DenseLinearOperator:
+        return True
+    if kind is ConstantMulLinearOperator:
+        return _is_dense(operator.base_linear_op)
+    if kind not in (SumLinearOperator, PsdSumLinearOperator):
+        return False
+    parts = operator.linear_ops
+    dense = [_is_dense(part) for part in parts]
+    plain = [type(_evaluated(part)) in _LOW_RANK or isinstance(part, DiagLinearOperator) for part in parts]
+    return any(dense) and all(d or p for d, p in zip(dense, plain, strict=True))
+
+
+def eligible(operator: AddedDiagLinearOperator) -> EligibleSystem | Reason:
+    """The system as tensors, or why it stays with the host. Cheap tests first; the kernel is evaluated last."""
+    if type(operator) is not AddedDiagLinearOperator:
+        return Reason.OTHER_OPERATOR
+    shape = operator.shape
+    if shape[-1] != shape[-2] or 0 in shape:
+        return Reason.SHAPE
+    if shape[-1] < settings.exact_size.value():
+        return Reason.TOO_SMALL
+    if operator.dtype not in (torch.float32, torch.float64):
+        return Reason.UNSUPPORTED_DTYPE
+    if host_settings.trace_mode.on():
+        return Reason.TRACING
+    if checkpoint_kernel.value():
+        return Reason.CHECKPOINTED_KERNEL
+    if gpytorch_settings.observation_nan_policy.value() != "ignore":
+        return Reason.NAN_POLICY
+    if not _is_dense(operator._linear_op):
+        return Reason.STRUCTURED_KERNEL
+    kernel_operator = _evaluated(operator._linear_op)
+    kernel = kernel_operator.to_dense()
+    noise = operator._diag_tensor._diagonal()
+    if kernel.dtype != operator.dtype or noise.dtype != kernel.dtype:
+        return Reason.MIXED_DTYPE
+    if noise.device != kernel.device:
+        raise RuntimeError(
+            f"the kernel matrix is on {kernel.device}, the noise on {noise.device}: move model and likelihood together"
+        )
+    batch_shape = operator.batch_shape
+    n = shape[-1]
+    return EligibleSystem(kernel.expand(*batch_shape, n, n), noise.expand(*batch_shape, n), owners(kernel_operator))
+
+
+def check_rhs(system: EligibleSystem, rhs: Tensor) -> None:
+    """Refuse what no solver can answer.
+
+    :raises RuntimeError: the right-hand side is on another device.
+    :raises NanError: it holds NaN or infinity.
+    """
+    if rhs.device != system.kernel.device:
+        raise RuntimeError(
+            f"the right-hand side is on {rhs.device}, the kernel matrix on {system.kernel.device}: "
+            "move the targets with .to(device)"
+        )
+    if not bool(rhs.sum().isfinite()):
+        raise NanError(
+            "the right-hand side (targets minus mean) holds NaN or infinity: clean the targets, or use "
+            "gpytorch.settings.observation_nan_policy('mask')"
+        )
+
+
+_LINE_SEARCHES = ("torch.optim.lbfgs", "scipy.optimize")
+
+
+def inside_line_search() -> bool:
+    """Whether a line search is on the call stack: its objective is evaluated from inside its step, nobody else's is."""
+    frame = inspect.currentframe()
+    while frame is not None:
+        if str(frame.f_globals.get("__name__", "")).startswith(_LINE_SEARCHES):
+            return True
+        frame = frame.f_back
+    return False
+
+
+def called_by_covar_cache() -> bool:
+    """Whether GPyTorch's predictive-variance cache asks: the one caller that uses only S S' of an inverse root S.
+
+    Others (fantasies) combine the inverse root with the root and need the triangular pair.
+    """
+    frame = inspect.currentframe()
+    for _ in range(6):
+        if frame is None:
+            return False
+        if frame.f_code.co_name == "covar_cache" and str(frame.f_globals.get("__name__")).startswith("gpytorch.models"):
+            return bool(gpytorch_settings.detach_test_caches.on())
+        frame = frame.f_back
+    return False
+
+
+def shapes_match(operator: LinearOperator, rhs: Tensor | None) -> bool:
+    """The host's own condition on the right-hand side of inv_quad_logdet."""
+    if rhs is None:
+        return True
+    if rhs.dtype != operator.dtype or rhs.numel() == 0:
+        return False
+    if operator.dim() == 2 and rhs.dim() == 1:
+        return operator.shape[-1] == rhs.numel()
+    return rhs.dim() == operator.dim() and operator.shape[:-1] == rhs.shape[:-1]

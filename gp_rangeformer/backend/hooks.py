@@ -1,0 +1,241 @@
+"""The three methods of ``AddedDiagLinearOperator`` that the flag reroutes; with the flag off they call the originals."""
+
+from __future__ import annotations
+
+import pickle
+from dataclasses import replace
+from typing import Any
+
+import torch
+from linear_operator.operators import (
+    AddedDiagLinearOperator,
+    LinearOperator,
+    RootLinearOperator,
+    TriangularLinearOperator,
+)
+from linear_operator.utils.memoize import _is_in_cache, add_to_cache, get_from_cache
+from torch import Tensor
+
+from gp_rangeformer import settings
+from gp_rangeformer.backend.accounting import AnyPrepared, Call, account_solve, account_training, report_declined
+from gp_rangeformer.backend.eligibility import (
+    called_by_covar_cache,
+    check_rhs,
+    eligible,
+    inside_line_search,
+    shapes_match,
+)
+from gp_rangeformer.backend.feeders import user_log_prob
+from gp_rangeformer.backend.memories import memory_of
+from gp_rangeformer.functions import InvQuadLogDet, Solve
+from gp_rangeformer.ranges.memory import Memory
+from gp_rangeformer.solvers.base import Evaluation, InverseRoot, LinearSystem
+from gp_rangeformer.solvers.cholesky import ExactPrepared, ExactSolver
+from gp_rangeformer.solvers.rangeformer import RangeFormerSolver
+from gp_rangeformer.solvers.reason import Reason
+
+_NO_KEYWORDS = pickle.dumps({})  # how linear_operator's memoisation spells a call without keyword arguments
+
+
+def inv_quad_logdet(
+    self: AddedDiagLinearOperator,
+    inv_quad_rhs: Tensor | None = None,
+    logdet: bool | None = False,
+    reduce_inv_quad: bool | None = True,
+) -> tuple[Tensor | None, Tensor | None]:
+    original = LinearOperator.inv_quad_logdet
+    if settings.rangeformer.off():
+        return original(self, inv_quad_rhs, logdet, reduce_inv_quad)
+    system = eligible(self)
+    if not isinstance(system, Reason) and not shapes_match(self, inv_quad_rhs):
+        system = Reason.SHAPE
+    if isinstance(system, Reason):
+        report_declined("inv_quad_logdet", self, system)
+        with user_log_prob():
+            return original(self, inv_quad_rhs, logdet, reduce_inv_quad)
+    if inv_quad_rhs is None and not logdet:
+        raise RuntimeError("Either `inv_quad_rhs` or `logdet` must be specifed.")
+
+    n = self.shape[-1]
+    with_logdet = bool(logdet)
+    vector = inv_quad_rhs is not None and inv_quad_rhs.dim() == 1
+    rhs = system.kernel.new_zeros(*self.batch_shape, n, 0) if inv_quad_rhs is None else inv_quad_rhs
+    rhs = rhs.unsqueeze(-1) if vector else rhs
+    if inv_quad_rhs is not None:
+        check_rhs(system, rhs)
+    call = Call("inv_quad_logdet", system, rhs.shape[-1])
+    exact_reason = _exact_training_reason(n)
+    inv_quads, logdets = [], []
+    for index, ((kernel, noise), b) in enumerate(
+        zip(system.elements(), rhs.reshape(-1, n, rhs.shape[-1]).unbind(0), strict=True)
+    ):
+        linear_system = LinearSystem(kernel.detach(), noise.detach())
+        memory = memory_of(system.owners, system.kernel, index)
+
+        def evaluate(linear_system=linear_system, memory=memory, b=b) -> Evaluation:
+            tolerance = settings.tolerance.value()
+            solver = ExactSolver(tolerance) if exact_reason else _rangeformer_solver(tolerance)
+            prepared = solver.prepare(linear_system, memory)
+            evaluation = prepared.evaluate(b.detach(), with_logdet)
+            account_training(call, linear_system, prepared, evaluation, exact_reason)
+            return evaluation
+
+        inv_quad, log_determinant = InvQuadLogDet.apply(kernel, noise, b, evaluate)
+        inv_quads.append(inv_quad)
+        logdets.append(log_determinant)
+    call.publish()
+    batch_shape = self.batch_shape
+    inv_quad = torch.stack(inv_quads).reshape(*batch_shape, rhs.shape[-1])
+    log_determinant = torch.stack(logdets).reshape(batch_shape)
+    if inv_quad_rhs is None:
+        inv_quad = inv_quad.new_zeros(batch_shape)
+    elif reduce_inv_quad:
+        inv_quad = inv_quad.sum(-1)
+    return inv_quad, log_determinant if with_logdet else log_determinant.new_zeros([])
+
+
+def solve(self: AddedDiagLinearOperator, right_tensor: Tensor, left_tensor: Tensor | None = None) -> Tensor:
+    original = LinearOperator.solve
+    if settings.rangeformer.off():
+        return original(self, right_tensor, left_tensor)
+    system = eligible(self)
+    n = self.shape[-1]
+    if not isinstance(system, Reason) and (
+        right_tensor.shape[-1 if right_tensor.dim() == 1 else -2] != n
+        or right_tensor.numel() == 0
+        or right_tensor.dtype != self.dtype
+    ):
+        system = Reason.SHAPE if right_tensor.dtype == self.dtype else Reason.MIXED_DTYPE
+    if isinstance(system, Reason):
+        report_declined("solve", self, system, right_tensor.shape[-1])
+        return original(self, right_tensor, left_tensor)
+
+    check_rhs(system, right_tensor)
+    vector = right_tensor.dim() == 1
+    rhs = right_tensor.unsqueeze(-1) if vector else right_tensor
+    if self.dim() == 2 and rhs.dim() > 2:
+        # One matrix, a batch of right-hand sides: they become columns, so that the system is prepared once.
+        columns = rhs.movedim(-2, 0).reshape(n, -1)
+        result = solve(self, columns).reshape(n, *rhs.shape[:-2], rhs.shape[-1]).movedim(0, -2)
+        return result if left_tensor is None else left_tensor @ result
+    batch_shape = torch.broadcast_shapes(self.batch_shape, rhs.shape[:-2])
+    if batch_shape != self.batch_shape:
+        expanded_kernel = system.kernel.expand(*batch_shape, n, n)
+        system = replace(system, kernel=expanded_kernel, noise=system.noise.expand(*batch_shape, n))
+    rhs = rhs.expand(*batch_shape, *rhs.shape[-2:])
+    call = Call("solve", system, rhs.shape[-1])
+    solutions = []
+    for index, ((kernel, noise), b) in enumerate(
+        zip(system.elements(), rhs.reshape(-1, n, rhs.shape[-1]).unbind(0), strict=True)
+    ):
+        linear_system = LinearSystem(kernel.detach(), noise.detach())
+        prepared, exact_reason = _prepare_solve(
+            linear_system, memory_of(system.owners, system.kernel, index), rhs.shape[-1]
+        )
+
+        def solve_columns(
+            columns: Tensor, linear_system=linear_system, prepared=prepared, reason=exact_reason
+        ) -> Tensor:
+            solution = prepared.solve(columns.detach())
+            # The backward pass solves again, after this call's report has been published.
+            ours = call if not call.published else Call("solve", system, columns.shape[-1])
+            account_solve(ours, linear_system, prepared, solution, reason)
+            if call.published:
+                ours.publish()
+            return solution.value
+
+        solutions.append(Solve.apply(kernel, noise, b, solve_columns))
+    call.publish()
+    result = torch.stack(solutions).reshape(*batch_shape, n, rhs.shape[-1])
+    result = result.squeeze(-1) if vector else result
+    return result if left_tensor is None else left_tensor @ result
+
+
+def root_inv_decomposition(
+    self: AddedDiagLinearOperator,
+    initial_vectors: Tensor | None = None,
+    test_vectors: Tensor | None = None,
+    method: str | None = None,
+) -> Any:
+    name, arguments = "root_inv_decomposition", (initial_vectors, test_vectors, method)
+    original = LinearOperator.root_inv_decomposition
+    asked = any(argument is not None for argument in arguments)
+    if settings.rangeformer.off() or (not asked and _is_in_cache(self, name, kwargs_pkl=_NO_KEYWORDS)):
+        return original(self, *arguments) if asked else original(self)
+    system = Reason.CUSTOM_ROOT if asked else eligible(self)
+    for_variance = called_by_covar_cache()
+    if not isinstance(system, Reason) and torch.is_grad_enabled() and not for_variance:
+        needs_gradient = system.kernel.requires_grad or system.noise.requires_grad
+        system = Reason.ROOT_GRADIENT if needs_gradient else system
+    if isinstance(system, Reason):
+        report_declined(name, self, system)
+        return original(self, *arguments) if asked else original(self)
+
+    call = Call(name, system, 0)
+    n = self.shape[-1]
+    roots, factors = [], []
+    with torch.no_grad():
+        for index, (kernel, noise) in enumerate(system.elements()):
+            linear_system = LinearSystem(kernel.detach(), noise.detach())
+            tolerance = settings.prediction_tolerance.value()
+            small = n < settings.min_size.value()
+            # A batch mixes badly: roots of different widths cannot be stacked.
+            exact = small or not for_variance or self.batch_shape.numel() > 1
+            solver = ExactSolver(tolerance) if exact else _rangeformer_solver(settings.tolerance.value())
+            prepared = solver.prepare(linear_system, memory_of(system.owners, system.kernel, index))
+            root: InverseRoot = prepared.inv_root()
+            reason = (Reason.EXACT_SMALL if small else Reason.EXACT_ROOT) if exact else root.reason
+            call.add(linear_system, prepared, reason, variance_error=max(call.report.variance_error or 0, root.error))
+            roots.append(root.value)
+            if isinstance(prepared, ExactPrepared):
+                factors.append(prepared.factor.to(kernel.dtype))
+    call.publish()
+    stacked = torch.stack(roots).reshape(*self.batch_shape, *roots[0].shape)
+    if stacked.shape[-1] < n:
+        # Not cached on the operator: a later fantasy needs the triangular pair below.
+        return RootLinearOperator(stacked)
+    result = RootLinearOperator(TriangularLinearOperator(stacked, upper=True))
+    add_to_cache(self, name, result)
+    if factors:
+        factor = torch.stack(factors).reshape(*self.batch_shape, n, n)
+        add_to_cache(self, "root_decomposition", RootLinearOperator(TriangularLinearOperator(factor)))
+    return get_from_cache(self, name)
+
+
+def _exact_training_reason(n: int) -> Reason | None:
+    if n < settings.min_size.value():
+        return Reason.EXACT_SMALL
+    if settings.logdet.value() == "exact":
+        return Reason.EXACT_ASKED
+    if settings.exact_line_search.on() and inside_line_search():
+        return Reason.EXACT_LINE_SEARCH
+    return None
+
+
+# One Cholesky costs about as much as twenty passes with n / 32 columns (measured at n = 4000, float32).
+_EXACT_COLUMNS = 32
+
+
+def _prepare_solve(system: LinearSystem, memory: Memory, columns: int) -> tuple[AnyPrepared, Reason | None]:
+    tolerance = settings.prediction_tolerance.value()
+    if system.size < settings.min_size.value():
+        reason = Reason.EXACT_SMALL
+    elif columns > system.size // _EXACT_COLUMNS:
+        reason = Reason.EXACT_MANY_COLUMNS
+    else:
+        return _rangeformer_solver(tolerance).prepare(system, memory), None
+    return ExactSolver(tolerance).prepare(system), reason
+
+
+def _rangeformer_solver(tolerance: float) -> RangeFormerSolver:
+    return RangeFormerSolver(
+        tolerance=tolerance,
+        rank=settings.rank.value(),
+        num_probes=settings.num_probes.value(),
+        num_logdet_probes=min(settings.num_logdet_probes.value(), settings.num_probes.value()),
+        history=settings.history.value(),
+        predictor=settings.predictor.value(),
+        max_passes=settings.max_passes.value(),
+        seed=settings.seed.value(),
+        landmarks=settings.landmarks.value(),
+    )
