@@ -15,7 +15,7 @@ from gp_rangeformer import settings
 from gp_rangeformer.solvers.base import Interval
 from gp_rangeformer.solvers.reason import Reason
 
-_FAILURES = frozenset(
+FAILURES = frozenset(
     {Reason.MAX_PASSES, Reason.STAGNATION, Reason.ROUNDING, Reason.NOT_PSD, Reason.PAUSED, Reason.ZERO_NOISE},
 )
 
@@ -57,7 +57,7 @@ class SolveReport:
     @property
     def fell_back(self) -> bool:
         """Whether the RangeFormer solver was tried and could not certify its answer."""
-        return self.reason in _FAILURES
+        return self.reason in FAILURES
 
     def summary(self) -> str:
         """One line."""

@@ -84,7 +84,7 @@ def account_training(
     report, logdet = call.report, evaluation.logdet
     changes: dict[str, object] = {
         "iterations": report.iterations + evaluation.solution.iterations,
-        "residual": max(report.residual, _largest(evaluation.solution.residual)),
+        "residual": max(report.residual, evaluation.residual),
     }
     if logdet is not None:
         changes |= _likelihood(report, evaluation, logdet)

@@ -134,6 +134,7 @@ class Solution:
 
     value: Float[Tensor, "n m"]
     residual: Float[Tensor, " m"]
+    quadratic: Float[Tensor, " m"]  # b' A^-1 b from below: b'x + r'x, float64
     inv_quad: list[Interval]
     iterations: int
     passes: int
@@ -184,6 +185,7 @@ class Evaluation:
     kernel_gradient: Callable[[Float[Tensor, " m"], Float[Tensor, ""]], Float[Tensor, "n n"]]
     noise_gradient: Callable[[Float[Tensor, " m"], Float[Tensor, ""]], Float[Tensor, " n"]]
     inv_quad: Float[Tensor, " m"]
+    residual: float  # largest certified relative residual, probe columns included
     fallback_reason: Reason | None = None
 
 

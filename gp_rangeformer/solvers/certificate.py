@@ -17,21 +17,20 @@ def inv_quad_bounds(
     rhs: Float[Tensor, "n m"],
     solution: Float[Tensor, "n m"],
     residual: Float[Tensor, "n m"],
-) -> list[Interval]:
-    """Interval of b' A^-1 b per column, for any approximate solution v with residual r = b - A v.
+) -> tuple[Float[Tensor, " m"], list[Interval]]:
+    """Value and interval of b' A^-1 b per column, for any approximate solution v with residual r = b - A v.
 
     b' A^-1 b = 2 b'v - v'Av + r' A^-1 r, and 0 <= r' A^-1 r <= r' P^-1 r because A >= P. With Av = b - r the first two
-    terms are b'v + r'v: no further pass over K. O(n r m). Widened by the rounding of r.
+    terms are b'v + r'v: no further pass over K. O(n r m). They are the value (its gradient at fixed v, -v' dA v, is
+    that of the exact form to first order); the interval is widened by the rounding of r.
     """
     lower = ((rhs + residual).double() * solution.double()).sum(0)
     error = (residual.double() * preconditioner.solve(residual).double()).sum(0).clamp_min(0)
     # |v' dr| for a rounding error dr of random sign: |v| |dr| / sqrt(n), with four standard deviations of room.
     rounding = 4 * system.residual_rounding(solution) * torch.linalg.vector_norm(solution, dim=0) / system.size**0.5
     rounding = rounding.double()
-    return [
-        Interval(low, high)
-        for low, high in zip((lower - rounding).tolist(), (lower + error + rounding).tolist(), strict=True)
-    ]
+    ends = zip((lower - rounding).tolist(), (lower + error + rounding).tolist(), strict=True)
+    return lower, [Interval(low, high) for low, high in ends]
 
 
 def logdet_bounds(system: LinearSystem, preconditioner: NystromPreconditioner) -> Interval:

@@ -125,15 +125,21 @@ class ExactPrepared:
                 self.factor = promoted.factor
                 solution, residual = self._solve_once(rhs)
         value = solution.to(self.system.dtype)
-        quadratic = (rhs.double() * solution.double()).sum(0)
-        slack = residual.double() * torch.linalg.vector_norm(rhs, dim=0) * torch.linalg.vector_norm(value, dim=0)
-        # With jitter the answer is that of a nearby matrix: the residual says how near, the report carries the note.
-        inv_quad = [
-            Interval(q - e, q + e)
-            for q, e in zip(quadratic.tolist(), (slack / max(1, self.system.size) ** 0.5).tolist(), strict=True)
-        ]
+        quadratic, inv_quad = self._quadratic(rhs, solution, residual)
         reason = Reason.CONVERGED if bool((residual <= self.tolerance).all()) else Reason.ROUNDING
-        return Solution(value, residual, inv_quad, iterations=0, passes=1, reason=reason)
+        return Solution(value, residual, quadratic, inv_quad, iterations=0, passes=1, reason=reason)
+
+    def _quadratic(self, rhs: Tensor, solution: Tensor, residual: Tensor) -> tuple[Tensor, list[Interval]]:
+        """b' A^-1 b = b'x + r'x + r' A^-1 r with |r'x| <= |r| |x| and r' A^-1 r <= |r|^2 / min noise."""
+        quadratic = (rhs.double() * solution.double()).sum(0)
+        if self.factor.dtype == torch.float64:
+            error = 1e-9 * quadratic.abs()
+        else:
+            norm = residual.double() * torch.linalg.vector_norm(rhs.double(), dim=0)
+            error = norm * torch.linalg.vector_norm(solution.double(), dim=0)
+            error = error + norm.square() / float(self.system.noise.min())
+        ends = zip((quadratic - error).tolist(), (quadratic + error).tolist(), strict=True)
+        return quadratic, [Interval(low, high) for low, high in ends]
 
     def _solve_once(self, rhs: Float[Tensor, "n m"]) -> tuple[Tensor, Float[Tensor, " m"]]:
         solution = torch.cholesky_solve(rhs.to(self.factor.dtype), self.factor)
@@ -175,5 +181,6 @@ class ExactPrepared:
             logdet=self.logdet() if with_logdet else None,
             kernel_gradient=kernel_gradient,
             noise_gradient=lambda g_inv_quad, g_logdet: kernel_gradient(g_inv_quad, g_logdet).diagonal().clone(),
-            inv_quad=(rhs.double() * solution.value.double()).sum(0).to(dtype),
+            inv_quad=solution.quadratic.to(dtype),
+            residual=float(solution.residual.max()) if rhs.shape[1] else 0.0,
         )

@@ -160,12 +160,18 @@ class RangeFormerPrepared:
             return left * torch.cat([-g_inv_quad, share])
 
         return Evaluation(
-            solution=replace(solution, value=value[:, :m], residual=solution.residual, inv_quad=solution.inv_quad[:m]),
+            solution=replace(
+                solution,
+                value=value[:, :m],
+                residual=solution.residual[:m],
+                quadratic=solution.quadratic[:m],
+                inv_quad=solution.inv_quad[:m],
+            ),
+            residual=float(solution.residual.max()),
             logdet=logdet,
             kernel_gradient=lambda g_inv_quad, g_logdet: weights(g_inv_quad, g_logdet) @ right.mT,
             noise_gradient=lambda g_inv_quad, g_logdet: (weights(g_inv_quad, g_logdet) * right).sum(-1),
-            # The lower end of the interval, 2 b'x - x'Ax: its gradient at fixed x is exactly -x' dA x.
-            inv_quad=rhs.new_tensor([_lower_value(interval) for interval in solution.inv_quad[:m]]),
+            inv_quad=solution.quadratic[:m].to(rhs.dtype),
         )
 
     def _predict(self, block: Tensor) -> Tensor | tuple[Tensor, Tensor] | None:
@@ -221,17 +227,25 @@ class RangeFormerPrepared:
                 return self._failed(rhs, Reason.ROUNDING, iterations)
             error = torch.linalg.vector_norm(residual, dim=0) + rounding
             if bool((error <= target).all()):
-                bounds = inv_quad_bounds(system, self.preconditioner, rhs, solution, residual)
+                quadratic, bounds = inv_quad_bounds(system, self.preconditioner, rhs, solution, residual)
+                if not self._tight(bounds, stop_energy):
+                    return self._failed(rhs, Reason.ROUNDING, iterations)
                 relative = torch.where(norm > 0, error / norm, 0)
                 passes = system.passes - start
-                return Solution(solution, relative, bounds, iterations, passes, Reason.CONVERGED)
+                return Solution(solution, relative, quadratic, bounds, iterations, passes, Reason.CONVERGED)
             shrink *= 0.5
         return self._failed(rhs, Reason.ROUNDING, iterations)
+
+    def _tight(self, bounds: list[Interval], stop_energy: Tensor) -> bool:
+        """Whether the quadratic forms that enter the likelihood (finite energy) are known to half the tolerance."""
+        asked = [bound for bound, energy in zip(bounds, stop_energy.tolist(), strict=True) if energy < math.inf]
+        return all(bound.width <= self.solver.tolerance * max(self.system.size, bound.upper) for bound in asked)
 
     def _failed(self, rhs: Tensor, reason: Reason, iterations: int) -> Solution:
         nothing = torch.full((rhs.shape[1],), math.inf, dtype=rhs.dtype, device=rhs.device)
         unbounded = [Interval(-math.inf, math.inf)] * rhs.shape[1]
-        return Solution(torch.zeros_like(rhs), nothing, unbounded, iterations, self.system.passes, reason)
+        zeros = torch.zeros_like(rhs)
+        return Solution(zeros, nothing, zeros.double().sum(0), unbounded, iterations, self.system.passes, reason)
 
     def _lanczos_logdet(self, probes: Tensor) -> LogDet | None:
         """None if the Ritz values disprove that K is positive semi-definite."""
@@ -295,7 +309,3 @@ class RangeFormerPrepared:
 
     def _exact_evaluation(self, rhs: Tensor, with_logdet: bool, reason: Reason) -> Evaluation:
         return replace(self._exact_prepared().evaluate(rhs, with_logdet), fallback_reason=reason)
-
-
-def _lower_value(interval: Interval) -> float:
-    return interval.lower
