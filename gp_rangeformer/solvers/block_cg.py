@@ -98,7 +98,9 @@ def _orthonormalise(
     preconditioned = preconditioner.solve(block)
     gram = block.mT.double() @ preconditioned.double()
     eigenvalues, vectors = torch.linalg.eigh(0.5 * (gram + gram.mT))
-    keep = eigenvalues > torch.finfo(block.dtype).eps ** 1.5 * eigenvalues[-1].clamp_min(1e-300)
+    # Below this the Gram matrix holds rounding only: of float32 vectors (squared, eps^2) or of float64 sums (eps).
+    cut = max(torch.finfo(block.dtype).eps ** 1.5, 1e-14)
+    keep = eigenvalues > cut * eigenvalues[-1].clamp_min(1e-300)
     eigenvalues, vectors = eigenvalues[keep], vectors[:, keep]
     transform = (vectors * eigenvalues.rsqrt()).to(block.dtype)
     return block @ transform, preconditioned @ transform, eigenvalues.sqrt().unsqueeze(-1) * vectors.mT

@@ -52,15 +52,15 @@ class ExactSolver:
 
 
 def logdet_rounding_per_point(system: LinearSystem) -> float:
-    """Estimated rounding error of log|A| / n in the dtype of the system: eps * k_max / min noise.
+    """Estimated rounding error of log|A| / n in the dtype of the system: eps * max A_ii / min noise.
 
-    First order: d log|A| = tr(A^-1 E) with entries of E of size eps k_max and random sign; the diagonal of A^-1 is
+    First order: d log|A| = tr(A^-1 E) with entries of E of size eps A_ii and random sign; the diagonal of A^-1 is
     at most 1 / min noise. tests/solvers/test_certificate.py measures that the true error stays below.
     """
     floor = float(system.noise.min())
     if floor <= 0:
         return math.inf
-    return torch.finfo(system.dtype).eps * float(system.diagonal().max()) / floor
+    return torch.finfo(system.dtype).eps * float((system.diagonal() + system.noise).max()) / floor
 
 
 def _factorise(system: LinearSystem, dtype: torch.dtype) -> ExactPrepared | None:

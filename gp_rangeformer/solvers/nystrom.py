@@ -7,7 +7,7 @@ Omega is. So P is positive definite, P <= A, log|P| <= log|A|, and r' A^-1 r <= 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -16,6 +16,7 @@ from torch import Tensor
 from gp_rangeformer.solvers.base import LinearSystem
 
 
+@runtime_checkable
 class RangeProposal(Protocol):
     """A subspace to look in. Landmarks implement it without a pass over K; a network's test matrix takes one."""
 
@@ -98,8 +99,7 @@ def nystrom_preconditioner(
     core = core.double()
     core = 0.5 * (core + core.mT)
     # The shift absorbs the rounding of the entries of K. It makes Q smaller, so Q <= K survives.
-    scale = float(core.diagonal().max())
-    core.diagonal().add_(4 * torch.finfo(system.dtype).eps * core.shape[0] ** 0.5 * scale)
+    core.diagonal().add_(2 * torch.finfo(system.dtype).eps * float(core.diagonal().sum()))
     factor, info = torch.linalg.cholesky_ex(core)
     if bool(info):
         raise PreconditionerError("K is not finite, or not positive semi-definite on the proposed range")
