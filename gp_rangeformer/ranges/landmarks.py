@@ -48,7 +48,7 @@ def rp_cholesky_landmarks(
     if not 0 < trace < float("inf"):
         raise ValueError("landmarks need a finite, positive diagonal of the kernel matrix")
     block = -(-rank // num_blocks)
-    floor = torch.finfo(system.dtype).eps * trace
+    floor = 8 * torch.finfo(system.dtype).eps * block * trace  # what the shift below leaves behind
     factor = torch.empty(n, rank, dtype=system.dtype, device=system.device)
     chosen: list[Tensor] = []
     count = 0

@@ -18,8 +18,9 @@ from gp_rangeformer.solvers.base import LinearSystem
 from gp_rangeformer.solvers.nystrom import NystromPreconditioner
 from gp_rangeformer.solvers.reason import Reason
 
-# Give up when this many iterations have not halved the largest residual: rounding has taken over.
-_PATIENCE = 20
+# Give up when this many iterations have not halved the largest residual: rounding has taken over. Shorter plateaus are
+# the usual start of a hard system.
+_PATIENCE = 50
 
 
 @dataclass(frozen=True)

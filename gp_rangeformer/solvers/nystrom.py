@@ -26,7 +26,7 @@ class RangeProposal(Protocol):
 
 
 @dataclass(frozen=True)
-class TestMatrix:
+class ProposedTestMatrix:
     """An arbitrary n x r test matrix Omega, e.g. from a network: one pass over K."""
 
     omega: Float[Tensor, "n r"]

@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from gp_rangeformer.ranges.landmarks import Landmarks
+from gp_rangeformer.solvers.certificate import inv_quad_bounds, logdet_bounds
+from gp_rangeformer.solvers.cholesky import ExactPrepared, logdet_rounding_per_point
+from gp_rangeformer.solvers.nystrom import nystrom_preconditioner
+from tests.solvers.systems import kernel_matrix, points, system, targets
+
+N = 200
+
+
+@pytest.mark.parametrize("rank", [5, 50, 150])
+@pytest.mark.parametrize("noise", [1e-4, 1e-2, 1.0])
+def test_both_intervals_contain_the_exact_value_whatever_the_vector(rank, noise) -> None:
+    linear_system = system(kernel_matrix(points(N, 3)), noise)
+    preconditioner = nystrom_preconditioner(linear_system, Landmarks(torch.arange(rank)))
+    dense = linear_system.to_dense()
+    rhs = targets(N, 3)
+    exact = (rhs * torch.linalg.solve(dense, rhs)).sum(0)
+    # a solution, a perturbed one, and an arbitrary vector
+    solution = torch.linalg.solve(dense, rhs)
+    solution[:, 1] *= 1.1
+    solution[:, 2] = 0
+    value, bounds = inv_quad_bounds(linear_system, preconditioner, rhs, solution, rhs - dense @ solution)
+    for j in range(3):
+        assert bounds[j].contains(float(exact[j]))
+        assert bounds[j].lower <= float(value[j]) <= bounds[j].upper
+    assert bounds[0].width < 1e-6 * float(exact[0])
+    assert logdet_bounds(linear_system, preconditioner).contains(float(torch.logdet(dense)))
+
+
+def test_the_upper_bound_of_the_log_determinant_is_not_vacuous() -> None:
+    """Tighter than the trace bound n log(1 + tr(K - Q) / (n s)), and shrinking with the rank."""
+    noise = torch.logspace(-2, 0, N, dtype=torch.float64)
+    linear_system = system(kernel_matrix(points(N, 2)), noise)
+    widths = []
+    for rank in (10, 40, 160):
+        preconditioner = nystrom_preconditioner(linear_system, Landmarks(torch.arange(rank)))
+        interval = logdet_bounds(linear_system, preconditioner)
+        trace_bound = N * torch.log1p(preconditioner.gap.mean())
+        assert interval.upper <= preconditioner.logdet() + float(trace_bound) + 1e-6
+        widths.append(interval.width)
+    assert widths[0] > 2 * widths[1] > 4 * widths[2]
+
+
+@pytest.mark.parametrize("name", ["rbf", "matern32", "matern12"])
+@pytest.mark.parametrize("noise", [1e-4, 1e-2, 1.0, 10.0])
+def test_the_float32_rounding_margins_cover_what_is_measured(name, noise) -> None:
+    kernel = kernel_matrix(points(500, 3), name)
+    single = system(kernel, noise, torch.float32)
+    dense = single.to_dense(torch.float64)  # the rounded matrix is the one to answer for
+    exact = float(torch.logdet(dense))
+    factor = torch.linalg.cholesky(single.to_dense())
+    error = abs(ExactPrepared(single, factor, jitter=0.0).logdet().value - exact) / 500
+    assert error <= logdet_rounding_per_point(single)
+
+    rhs = targets(500, 4)
+    solution = torch.linalg.solve(dense, rhs).float()
+    true = rhs - dense @ solution.double()
+    measured = torch.linalg.vector_norm(rhs.float() - single.matmul(solution) - true, dim=0)
+    assert bool((measured <= single.residual_rounding(solution)).all())
+    # and the margin is not a blank cheque
+    assert bool((single.residual_rounding(solution) <= 1e4 * measured).all())

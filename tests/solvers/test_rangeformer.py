@@ -1,0 +1,171 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from gp_rangeformer.ranges.landmarks import Landmarks
+from gp_rangeformer.ranges.memory import Memory
+from gp_rangeformer.solvers.cholesky import ExactSolver
+from gp_rangeformer.solvers.rangeformer import RangeFormerSolver
+from gp_rangeformer.solvers.reason import Reason
+from tests.solvers.systems import kernel_matrix, points, spectrum_matrix, system, targets
+
+N = 400
+X = points(N, 4)
+
+
+def at_step(t: int, dtype: torch.dtype = torch.float64):
+    """A system along a smooth path of hyperparameters."""
+    return system(kernel_matrix(X, lengthscale=1.0 + 0.03 * t), 0.02 * 0.97**t, dtype)
+
+
+def train(solver: RangeFormerSolver, steps: int = 10) -> list[int]:
+    memory, rhs = Memory(), targets(N)
+    return [solver.prepare(at_step(t), memory).evaluate(rhs).solution.iterations for t in range(steps)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_value_and_gradient_approach_the_exact_ones(dtype) -> None:
+    linear_system, rhs = at_step(0, dtype), targets(N).to(dtype)
+    one = torch.ones(1, dtype=dtype)
+    exact = ExactSolver().prepare(at_step(0)).evaluate(rhs.double())
+    exact_gradient = exact.kernel_gradient(one.double(), one[0].double())
+    direction = kernel_matrix(X, lengthscale=1.2) - kernel_matrix(X, lengthscale=1.0)
+    expected = float((exact_gradient * direction).sum())
+    errors = []
+    for probes in (8, 512):
+        solver = RangeFormerSolver(rank=100, num_probes=probes, num_logdet_probes=probes, tolerance=1e-3)
+        evaluation = solver.prepare(linear_system).evaluate(rhs)
+        assert evaluation.fallback_reason is None
+        assert float(evaluation.inv_quad[0]) == pytest.approx(float(exact.inv_quad[0]), rel=1e-4)
+        assert evaluation.logdet is not None
+        assert exact.logdet is not None
+        assert evaluation.logdet.value == pytest.approx(exact.logdet.value, abs=N * 0.15 / probes**0.5)
+        gradient = evaluation.kernel_gradient(one, one[0]).double()
+        errors.append(abs(float((gradient * direction).sum()) - expected) / abs(expected))
+        diagonal = evaluation.noise_gradient(one, one[0]).double()
+        torch.testing.assert_close(diagonal, gradient.diagonal(), rtol=1e-3, atol=1e-3)
+    assert errors[1] < 0.02
+    assert errors[1] < errors[0] + 1e-3
+
+
+def test_the_memory_saves_iterations_and_extrapolation_more_than_a_warm_start() -> None:
+    none = train(RangeFormerSolver(rank=40, predictor="none"))
+    previous = train(RangeFormerSolver(rank=40, predictor="previous"))
+    extrapolated = train(RangeFormerSolver(rank=40, predictor="extrapolate"))
+    galerkin = train(RangeFormerSolver(rank=40, predictor="galerkin"))
+    assert sum(extrapolated[3:]) < sum(previous[3:]) < sum(none[3:])
+    assert sum(galerkin[3:]) < sum(previous[3:])
+
+
+@pytest.mark.parametrize("poison", ["nan", "noise", "other model", "landmarks"])
+@pytest.mark.parametrize("predictor", ["extrapolate", "galerkin", "previous"])
+def test_a_poisoned_memory_costs_time_only(poison, predictor) -> None:
+    solver = RangeFormerSolver(rank=40, predictor=predictor, tolerance=1e-4)
+    linear_system, rhs = at_step(0), targets(N)
+    clean = solver.prepare(linear_system, Memory()).evaluate(rhs)
+    memory = Memory()
+    shape = (N, 1 + solver.num_probes)
+    if poison == "nan":
+        memory.remember(torch.full(shape, float("nan"), dtype=torch.float64), 2)
+    elif poison == "noise":
+        memory.remember(1e6 * torch.randn(shape, dtype=torch.float64), 2)
+        memory.remember(1e6 * torch.randn(shape, dtype=torch.float64), 2)
+    elif poison == "other model":
+        other = system(kernel_matrix(points(N, 2, seed=7), "rbf", 0.3), 0.5)
+        solver.prepare(other, memory).evaluate(targets(N, seed=8))
+    else:
+        memory.landmarks = Landmarks(torch.tensor([3, 3, 10**6, -1]))
+    evaluation = solver.prepare(linear_system, memory).evaluate(rhs)
+    assert evaluation.fallback_reason is None
+    assert evaluation.residual <= solver.tolerance
+    torch.testing.assert_close(evaluation.inv_quad, clean.inv_quad, rtol=1e-6, atol=0)
+    assert evaluation.logdet is not None
+    assert clean.logdet is not None
+    # other landmarks give another, equally valid, stochastic estimate
+    assert evaluation.logdet.rigorous.contains(clean.logdet.value)
+
+
+def test_same_inputs_and_seed_give_the_same_bits() -> None:
+    first, second, other = (
+        RangeFormerSolver(rank=50, seed=seed).prepare(at_step(0)).evaluate(targets(N)) for seed in (3, 3, 4)
+    )
+    assert torch.equal(first.solution.value, second.solution.value)
+    assert first.logdet == second.logdet
+    assert first.logdet != other.logdet
+
+
+def test_probes_depend_on_seed_and_size_alone() -> None:
+    solver = RangeFormerSolver(num_probes=4)
+    assert torch.equal(solver.probe_vectors(at_step(0)), solver.probe_vectors(at_step(5)))
+    assert set(solver.probe_vectors(at_step(0)).unique().tolist()) == {-1.0, 1.0}
+
+
+def test_what_does_not_converge_is_answered_exactly_and_named() -> None:
+    solver = RangeFormerSolver(rank=5, max_passes=2, tolerance=1e-6)
+    memory = Memory()
+    linear_system, rhs = at_step(0), targets(N)
+    evaluation = solver.prepare(linear_system, memory).evaluate(rhs)
+    assert evaluation.fallback_reason is Reason.MAX_PASSES
+    exact = ExactSolver().prepare(linear_system).evaluate(rhs)
+    assert torch.equal(evaluation.inv_quad, exact.inv_quad)
+    paused = solver.prepare(linear_system, memory)
+    assert paused.failure is Reason.PAUSED
+    assert torch.equal(paused.evaluate(rhs).inv_quad, exact.inv_quad)
+    assert solver.prepare(linear_system, memory).failure is None
+
+
+@pytest.mark.parametrize(
+    ("kernel", "noise", "reason"),
+    [
+        (spectrum_matrix(torch.linspace(-0.05, 1, 60, dtype=torch.float64)), 0.2, Reason.NOT_PSD),
+        (kernel_matrix(points(60, 2)) + 0.1 * torch.eye(60, dtype=torch.float64), 0.0, Reason.ZERO_NOISE),
+        (kernel_matrix(points(60, 2)) + 0.1 * torch.eye(60, dtype=torch.float64), -0.01, Reason.ZERO_NOISE),
+    ],
+)
+def test_systems_without_a_certificate_are_answered_exactly(kernel, noise, reason) -> None:
+    linear_system = system(kernel, noise)
+    prepared = RangeFormerSolver(rank=60).prepare(linear_system)
+    evaluation = prepared.evaluate(targets(60))
+    assert evaluation.fallback_reason is reason
+    expected = torch.linalg.solve(linear_system.to_dense(), targets(60))
+    torch.testing.assert_close(evaluation.solution.value, expected, rtol=1e-8, atol=1e-8)
+
+
+def test_landmarks_are_drawn_again_when_they_have_grown_old() -> None:
+    solver = RangeFormerSolver(rank=30, predictor="none")
+    memory = Memory()
+    easy = system(kernel_matrix(X, "rbf", 6.0), 0.5)
+    solver.prepare(easy, memory).evaluate(targets(N))
+    assert memory.landmarks is not None
+    hard = system(kernel_matrix(X, "matern32", 1.0), 0.003)
+    solver.prepare(hard, memory).evaluate(targets(N))
+    assert memory.landmarks is None  # this step took far more iterations than the one after the last draw
+
+
+def test_a_tall_inverse_root_only_overestimates_variances_and_says_by_how_much() -> None:
+    smooth = system(kernel_matrix(X, "rbf", 4.0), 0.05)
+    root = RangeFormerSolver(rank=200).prepare(smooth).inv_root()
+    assert root.reason is Reason.CONVERGED
+    assert root.value.shape[1] < N
+    inverse = torch.linalg.inv(smooth.to_dense())
+    missing = torch.linalg.eigvalsh(inverse - root.value @ root.value.mT)
+    assert float(missing[0]) > -1e-8
+    rough = system(kernel_matrix(X, "matern12", 0.5), 0.05)
+    exact = RangeFormerSolver(rank=50).prepare(rough).inv_root()
+    assert exact.reason is Reason.EXACT_LOW_RANK
+    identity = exact.value @ exact.value.mT @ rough.to_dense()
+    torch.testing.assert_close(identity, torch.eye(N, dtype=torch.float64), rtol=0, atol=1e-8)
+
+
+def test_solves_outside_training_certify_their_own_tolerance() -> None:
+    solver = RangeFormerSolver(rank=50, tolerance=1e-5)
+    linear_system, memory, rhs = at_step(0), Memory(), targets(N)
+    solver.prepare(linear_system, memory).evaluate(rhs)
+    solution = solver.prepare(linear_system, memory).solve(rhs)
+    assert solution.reason is Reason.CONVERGED
+    residual = torch.linalg.vector_norm(rhs - linear_system.to_dense() @ solution.value)
+    assert float(residual / torch.linalg.vector_norm(rhs)) <= 1e-5
+    # the training solution is where it started from
+    cold = solver.prepare(linear_system, Memory()).solve(rhs)
+    assert solution.iterations < cold.iterations
