@@ -230,10 +230,10 @@ def test_simulators_give_any_number_of_points_by_default_2000(name):
     ],
 )
 def test_simulated_targets_are_the_function_of_uniform_inputs_plus_five_percent_noise(name, low, high, monkeypatch):
-    simulator = datasets._SIMULATORS[name]
+    simulator = datasets.SIMULATORS[name]
     inputs = []
     recorder = simulator._replace(function=lambda x: (inputs.append(x), simulator.function(x))[1])
-    monkeypatch.setitem(datasets._SIMULATORS, name, recorder)
+    monkeypatch.setitem(datasets.SIMULATORS, name, recorder)
     data = load(name, n=4000, n_test=2000, seed=1)
     test_x, train_x = inputs
     assert [len(x) for x in inputs] == [2000, 4000]
