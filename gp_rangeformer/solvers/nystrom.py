@@ -62,6 +62,11 @@ class NystromPreconditioner:
             self.root_noise.unsqueeze(-1)
         )
 
+    def inverse_factor(self) -> Float[Tensor, "n r"]:
+        """U with P^-1 = D^-1 - U U'. O(n r)."""
+        weights = (self.spectrum / (1 + self.spectrum)).sqrt().to(self.basis.dtype)
+        return self.basis * weights / self.root_noise.unsqueeze(-1)
+
     def root_solve(self, rhs: Float[Tensor, "n m"]) -> Float[Tensor, "n m"]:
         """C^-1 rhs for the root C = D^1/2 (I + V spectrum V')^1/2 of P = C C'. O(n r m)."""
         return self._function(self._unscale(rhs), (1 + self.spectrum).rsqrt() - 1)

@@ -21,6 +21,7 @@ from gp_rangeformer.solvers.block_cg import block_cg
 from gp_rangeformer.solvers.certificate import inv_quad_bounds, logdet_bounds
 from gp_rangeformer.solvers.cholesky import ExactPrepared, ExactSolver
 from gp_rangeformer.solvers.galerkin import galerkin
+from gp_rangeformer.solvers.gradient_weight import GradientWeight
 from gp_rangeformer.solvers.lanczos import LEVEL, lanczos_logdet
 from gp_rangeformer.solvers.nystrom import NystromPreconditioner, PreconditionerError, nystrom_preconditioner
 from gp_rangeformer.solvers.reason import Reason
@@ -152,13 +153,8 @@ class RangeFormerPrepared:
         self._learn_from(solution)
 
         value = solution.value
-        left, right = value, torch.cat([value[:, :m], probes], dim=1)
-
-        def weights(g_inv_quad: Tensor, g_logdet: Tensor) -> Tensor:
-            # d(b'A^-1 b) = -x' dA x; d log|A| = tr(A^-1 dA), estimated by the mean of (A^-1 z)' dA z over the probes.
-            share = (g_logdet / max(solver.num_probes, 1)).expand(right.shape[1] - m)
-            return left * torch.cat([-g_inv_quad, share])
-
+        assert self.preconditioner is not None
+        weight = GradientWeight.build(self.preconditioner, system.noise, value[:, :m], probes, value[:, m:])
         return Evaluation(
             solution=replace(
                 solution,
@@ -169,8 +165,8 @@ class RangeFormerPrepared:
             ),
             residual=float(solution.residual.max()),
             logdet=logdet,
-            kernel_gradient=lambda g_inv_quad, g_logdet: weights(g_inv_quad, g_logdet) @ right.mT,
-            noise_gradient=lambda g_inv_quad, g_logdet: (weights(g_inv_quad, g_logdet) * right).sum(-1),
+            kernel_gradient=weight.dense,
+            noise_gradient=weight.diagonal,
             inv_quad=solution.quadratic[:m].to(rhs.dtype),
         )
 

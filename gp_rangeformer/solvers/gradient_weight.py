@@ -1,0 +1,70 @@
+"""The n x n weight W with d(loss) = sum(W * dK), kept as thin factors until autograd asks for it.
+
+d(b'A^-1 b) = -x' dA x with x = A^-1 b, and d log|A| = tr(A^-1 dA), estimated from Rademacher probes z by the mean of
+(A^-1 z)' dA z. Where P is so close to A that almost nothing is left to estimate, P^-1 serves as control variate:
+tr(A^-1 dA) = tr(P^-1 dA) + tr((A^-1 - P^-1) dA), the first term exact and the second from the probes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from gp_rangeformer.solvers.nystrom import NystromPreconditioner
+
+# The mean of diag(D^-1 (K - Q)) below which the control variate helps. Measured ratio of gradient errors with and
+# without it, 32 probes, n = 1000: 1e-4 at a gap of 1e-5, 0.015 at 0.007, 0.15 at 0.065, 0.5 at 0.07 to 0.2, 1.3 to 1.6
+# at 0.45 to 0.65, 15 at 5: its 1/noise acts on the whole complement of the range.
+CONTROL_GAP = 0.1
+
+
+@dataclass(frozen=True)
+class GradientWeight:
+    """Solutions and probes of one training step. ``inverse`` is P^-1's factor U, P^-1 = D^-1 - U U', or None."""
+
+    solutions: Float[Tensor, "n m"]
+    probes: Float[Tensor, "n p"]
+    probe_solutions: Float[Tensor, "n p"]
+    noise: Float[Tensor, " n"]
+    inverse: Float[Tensor, "n r"] | None
+
+    @classmethod
+    def build(
+        cls,
+        preconditioner: NystromPreconditioner,
+        noise: Float[Tensor, " n"],
+        solutions: Float[Tensor, "n m"],
+        probes: Float[Tensor, "n p"],
+        probe_solutions: Float[Tensor, "n p"],
+    ) -> GradientWeight:
+        """Decide about the control variate by the preconditioner's gap. O(n r p) if it is used."""
+        inverse = None
+        if probes.shape[1] and float(preconditioner.gap.mean()) < CONTROL_GAP:
+            inverse = preconditioner.inverse_factor()
+            probe_solutions = probe_solutions - preconditioner.solve(probes)
+        return cls(solutions, probes, probe_solutions, noise, inverse)
+
+    def dense(self, g_inv_quad: Float[Tensor, " m"], g_logdet: Float[Tensor, ""]) -> Float[Tensor, "n n"]:
+        """W for loss = sum_j g_inv_quad[j] b_j'A^-1 b_j + g_logdet log|A|. 2 n^2 (m + p) flops, + r with the control."""
+        left, right = self._factors(g_inv_quad, g_logdet)
+        weight = left @ right.mT
+        if self.inverse is not None:
+            weight.diagonal().addcdiv_(g_logdet.expand_as(self.noise), self.noise)
+        return weight
+
+    def diagonal(self, g_inv_quad: Float[Tensor, " m"], g_logdet: Float[Tensor, ""]) -> Float[Tensor, " n"]:
+        """The diagonal of W alone. O(n (m + p + r))."""
+        left, right = self._factors(g_inv_quad, g_logdet)
+        diagonal = (left * right).sum(-1)
+        return diagonal if self.inverse is None else diagonal + g_logdet / self.noise
+
+    def _factors(self, g_inv_quad: Tensor, g_logdet: Tensor) -> tuple[Tensor, Tensor]:
+        left = [-g_inv_quad * self.solutions, (g_logdet / max(self.probes.shape[1], 1)) * self.probe_solutions]
+        right = [self.solutions, self.probes]
+        if self.inverse is not None:
+            left.append(-g_logdet * self.inverse)
+            right.append(self.inverse)
+        return torch.cat(left, dim=1), torch.cat(right, dim=1)
