@@ -1,6 +1,7 @@
 """Autograd functions: the gradient of log determinants, quadratic forms and solves, from solves that are already done.
 
-K enters as a plain tensor, so the kernel's own backward runs once, with the n x n weight dL/dK. First derivatives only.
+K enters as a plain tensor, so the kernel's own backward runs once, with the n x n weight dL/dK. Second derivatives
+(``create_graph=True``) are the exact ones: they cost an inverse, and are rarely asked for.
 """
 
 from __future__ import annotations
@@ -9,7 +10,6 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from gp_rangeformer.solvers.base import Evaluation
 
@@ -25,12 +25,18 @@ class InvQuadLogDet(torch.autograd.Function):
     def forward(ctx, kernel: Tensor, noise: Tensor, rhs: Tensor, evaluate: Callable[[], Evaluation]):
         evaluation = evaluate()
         ctx.evaluation = evaluation
+        ctx.save_for_backward(kernel, noise, rhs)
         logdet = rhs.new_zeros(()) if evaluation.logdet is None else rhs.new_tensor(evaluation.logdet.value)
-        return evaluation.inv_quad, logdet
+        # A clone: the output refers to this node, which must not refer back through the evaluation, or the n x n factors
+        # of every step would wait for the garbage collector.
+        return evaluation.inv_quad.clone(), logdet
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx, g_inv_quad: Tensor, g_logdet: Tensor):
+    def backward(ctx, g_inv_quad: Tensor, g_logdet: Tensor):  # type: ignore[override]
+        # Grad mode is on during a backward pass with create_graph only. The evaluation's tensors carry no graph: its
+        # gradient would look constant, and a second derivative would be wrong without a word.
+        if torch.is_grad_enabled():
+            return *_differentiable_gradient(*ctx.saved_tensors, g_inv_quad, g_logdet), None
         evaluation: Evaluation = ctx.evaluation
         kernel_grad = noise_grad = rhs_grad = None
         if ctx.needs_input_grad[0]:
@@ -44,6 +50,17 @@ class InvQuadLogDet(torch.autograd.Function):
         return kernel_grad, noise_grad, rhs_grad, None
 
 
+def _differentiable_gradient(
+    kernel: Tensor, noise: Tensor, rhs: Tensor, g_inv_quad: Tensor, g_logdet: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The exact gradient as a differentiable function of everything it depends on. O(n^3), in float64."""
+    inverse = torch.linalg.inv(kernel.double() + noise.double().diag_embed())
+    solution = inverse @ rhs.double()
+    scaled = solution * g_inv_quad.double()
+    weight = g_logdet.double() * inverse - scaled @ solution.mT
+    return weight.to(kernel.dtype), weight.diagonal().to(noise.dtype), (2 * scaled).to(rhs.dtype)
+
+
 class Solve(torch.autograd.Function):
     """A^-1 rhs of A = K + D. ``apply(kernel n x n, noise n, rhs n x m, solve)`` -> n x m, where ``solve(rhs)`` returns
     the solution. Backward: one more solve, with the incoming gradient as right-hand side."""
@@ -52,17 +69,19 @@ class Solve(torch.autograd.Function):
     def forward(ctx, kernel: Tensor, noise: Tensor, rhs: Tensor, solve: Callable[[Tensor], Tensor]):
         solution = solve(rhs)
         ctx.solve = solve
-        ctx.save_for_backward(solution)
+        ctx.save_for_backward(kernel, noise, solution)
         return solution
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx, g_solution: Tensor):
-        (solution,) = ctx.saved_tensors
-        rhs_grad = ctx.solve(g_solution.contiguous())
+    def backward(ctx, g_solution: Tensor):  # type: ignore[override]
+        kernel, noise, solution = ctx.saved_tensors
+        # apply, not solve: with create_graph this pass is itself differentiated.
+        rhs_grad = Solve.apply(kernel, noise, g_solution.contiguous(), ctx.solve)
         kernel_grad = noise_grad = None
         if ctx.needs_input_grad[0]:
-            kernel_grad = -(rhs_grad @ solution.mT)
+            # Symmetric, as the host's: K is, and a caller may hold it as a leaf.
+            outer = rhs_grad @ solution.mT
+            kernel_grad = -0.5 * (outer + outer.mT)
         if ctx.needs_input_grad[1]:
             noise_grad = -(rhs_grad * solution).sum(-1)
         return kernel_grad, noise_grad, rhs_grad if ctx.needs_input_grad[2] else None, None

@@ -2,9 +2,9 @@
 
 Three methods of ``AddedDiagLinearOperator`` (which it inherits) are the entrance: ``inv_quad_logdet``, ``solve`` and
 ``root_inv_decomposition``. Two more hooks feed them: ``MultivariateNormal.log_prob`` (with fast log_prob off, BoTorch's
-default, it would bypass ``inv_quad_logdet``), and ``LazyEvaluatedKernelTensor.evaluate_kernel`` (which marks the
-evaluated matrix with its kernel module, so that memories of different models stay apart). With the flag off every hook
-is a straight call of the original.
+default, it would bypass ``inv_quad_logdet``), and ``Kernel.__call__`` (which marks the evaluated matrix with its kernel
+module, so that memories of different models stay apart). With the flag off every hook is a straight call of the
+original.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from importlib.metadata import version
 
 import torch
 from gpytorch.distributions import MultivariateNormal
-from gpytorch.lazy import LazyEvaluatedKernelTensor
+from gpytorch.kernels import Kernel
+from gpytorch.models.exact_prediction_strategies import DefaultPredictionStrategy
 from linear_operator.operators import AddedDiagLinearOperator, DenseLinearOperator, LinearOperator
 
 from gp_rangeformer.backend import feeders, hooks
@@ -46,13 +47,17 @@ def check_host() -> None:
     """
     for name, expected in _EXPECTED_PARAMETERS.items():
         own = AddedDiagLinearOperator.__dict__.get(name)
-        if own is not None and own is not _HOOKS[name]:
+        # By module: after a reload the hook of the former module may still be in place.
+        if own is not None and getattr(own, "__module__", None) != hooks.__name__:
             _refuse_host(f"AddedDiagLinearOperator now defines its own {name}")
         found = list(inspect.signature(getattr(LinearOperator, name)).parameters)
         if found != expected:
             _refuse_host(f"LinearOperator.{name} takes {found}, expected {expected}")
     if list(inspect.signature(feeders.original_log_prob).parameters) != ["self", "value"]:
         _refuse_host("MultivariateNormal.log_prob has another signature")
+    for name in ("covar_cache", "exact_predictive_covar"):
+        if not hasattr(DefaultPredictionStrategy, name):
+            _refuse_host(f"DefaultPredictionStrategy no longer has {name}")
     probe = DenseLinearOperator(torch.eye(1)).add_diagonal(torch.ones(1))
     if not (hasattr(probe, "_linear_op") and hasattr(probe, "_diag_tensor")):
         _refuse_host("AddedDiagLinearOperator no longer keeps its parts as _linear_op and _diag_tensor")
@@ -72,4 +77,4 @@ def install() -> None:
     for name, hook in _HOOKS.items():
         setattr(AddedDiagLinearOperator, name, hook)
     MultivariateNormal.log_prob = feeders.log_prob
-    LazyEvaluatedKernelTensor.evaluate_kernel = feeders.evaluate_kernel
+    Kernel.__call__ = feeders.call_kernel

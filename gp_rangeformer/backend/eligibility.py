@@ -51,7 +51,9 @@ class EligibleSystem:
 
 
 def _evaluated(operator: Any) -> Any:
-    return operator.evaluate_kernel() if isinstance(operator, LazyEvaluatedKernelTensor) else operator
+    while isinstance(operator, LazyEvaluatedKernelTensor):  # twice if another thread switches lazy evaluation back on
+        operator = operator.evaluate_kernel()
+    return operator
 
 
 def _is_dense(operator: Any) -> bool:
@@ -73,8 +75,8 @@ def _is_dense(operator: Any) -> bool:
     return any(dense) and all(d or p for d, p in zip(dense, plain, strict=True))
 
 
-def eligible(operator: AddedDiagLinearOperator) -> EligibleSystem | Reason:
-    """The system as tensors, or why it stays with the host. Cheap tests first; the kernel is evaluated last."""
+def decline_reason(operator: AddedDiagLinearOperator) -> Reason | None:
+    """Why ``operator`` stays with the host, or None. Cheap tests first; the kernel is evaluated last, never made dense."""
     if type(operator) is not AddedDiagLinearOperator:
         return Reason.OTHER_OPERATOR
     shape = operator.shape
@@ -92,17 +94,26 @@ def eligible(operator: AddedDiagLinearOperator) -> EligibleSystem | Reason:
         return Reason.NAN_POLICY
     if not _is_dense(operator._linear_op):
         return Reason.STRUCTURED_KERNEL
+    kernel = _evaluated(operator._linear_op)
+    if kernel.dtype != operator.dtype or operator._diag_tensor.dtype != operator.dtype:
+        return Reason.MIXED_DTYPE
+    return None
+
+
+def eligible(operator: AddedDiagLinearOperator) -> EligibleSystem | Reason:
+    """The system as tensors, or why it stays with the host."""
+    reason = decline_reason(operator)
+    if reason is not None:
+        return reason
     kernel_operator = _evaluated(operator._linear_op)
     kernel = kernel_operator.to_dense()
     noise = operator._diag_tensor._diagonal()
-    if kernel.dtype != operator.dtype or noise.dtype != kernel.dtype:
-        return Reason.MIXED_DTYPE
     if noise.device != kernel.device:
         raise RuntimeError(
             f"the kernel matrix is on {kernel.device}, the noise on {noise.device}: move model and likelihood together"
         )
     batch_shape = operator.batch_shape
-    n = shape[-1]
+    n = operator.shape[-1]
     return EligibleSystem(kernel.expand(*batch_shape, n, n), noise.expand(*batch_shape, n), owners(kernel_operator))
 
 
@@ -117,21 +128,22 @@ def check_rhs(system: EligibleSystem, rhs: Tensor) -> None:
             f"the right-hand side is on {rhs.device}, the kernel matrix on {system.kernel.device}: "
             "move the targets with .to(device)"
         )
-    if not bool(rhs.sum().isfinite()):
+    if not bool(rhs.isfinite().all()):  # not the sum: finite numbers may overflow in it
         raise NanError(
             "the right-hand side (targets minus mean) holds NaN or infinity: clean the targets, or use "
             "gpytorch.settings.observation_nan_policy('mask')"
         )
 
 
-_LINE_SEARCHES = ("torch.optim.lbfgs", "scipy.optimize")
-
-
 def inside_line_search() -> bool:
-    """Whether a line search is on the call stack: its objective is evaluated from inside its step, nobody else's is."""
+    """Whether a line search is on the call stack: its objective is evaluated from inside its step, nobody else's is.
+
+    Known by its module: scipy.optimize, or any name with "lbfgs" in it (torch's, BoTorch's batched one, third parties').
+    """
     frame = inspect.currentframe()
     while frame is not None:
-        if str(frame.f_globals.get("__name__", "")).startswith(_LINE_SEARCHES):
+        module = str(frame.f_globals.get("__name__", ""))
+        if module.startswith("scipy.optimize") or "lbfgs" in module.lower():
             return True
         frame = frame.f_back
     return False
@@ -142,21 +154,28 @@ def called_by_covar_cache() -> bool:
 
     Others (fantasies) combine the inverse root with the root and need the triangular pair.
     """
+    return _called_by("covar_cache") and bool(gpytorch_settings.detach_test_caches.on())
+
+
+def called_by_predictive_covariance() -> bool:
+    """Whether the solution will be subtracted from a prior covariance."""
+    return _called_by("exact_predictive_covar")
+
+
+def _called_by(function: str) -> bool:
     frame = inspect.currentframe()
-    for _ in range(6):
+    for _ in range(8):
         if frame is None:
             return False
-        if frame.f_code.co_name == "covar_cache" and str(frame.f_globals.get("__name__")).startswith("gpytorch.models"):
-            return bool(gpytorch_settings.detach_test_caches.on())
+        if frame.f_code.co_name == function and str(frame.f_globals.get("__name__")).startswith("gpytorch.models"):
+            return True
         frame = frame.f_back
     return False
 
 
-def shapes_match(operator: LinearOperator, rhs: Tensor | None) -> bool:
+def shapes_match(operator: LinearOperator, rhs: Tensor) -> bool:
     """The host's own condition on the right-hand side of inv_quad_logdet."""
-    if rhs is None:
-        return True
-    if rhs.dtype != operator.dtype or rhs.numel() == 0:
+    if rhs.numel() == 0:
         return False
     if operator.dim() == 2 and rhs.dim() == 1:
         return operator.shape[-1] == rhs.numel()

@@ -2,61 +2,68 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
+import math
+from typing import Any
 
 from gpytorch.beta_features import checkpoint_kernel
 from gpytorch.distributions import MultivariateNormal
+from gpytorch.kernels import Kernel
 from gpytorch.lazy import LazyEvaluatedKernelTensor
 from linear_operator import settings as host_settings
 from linear_operator.operators import AddedDiagLinearOperator, BatchRepeatLinearOperator, LinearOperator
 from torch import Tensor
 
 from gp_rangeformer import settings
-from gp_rangeformer.backend.eligibility import eligible
+from gp_rangeformer.backend.accounting import report_declined
+from gp_rangeformer.backend.eligibility import decline_reason
 from gp_rangeformer.backend.memories import mark_owner
-from gp_rangeformer.solvers.reason import Reason
-
-original_log_prob = MultivariateNormal.log_prob
-original_evaluate_kernel = LazyEvaluatedKernelTensor.evaluate_kernel
-_forced_log_prob = 0
-
-
-@contextlib.contextmanager
-def _force_log_prob() -> Iterator[None]:
-    """Fast log_prob on, remembering that the user has it off."""
-    global _forced_log_prob
-    with host_settings._fast_log_prob(True):
-        _forced_log_prob += 1
-        try:
-            yield
-        finally:
-            _forced_log_prob -= 1
-
-
-def user_log_prob() -> contextlib.AbstractContextManager[object]:
-    """The user's own choice of fast log_prob, for operators that are declined."""
-    return host_settings._fast_log_prob(False) if _forced_log_prob else contextlib.nullcontext()
 
 
 def log_prob(self: MultivariateNormal, value: Tensor) -> Tensor:
     """GPyTorch's log_prob; where the user has fast log_prob off, eligible covariances still meet inv_quad_logdet.
 
-    Switching fast log_prob on for the whole context would send every *other* operator from Cholesky to CG.
+    Written out for that case, not reached by switching the host's setting: settings are seen from other threads, and
+    every *other* operator would go from Cholesky to CG.
     """
-    if settings.rangeformer.off() or host_settings._fast_log_prob.on() or not self.islazy:
+    if settings.rangeformer.off() or host_settings.fast_computations.log_prob.on() or not self.islazy:
         return original_log_prob(self, value)
     covariance = self.lazy_covariance_matrix
-    if isinstance(covariance, BatchRepeatLinearOperator):
-        covariance = covariance.base_linear_op
-    if type(covariance) is not AddedDiagLinearOperator or isinstance(eligible(covariance), Reason):
+    base = covariance.base_linear_op if isinstance(covariance, BatchRepeatLinearOperator) else covariance
+    if not isinstance(base, AddedDiagLinearOperator):
         return original_log_prob(self, value)
-    with _force_log_prob():
+    reason = decline_reason(base)
+    if reason is not None:
+        report_declined("inv_quad_logdet", base, reason, columns=1)
         return original_log_prob(self, value)
+    if self._validate_args:
+        self._validate_sample(value)
+    difference = value - self.loc
+    batch_shape = difference.shape[:-1]
+    if len(batch_shape) < covariance.dim() - 2:
+        difference = difference.expand(covariance.shape[:-1])
+    elif batch_shape != covariance.batch_shape:
+        # Several label vectors: repeated lazily, which makes them columns of one system.
+        padded = (*(1 for _ in range(len(batch_shape) + 2 - covariance.dim())), *covariance.batch_shape)
+        covariance = covariance.repeat(*(own // single for own, single in zip(batch_shape, padded, strict=True)), 1, 1)
+    inv_quad, logdet = covariance.evaluate_kernel().inv_quad_logdet(difference.unsqueeze(-1), logdet=True)
+    return -0.5 * (inv_quad + logdet + difference.shape[-1] * math.log(2 * math.pi))
 
 
-def evaluate_kernel(self: LazyEvaluatedKernelTensor) -> LinearOperator:
-    result = original_evaluate_kernel(self)
-    if settings.rangeformer.on() and not checkpoint_kernel.value():
-        mark_owner(result, self.kernel)
+def call_kernel(self: Kernel, *args: Any, **kwargs: Any) -> Any:
+    """Mark what a kernel evaluates to; the outermost kernel returns last and wins.
+
+    Not a hook on LazyEvaluatedKernelTensor.evaluate_kernel, which calls this: kernels are evaluated eagerly where the
+    user, or another thread inside evaluate_kernel, has switched lazy evaluation off.
+    """
+    result = original_call_kernel(self, *args, **kwargs)
+    if settings.rangeformer.on() and isinstance(result, LinearOperator) and not checkpoint_kernel.value():
+        if not isinstance(result, LazyEvaluatedKernelTensor):
+            mark_owner(result, self)
     return result
+
+
+# Kept on the hooks, so that a reloaded module finds the host's methods and not its own former hooks.
+original_log_prob = getattr(MultivariateNormal.log_prob, "original", MultivariateNormal.log_prob)
+original_call_kernel = getattr(Kernel.__call__, "original", Kernel.__call__)
+log_prob.original = original_log_prob  # type: ignore[attr-defined]
+call_kernel.original = original_call_kernel  # type: ignore[attr-defined]

@@ -20,13 +20,14 @@ from gp_rangeformer import settings
 from gp_rangeformer.backend.accounting import AnyPrepared, Call, account_solve, account_training, report_declined
 from gp_rangeformer.backend.eligibility import (
     called_by_covar_cache,
+    called_by_predictive_covariance,
     check_rhs,
     eligible,
     inside_line_search,
     shapes_match,
 )
-from gp_rangeformer.backend.feeders import user_log_prob
 from gp_rangeformer.backend.memories import memory_of
+from gp_rangeformer.backend.prediction import covariance_solve
 from gp_rangeformer.functions import InvQuadLogDet, Solve
 from gp_rangeformer.ranges.memory import Memory
 from gp_rangeformer.solvers.base import Evaluation, InverseRoot, LinearSystem
@@ -47,12 +48,14 @@ def inv_quad_logdet(
     if settings.rangeformer.off():
         return original(self, inv_quad_rhs, logdet, reduce_inv_quad)
     system = eligible(self)
-    if not isinstance(system, Reason) and not shapes_match(self, inv_quad_rhs):
-        system = Reason.SHAPE
+    if not isinstance(system, Reason) and inv_quad_rhs is not None:
+        if inv_quad_rhs.dtype != self.dtype:
+            system = Reason.MIXED_DTYPE
+        elif not shapes_match(self, inv_quad_rhs):
+            system = Reason.SHAPE
     if isinstance(system, Reason):
-        report_declined("inv_quad_logdet", self, system)
-        with user_log_prob():
-            return original(self, inv_quad_rhs, logdet, reduce_inv_quad)
+        report_declined("inv_quad_logdet", self, system, _columns(inv_quad_rhs))
+        return original(self, inv_quad_rhs, logdet, reduce_inv_quad)
     if inv_quad_rhs is None and not logdet:
         raise RuntimeError("Either `inv_quad_rhs` or `logdet` must be specifed.")
 
@@ -67,7 +70,8 @@ def inv_quad_logdet(
     exact_reason = _exact_training_reason(n)
     inv_quads, logdets = [], []
     for index, ((kernel, noise), b) in enumerate(
-        zip(system.elements(), rhs.reshape(-1, n, rhs.shape[-1]).unbind(0), strict=True)
+        # not reshape(-1, ...): there may be no columns
+        zip(system.elements(), rhs.reshape(self.batch_shape.numel(), n, rhs.shape[-1]).unbind(0), strict=True)
     ):
         linear_system = LinearSystem(kernel.detach(), noise.detach())
         memory = memory_of(system.owners, system.kernel, index)
@@ -107,7 +111,7 @@ def solve(self: AddedDiagLinearOperator, right_tensor: Tensor, left_tensor: Tens
     ):
         system = Reason.SHAPE if right_tensor.dtype == self.dtype else Reason.MIXED_DTYPE
     if isinstance(system, Reason):
-        report_declined("solve", self, system, right_tensor.shape[-1])
+        report_declined("solve", self, system, _columns(right_tensor))
         return original(self, right_tensor, left_tensor)
 
     check_rhs(system, right_tensor)
@@ -124,6 +128,7 @@ def solve(self: AddedDiagLinearOperator, right_tensor: Tensor, left_tensor: Tens
         system = replace(system, kernel=expanded_kernel, noise=system.noise.expand(*batch_shape, n))
     rhs = rhs.expand(*batch_shape, *rhs.shape[-2:])
     call = Call("solve", system, rhs.shape[-1])
+    for_covariance = called_by_predictive_covariance()
     solutions = []
     for index, ((kernel, noise), b) in enumerate(
         zip(system.elements(), rhs.reshape(-1, n, rhs.shape[-1]).unbind(0), strict=True)
@@ -136,7 +141,8 @@ def solve(self: AddedDiagLinearOperator, right_tensor: Tensor, left_tensor: Tens
         def solve_columns(
             columns: Tensor, linear_system=linear_system, prepared=prepared, reason=exact_reason
         ) -> Tensor:
-            solution = prepared.solve(columns.detach())
+            answer = covariance_solve if for_covariance else type(prepared).solve
+            solution = answer(prepared, columns.detach())  # type: ignore[arg-type]
             # The backward pass solves again, after this call's report has been published.
             ours = call if not call.published else Call("solve", system, columns.shape[-1])
             account_solve(ours, linear_system, prepared, solution, reason)
@@ -173,7 +179,7 @@ def root_inv_decomposition(
 
     call = Call(name, system, 0)
     n = self.shape[-1]
-    roots, factors = [], []
+    roots, factors, triangular = [], [], True
     with torch.no_grad():
         for index, (kernel, noise) in enumerate(system.elements()):
             linear_system = LinearSystem(kernel.detach(), noise.detach())
@@ -187,11 +193,13 @@ def root_inv_decomposition(
             reason = (Reason.EXACT_SMALL if small else Reason.EXACT_ROOT) if exact else root.reason
             call.add(linear_system, prepared, reason, variance_error=max(call.report.variance_error or 0, root.error))
             roots.append(root.value)
+            # Not by its shape: a range as wide as the matrix gives a square root that is not triangular.
+            triangular = triangular and (isinstance(prepared, ExactPrepared) or prepared.exact is not None)
             if isinstance(prepared, ExactPrepared):
                 factors.append(prepared.factor.to(kernel.dtype))
     call.publish()
     stacked = torch.stack(roots).reshape(*self.batch_shape, *roots[0].shape)
-    if stacked.shape[-1] < n:
+    if not triangular:
         # Not cached on the operator: a later fantasy needs the triangular pair below.
         return RootLinearOperator(stacked)
     result = RootLinearOperator(TriangularLinearOperator(stacked, upper=True))
@@ -200,6 +208,12 @@ def root_inv_decomposition(
         factor = torch.stack(factors).reshape(*self.batch_shape, n, n)
         add_to_cache(self, "root_decomposition", RootLinearOperator(TriangularLinearOperator(factor)))
     return get_from_cache(self, name)
+
+
+def _columns(rhs: Tensor | None) -> int:
+    if rhs is None:
+        return 0
+    return 1 if rhs.dim() < 2 else rhs.shape[-1]
 
 
 def _exact_training_reason(n: int) -> Reason | None:

@@ -48,7 +48,12 @@ def owners(operator: LinearOperator) -> tuple[int, ...]:
 
 
 def memory_of(owners: tuple[int, ...], kernel: torch.Tensor, element: int) -> Memory:
-    """The memory of batch element ``element`` of a kernel matrix of shape (*batch) n n."""
+    """The memory of batch element ``element`` of a kernel matrix of shape (*batch) n n.
+
+    A matrix of unknown origin gets an empty one that nobody keeps: two matrices of one size may have nothing in common.
+    """
+    if not owners:
+        return Memory()
     return _store.get((owners, kernel.shape[-1], kernel.dtype, str(kernel.device), element))
 
 

@@ -48,7 +48,7 @@ class GradientWeight:
         return cls(solutions, probes, probe_solutions, noise, inverse)
 
     def dense(self, g_inv_quad: Float[Tensor, " m"], g_logdet: Float[Tensor, ""]) -> Float[Tensor, "n n"]:
-        """W for loss = sum_j g_inv_quad[j] b_j'A^-1 b_j + g_logdet log|A|. 2 n^2 (m + p) flops, + r with the control."""
+        """W for loss = sum_j g_inv_quad[j] b_j'A^-1 b_j + g_logdet log|A|. 2 n^2 (m + p + r) flops."""
         left, right = self._factors(g_inv_quad, g_logdet)
         weight = left @ right.mT
         if self.inverse is not None:

@@ -1,0 +1,160 @@
+"""Which solvers can be compared, and how each is switched on. A solver is a set of host and plug-in settings."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import gpytorch
+import torch
+from linear_operator.settings import _feature_flag
+
+from gp_rangeformer import settings
+
+REFERENCE = "reference"
+BASES = {
+    "exact": "the plug-in's closed-form Cholesky path",
+    "cholesky": "GPyTorch's Cholesky path",
+    "cg": "GPyTorch's conjugate gradients, default settings, at any n",
+    "cg-tight": "GPyTorch's conjugate gradients, tolerance 0.01, preconditioner of rank 100",
+    "rangeformer": "the plug-in",
+}
+DEFAULT_SOLVERS = tuple(BASES)
+_SWITCH = {"on": True, "true": True, "off": False, "false": False}
+_PLUGIN = ("exact", "rangeformer")
+# Largest n at which the reference is GPyTorch's own float64 Cholesky (2 s a step on two cores); the plug-in's
+# closed form answers above, checked once against GPyTorch's.
+REFERENCE_CHOLESKY_SIZE = 2500
+
+
+class SolverError(ValueError):
+    """A solver that does not exist, or a setting it does not take; the message names what does."""
+
+
+@dataclass(frozen=True)
+class SolverSpec:
+    """One competitor. ``overrides`` are plug-in settings by name, on top of what ``base`` means."""
+
+    name: str
+    base: str
+    dtype: str
+    overrides: Mapping[str, object] = field(default_factory=dict)
+    timing_only: bool = False
+
+    @property
+    def is_plugin(self) -> bool:
+        return self.base in _PLUGIN
+
+    @property
+    def is_reference(self) -> bool:
+        return self.name == REFERENCE
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        return getattr(torch, self.dtype)
+
+    @property
+    def uses_cg(self) -> bool:
+        return self.base in ("cg", "cg-tight")
+
+    def describe(self) -> str:
+        text = BASES[self.base]
+        if self.overrides:
+            text += " with " + ", ".join(f"{name}={value}" for name, value in self.overrides.items())
+        return f"{text}, {self.dtype}"
+
+    @contextlib.contextmanager
+    def active(self) -> Iterator[None]:
+        """Everything inside is answered by this solver."""
+        with contextlib.ExitStack() as stack:
+            if self.is_plugin:
+                stack.enter_context(settings.rangeformer())
+                if self.base == "exact":
+                    stack.enter_context(settings.logdet("exact"))
+                for name, value in self.overrides.items():
+                    stack.enter_context(getattr(settings, name)(value))
+            elif self.base == "cholesky":
+                stack.enter_context(settings.rangeformer(False))
+                stack.enter_context(gpytorch.settings.fast_computations(False, False, False))
+            else:
+                stack.enter_context(settings.rangeformer(False))
+                stack.enter_context(gpytorch.settings.fast_computations(True, True, True))
+                stack.enter_context(gpytorch.settings.max_cholesky_size(0))
+                if self.base == "cg-tight":
+                    stack.enter_context(gpytorch.settings.cg_tolerance(0.01))
+                    stack.enter_context(gpytorch.settings.max_preconditioner_size(100))
+                    stack.enter_context(gpytorch.settings.min_preconditioning_size(0))
+            yield
+
+
+def reference_spec(n: int) -> SolverSpec:
+    """Float64: GPyTorch's Cholesky up to n = 2500, the closed-form exact path above."""
+    return SolverSpec(REFERENCE, "cholesky" if n <= REFERENCE_CHOLESKY_SIZE else "exact", "float64")
+
+
+def parse_solvers(
+    names: str, dtype: str = "float32", timing_only: str = "", min_size: int | None = None
+) -> tuple[SolverSpec, ...]:
+    """Solvers from a comma-separated list: ``cholesky,cg,rangeformer:rank=200+predictor=previous``.
+
+    :param names: base names; ``exact`` and ``rangeformer`` take settings after a colon, joined by plus signs.
+    :param timing_only: those of ``names`` that run a few steps only.
+    :param min_size: ``settings.min_size`` of every ``rangeformer`` that does not say its own.
+    :raises SolverError: unknown or repeated solver, unknown setting or a value it refuses.
+    """
+    wanted = [name.strip() for name in names.split(",") if name.strip()]
+    timed = [name.strip() for name in timing_only.split(",") if name.strip()]
+    if not wanted:
+        raise SolverError(f"no solver named; solvers: {_known()}")
+    for name in wanted:
+        if wanted.count(name) > 1:
+            raise SolverError(f"solver {name!r} is named twice: name each once")
+    for name in timed:
+        if name not in wanted:
+            raise SolverError(f"--timing-only names {name!r}, which is not among the solvers {', '.join(wanted)}")
+    return tuple(_parse(name, dtype, name in timed, min_size) for name in wanted)
+
+
+def _parse(name: str, dtype: str, timing_only: bool, min_size: int | None) -> SolverSpec:
+    base, _, text = name.partition(":")
+    if base not in BASES:
+        hint = "; the reference always runs" if base == REFERENCE else ""
+        raise SolverError(f"no solver {base!r}; solvers: {_known()}{hint}")
+    if text and base not in _PLUGIN:
+        raise SolverError(f"{name!r}: only {' and '.join(_PLUGIN)} take settings; settings: {', '.join(_names())}")
+    overrides: dict[str, object] = {}
+    if base == "rangeformer" and min_size is not None:
+        overrides["min_size"] = _checked(name, "min_size", str(min_size))
+    for part in filter(None, text.split("+")):
+        setting, equals, value = part.partition("=")
+        if not equals:
+            raise SolverError(f"{name!r}: {part!r} is not of the form setting=value")
+        overrides[setting] = _checked(name, setting, value)
+    return SolverSpec(name, base, dtype, overrides, timing_only)
+
+
+def _known() -> str:
+    return f"{', '.join(BASES)}, and exact:SETTING=VALUE+... or rangeformer:SETTING=VALUE+..."
+
+
+def _names() -> list[str]:
+    return [name for name in settings.current() if name not in ("rangeformer", "verbose")]
+
+
+def _checked(solver: str, setting: str, text: str) -> object:
+    """``text`` in the type of the setting's present value, accepted by the setting itself."""
+    if setting not in _names():
+        raise SolverError(f"{solver!r}: no setting {setting!r}; settings: {', '.join(_names())}")
+    kind: Any = getattr(settings, setting)
+    try:
+        flag = issubclass(kind, _feature_flag)
+        present: Any = settings.current()[setting]
+        value = _SWITCH[text.lower()] if flag else type(present)(text)
+        kind(value)
+    except KeyError:
+        raise SolverError(f"{solver!r}: {setting}={text}: write on or off") from None
+    except ValueError as error:
+        raise SolverError(f"{solver!r}: {setting}={text}: {error}") from None
+    return value

@@ -1,0 +1,58 @@
+"""Seeds, checked array shapes, the host's own defaults, and no state that leaks from one test into the next."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import jaxtyping
+import pytest
+
+# Before the package is imported anywhere: every call in these folders is checked against its annotated shapes.
+jaxtyping.install_import_hook(["gp_rangeformer.solvers", "gp_rangeformer.ranges"], "beartype.beartype")
+
+import gpytorch  # noqa: E402
+import torch  # noqa: E402
+from linear_operator import settings as host_settings  # noqa: E402
+
+import gp_rangeformer  # noqa: E402
+from gp_rangeformer import settings  # noqa: E402
+
+# What ``import botorch`` changes for the whole process, at GPyTorch's own values: test modules may import it.
+HOST_DEFAULTS: list[tuple[Any, str, Any]] = [
+    (host_settings._fast_covar_root_decomposition, "_default", True),
+    (host_settings._fast_log_prob, "_default", True),
+    (host_settings._fast_solves, "_default", True),
+    (host_settings.cholesky_max_tries, "_global_value", 3),
+    (host_settings.max_cholesky_size, "_global_value", 800),
+    (gpytorch.settings.max_eager_kernel_size, "_global_value", 512),
+]
+
+
+def _host_state() -> dict[str, object]:
+    """What a test could leave changed in the host's own settings."""
+    return {
+        "fast log_prob": host_settings.fast_computations.log_prob.on(),
+        "fast solves": host_settings.fast_computations.solves.on(),
+        "fast roots": host_settings.fast_computations.covar_root_decomposition.on(),
+        "max_cholesky_size": host_settings.max_cholesky_size.value(),
+        "fast_pred_var": gpytorch.settings.fast_pred_var.on(),
+        "detach_test_caches": gpytorch.settings.detach_test_caches.on(),
+        "lazily_evaluate_kernels": gpytorch.settings.lazily_evaluate_kernels.on(),
+        "default dtype": torch.get_default_dtype(),
+        "threads": torch.get_num_threads(),
+    }
+
+
+@pytest.fixture(autouse=True)
+def isolated() -> Iterator[None]:
+    """Seeded, with empty memories and the host's defaults; fails the test if it leaves a setting changed."""
+    torch.manual_seed(0)
+    gp_rangeformer.clear_memory()
+    for setting, attribute, value in HOST_DEFAULTS:
+        setattr(setting, attribute, value)
+    before, host_before = settings.current(), _host_state()
+    yield
+    gp_rangeformer.clear_memory()
+    assert settings.current() == before, "the test leaves a gp_rangeformer setting changed"
+    assert _host_state() == host_before, "the test leaves a gpytorch or linear_operator setting changed"

@@ -1,0 +1,151 @@
+"""Every setting: its default, its context, what it refuses, and that it is listed."""
+
+from __future__ import annotations
+
+import math
+import threading
+from typing import Any
+
+import numpy as np
+import pytest
+from linear_operator.settings import _feature_flag, _value_context
+
+from gp_rangeformer import settings
+
+COUNTS = [
+    (settings.rank, 1),
+    (settings.num_probes, 2),
+    (settings.num_logdet_probes, 2),
+    (settings.history, 0),
+    (settings.min_size, 1),
+    (settings.exact_size, 1),
+    (settings.max_passes, 1),
+    (settings.seed, 0),
+    (settings.memory_limit, 0),
+]
+SHARES = [settings.tolerance, settings.prediction_tolerance]
+CHOICES = [
+    (settings.predictor, ("extrapolate", "galerkin", "previous", "none")),
+    (settings.logdet, ("lanczos", "exact")),
+    (settings.landmarks, ("rp_cholesky", "uniform")),
+]
+FLAGS = [(settings.rangeformer, False), (settings.verbose, False), (settings.exact_line_search, True)]
+
+
+def everything() -> set[str]:
+    found = {
+        name
+        for name, setting in vars(settings).items()
+        if isinstance(setting, type) and issubclass(setting, (_feature_flag, _value_context)) and name[0] != "_"
+    }
+    return found
+
+
+def test_this_file_knows_every_setting() -> None:
+    known = {setting.__name__ for setting, _ in [*COUNTS, *CHOICES, *FLAGS]} | {setting.__name__ for setting in SHARES}
+    assert known == everything()
+
+
+def test_current_lists_every_setting_with_its_present_value() -> None:
+    assert set(settings.current()) == everything()
+    with settings.rank(7), settings.rangeformer(), settings.logdet("exact"):
+        changed = settings.current()
+    assert (changed["rank"], changed["rangeformer"], changed["logdet"]) == (7, True, "exact")
+    assert settings.current()["rank"] != 7
+
+
+def test_every_docstring_states_the_default() -> None:
+    for name in everything():
+        setting = getattr(settings, name)
+        assert setting.__doc__ is not None
+        stated = setting.__doc__.split("(Default: ")[1].split(")")[0].strip('"')
+        value = setting._default if issubclass(setting, _feature_flag) else setting._global_value
+        expected = "512 MiB" if name == "memory_limit" else str(value)
+        assert stated == expected, name
+
+
+@pytest.mark.parametrize(("setting", "smallest"), COUNTS)
+def test_counts_refuse_what_is_no_count(setting: Any, smallest: int) -> None:
+    before = setting.value()
+    for bad in (smallest - 1, -5, 2.5, math.nan, "3", None, True, [3]):
+        with pytest.raises(ValueError, match=rf"settings\.{setting.__name__} must be an integer of at least {smallest}"):
+            setting(bad)
+    assert setting.value() == before
+
+
+@pytest.mark.parametrize("setting", SHARES)
+def test_shares_refuse_what_is_no_share(setting: Any) -> None:
+    before = setting.value()
+    for bad in (0, 1, -0.1, 2, math.nan, math.inf, "0.1", None, True, [0.1]):
+        with pytest.raises(ValueError, match=rf"settings\.{setting.__name__} must be a number between 0 and 1"):
+            setting(bad)
+    assert setting.value() == before
+
+
+@pytest.mark.parametrize(("setting", "choices"), CHOICES)
+def test_choices_refuse_others_and_list_their_own(setting: Any, choices: tuple[str, ...]) -> None:
+    before = setting.value()
+    for bad in ("cg", "", None, 1, "Exact"):
+        with pytest.raises(ValueError, match=rf"settings\.{setting.__name__} must be one of.*{choices[0]}") as caught:
+            setting(bad)
+        assert all(repr(choice) in str(caught.value) for choice in choices)
+    for choice in choices:
+        with setting(choice):
+            assert setting.value() == choice
+    assert setting.value() == before
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"), [(s, 50) for s, _ in COUNTS] + [(s, 0.5) for s in SHARES] + [(c, v[-1]) for c, v in CHOICES]
+)
+def test_contexts_nest_and_restore_also_after_an_error(setting: Any, value: Any) -> None:
+    before = setting.value()
+    with setting(value):
+        assert setting.value() == value
+        with setting(before):
+            assert setting.value() == before
+        assert setting.value() == value
+    assert setting.value() == before
+    with pytest.raises(KeyError), setting(value):
+        raise KeyError
+    assert setting.value() == before
+
+
+@pytest.mark.parametrize(("flag", "default"), FLAGS)
+def test_flags_speak_the_hosts_dialect(flag: Any, default: bool) -> None:
+    assert flag.on() is default
+    assert flag.off() is not default
+    assert flag.is_default()
+    with flag(not default):
+        assert flag.on() is not default
+        with flag(default):
+            assert flag.on() is default
+        assert flag.on() is not default
+    assert flag.on() is default
+    with pytest.raises(KeyError), flag(not default):
+        raise KeyError
+    assert flag.on() is default
+
+
+def test_the_flag_is_on_without_an_argument() -> None:
+    with settings.rangeformer():
+        assert settings.rangeformer.on()
+
+
+def test_a_setting_is_seen_from_other_threads_as_the_hosts_are() -> None:
+    seen = []
+    with settings.rank(11):
+        thread = threading.Thread(target=lambda: seen.append(settings.rank.value()))
+        thread.start()
+        thread.join()
+    assert seen == [11]
+
+
+def test_numpy_numbers_are_refused_or_taken_never_misread() -> None:
+    for make, setting in ((np.int64, settings.rank), (np.float64, settings.tolerance)):
+        value = make(1) if setting is settings.rank else make(0.5)
+        try:
+            with setting(value):
+                assert setting.value() == value
+        except ValueError as error:
+            assert f"settings.{setting.__name__}" in str(error)
