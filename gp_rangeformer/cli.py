@@ -84,7 +84,9 @@ def compare(
             show_default="all five",
         ),
     ] = "exact,cholesky,cg,cg-tight,rangeformer",
-    dtype: _Dtype = "float32",
+    dtype: Annotated[
+        str | None, typer.Option(help="float32 or float64.", show_default="float32; float64 for the kernel of co2")
+    ] = None,
     device: _Device = "cpu",
     seed: _Seed = 0,
     audit: Annotated[
@@ -110,11 +112,11 @@ def compare(
         from gp_rangeformer.compare import compare as compare_solvers
         from gp_rangeformer.compare.record import Record
         from gp_rangeformer.compare.tables import tables
-        from gp_rangeformer.models import check_kernel
+        from gp_rangeformer.models import check_kernel, default_dtype
 
-        _check_dtype(dtype)
+        _check_dtype(dtype or "float32")
         _check_device(device)
-        specs = parse_solvers(solvers, dtype, timing_only, min_size)
+        parse_solvers(solvers, dtype or "float32", timing_only, min_size)
         loaded = _load(data, target, dataset, n, n_test, seed, data_dir)
         for each in loaded:
             check_kernel(kernel, each)
@@ -122,6 +124,7 @@ def compare(
     record = Record(_command_line(context), context.params, device, json)
     console = _console()
     for each in loaded:
+        specs = parse_solvers(solvers, dtype or default_dtype(each, kernel), timing_only, min_size)
         with _progress() as show:
             comparison = compare_solvers(each, specs, options, observer=show, save=record.save)
         for grid in tables(comparison):

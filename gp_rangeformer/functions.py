@@ -27,8 +27,8 @@ class InvQuadLogDet(torch.autograd.Function):
         ctx.evaluation = evaluation
         ctx.save_for_backward(kernel, noise, rhs)
         logdet = rhs.new_zeros(()) if evaluation.logdet is None else rhs.new_tensor(evaluation.logdet.value)
-        # A clone: the output refers to this node, which must not refer back through the evaluation, or the n x n factors
-        # of every step would wait for the garbage collector.
+        # A clone: the output refers to this node, which must not refer back through the evaluation, or the n x n
+        # factors of every step would wait for the garbage collector.
         return evaluation.inv_quad.clone(), logdet
 
     @staticmethod
@@ -54,7 +54,7 @@ def _differentiable_gradient(
     kernel: Tensor, noise: Tensor, rhs: Tensor, g_inv_quad: Tensor, g_logdet: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The exact gradient as a differentiable function of everything it depends on. O(n^3), in float64."""
-    inverse = torch.linalg.inv(kernel.double() + noise.double().diag_embed())
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(kernel.double() + noise.double().diag_embed()))
     solution = inverse @ rhs.double()
     scaled = solution * g_inv_quad.double()
     weight = g_logdet.double() * inverse - scaled @ solution.mT

@@ -18,6 +18,10 @@ from linear_operator import settings as host_settings  # noqa: E402
 import gp_rangeformer  # noqa: E402
 from gp_rangeformer import settings  # noqa: E402
 
+# The matrices here are small: threads cost more than they give. And the threaded LU of torch's MKL, which the dense
+# comparisons use, was seen to hang now and then on 192 x 192 matrices (torch 2.13, two cores, plain torch.logdet).
+torch.set_num_threads(1)
+
 # What ``import botorch`` changes for the whole process, at GPyTorch's own values: test modules may import it.
 HOST_DEFAULTS: list[tuple[Any, str, Any]] = [
     (host_settings._fast_covar_root_decomposition, "_default", True),

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from gp_rangeformer import collect_reports, settings
 from gp_rangeformer.report import ReportCollection
+from gp_rangeformer.solvers import gradient_weight
 from gp_rangeformer.solvers.base import LinearSystem
 from gp_rangeformer.solvers.rangeformer import RangeFormerSolver
 
@@ -180,6 +181,17 @@ def exact_path() -> Iterator[ReportCollection]:
     """The flag on, answered by the closed-form exact path; yields the reports."""
     with settings.rangeformer(), settings.exact_size(1), settings.min_size(10**6), collect_reports() as reports:
         yield reports
+
+
+@contextlib.contextmanager
+def plain_probes() -> Iterator[None]:
+    """Gradients of the log determinant from the probes alone, as :func:`probe_gradient` has them: no control variate."""
+    before = gradient_weight.CONTROL_GAP
+    gradient_weight.CONTROL_GAP = -1.0
+    try:
+        yield
+    finally:
+        gradient_weight.CONTROL_GAP = before
 
 
 @contextlib.contextmanager

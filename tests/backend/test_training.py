@@ -25,6 +25,7 @@ from tests.backend.market import (
     dense_covariance,
     exact_path,
     flat_gradient,
+    plain_probes,
     probe_gradient,
     probe_surrogate,
     rangeformer_path,
@@ -56,7 +57,7 @@ def check_rangeformer(problem: Problem) -> SolveReport:
     points = difference[..., 0].numel()
     n = covariance.shape[-1]
     expected = probe_gradient(problem)
-    with rangeformer_path() as reports:
+    with rangeformer_path() as reports, plain_probes():
         loss, gradient = problem.loss_and_gradient()
     (report,) = reports
     assert (report.operation, report.solver, report.reason) == ("inv_quad_logdet", "rangeformer", Reason.CONVERGED)
@@ -116,10 +117,22 @@ def test_the_probe_gradient_approaches_the_exact_gradient_as_probes_grow() -> No
     _, exact = problem.loss_and_gradient()
     errors = []
     for probes in (2, 100):
-        with rangeformer_path(probes=probes):
+        with rangeformer_path(probes=probes), plain_probes():
             _, gradient = problem.loss_and_gradient()
         errors.append(relative(gradient, exact))
     assert errors[1] < 0.3 * errors[0]
+
+
+@pytest.mark.parametrize("kernel", ["rbf", "product", "spectral_mixture"])
+def test_where_the_range_nearly_spans_the_kernel_the_gradient_is_nearly_exact(kernel: str) -> None:
+    problem = build(kernel)
+    _, exact = problem.loss_and_gradient()
+    with rangeformer_path(rank=90):
+        _, gradient = problem.loss_and_gradient()
+    with rangeformer_path(rank=90), plain_probes():
+        _, plain = problem.loss_and_gradient()
+    assert relative(gradient, exact) < 0.3 * relative(plain, exact)
+    assert relative(gradient, exact) < 0.02
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -130,7 +143,7 @@ def test_float32_agrees_with_float64(path: Any, dtype: torch.dtype) -> None:
     expected = probe_gradient(reference)
     problem = build("matern12", dtype=dtype)
     arguments = {} if path is exact_path else {"tolerance": 1e-4}
-    with path(**arguments) as reports:
+    with path(**arguments) as reports, plain_probes():
         value = problem.loss()
         value.backward()
     assert value.dtype == dtype
@@ -220,7 +233,7 @@ def test_the_gradient_reaches_targets_and_inputs(path: Any) -> None:
     leaves = (problem.x, problem.y)
     surrogate = problem.loss() if path is exact_path else probe_surrogate(problem)
     expected = torch.autograd.grad(surrogate, leaves)
-    with path() as reports:
+    with path() as reports, plain_probes():
         found = torch.autograd.grad(problem.loss(), leaves)
     assert reports[0].solver == ("exact" if path is exact_path else "rangeformer")
     assert relative(found[0], expected[0]) < 1e-6
