@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import sys
 import threading
 import warnings
@@ -111,7 +110,6 @@ class ReportCollection:
 _lock = threading.Lock()
 _last: SolveReport | None = None
 _collections: list[ReportCollection] = []
-_logger = logging.getLogger("gp_rangeformer")
 
 
 def last_report() -> SolveReport | None:
@@ -141,10 +139,7 @@ def publish(report: SolveReport) -> None:
         for collection in _collections:
             collection.reports.append(report)
     if settings.verbose.on():
-        if not _logger.handlers:
-            _logger.addHandler(logging.StreamHandler(sys.stderr))
-            _logger.setLevel(logging.INFO)
-        _logger.info(report.summary())
+        print(report.summary(), file=sys.stderr)
     if report.fell_back:
         warnings.warn(
             f"{report.operation} at n={report.n} was answered by the exact path: {report.reason.value}",

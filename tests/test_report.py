@@ -213,7 +213,6 @@ def test_verbose_prints_one_line_a_call_to_stderr() -> None:
     assert lines[0].startswith("inv_quad_logdet n=150 -> exact")
 
 
-@pytest.mark.xfail(strict=True, reason="the handler keeps the sys.stderr of the first verbose call for ever")
 def test_verbose_prints_to_the_stderr_of_the_moment() -> None:
     import contextlib
     import io
