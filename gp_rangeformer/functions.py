@@ -36,7 +36,8 @@ class InvQuadLogDet(torch.autograd.Function):
         # Grad mode is on during a backward pass with create_graph only. The evaluation's tensors carry no graph: its
         # gradient would look constant, and a second derivative would be wrong without a word.
         if torch.is_grad_enabled():
-            return *_differentiable_gradient(*ctx.saved_tensors, g_inv_quad, g_logdet), None
+            kernel, noise, rhs = ctx.saved_tensors
+            return *_differentiable_gradient(kernel, noise, rhs, g_inv_quad, g_logdet), None
         evaluation: Evaluation = ctx.evaluation
         kernel_grad = noise_grad = rhs_grad = None
         if ctx.needs_input_grad[0]:

@@ -16,7 +16,16 @@ from typing import Any
 from linear_operator.settings import _feature_flag, _value_context
 
 
-class rangeformer(_feature_flag):
+class _checked_flag(_feature_flag):
+    """A flag that takes True or False and nothing that merely counts as one of them."""
+
+    def __init__(self, state: bool = True) -> None:
+        if not isinstance(state, bool):
+            raise ValueError(f"settings.{type(self).__name__} must be True or False, got {state!r}")
+        super().__init__(state)
+
+
+class rangeformer(_checked_flag):
     """
     Whether exact-GP solves, log determinants and inverse roots go through this plug-in.
     Off means GPyTorch's own code, untouched.
@@ -27,7 +36,7 @@ class rangeformer(_feature_flag):
     _default = False
 
 
-class verbose(_feature_flag):
+class verbose(_checked_flag):
     """
     Whether every call prints one line to stderr: solver, iterations, passes, residual, interval, seconds.
 
@@ -37,7 +46,7 @@ class verbose(_feature_flag):
     _default = False
 
 
-class exact_line_search(_feature_flag):
+class exact_line_search(_checked_flag):
     """
     Whether calls made from inside a line search (torch.optim.LBFGS, scipy.optimize, hence BoTorch's fits) are answered
     by the exact path. A line search compares values with their own gradients; a stochastic log determinant and its

@@ -12,13 +12,12 @@ import warnings
 import gpytorch
 import pytest
 import torch
-from linear_operator.operators import AddedDiagLinearOperator, DenseLinearOperator, DiagLinearOperator
 
 import gp_rangeformer
 from gp_rangeformer import FallbackWarning, collect_reports, last_report, settings
 from gp_rangeformer.report import FAILURES, SolveReport
 from gp_rangeformer.solvers.reason import Reason
-from tests.backend.market import build, dense_covariance, exact_path, rangeformer_path
+from tests.backend.market import added_diagonal, build, dense_covariance, exact_path, rangeformer_path
 
 PATHS = {"exact": exact_path, "rangeformer": rangeformer_path}
 paths = pytest.mark.parametrize("path", PATHS)
@@ -147,7 +146,7 @@ def test_a_batch_sums_its_elements(path: str) -> None:
         difference = batch.y - marginal.mean
         kernel, noise = covariance._linear_op.to_dense(), covariance._diag_tensor._diagonal()
         for element in range(3):
-            single = AddedDiagLinearOperator(DenseLinearOperator(kernel[element]), DiagLinearOperator(noise[element]))
+            single = added_diagonal(kernel[element], noise[element])
             single.inv_quad_logdet(difference[element].unsqueeze(-1), logdet=True)
     total, *singles = reports
     assert [single.batch_shape for single in singles] == [()] * 3
@@ -196,7 +195,7 @@ def test_a_report_cannot_be_changed() -> None:
 
 
 VERBOSE = """
-from tests.backend.market import build, exact_path
+from tests.backend.market import added_diagonal, build, exact_path
 from gp_rangeformer import settings
 with exact_path(), settings.verbose():
     build().loss()
@@ -227,9 +226,13 @@ def test_verbose_prints_to_the_stderr_of_the_moment() -> None:
 def test_a_real_fallback_warns_counts_and_answers() -> None:
     problem = build("matern12")
     expected = problem.loss().item()
-    with rangeformer_path(tolerance=0.01) as reports, settings.max_passes(1):
-        with pytest.warns(FallbackWarning, match=r"inv_quad_logdet at n=150 .*max_passes.*raise settings\.rank"):
-            found = problem.loss().item()
+    message = r"inv_quad_logdet at n=150 .*max_passes.*raise settings\.rank"
+    with (
+        rangeformer_path(tolerance=0.01) as reports,
+        settings.max_passes(1),
+        pytest.warns(FallbackWarning, match=message),
+    ):
+        found = problem.loss().item()
     (report,) = reports
     assert (report.solver, report.reason, report.fell_back) == ("exact", Reason.MAX_PASSES, True)
     assert reports.fallbacks == 1

@@ -76,7 +76,7 @@ def _is_dense(operator: Any) -> bool:
 
 
 def decline_reason(operator: AddedDiagLinearOperator) -> Reason | None:
-    """Why ``operator`` stays with the host, or None. Cheap tests first; the kernel is evaluated last, never made dense."""
+    """Why ``operator`` stays with the host, or None. Cheap tests first; the kernel is evaluated last, not densely."""
     if type(operator) is not AddedDiagLinearOperator:
         return Reason.OTHER_OPERATOR
     shape = operator.shape
@@ -138,7 +138,7 @@ def check_rhs(system: EligibleSystem, rhs: Tensor) -> None:
 def inside_line_search() -> bool:
     """Whether a line search is on the call stack: its objective is evaluated from inside its step, nobody else's is.
 
-    Known by its module: scipy.optimize, or any name with "lbfgs" in it (torch's, BoTorch's batched one, third parties').
+    Known by its module: scipy.optimize, or any name with "lbfgs" in it (torch's, BoTorch's batched one, others').
     """
     frame = inspect.currentframe()
     while frame is not None:

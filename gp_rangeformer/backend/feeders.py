@@ -56,9 +56,10 @@ def call_kernel(self: Kernel, *args: Any, **kwargs: Any) -> Any:
     user, or another thread inside evaluate_kernel, has switched lazy evaluation off.
     """
     result = original_call_kernel(self, *args, **kwargs)
-    if settings.rangeformer.on() and isinstance(result, LinearOperator) and not checkpoint_kernel.value():
-        if not isinstance(result, LazyEvaluatedKernelTensor):
-            mark_owner(result, self)
+    if settings.rangeformer.off() or checkpoint_kernel.value() or isinstance(result, LazyEvaluatedKernelTensor):
+        return result
+    if isinstance(result, LinearOperator):
+        mark_owner(result, self)
     return result
 
 

@@ -1,4 +1,4 @@
-"""The three methods of ``AddedDiagLinearOperator`` that the flag reroutes; with the flag off they call the originals."""
+"""The three methods of ``AddedDiagLinearOperator`` that the flag reroutes; with the flag off they call the host's."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""GPyTorch models of every supported kind on small data, and dense float64 references that use no code of the package."""
+"""GPyTorch models of every supported kind on small data, and dense float64 references that use the host's code only."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from gpytorch.kernels import (
     SpectralMixtureKernel,
 )
 from gpytorch.likelihoods import FixedNoiseGaussianLikelihood, GaussianLikelihood
+from linear_operator.operators import AddedDiagLinearOperator, DenseLinearOperator, DiagLinearOperator
 from torch import Tensor
 
 from gp_rangeformer import collect_reports, settings
@@ -54,8 +55,10 @@ KERNELS: dict[str, Callable[[torch.Size], Kernel]] = {
     "rational_quadratic": lambda b: ScaleKernel(RQKernel(batch_shape=b), batch_shape=b),
     "periodic": lambda b: ScaleKernel(PeriodicKernel(batch_shape=b), batch_shape=b),
     "spectral_mixture": _spectral_mixture,
-    "sum": lambda b: ScaleKernel(RBFKernel(batch_shape=b), batch_shape=b)
-    + ScaleKernel(MaternKernel(0.5, batch_shape=b), batch_shape=b),
+    "sum": lambda b: (
+        ScaleKernel(RBFKernel(batch_shape=b), batch_shape=b)
+        + ScaleKernel(MaternKernel(0.5, batch_shape=b), batch_shape=b)
+    ),
     "product": lambda b: ScaleKernel(
         RBFKernel(active_dims=(0, 1), batch_shape=b) * MaternKernel(1.5, active_dims=(2,), batch_shape=b), batch_shape=b
     ),
@@ -95,6 +98,17 @@ class GP(gpytorch.models.ExactGP):
         return gpytorch.distributions.MultivariateNormal(self.mean_module(x), self.covar_module(x))
 
 
+def marginal_log_likelihood(model: Any) -> Any:
+    return gpytorch.mlls.ExactMarginalLogLikelihood(model.likelihood, model)
+
+
+def added_diagonal(kernel: Tensor, noise: Tensor | float) -> Any:
+    """kernel + diag(noise) as the operator that GPyTorch makes of them; a scalar noise is expanded."""
+    noise = torch.as_tensor(noise, dtype=kernel.dtype).expand(kernel.shape[:-1])
+    parts: Any = DenseLinearOperator(kernel), DiagLinearOperator(noise)
+    return AddedDiagLinearOperator(*parts)
+
+
 @dataclass
 class Problem:
     """A model with its data; hyperparameters spread over the batch, noise 0.05."""
@@ -111,8 +125,7 @@ class Problem:
     def loss(self) -> Tensor:
         """Negative log marginal likelihood per point, summed over the batch, with a graph."""
         self.model.train()
-        mll = gpytorch.mlls.ExactMarginalLogLikelihood(self.likelihood, self.model)
-        return -mll(self.model(self.x), self.y).sum()
+        return -marginal_log_likelihood(self.model)(self.model(self.x), self.y).sum()
 
     def loss_and_gradient(self) -> tuple[float, Tensor]:
         self.model.zero_grad()
@@ -185,7 +198,7 @@ def exact_path() -> Iterator[ReportCollection]:
 
 @contextlib.contextmanager
 def plain_probes() -> Iterator[None]:
-    """Gradients of the log determinant from the probes alone, as :func:`probe_gradient` has them: no control variate."""
+    """Gradients of the log determinant from the probes alone, as in :func:`probe_gradient`: no control variate."""
     before = gradient_weight.CONTROL_GAP
     gradient_weight.CONTROL_GAP = -1.0
     try:

@@ -1,4 +1,4 @@
-"""Right always, or loud: NaN, zero noise, indefinite matrices, wrong shapes, dtypes and devices."""
+"""Right always, or loud: NaN, zero and negative noise, indefinite matrices, duplicated rows, the smallest systems."""
 
 from __future__ import annotations
 
@@ -10,12 +10,22 @@ import gpytorch
 import pytest
 import torch
 from gpytorch.likelihoods import FixedNoiseGaussianLikelihood
-from linear_operator.operators import AddedDiagLinearOperator, DenseLinearOperator, DiagLinearOperator
 from linear_operator.utils.errors import NanError, NotPSDError
 
 from gp_rangeformer import FallbackWarning, settings
 from gp_rangeformer.solvers.reason import Reason
-from tests.backend.market import GP, KERNELS, MEANS, build, data, exact_path, rangeformer_path, relative
+from tests.backend.market import (
+    GP,
+    KERNELS,
+    MEANS,
+    added_diagonal,
+    build,
+    data,
+    exact_path,
+    marginal_log_likelihood,
+    rangeformer_path,
+    relative,
+)
 
 PATHS: dict[str, Callable[..., Any]] = {"exact": exact_path, "rangeformer": rangeformer_path}
 paths = pytest.mark.parametrize("path", PATHS)
@@ -25,11 +35,6 @@ operations = pytest.mark.parametrize("operation", ["inv_quad_logdet", "solve", "
 def kernel_matrix(n: int = 200, dtype: torch.dtype = torch.float64, lengthscale: float = 0.3) -> torch.Tensor:
     x = data(n)[0]
     return torch.exp(-torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist") / lengthscale).to(dtype)
-
-
-def added_diagonal(kernel: torch.Tensor, noise: torch.Tensor | float) -> AddedDiagLinearOperator:
-    noise = torch.as_tensor(noise, dtype=kernel.dtype).expand(kernel.shape[-1])
-    return AddedDiagLinearOperator(DenseLinearOperator(kernel), DiagLinearOperator(noise))
 
 
 def ask(operator: Any, operation: str, rhs: torch.Tensor | None = None) -> torch.Tensor:
@@ -213,14 +218,16 @@ def test_the_smallest_systems_are_right(size: int, path: str) -> None:
 
 def test_one_training_point_trains_and_predicts() -> None:
     x, y, test_x = data(1)
-    model = GP(x, y, gpytorch.likelihoods.GaussianLikelihood(), MEANS["zero"](torch.Size()), KERNELS["rbf"](torch.Size()))
+    model = GP(
+        x, y, gpytorch.likelihoods.GaussianLikelihood(), MEANS["zero"](torch.Size()), KERNELS["rbf"](torch.Size())
+    )
     model = model.double()
 
     def run() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         model.train()
-        loss = gpytorch.mlls.ExactMarginalLogLikelihood(model.likelihood, model)(model(x), y)
+        loss = marginal_log_likelihood(model)(model(x), y)
         model.eval()
-        prediction = model(test_x)
+        prediction: Any = model(test_x)
         return loss.detach(), prediction.mean.detach(), prediction.variance.detach()
 
     expected = run()
@@ -231,119 +238,13 @@ def test_one_training_point_trains_and_predicts() -> None:
         torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-8)
 
 
-@paths
-def test_empty_data_is_left_to_the_host(path: str) -> None:
-    operator = added_diagonal(torch.empty(0, 0, dtype=torch.float64), torch.empty(0, dtype=torch.float64))
-    rhs = torch.empty(0, 1, dtype=torch.float64)
-
-    def outcome() -> Any:
-        try:
-            return operator.solve(rhs).shape
-        except Exception as error:  # whatever the host does, we do
-            return type(error)
-
-    expected = outcome()
-    with PATHS[path]() as reports:
-        assert outcome() == expected
-    assert [report.reason for report in reports] == [Reason.SHAPE]
-
-
-@paths
-def test_no_right_hand_sides_are_left_to_the_host(path: str) -> None:
-    operator = added_diagonal(kernel_matrix(), 0.1)
-    with PATHS[path]() as reports:
-        assert operator.solve(torch.empty(200, 0, dtype=torch.float64)).shape == (200, 0)
-    assert [report.reason for report in reports] == [Reason.SHAPE]
-
-
-@paths
-@pytest.mark.parametrize("shape", [(199,), (199, 1), (2, 199, 1)])
-def test_a_right_hand_side_of_another_size_is_the_hosts_error(shape: tuple[int, ...], path: str) -> None:
-    operator = added_diagonal(kernel_matrix(), 0.1)
-    rhs = torch.ones(shape, dtype=torch.float64)
-    for ask_host in (lambda: operator.solve(rhs), lambda: operator.inv_quad_logdet(rhs, logdet=True)):
-        with pytest.raises(RuntimeError) as expected:
-            ask_host()
-        with PATHS[path]() as reports, pytest.raises(RuntimeError) as found:
-            ask_host()
-        assert str(found.value) == str(expected.value)
-        assert [report.reason for report in reports] == [Reason.SHAPE]
-
-
-@paths
-def test_targets_of_another_length_are_the_hosts_error_through_a_model(path: str) -> None:
-    problem = build()
-    problem.model.train()
-    marginal = problem.likelihood(problem.model(problem.x))
-    with pytest.raises(Exception, match=r".+") as expected:
-        marginal.log_prob(problem.y[:-1])
-    for log_prob in (True, False):
-        with PATHS[path](), gpytorch.settings.fast_computations(log_prob=log_prob):
-            with pytest.raises(type(expected.value)):
-                marginal.log_prob(problem.y[:-1])
-
-
-@paths
-@pytest.mark.parametrize("dtype", [torch.int64, torch.float16, torch.bfloat16, torch.complex64])
-def test_other_dtypes_are_left_to_the_host_and_said(dtype: torch.dtype, path: str) -> None:
-    kernel = (10 * kernel_matrix()).to(dtype)
-    operator = added_diagonal(kernel, torch.ones(200))
-    rhs = torch.ones(200, 1).to(dtype)
-
-    def outcome() -> Any:
-        try:
-            return operator.solve(rhs)
-        except Exception as error:
-            return type(error), str(error)
-
-    expected = outcome()
-    with PATHS[path]() as reports:
-        found = outcome()
-    assert [(r.solver, r.reason) for r in reports] == [("gpytorch", Reason.UNSUPPORTED_DTYPE)]
-    assert torch.equal(found, expected) if isinstance(expected, torch.Tensor) else found == expected
-
-
-@paths
-def test_mixed_dtypes_are_left_to_the_host_and_named(path: str) -> None:
-    kernel, rhs = kernel_matrix(), torch.ones(200, 1, dtype=torch.float64)
-    mixed_noise = AddedDiagLinearOperator(DenseLinearOperator(kernel), DiagLinearOperator(torch.ones(200)))
-    cases: list[Callable[[], Any]] = [
-        lambda: added_diagonal(kernel, 0.1).solve(rhs.float()),
-        lambda: added_diagonal(kernel, 0.1).inv_quad_logdet(rhs.float(), logdet=True),
-        lambda: mixed_noise.solve(rhs),
-    ]
-    for case in cases:
-        try:
-            expected: Any = case()
-        except Exception as error:
-            expected = type(error)
-        with PATHS[path]() as reports:
-            if isinstance(expected, type):
-                with pytest.raises(expected):
-                    case()
-            else:
-                torch.testing.assert_close(case(), expected, rtol=0, atol=0)
-        assert [(r.solver, r.reason) for r in reports] == [("gpytorch", Reason.MIXED_DTYPE)]
-
-
-@paths
-def test_mixed_devices_are_an_error_that_says_what_to_move(path: str) -> None:
-    rhs = torch.ones(200, 1, dtype=torch.float64, device="meta")
-    with PATHS[path](), pytest.raises(RuntimeError, match=r"right-hand side is on meta.*cpu.*\.to\(device\)"):
-        added_diagonal(kernel_matrix(), 0.1).solve(rhs)
-    noise = DiagLinearOperator(torch.ones(200, dtype=torch.float64, device="meta"))
-    operator = AddedDiagLinearOperator(DenseLinearOperator(kernel_matrix()), noise)
-    with PATHS[path](), pytest.raises(RuntimeError, match=r"noise on meta.*together"):
-        operator.solve(torch.ones(200, 1, dtype=torch.float64))
-
-
 @pytest.mark.parametrize("path", PATHS)
 def test_a_fixed_noise_of_zero_is_raised_by_the_host_and_answered(path: str) -> None:
     x, y, _ = data(150)
     with pytest.warns(gpytorch.utils.warnings.NumericalWarning, match="Very small noise"):
         likelihood = FixedNoiseGaussianLikelihood(torch.zeros(150, dtype=torch.float64))
     model = GP(x, y, likelihood, MEANS["zero"](torch.Size()), KERNELS["matern12"](torch.Size())).double()
-    mll = gpytorch.mlls.ExactMarginalLogLikelihood(likelihood, model)
+    mll = marginal_log_likelihood(model)
     expected = 150 * mll(model.train()(x), y).item()
     with PATHS[path]() as reports:
         mll(model.train()(x), y)
@@ -360,8 +261,7 @@ def test_a_fixed_noise_of_zero_is_raised_by_the_host_and_answered(path: str) -> 
 
 def test_a_wrong_answer_would_be_noticed_a_budget_of_one_pass_falls_back() -> None:
     operator = added_diagonal(kernel_matrix(), 0.001)
-    with rangeformer_path() as reports, settings.max_passes(1):
-        with pytest.warns(FallbackWarning, match="max_passes"):
-            found = ask(operator, "inv_quad_logdet")
+    with rangeformer_path() as reports, settings.max_passes(1), pytest.warns(FallbackWarning, match="max_passes"):
+        found = ask(operator, "inv_quad_logdet")
     assert (reports[0].solver, reports[0].reason) == ("exact", Reason.MAX_PASSES)
     assert relative(found, answer(kernel_matrix(), 0.001, "inv_quad_logdet")) < 1e-9

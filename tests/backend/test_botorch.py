@@ -15,8 +15,9 @@ from torch import Tensor
 
 from gp_rangeformer import settings
 from gp_rangeformer.solvers.reason import Reason
-from tests.backend.market import exact_path, flat_gradient, rangeformer_path, relative
+from tests.backend.market import exact_path, flat_gradient, marginal_log_likelihood, rangeformer_path, relative
 from tests.conftest import HOST_DEFAULTS
+
 
 @pytest.fixture(autouse=True)
 def botorch_defaults(isolated: None) -> Iterator[None]:
@@ -45,14 +46,14 @@ def training_data(n: int = 160, outputs: int = 1) -> tuple[Tensor, Tensor]:
 def single_task(outputs: int = 1) -> Any:
     from botorch.models import SingleTaskGP
 
-    model = SingleTaskGP(*training_data(outputs=outputs))
+    model: Any = SingleTaskGP(*training_data(outputs=outputs))
     model.likelihood.noise = 0.05
     model.covar_module.lengthscale = 0.4
     return model
 
 
 def loss_and_gradient(model: Any) -> tuple[float, Tensor]:
-    mll = gpytorch.mlls.ExactMarginalLogLikelihood(model.likelihood, model)
+    mll = marginal_log_likelihood(model)
     mll.train()
     model.zero_grad()
     loss = -mll(model(*model.train_inputs), model.train_targets, *model.train_inputs).sum()
@@ -68,7 +69,7 @@ def candidates(m: int = 5, q: int = 1) -> Tensor:
 def fit(model: Any) -> Tensor:
     from botorch.fit import fit_gpytorch_mll
 
-    mll = gpytorch.mlls.ExactMarginalLogLikelihood(model.likelihood, model)
+    mll = marginal_log_likelihood(model)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # BoTorch's own, when maxiter is reached
         fit_gpytorch_mll(mll, optimizer_kwargs={"options": {"maxiter": 15}})
@@ -203,7 +204,7 @@ def test_a_list_of_models_trains_and_predicts(path: str) -> None:
 
     def run() -> list[Tensor]:
         model = ModelListGP(SingleTaskGP(x, y[:, :1]), SingleTaskGP(x[:140], y[:140, 1:]))
-        mll = SumMarginalLogLikelihood(model.likelihood, model)
+        mll: Any = SumMarginalLogLikelihood(model.likelihood, model)
         mll.train()
         loss = -mll(model(*model.train_inputs), model.train_targets)
         loss.backward()

@@ -23,7 +23,7 @@ from torch import Tensor
 from gp_rangeformer import collect_reports, settings
 from gp_rangeformer.report import ReportCollection
 from gp_rangeformer.solvers.reason import Reason
-from tests.backend.market import GP, KERNELS, MEANS, Problem, build, data, exact_path, rangeformer_path
+from tests.backend.market import GP, KERNELS, MEANS, Problem, build, data, exact_path, flat_gradient, rangeformer_path
 
 
 def with_flag(run: Callable[[], Any], fast_log_prob: bool = True) -> tuple[Any, Any, ReportCollection]:
@@ -156,7 +156,8 @@ def test_variational_models(strategy: str) -> None:
         model.variational_strategy.variational_params_initialized.fill_(0)
         model.zero_grad()
         model.train()
-        loss = -gpytorch.mlls.VariationalELBO(likelihood, model, num_data=len(y))(model(x), y)
+        elbo: Any = gpytorch.mlls.VariationalELBO(likelihood, model, num_data=len(y))
+        loss = -elbo(model(x), y)
         loss.backward()
         results = [loss.detach(), *(p.grad.clone() for p in model.parameters() if p.grad is not None)]
         model.eval()
@@ -257,3 +258,35 @@ def test_with_fast_log_prob_off_a_declined_operator_is_said_to_be_declined() -> 
             found = problem.loss().detach()
     assert torch.equal(found, expected)
     assert [(r.operation, r.reason) for r in reports] == [("inv_quad_logdet", Reason.TOO_SMALL)]
+
+
+def test_tracing() -> None:
+    problem = build(n=130)
+    problem.predict()
+
+    def run() -> list[Tensor]:
+        prediction = problem.predict()
+        return [prediction.mean.detach(), prediction.variance.detach()]
+
+    with host_settings.trace_mode(), gpytorch.settings.trace_mode():
+        expected, found, reports = with_flag(run)
+    assert_same_bits(found, expected)
+    assert len(reports) > 0
+    assert_declined(reports, Reason.TRACING)
+
+
+def test_the_leave_one_out_likelihood() -> None:
+    """It asks the operator for its Cholesky factor, which the flag does not reroute."""
+    problem = build(n=130)
+    mll: Any = gpytorch.mlls.LeaveOneOutPseudoLikelihood(problem.likelihood, problem.model)
+
+    def run() -> list[Tensor]:
+        problem.model.zero_grad()
+        problem.model.train()
+        loss = -mll(problem.model(problem.x), problem.y)
+        loss.backward()
+        return [loss.detach(), flat_gradient(problem.model)]
+
+    expected, found, reports = with_flag(run)
+    assert_same_bits(found, expected)
+    assert len(reports) == 0

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import inspect
+import io
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -171,3 +173,21 @@ def test_the_flag_itself_touches_no_host_setting() -> None:
         with host_settings._fast_log_prob(False):
             build(n=130).loss().backward()
             assert host_settings.fast_computations.log_prob.off()
+
+
+def test_a_model_trained_with_the_flag_is_saved_and_copied_as_any_other() -> None:
+    problem = build(n=130)
+    keys = list(problem.model.state_dict())
+    with exact_path(), gpytorch.settings.fast_pred_var():
+        problem.loss().backward()
+        expected = problem.predict().mean.detach()
+        twin = copy.deepcopy(problem.model)
+    assert list(problem.model.state_dict()) == keys
+    buffer = io.BytesIO()
+    torch.save(problem.model, buffer)
+    assert b"gp_rangeformer." not in buffer.getvalue()  # no module of the package is needed to load it
+    buffer.seek(0)
+    loaded = torch.load(buffer, weights_only=False)
+    for model in (twin, loaded):
+        found = model.eval()(problem.test_x).mean
+        torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-10)

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import copy
 import gc
+import os
+import subprocess
+import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import gpytorch
 import pytest
@@ -15,21 +20,12 @@ import torch
 from gp_rangeformer import clear_memory, collect_reports, last_report, memory_bytes, settings
 from gp_rangeformer.backend.memories import memory_of
 from gp_rangeformer.backend.memories import owners as owners_of
-from gp_rangeformer.ranges.landmarks import Landmarks
 from gp_rangeformer.ranges.memory import Memory
+from gp_rangeformer.solvers.base import LinearSystem
 from gp_rangeformer.solvers.reason import Reason
-from tests.backend.market import Problem, build, exact_path, rangeformer_path, relative
-from tests.backend.test_bad_input import added_diagonal, kernel_matrix
+from tests.backend.market import Problem, added_diagonal, build, exact_path, rangeformer_path
+from tests.backend.test_bad_input import kernel_matrix
 from tests.backend.test_optimisers import train_adam
-
-
-@pytest.fixture
-def one_blas_thread() -> Iterator[None]:
-    """On a busy machine BLAS varies its number of threads, hence the rounding, hence which landmarks are drawn."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def memory(problem: Problem) -> Memory:
@@ -186,91 +182,33 @@ def test_an_operator_of_unknown_origin_leaves_no_memory_behind() -> None:
     assert memory_bytes() == 0
 
 
-def _poison_nan(memory: Memory) -> None:
-    memory.solutions = tuple(torch.full_like(old, torch.nan) for old in memory.solutions)
+SAME_BITS = """
+import gpytorch, torch
+from gp_rangeformer import clear_memory
+from tests.backend.market import build, rangeformer_path
+from tests.backend.test_optimisers import train_adam
+
+def run(seed):
+    torch.manual_seed(seed)  # the global generator must not matter
+    clear_memory()
+    problem = build("matern12", batch=(2,))
+    with rangeformer_path(tolerance=0.01) as reports, gpytorch.settings.fast_pred_var():
+        losses = train_adam(problem, steps=4)
+        prediction = problem.predict()
+        results = [torch.tensor(losses), prediction.mean.detach(), prediction.covariance_matrix.detach()]
+    assert {report.solver for report in reports} == {"rangeformer", "exact"}, reports.counts
+    return results
+
+for ours, before in zip(run(1), run(2), strict=True):
+    assert torch.equal(ours, before), (ours - before).abs().max()
+"""
 
 
-def _poison_infinity(memory: Memory) -> None:
-    memory.solutions = tuple(old / 0 for old in memory.solutions)
-
-
-def _poison_noise(memory: Memory) -> None:
-    memory.solutions = tuple(1e3 * torch.randn_like(old) for old in memory.solutions)
-
-
-def _poison_huge(memory: Memory) -> None:
-    memory.solutions = tuple(1e200 * old for old in memory.solutions)
-
-
-def _poison_other_model(memory: Memory) -> None:
-    other = build("periodic", seed=5)
-    iterations(other)
-    memory.solutions = _memory_of(other).solutions * 2
-
-
-def _poison_landmarks(memory: Memory) -> None:
-    memory.landmarks = Landmarks(torch.tensor([3, 3, 3, 10**6]))
-
-
-def _poison_few_landmarks(memory: Memory) -> None:
-    memory.landmarks = Landmarks(torch.tensor([0]))
-
-
-def _poison_counters(memory: Memory) -> None:
-    memory.baseline_iterations = -1.0
-    memory.failures = 10**6
-
-
-_memory_of = memory
-POISONS = [
-    _poison_nan,
-    _poison_infinity,
-    _poison_noise,
-    _poison_huge,
-    _poison_other_model,
-    _poison_landmarks,
-    _poison_few_landmarks,
-    _poison_counters,
-]
-
-
-@pytest.mark.parametrize("predictor", ["extrapolate", "galerkin", "previous"])
-@pytest.mark.parametrize("poison", POISONS)
-def test_a_poisoned_memory_changes_no_answer(poison: Callable[[Memory], None], predictor: str) -> None:
-    problem = build("matern12")
-    with rangeformer_path(predictor=predictor):
-        problem.loss_and_gradient()
-        expected = problem.loss_and_gradient()
-        mean = problem.predict().mean
-        poison(memory(problem))
-    with rangeformer_path(predictor=predictor) as reports:
-        found = problem.loss_and_gradient()
-        again = problem.loss_and_gradient()
-        poisoned_mean = problem.predict().mean
-    assert reports[0].residual <= 1e-7
-    # The log determinant is an average over fixed probes; other landmarks shift it within its interval.
-    slack = 0.05 if "landmarks" in poison.__name__ else 1e-8
-    for loss, gradient in (found, again):
-        assert loss == pytest.approx(expected[0], abs=slack)
-        assert relative(gradient, expected[1]) < 1e-5
-    assert relative(poisoned_mean, mean) < 1e-5
-
-
-@pytest.mark.usefixtures("one_blas_thread")
 def test_the_same_inputs_and_seed_give_the_same_bits() -> None:
-    def run() -> list[torch.Tensor]:
-        clear_memory()
-        problem = build("matern12", batch=(2,))
-        with rangeformer_path(tolerance=0.01), gpytorch.settings.fast_pred_var():
-            losses = train_adam(problem, steps=4)
-            prediction = problem.predict()
-            return [torch.tensor(losses), prediction.mean.detach(), prediction.covariance_matrix.detach()]
-
-    expected = run()
-    torch.manual_seed(123)  # the global generator must not matter
-    torch.rand(10)
-    for ours, before in zip(run(), expected, strict=True):
-        assert torch.equal(ours, before)
+    # In a process with one BLAS thread: on a busy machine BLAS varies their number, and with it the rounding.
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    root = Path(__file__).parents[2]
+    subprocess.run([sys.executable, "-c", SAME_BITS], check=True, cwd=root, env=environment, timeout=120)
 
 
 def test_another_seed_gives_another_estimate_and_the_global_generator_is_left_alone() -> None:
@@ -286,17 +224,20 @@ def test_another_seed_gives_another_estimate_and_the_global_generator_is_left_al
     assert first == pytest.approx(second, abs=0.1)
 
 
-@pytest.mark.usefixtures("one_blas_thread")
 @pytest.mark.parametrize("fast_log_prob", [True, False], ids=["gpytorch", "botorch"])
 def test_two_threads_train_two_models_as_one_after_the_other(fast_log_prob: bool) -> None:
     kernels = ["matern12", "matern32", "rbf"]
     results: dict[str, list[float]] = {}
 
     def train(kernel: str) -> None:
-        torch.set_num_threads(1)  # a setting of the calling thread
         results[kernel] = train_adam(build(kernel), steps=8)
 
-    with gpytorch.settings.fast_computations(log_prob=fast_log_prob), rangeformer_path(tolerance=0.01):
+    # Uniform landmarks: where BLAS uses fewer threads on a busy machine, only rounding differs, and no draw follows it.
+    with (
+        gpytorch.settings.fast_computations(log_prob=fast_log_prob),
+        settings.landmarks("uniform"),
+        rangeformer_path(tolerance=0.01),
+    ):
         for kernel in kernels:
             train(kernel)
         expected, results = results, {}
@@ -312,10 +253,31 @@ def test_two_threads_train_two_models_as_one_after_the_other(fast_log_prob: bool
     assert len(reports) == 8 * len(kernels)
     assert {report.solver for report in reports} == {"rangeformer"}
     for kernel in kernels:
-        assert results[kernel] == expected[kernel]
+        assert results[kernel] == pytest.approx(expected[kernel], abs=1e-7)
 
 
 def test_the_exact_path_remembers_nothing() -> None:
     with exact_path():
         train_adam(build(), steps=2)
     assert memory_bytes() == 0
+
+
+@pytest.mark.parametrize("path", [exact_path, rangeformer_path], ids=["exact", "rangeformer"])
+def test_a_step_leaves_no_matrix_waiting_for_the_garbage_collector(path: Callable[[], Any]) -> None:
+    def systems() -> int:
+        return sum(isinstance(candidate, LinearSystem) for candidate in gc.get_objects())
+
+    problem = build(n=120)
+    gc.collect()
+    before = systems()
+    gc.disable()
+    try:
+        with path() as reports, gpytorch.settings.detach_test_caches(False):
+            problem.loss().backward()
+            problem.loss()  # whose graph is dropped unused
+            problem.predict().mean.sum().backward()
+            problem.model.train()
+        assert len(reports) == 5
+        assert systems() == before
+    finally:
+        gc.enable()

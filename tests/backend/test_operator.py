@@ -73,7 +73,8 @@ class _HostCase(LinearOperatorTestCase):
     def create_linear_op(self) -> Any:
         kernel = gaussian_kernel(self.size, self.batch, torch.float32).requires_grad_()
         diagonal = torch.linspace(0.5, 1.5, self.size).expand(*self.batch, self.size).clone().requires_grad_()
-        return AddedDiagLinearOperator(DenseLinearOperator(kernel), DiagLinearOperator(diagonal))
+        parts: Any = DenseLinearOperator(kernel), DiagLinearOperator(diagonal)
+        return AddedDiagLinearOperator(*parts)
 
     def evaluate_linear_op(self, linear_op: Any) -> torch.Tensor:
         return linear_op._linear_op.tensor + linear_op._diag_tensor._diag.diag_embed()
@@ -197,7 +198,9 @@ RHS_SHAPES = [
 @paths
 @pytest.mark.parametrize(("batch", "shape"), RHS_SHAPES)
 @pytest.mark.parametrize("left", [False, True], ids=["right", "left_and_right"])
-def test_solve_broadcasts_as_the_host_does(path: str, batch: tuple[int, ...], shape: tuple[int, ...], left: bool) -> None:
+def test_solve_broadcasts_as_the_host_does(
+    path: str, batch: tuple[int, ...], shape: tuple[int, ...], left: bool
+) -> None:
     op, kernel, noise = operator(batch)
     rhs = torch.randn(shape, dtype=torch.float64, requires_grad=True)
     leaves = [rhs, kernel, noise]

@@ -110,7 +110,7 @@ def test_line_searches_are_answered_exactly_and_end_where_the_hosts_do(train: Ca
         inside = len(reports)
         ours.loss()  # outside of the line search again
     assert inside >= 8
-    assert {(r.solver, r.reason) for r in reports[:inside]} == {("exact", Reason.EXACT_LINE_SEARCH)}
+    assert {(r.solver, r.reason) for r in list(reports)[:inside]} == {("exact", Reason.EXACT_LINE_SEARCH)}
     assert (reports[-1].solver, reports[-1].reason) == ("rangeformer", Reason.CONVERGED)
     found, expected = (parameters_to_vector(p.model.parameters()).detach() for p in (ours, host))
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)

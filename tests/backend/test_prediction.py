@@ -13,7 +13,7 @@ import torch
 
 from gp_rangeformer import settings
 from gp_rangeformer.solvers.reason import Reason
-from tests.backend.market import KERNELS, LIKELIHOODS, Problem, build, exact_path, rangeformer_path, relative
+from tests.backend.market import KERNELS, LIKELIHOODS, Problem, build, data, exact_path, rangeformer_path, relative
 
 PATHS = {"exact": exact_path, "rangeformer": rangeformer_path}
 paths = pytest.mark.parametrize("path", PATHS)
@@ -146,7 +146,7 @@ def test_a_low_rank_root_only_ever_overestimates_the_variance() -> None:
 
 
 def test_a_root_as_wide_as_the_matrix_is_not_taken_for_a_triangular_one() -> None:
-    """With rank >= n the proposal spans everything: the root is square, and fantasies must not treat it as triangular."""
+    """With rank >= n the proposal spans everything: the root is square, but not triangular as fantasies need it."""
     problem = build("matern12", n=150)
     problem.likelihood.noise = 0.01
     fantasy_x, fantasy_y = problem.test_x, torch.zeros(len(problem.test_x), dtype=torch.float64)
@@ -193,3 +193,25 @@ def test_variances_are_never_negative_and_covariances_symmetric_at_default_toler
         assert float((covariance - covariance.mT).abs().max()) < 0.01 * float(scale)
         assert smallest > 0, (kernel, noise)
     assert "rangeformer" in used
+
+
+@paths
+def test_the_joint_predictive_density_of_test_targets_is_the_hosts(path: str) -> None:
+    """The posterior covariance plus noise is a system of its own, of no kernel's origin."""
+    problem = build(n=200)
+    test_x, test_y, _ = data(120, seed=8)
+
+    def log_density() -> torch.Tensor:
+        return problem.likelihood(problem.predict(test_x)).log_prob(test_y)
+
+    expected = log_density()
+    with PATHS[path]() as reports:
+        found = log_density()
+    report = reports[-1]
+    assert (report.operation, report.solver, report.n) == ("inv_quad_logdet", path, 120)
+    if path == "exact":
+        assert found.item() == pytest.approx(expected.item(), rel=1e-9)
+    else:
+        assert report.mll_statistical is not None
+        assert abs(found.item() - expected.item()) < 0.75 * report.mll_statistical.width
+        assert report.mll_statistical.width < 0.1 * 120

@@ -25,6 +25,7 @@ from tests.backend.market import (
     dense_covariance,
     exact_path,
     flat_gradient,
+    marginal_log_likelihood,
     plain_probes,
     probe_gradient,
     probe_surrogate,
@@ -158,10 +159,12 @@ def test_float32_agrees_with_float64(path: Any, dtype: torch.dtype) -> None:
 def test_one_kernel_and_several_label_vectors_are_one_system_with_several_columns(path: Any) -> None:
     x, y, test_x = data(150)
     labels = torch.stack([y, y.flip(0), y**2])
-    model = GP(x, labels, LIKELIHOODS["gaussian"](y, torch.Size()), MEANS["zero"](torch.Size()), KERNELS["rbf"](torch.Size()))
+    model = GP(
+        x, labels, LIKELIHOODS["gaussian"](y, torch.Size()), MEANS["zero"](torch.Size()), KERNELS["rbf"](torch.Size())
+    )
     problem = Problem(model.double(), x, labels, test_x)
     problem.likelihood.noise = 0.05
-    mll = gpytorch.mlls.ExactMarginalLogLikelihood(problem.likelihood, model)
+    mll = marginal_log_likelihood(model)
 
     def losses() -> torch.Tensor:
         model.train()
@@ -197,7 +200,7 @@ class TwoKernels(GP):
 @pytest.mark.parametrize("check", [check_exact, check_rangeformer])
 def test_lazies_added_in_forward_train(check: Any) -> None:
     x, y, test_x = data(150)
-    model = TwoKernels(x, y, LIKELIHOODS["gaussian"](y, torch.Size())).double()
+    model: Any = TwoKernels(x, y, LIKELIHOODS["gaussian"](y, torch.Size())).double()
     spread_hyperparameters(model)
     model.likelihood.noise = 0.05
     check(Problem(model, x, y, test_x))
@@ -216,7 +219,7 @@ class DeepKernel(GP):
 @pytest.mark.parametrize("check", [check_exact, check_rangeformer])
 def test_gradients_reach_the_feature_extractor_of_a_deep_kernel(check: Any) -> None:
     x, y, test_x = data(150)
-    model = DeepKernel(x, y, LIKELIHOODS["gaussian"](y, torch.Size())).double()
+    model: Any = DeepKernel(x, y, LIKELIHOODS["gaussian"](y, torch.Size())).double()
     model.covar_module.base_kernel.lengthscale = 0.2
     model.likelihood.noise = 0.05
     check(Problem(model, x, y, test_x))
@@ -262,7 +265,7 @@ def test_second_derivatives_are_the_hosts(path: Any) -> None:
     def hessian_row(problem: Problem) -> torch.Tensor:
         parameters = list(problem.model.parameters())
         gradient = torch.autograd.grad(problem.loss(), parameters, create_graph=True)
-        row = torch.autograd.grad(sum(g.sum() for g in gradient), parameters)
+        row = torch.autograd.grad(torch.cat([g.reshape(-1) for g in gradient]).sum(), parameters)
         return torch.cat([g.reshape(-1) for g in row])
 
     problem = build("ard")

@@ -35,6 +35,7 @@ def test_values_and_gradients_equal_autograd_through_cholesky() -> None:
     assert evaluation.logdet.value == pytest.approx(float(logdet.detach()), rel=1e-13)
     gradient = evaluation.kernel_gradient(weights, torch.tensor(-0.4, dtype=torch.float64))
     # autograd through a factorisation differentiates one triangle: compare the symmetric parts
+    assert leaf.grad is not None
     expected = 0.5 * (leaf.grad + leaf.grad.mT)
     torch.testing.assert_close(gradient, expected, rtol=1e-10, atol=1e-10)
     diagonal = evaluation.noise_gradient(weights, torch.tensor(-0.4, dtype=torch.float64))

@@ -12,7 +12,7 @@ from linear_operator.utils.errors import NotPSDError
 
 from gp_rangeformer.ranges.memory import Memory
 from gp_rangeformer.report import FAILURES
-from gp_rangeformer.solvers.cholesky import ExactSolver
+from gp_rangeformer.solvers.cholesky import ExactPrepared, ExactSolver
 from gp_rangeformer.solvers.rangeformer import RangeFormerSolver
 from tests.solvers.systems import kernel_matrix, points, system, targets
 
@@ -66,7 +66,7 @@ def test_every_answer_meets_its_tolerance_and_lies_in_its_intervals(make, case) 
             # An honest refusal: the rounded matrix is not positive definite.
             assert float(eigenvalues[0]) < 1e-5 * float(eigenvalues[-1])
             return
-    exact = prepared if isinstance(solver, ExactSolver) else prepared.exact
+    exact = prepared if isinstance(prepared, ExactPrepared) else prepared.exact
     if exact is not None and exact.jitter:
         assert exact.notes()  # said, because the answer is that of another matrix
         return
