@@ -4,7 +4,6 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,14 +15,6 @@ from gp_rangeformer import cli
 from gp_rangeformer.compare import training
 
 SMALL = ["--n", "150", "--n-test", "30", "--steps", "2"]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def two_threads_do_not_pay_here() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture

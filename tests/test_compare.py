@@ -3,7 +3,6 @@
 import contextlib
 import json
 import math
-from collections.abc import Iterator
 
 import gpytorch
 import pytest
@@ -26,15 +25,6 @@ from gp_rangeformer.models import KERNELS, KernelError, build_model, default_ker
 
 N, STEPS = 500, 6
 SOLVERS = "exact,cholesky,cg,rangeformer"
-
-
-@pytest.fixture(autouse=True, scope="module")
-def two_threads_do_not_pay_here() -> Iterator[None]:
-    """At these sizes threads mostly wait for one another, and long when the machine has other work."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def arm(n: int = N, n_test: int = 50) -> Dataset:

@@ -1,24 +1,14 @@
 """The figures: written for what there is, in one colour per solver, with the certified band in view."""
 
 import dataclasses
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
-import torch
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
 from gp_rangeformer import datasets, plots
 from gp_rangeformer.compare import Comparison, Options, compare, parse_solvers
-
-
-@pytest.fixture(autouse=True, scope="module")
-def two_threads_do_not_pay_here() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
