@@ -275,3 +275,16 @@ def test_backward_solves_are_reported_too() -> None:
     backward = list(reports)[forward:]
     assert [(report.operation, report.solver) for report in backward] == [("solve", "rangeformer")]
     assert backward[0].passes >= 1
+
+
+@pytest.mark.parametrize(("noise", "rank", "said"), [(1e-3, 10, True), (0.1, 100, False)])
+def test_an_uncertain_log_determinant_is_said_to_be_one(noise: float, rank: int, said: bool) -> None:
+    problem = build("rbf", n=200)
+    problem.likelihood.noise = noise
+    with rangeformer_path(tolerance=0.01, rank=rank) as reports:
+        problem.loss()
+    (report,) = reports
+    assert report.logdet_statistical is not None
+    assert (report.logdet_statistical.width > 2 * 0.01 * 200) is said
+    assert any("log determinant uncertain: +- 0." in note for note in report.notes) is said
+    assert ("uncertain" in report.summary()) is said

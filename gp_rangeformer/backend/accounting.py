@@ -41,7 +41,7 @@ class Call:
 
     def add(self, linear_system: LinearSystem, prepared: AnyPrepared, reason: Reason, **changes: object) -> None:
         """Account for one batch element; ``changes`` are fields of the report."""
-        report = self.report
+        report = replace(self.report, **changes)  # type: ignore[arg-type]
         notes = report.notes
         exact = prepared if isinstance(prepared, ExactPrepared) else prepared.exact
         if exact is not None:
@@ -54,7 +54,6 @@ class Call:
             passes=report.passes + passes,
             columns_multiplied=report.columns_multiplied + columns_multiplied,
             notes=notes,
-            **changes,  # type: ignore[arg-type]
         )
 
     def publish(self) -> None:
@@ -115,6 +114,10 @@ def _likelihood(report: SolveReport, evaluation: Evaluation, logdet: LogDet) -> 
             likely = (quadratic + (logdet.statistical or logdet.rigorous)).scaled(-0.5).shifted(constant)
             earlier = report.mll_statistical or report.mll_interval
             changes["mll_statistical"] = likely + earlier if earlier else likely
+    if logdet.statistical is not None and logdet.statistical.width > 2 * settings.tolerance.value() * report.n:
+        half = 0.5 * logdet.statistical.width / report.n
+        note = f"log determinant uncertain: +- {half:.2g} nats per point at {logdet.level:.0%}"
+        changes["notes"] = tuple(dict.fromkeys((*report.notes, note)))
     return changes
 
 

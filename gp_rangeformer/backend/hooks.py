@@ -27,7 +27,7 @@ from gp_rangeformer.backend.eligibility import (
     shapes_match,
 )
 from gp_rangeformer.backend.memories import memory_of
-from gp_rangeformer.backend.prediction import covariance_solve
+from gp_rangeformer.backend.prediction import covariance_solve, mean_solve
 from gp_rangeformer.functions import InvQuadLogDet, Solve
 from gp_rangeformer.ranges.memory import Memory
 from gp_rangeformer.solvers.base import Evaluation, InverseRoot, LinearSystem
@@ -128,7 +128,7 @@ def solve(self: AddedDiagLinearOperator, right_tensor: Tensor, left_tensor: Tens
         system = replace(system, kernel=expanded_kernel, noise=system.noise.expand(*batch_shape, n))
     rhs = rhs.expand(*batch_shape, *rhs.shape[-2:])
     call = Call("solve", system, rhs.shape[-1])
-    for_covariance = called_by_predictive_covariance()
+    answer = covariance_solve if called_by_predictive_covariance() else mean_solve
     solutions = []
     for index, ((kernel, noise), b) in enumerate(
         zip(system.elements(), rhs.reshape(-1, n, rhs.shape[-1]).unbind(0), strict=True)
@@ -141,8 +141,7 @@ def solve(self: AddedDiagLinearOperator, right_tensor: Tensor, left_tensor: Tens
         def solve_columns(
             columns: Tensor, linear_system=linear_system, prepared=prepared, reason=exact_reason
         ) -> Tensor:
-            answer = covariance_solve if for_covariance else type(prepared).solve
-            solution = answer(prepared, columns.detach())  # type: ignore[arg-type]
+            solution = answer(prepared, columns.detach())
             # The backward pass solves again, after this call's report has been published.
             ours = call if not call.published else Call("solve", system, columns.shape[-1])
             account_solve(ours, linear_system, prepared, solution, reason)

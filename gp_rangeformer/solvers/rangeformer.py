@@ -111,7 +111,7 @@ class RangeFormerPrepared:
         """A^-1 rhs to ``tolerance``; the reason is CONVERGED, or says why the exact path answered."""
         last = self.memory.solutions[-1] if self.memory.solutions else None
         initial = last[:, :1] if last is not None and rhs.shape[1] == 1 and len(last) == len(rhs) else None
-        solution = self._certified_solve(rhs, initial, stop_energy=math.inf)
+        solution = self.attempt(rhs, initial)
         if solution.converged:
             return solution
         return replace(self._exact_prepared().solve(rhs), reason=solution.reason)
@@ -143,7 +143,7 @@ class RangeFormerPrepared:
         block = torch.cat([rhs, probes], dim=1)
         energy = torch.full((block.shape[1],), math.inf, dtype=system.dtype, device=system.device)
         energy[:m] = 2 * _ENERGY_SHARE * solver.tolerance * system.size
-        solution = self._certified_solve(block, self._predict(block), stop_energy=energy)
+        solution = self.attempt(block, self._predict(block), stop_energy=energy)
         if not solution.converged:
             self.memory.record_failure()
             return self._exact_evaluation(rhs, with_logdet, solution.reason)
@@ -181,10 +181,14 @@ class RangeFormerPrepared:
             return galerkin(self.system, torch.cat(solutions[-2:], dim=1), block)
         return extrapolate(solutions)
 
-    def _certified_solve(
-        self, rhs: Tensor, initial: Tensor | tuple[Tensor, Tensor] | None, *, stop_energy: Tensor | float
+    def attempt(
+        self, rhs: Tensor, initial: Tensor | tuple[Tensor, Tensor] | None, *, stop_energy: Tensor | float = math.inf
     ) -> Solution:
-        """Predict, refine, verify. ``initial``: a first X, or X with its residual, or None for zero."""
+        """Refine ``initial`` and verify; what fails comes back as zeros with the reason, never from the exact path.
+
+        :param initial: a first X, or X with its residual, or None for zero.
+        :param stop_energy: r' P^-1 r to reach besides ``tolerance``, per column.
+        """
         system, tolerance = self.system, self.solver.tolerance
         start = system.passes
         if self.preconditioner is None:
@@ -278,7 +282,7 @@ class RangeFormerPrepared:
         generator = torch.Generator().manual_seed(self.solver.seed + 2)
         sample = torch.randperm(system.size, generator=generator)[:_VARIANCE_SAMPLES].to(system.device)
         columns = system.columns(sample).contiguous()
-        solution = self._certified_solve(columns, None, stop_energy=math.inf)
+        solution = self.attempt(columns, None)
         if not solution.converged:
             return None
         upper = torch.tensor([interval.upper for interval in solution.inv_quad], dtype=torch.float64)

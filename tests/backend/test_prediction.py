@@ -4,16 +4,31 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import gpytorch
 import pytest
 import torch
+from torch import Tensor
 
 from gp_rangeformer import settings
+from gp_rangeformer.backend.prediction import mean_solve
+from gp_rangeformer.solvers.base import Solution
+from gp_rangeformer.solvers.rangeformer import RangeFormerPrepared, RangeFormerSolver
 from gp_rangeformer.solvers.reason import Reason
-from tests.backend.market import KERNELS, LIKELIHOODS, Problem, build, data, exact_path, rangeformer_path, relative
+from tests.backend.market import (
+    KERNELS,
+    LIKELIHOODS,
+    RANK,
+    Problem,
+    build,
+    data,
+    exact_path,
+    rangeformer_path,
+    relative,
+)
+from tests.solvers.systems import kernel_matrix, points, system, targets
 
 PATHS = {"exact": exact_path, "rangeformer": rangeformer_path}
 paths = pytest.mark.parametrize("path", PATHS)
@@ -215,3 +230,25 @@ def test_the_joint_predictive_density_of_test_targets_is_the_hosts(path: str) ->
         assert report.mll_statistical is not None
         assert abs(found.item() - expected.item()) < 0.75 * report.mll_statistical.width
         assert report.mll_statistical.width < 0.1 * 120
+
+
+def test_a_predictive_mean_is_refined_beyond_the_residual_that_was_asked_for() -> None:
+    """Next to little noise a relative residual of 1e-3 leaves errors of some per cent of the standard deviation."""
+    kernel = kernel_matrix(points(600, 4, seed=5), lengthscale=2.0)
+    train, test = kernel[:500, :500], kernel[500:, :500]
+    noise = 1e-3
+    factor = torch.linalg.cholesky(train + noise * torch.eye(500, dtype=torch.float64))
+    y = factor @ targets(500)
+    exact = test @ torch.cholesky_solve(y, factor)
+    explained = torch.linalg.solve_triangular(factor, test.mT, upper=False).square().sum(0)
+    deviation = (1 + noise - explained).sqrt()
+
+    def largest_error(solve: Callable[[RangeFormerPrepared, Tensor], Solution]) -> float:
+        prepared = RangeFormerSolver(tolerance=1e-3, rank=RANK).prepare(system(train, noise))
+        solution = solve(prepared, y)
+        assert solution.converged
+        assert float(solution.residual.max()) <= 1e-3
+        return float(((test @ solution.value - exact).squeeze(-1).abs() / deviation).max())
+
+    assert largest_error(RangeFormerPrepared.solve) > 2e-3
+    assert largest_error(mean_solve) < 5e-4
