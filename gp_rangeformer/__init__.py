@@ -2,20 +2,31 @@
 
 from gp_rangeformer import backend, settings
 from gp_rangeformer.backend import IncompatibleHostError, clear_memory, memory_bytes
-from gp_rangeformer.report import FallbackWarning, ReportCollection, SolveReport, collect_reports, last_report
+from gp_rangeformer.model.checkpoint import CheckpointError, load_pretrained
+from gp_rangeformer.report import (
+    FallbackWarning,
+    OutsideToleranceWarning,
+    ReportCollection,
+    SolveReport,
+    collect_reports,
+    last_report,
+)
 
 backend.install()
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "CheckpointError",
     "FallbackWarning",
     "IncompatibleHostError",
+    "OutsideToleranceWarning",
     "ReportCollection",
     "SolveReport",
     "clear_memory",
     "collect_reports",
     "last_report",
+    "load_pretrained",
     "memory_bytes",
     "settings",
 ]

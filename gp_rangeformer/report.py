@@ -23,6 +23,10 @@ class FallbackWarning(RuntimeWarning):
     """The RangeFormer solver could not certify its answer; the exact path answered instead."""
 
 
+class OutsideToleranceWarning(RuntimeWarning):
+    """In ``settings.mode("direct")``: the network's own answer is outside tolerance, and it was used."""
+
+
 @dataclass(frozen=True)
 class SolveReport:
     """One call, as :func:`gp_rangeformer.last_report` returns it. Batches are one call: sums, and the worst residual.
@@ -31,7 +35,7 @@ class SolveReport:
     """
 
     operation: str  # inv_quad_logdet, solve, root_inv_decomposition
-    solver: str  # rangeformer, exact, gpytorch
+    solver: str  # rangeformer, direct, exact, gpytorch
     reason: Reason
     n: int
     batch_shape: tuple[int, ...] = ()
@@ -140,6 +144,12 @@ def publish(report: SolveReport) -> None:
             collection.reports.append(report)
     if settings.verbose.on():
         print(report.summary(), file=sys.stderr)
+    if report.reason is Reason.DIRECT:
+        warnings.warn(
+            f"{report.operation} at n={report.n}, residual {report.residual:.1e}: {report.reason.value}",
+            OutsideToleranceWarning,
+            stacklevel=3,
+        )
     if report.fell_back:
         warnings.warn(
             f"{report.operation} at n={report.n} was answered by the exact path: {report.reason.value}",

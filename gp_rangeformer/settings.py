@@ -195,6 +195,20 @@ class logdet(_choice):
     _global_value = "lanczos"
 
 
+class mode(_choice):
+    """
+    "certified": the network only proposes; every answer is verified and refined, or the exact path answers.
+    "direct", for research: solves and log determinants are the pretrained network's own, from settings.exact_size on.
+    The report measures them, a warning says when they are outside tolerance, and nothing corrects them. Inverse roots
+    stay certified.
+
+    (Default: "certified")
+    """
+
+    _choices = ("certified", "direct")
+    _global_value = "certified"
+
+
 class landmarks(_choice):
     """
     How landmarks are drawn: "rp_cholesky" (randomly pivoted Cholesky) or "uniform" (free, slightly more iterations).

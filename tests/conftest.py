@@ -9,7 +9,8 @@ import jaxtyping
 import pytest
 
 # Before the package is imported anywhere: every call in these folders is checked against its annotated shapes.
-jaxtyping.install_import_hook(["gp_rangeformer.solvers", "gp_rangeformer.ranges"], "beartype.beartype")
+CHECKED = ["gp_rangeformer.solvers", "gp_rangeformer.ranges", "gp_rangeformer.model"]
+jaxtyping.install_import_hook(CHECKED, "beartype.beartype")
 
 import gpytorch  # noqa: E402
 import torch  # noqa: E402

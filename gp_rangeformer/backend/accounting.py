@@ -15,10 +15,11 @@ from gp_rangeformer.backend.memories import trim_memory
 from gp_rangeformer.report import SolveReport, publish
 from gp_rangeformer.solvers.base import Evaluation, LinearSystem, LogDet, Solution
 from gp_rangeformer.solvers.cholesky import ExactPrepared
+from gp_rangeformer.solvers.direct import DirectPrepared
 from gp_rangeformer.solvers.rangeformer import RangeFormerPrepared
 from gp_rangeformer.solvers.reason import Reason
 
-AnyPrepared = ExactPrepared | RangeFormerPrepared
+AnyPrepared = ExactPrepared | RangeFormerPrepared | DirectPrepared
 
 
 class Call:
@@ -30,7 +31,9 @@ class Call:
         kernel = system.kernel
         self.report = SolveReport(
             operation,
-            solver="rangeformer",
+            solver="direct"
+            if settings.mode.value() == "direct" and operation != "root_inv_decomposition"
+            else "rangeformer",
             reason=Reason.CONVERGED,
             n=kernel.shape[-1],
             batch_shape=tuple(kernel.shape[:-2]),
@@ -49,7 +52,7 @@ class Call:
         passes, columns_multiplied = linear_system.take_counts()
         self.report = replace(
             report,
-            solver="rangeformer" if exact is None and report.solver == "rangeformer" else "exact",
+            solver=report.solver if exact is None else "exact",
             reason=reason if report.reason is Reason.CONVERGED else report.reason,
             passes=report.passes + passes,
             columns_multiplied=report.columns_multiplied + columns_multiplied,

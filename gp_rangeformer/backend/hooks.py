@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import pickle
 from dataclasses import replace
 from typing import Any
@@ -32,6 +33,7 @@ from gp_rangeformer.functions import InvQuadLogDet, Solve
 from gp_rangeformer.ranges.memory import Memory
 from gp_rangeformer.solvers.base import Evaluation, InverseRoot, LinearSystem
 from gp_rangeformer.solvers.cholesky import ExactPrepared, ExactSolver
+from gp_rangeformer.solvers.direct import DirectSolver
 from gp_rangeformer.solvers.rangeformer import RangeFormerSolver
 from gp_rangeformer.solvers.reason import Reason
 
@@ -78,7 +80,7 @@ def inv_quad_logdet(
 
         def evaluate(linear_system=linear_system, memory=memory, b=b) -> Evaluation:
             tolerance = settings.tolerance.value()
-            solver = ExactSolver(tolerance) if exact_reason else _rangeformer_solver(tolerance)
+            solver = ExactSolver(tolerance) if exact_reason else _solver(tolerance)
             prepared = solver.prepare(linear_system, memory)
             evaluation = prepared.evaluate(b.detach(), with_logdet)
             account_training(call, linear_system, prepared, evaluation, exact_reason)
@@ -216,6 +218,8 @@ def _columns(rhs: Tensor | None) -> int:
 
 
 def _exact_training_reason(n: int) -> Reason | None:
+    if settings.mode.value() == "direct":
+        return None
     if n < settings.min_size.value():
         return Reason.EXACT_SMALL
     if settings.logdet.value() == "exact":
@@ -231,13 +235,25 @@ _EXACT_COLUMNS = 32
 
 def _prepare_solve(system: LinearSystem, memory: Memory, columns: int) -> tuple[AnyPrepared, Reason | None]:
     tolerance = settings.prediction_tolerance.value()
+    if settings.mode.value() == "direct":
+        return _solver(tolerance).prepare(system, memory), None
     if system.size < settings.min_size.value():
         reason = Reason.EXACT_SMALL
     elif columns > system.size // _EXACT_COLUMNS:
         reason = Reason.EXACT_MANY_COLUMNS
     else:
-        return _rangeformer_solver(tolerance).prepare(system, memory), None
+        return _solver(tolerance).prepare(system, memory), None
     return ExactSolver(tolerance).prepare(system), reason
+
+
+def _solver(tolerance: float) -> RangeFormerSolver | DirectSolver:
+    certified = _rangeformer_solver(tolerance)
+    if settings.mode.value() == "certified":
+        return certified
+    # Imported here: the network is loaded by those who ask for it.
+    from gp_rangeformer.ranges import learned
+
+    return DirectSolver(certified, functools.partial(learned.answer, seed=certified.seed))
 
 
 def _rangeformer_solver(tolerance: float) -> RangeFormerSolver:

@@ -16,6 +16,7 @@ from gp_rangeformer.ranges.memory import Memory
 from gp_rangeformer.solvers.base import Solution
 from gp_rangeformer.solvers.certificate import inv_quad_bounds
 from gp_rangeformer.solvers.cholesky import ExactPrepared, ExactSolver
+from gp_rangeformer.solvers.direct import DirectPrepared
 from gp_rangeformer.solvers.galerkin import galerkin
 from gp_rangeformer.solvers.rangeformer import RangeFormerPrepared
 from gp_rangeformer.solvers.reason import Reason
@@ -23,7 +24,7 @@ from gp_rangeformer.solvers.reason import Reason
 _REFINEMENTS = 2
 # The bound of a mean's error is loose: thirty times less residual took errors from 1e-2 to 5e-4 of the deviation.
 _MEAN_REDUCTION = 0.03
-Prepared = ExactPrepared | RangeFormerPrepared
+Prepared = ExactPrepared | RangeFormerPrepared | DirectPrepared
 
 
 def mean_solve(prepared: Prepared, rhs: Tensor) -> Solution:
@@ -36,10 +37,11 @@ def mean_solve(prepared: Prepared, rhs: Tensor) -> Solution:
     Cost beyond the solve: one pass over K, and for the refinement about as many iterations again.
     """
     solution = prepared.solve(rhs)
-    preconditioner = None if isinstance(prepared, ExactPrepared) else prepared.preconditioner
-    if isinstance(prepared, ExactPrepared) or preconditioner is None or not solution.converged:
+    if not isinstance(prepared, RangeFormerPrepared) or not solution.converged:
         return solution
-    system, start = prepared.system, prepared.system.passes - solution.passes
+    system, preconditioner = prepared.system, prepared.preconditioner
+    assert preconditioner is not None
+    start = system.passes - solution.passes
     variance = float(system.diagonal().max()) + float(system.noise.max())
     share = settings.tolerance.value() ** 2 * float(system.noise.min()) / variance
     allowed = (share * solution.quadratic / system.size).clamp_min(torch.finfo(torch.float64).tiny)
@@ -77,7 +79,7 @@ def covariance_solve(prepared: Prepared, rhs: Tensor) -> Solution:
     Cost beyond the solve: one pass over K with as many columns, seldom a second, shorter solve.
     """
     solution = prepared.solve(rhs)
-    if isinstance(prepared, ExactPrepared) or prepared.exact is not None or not solution.converged:
+    if not isinstance(prepared, RangeFormerPrepared) or prepared.exact is not None or not solution.converged:
         return solution
     system, preconditioner = prepared.system, prepared.preconditioner
     assert preconditioner is not None

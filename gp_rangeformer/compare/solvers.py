@@ -20,10 +20,11 @@ BASES = {
     "cg": "GPyTorch's conjugate gradients, default settings, at any n",
     "cg-tight": "GPyTorch's conjugate gradients, tolerance 0.01, preconditioner of rank 100",
     "rangeformer": "the plug-in",
+    "rangeformer-direct": "the pretrained network's own answers, not corrected",
 }
-DEFAULT_SOLVERS = tuple(BASES)
+DEFAULT_SOLVERS = tuple(base for base in BASES if base != "rangeformer-direct")
 _SWITCH = {"on": True, "true": True, "off": False, "false": False}
-_PLUGIN = ("exact", "rangeformer")
+_PLUGIN = ("exact", "rangeformer", "rangeformer-direct")
 # Largest n at which the reference is GPyTorch's own float64 Cholesky (2 s a step on two cores); the plug-in's
 # closed form answers above, checked once against GPyTorch's.
 REFERENCE_CHOLESKY_SIZE = 2500
@@ -73,6 +74,8 @@ class SolverSpec:
                 stack.enter_context(settings.rangeformer())
                 if self.base == "exact":
                     stack.enter_context(settings.logdet("exact"))
+                if self.base == "rangeformer-direct":
+                    stack.enter_context(settings.mode("direct"))
                 for name, value in self.overrides.items():
                     stack.enter_context(getattr(settings, name)(value))
             elif self.base == "cholesky":

@@ -19,6 +19,11 @@ class Reason(enum.Enum):
     EXACT_ROOT = "a fantasy or a batch needs the triangular root of A^-1"
     EXACT_LOW_RANK = "a low-rank inverse root misses the predictive variance by more than settings.tolerance"
 
+    DIRECT = (
+        "settings.mode('direct') lets the network's own answer through, and it is outside settings.tolerance or its "
+        "certain interval; settings.mode('certified') corrects it"
+    )
+
     MAX_PASSES = "settings.max_passes reached before the tolerance; raise settings.rank or the likelihood's noise"
     STAGNATION = "the residual stopped falling, usually float32 rounding at a small noise; float64 helps"
     ROUNDING = "float32 rounding alone exceeds the tolerance at this noise; float64 or a larger noise helps"

@@ -1,0 +1,171 @@
+"""RangeFormer: a weight-tied transformer block, looped over the rows of a matrix, that proposes ranges.
+
+    X = A Gamma                      range embedding: one token per row, one product
+    repeat T times:
+        U = orth(U W1 + A U W2 + X W3)     the range, r columns
+        Y = A U                            one product with r columns ("operator mode")
+        X = block(norm(X) + W [X_0, U, Y, row features])
+    heads read X and (U, Y)
+
+Everything is equivariant to the order of the rows and exactly homogeneous in the scale of A; the number of loops is
+free at inference. The heads use what the range proves (:mod:`gp_rangeformer.model.heads`) and solve inside it
+(:mod:`gp_rangeformer.model.subspace`): the network's part is to make the range good and to guess what lies outside.
+
+After "Understanding and Relaxing the Limitations of Transformers for Linear Algebra" (ICLR 2026).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from gp_rangeformer.model.attention import FeatureMap
+from gp_rangeformer.model.block import Block
+from gp_rangeformer.model.embedding import RangeEmbedding
+from gp_rangeformer.model.heads import RangeStatistics, ScalarHeads
+from gp_rangeformer.model.operator import MatrixOperator
+from gp_rangeformer.model.subspace import SolveState, galerkin_correction, orthonormalise
+
+
+@dataclass(frozen=True)
+class RangeFormerConfig:
+    """Sizes of a RangeFormer; none of them depends on n."""
+
+    dim: int = 64  # width of a token and of the range embedding
+    rank: int = 16  # columns of the range
+    heads: int = 4
+    head_dim: int = 8  # of queries and keys; the Taylor map squares it
+    feature_map: FeatureMap = "taylor"
+    loops: int = 8  # default number of loops
+    tied: bool = True  # one block for all loops; False: ``loops`` different blocks, and no more loops than that
+    operator: bool = True  # the loop sees A U; False: it thinks about the embedding alone, only the heads multiply by A
+
+
+@dataclass
+class RangeFormerOutput:
+    """Answers after one loop, in the units of A. Scalars are float64, one per matrix of the batch."""
+
+    trace: Float[Tensor, " b"]
+    lambda_max: Float[Tensor, " b"]
+    logdet: Float[Tensor, " b"]
+    logdet_upper: Float[Tensor, " b"]  # what the range proves for positive definite A: ``logdet`` never exceeds it
+    basis: Float[Tensor, "b n r"]  # orthonormal, nested: its first k columns are the range of rank k
+    image: Float[Tensor, "b n r"]  # A basis
+    scores: Float[Tensor, "b n"]  # sampling probabilities of the rows
+    solution: Float[Tensor, "b n m"] | None
+    residual: Float[Tensor, "b n m"] | None  # b - A solution, by recurrence
+
+
+class RangeFormer(nn.Module):
+    """See the module's text. About 90,000 parameters at the default configuration."""
+
+    def __init__(self, config: RangeFormerConfig) -> None:
+        super().__init__()
+        if config.loops < 1 or not 1 <= config.rank <= config.dim:
+            raise ValueError(f"RangeFormer needs loops >= 1 and 1 <= rank <= dim, got {config}")
+        self.config = config
+        dim, rank = config.dim, config.rank
+        self.embedding = RangeEmbedding(dim)
+        features = self.embedding.features + 2
+        self.token = nn.Linear(2 * dim + features, dim)
+        self.inject = nn.Linear(2 * dim + 2 * rank + features, dim)
+        self.blocks = nn.ModuleList(
+            Block(dim, config.heads, config.head_dim, config.feature_map)
+            for _ in range(1 if config.tied else config.loops)
+        )
+        self.state_norm = nn.RMSNorm(dim)
+        # Initially the range is a subspace iteration started from A Gamma: U <- orth(A U + X W3), with W3 = 0.
+        self.first_range = nn.Linear(dim, rank, bias=False)
+        self.keep = nn.Parameter(torch.zeros(rank, rank))
+        self.power = nn.Parameter(torch.eye(rank))
+        self.propose = nn.Linear(dim, rank, bias=False)
+        nn.init.zeros_(self.propose.weight)
+        self.scalars = ScalarHeads(dim, rank, hidden=2 * dim)
+        self.score = nn.Linear(dim, 1)
+
+    def forward(
+        self,
+        operator: MatrixOperator,
+        rhs: Float[Tensor, "b n m"] | None = None,
+        *,
+        loops: int | None = None,
+        floor: Float[Tensor, " b"] | None = None,
+        codes: Float[Tensor, "b n d"] | None = None,
+        generator: torch.Generator | None = None,
+    ) -> list[RangeFormerOutput]:
+        """One output per loop, the last is the answer.
+
+        :param rhs: right-hand sides of ``solve``; None leaves solution and residual out.
+        :param loops: T; any number for a tied model.
+        :param floor: a known lower bound of A's eigenvalues (the noise of a Gaussian process), per matrix.
+        :param codes: the random codes of :meth:`RangeEmbedding.codes`, to repeat or permute them.
+        :raises ValueError: loops < 1, or more loops than an untied model has blocks.
+        Cost: one product with dim columns, then per loop one with ``rank + m`` columns, and O(n dim^2).
+        """
+        loops = self.config.loops if loops is None else loops
+        if loops < 1 or (not self.config.tied and loops > len(self.blocks)):
+            raise ValueError(f"loops must be at least 1, and at most {self.config.loops} for an untied model: {loops}")
+        codes = self.embedding.codes(operator, generator) if codes is None else codes
+        embedded = self.embedding(operator, codes)
+        scale = embedded.scale
+        diagonal = operator.diagonal().double()
+        mean_eigenvalue = (diagonal.mean(-1) / scale).to(codes.dtype)
+        known = self._floor(floor, scale)
+        size = operator.size
+        features = torch.cat([embedded.features, known.unsqueeze(1).expand(-1, size, -1)], dim=-1)
+        given = torch.cat([embedded.projection, embedded.image, features], dim=-1)
+        tokens = self.token(given)
+        first = basis = orthonormalise(self.first_range(embedded.image))
+        solve = None if rhs is None else SolveState.start(rhs.to(codes.dtype))
+
+        outputs = []
+        for loop in range(loops):
+            image = operator.matmul(basis) / scale[:, None, None]
+            # Columns of unit length have entries of size n^-1/2; tokens want entries of size 1.
+            products = size**0.5 * torch.cat([basis, image], dim=-1)
+            products = products if self.config.operator else torch.zeros_like(products)
+            tokens = self.state_norm(tokens) + self.inject(torch.cat([given, products], dim=-1))
+            tokens = self.blocks[0 if self.config.tied else loop](tokens)
+            if solve is not None:
+                solve = galerkin_correction(operator, solve, basis, image, scale)
+            outputs.append(self._read(tokens, basis, image, scale, mean_eigenvalue, known, solve))
+            iterated = basis @ self.keep + image @ self.power if self.config.operator else first
+            basis = orthonormalise(iterated + self.propose(tokens) / size**0.5)
+        return outputs
+
+    def _read(
+        self,
+        tokens: Tensor,
+        basis: Tensor,
+        image: Tensor,
+        scale: Tensor,
+        mean_eigenvalue: Tensor,
+        floor: Tensor,
+        solve: SolveState | None,
+    ) -> RangeFormerOutput:
+        statistics = RangeStatistics.of(basis, image, mean_eigenvalue)
+        largest, logdet = self.scalars(tokens, statistics, floor)
+        scale64 = scale.double()
+        size = basis.shape[-2]
+        return RangeFormerOutput(
+            trace=size * mean_eigenvalue.double() * scale64,
+            lambda_max=largest * scale64,
+            logdet=size * (logdet + scale64.log()),
+            logdet_upper=size * (statistics.logdet_per_point_bound() + scale64.log()),
+            basis=basis,
+            image=image * scale[:, None, None],
+            scores=self.score(tokens).squeeze(-1).softmax(-1),
+            # The state solves (A / scale) x = b.
+            solution=None if solve is None else solve.solution / scale[:, None, None],
+            residual=None if solve is None else solve.residual,
+        )
+
+    @staticmethod
+    def _floor(floor: Tensor | None, scale: Tensor) -> Tensor:
+        if floor is None:
+            return torch.zeros(scale.shape[0], 2, dtype=scale.dtype, device=scale.device)
+        log = (floor.to(scale) / scale).clamp(1e-12, 1e3).log()
+        return torch.stack([log, torch.ones_like(log)], dim=-1)

@@ -1,0 +1,11 @@
+"""The weights that the package ships: an hour on two CPU cores."""
+
+from gp_rangeformer.model.rangeformer import RangeFormerConfig
+from pretrain.configs.config import Stage, TrainConfig
+
+CONFIG = TrainConfig(
+    name="base",
+    model=RangeFormerConfig(dim=64, rank=16, heads=4, loops=8),
+    steps=12_000,
+    curriculum=(Stage(0.4, 20, 48, 32), Stage(0.8, 24, 96, 24), Stage(1.0, 32, 160, 12)),
+)

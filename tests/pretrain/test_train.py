@@ -1,0 +1,129 @@
+"""Training runs: the loss falls, a resumed run repeats an uninterrupted one, and two processes share the work."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from lightning_fabric import Fabric
+
+from gp_rangeformer.model.checkpoint import load_checkpoint
+from gp_rangeformer.model.rangeformer import RangeFormer, RangeFormerConfig
+from pretrain import configs
+from pretrain.configs import Stage, TrainConfig
+from pretrain.matrices import HELD_OUT, STRUCTURED, Mixture
+from pretrain.train import draw_batch, learning_rate_at, stage_at, train
+
+ROOT = Path(__file__).parents[2]
+TINY = TrainConfig(
+    name="tiny",
+    model=RangeFormerConfig(dim=16, rank=4, heads=2, head_dim=4, loops=2),
+    steps=8,
+    curriculum=(Stage(0.5, 8, 8, 4), Stage(1.0, 9, 12, 4)),
+    loops=(1, 2),
+    warmup=2,
+    log_every=2,
+    checkpoint_every=2,
+)
+
+
+def fabric() -> Fabric:
+    return Fabric(accelerator="cpu", devices=1)
+
+
+def losses(path: Path) -> list[float]:
+    return [json.loads(line)["loss"] for line in (path / "log.jsonl").read_text().splitlines()]
+
+
+def test_the_smoke_configuration_trains_to_a_falling_loss(tmp_path: Path) -> None:
+    log = train(configs.load("smoke"), tmp_path, fabric())
+    thirds = [sum(line["loss"] for line in part) / len(part) for part in (log[:5], log[-5:])]
+    assert thirds[1] < 0.9 * thirds[0]
+    assert {"log.jsonl", "state.safetensors", "model.safetensors", "model.json", "curves.png"} == {
+        path.name for path in tmp_path.iterdir()
+    }
+    model, card = load_checkpoint(tmp_path / "model")
+    assert isinstance(model, RangeFormer)
+    assert card.steps == 150
+    assert card.training["families"] == "structured"
+    assert set(log[-1]["families"]) <= {family.name for family in STRUCTURED}
+    assert log[-1]["ms_per_step"] > 0
+
+
+def test_a_resumed_run_repeats_an_uninterrupted_one(tmp_path: Path) -> None:
+    train(TINY, tmp_path / "whole", fabric())
+    train(TINY, tmp_path / "parts", fabric(), until=3)
+    train(TINY, tmp_path / "parts", fabric(), until=6)
+    train(TINY, tmp_path / "parts", fabric())
+    whole, parts = losses(tmp_path / "whole"), losses(tmp_path / "parts")
+    assert len(whole) == 4
+    assert parts[-1] == pytest.approx(whole[-1], rel=1e-5)
+    ours, theirs = (load_checkpoint(tmp_path / name / "model")[0].state_dict() for name in ("whole", "parts"))
+    for name, value in ours.items():
+        torch.testing.assert_close(theirs[name], value, rtol=1e-4, atol=1e-6)
+
+
+def test_a_run_that_was_killed_between_checkpoints_logs_every_step_once(tmp_path: Path) -> None:
+    train(TINY, tmp_path, fabric(), until=4)
+    with (tmp_path / "log.jsonl").open("a") as file:
+        file.write(json.dumps({"step": 6, "loss": 123.0}) + "\n")  # logged, not in the checkpoint
+    train(TINY, tmp_path, fabric())
+    steps = [json.loads(line)["step"] for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert steps == [2, 4, 6, 8]
+    assert 123.0 not in losses(tmp_path)
+
+
+def test_another_configuration_does_not_resume(tmp_path: Path) -> None:
+    train(TINY, tmp_path, fabric(), until=2)
+    with pytest.raises(ValueError, match="another configuration"):
+        train(dataclasses.replace(TINY, learning_rate=1.0), tmp_path, fabric())
+
+
+def test_a_step_depends_on_seed_step_and_process_alone() -> None:
+    mixture = Mixture(STRUCTURED)
+    first, again, other = (draw_batch(TINY, mixture, step, process) for step, process in ((5, 0), (5, 0), (5, 1)))
+    assert torch.equal(first.answers.matrices, again.answers.matrices)
+    assert not torch.equal(first.answers.matrices, other.answers.matrices)
+    assert (first.loops, first.answers.matrices.shape) == (other.loops, other.answers.matrices.shape)
+
+
+def test_the_floor_that_is_told_is_one() -> None:
+    told = [draw_batch(TINY, Mixture(STRUCTURED), step) for step in range(12)]
+    floors = [(batch.floor, batch.answers.eigenvalues[:, -1]) for batch in told if batch.floor is not None]
+    assert 0 < len(floors) < 12
+    assert all((floor <= smallest).all() and (floor > 0).all() for floor, smallest in floors)
+
+
+def test_the_curriculum_and_the_learning_rate_follow_the_steps() -> None:
+    assert [stage_at(TINY, step).upper for step in (0, 3, 4, 7)] == [8, 8, 12, 12]
+    rates = [learning_rate_at(TINY, step) for step in range(8)]
+    assert rates[0] < rates[1] == TINY.learning_rate
+    assert rates[2:] == sorted(rates[2:], reverse=True)
+
+
+def test_no_configuration_trains_on_what_is_held_out() -> None:
+    trained = {family.name for family in STRUCTURED}
+    assert trained.isdisjoint({family.name for family in HELD_OUT} | {"identity", "diagonal", "toeplitz"})
+    for name in configs.names():
+        assert configs.load(name).families in ("structured", "wishart")
+    with pytest.raises(ValueError, match="known: base, large, smoke"):
+        configs.load("huge")
+
+
+def test_two_processes_train_one_model(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "pretrain.train", "--config", "smoke", "--steps", "4", "--devices", "2"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    subprocess.run(
+        [*command, "--out", str(tmp_path)], cwd=ROOT, env=environment, check=True, timeout=240, capture_output=True
+    )
+    assert len(losses(tmp_path)) == 1
+    # Alone, the first process's matrices give another model: the gradient is the mean over both.
+    train(dataclasses.replace(configs.load("smoke"), steps=4), tmp_path / "alone", fabric())
+    together, alone = (load_checkpoint(path / "model")[0].state_dict() for path in (tmp_path, tmp_path / "alone"))
+    assert any(not torch.allclose(together[name], alone[name]) for name in together)
