@@ -79,9 +79,9 @@ def compare(
     solvers: Annotated[
         str,
         typer.Option(
-            help="exact, cholesky, cg, cg-tight, rangeformer, separated by commas; exact and rangeformer take "
-            "settings, as in rangeformer:rank=200+history=1.",
-            show_default="all five",
+            help="exact, cholesky, cg, cg-tight, rangeformer, rangeformer-direct (the network's own answers), "
+            "separated by commas; exact and rangeformer take settings, as in rangeformer:rank=200+history=1.",
+            show_default="all but the last",
         ),
     ] = "exact,cholesky,cg,cg-tight,rangeformer",
     dtype: Annotated[

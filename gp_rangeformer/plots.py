@@ -27,6 +27,7 @@ _COLOURS = {
     "cg": "#D55E00",
     "cg-tight": "#CC79A7",
     "rangeformer": "#0072B2",
+    "rangeformer-direct": "#F0E442",
 }
 _FURTHER = ("#56B4E9", "#8C6BB1", "#7F5539", "#8A8A8A")
 _STYLE: dict[str, dict[str, Any]] = {
@@ -191,7 +192,7 @@ def certificates(comparison: Comparison) -> Figure | None:
     shown = [
         result
         for result in comparison.results
-        if result.base == "rangeformer" and any(step.residual is not None for step in result.steps)
+        if result.base.startswith("rangeformer") and any(step.residual is not None for step in result.steps)
     ]
     if not shown:
         return None

@@ -11,7 +11,16 @@ from linear_operator.operators import AddedDiagLinearOperator, DenseLinearOperat
 from linear_operator.utils.errors import NotPSDError
 
 from gp_rangeformer import datasets, settings
-from gp_rangeformer.compare import Comparison, Options, SolverError, State, compare, parse_solvers, write_json
+from gp_rangeformer.compare import (
+    DEFAULT_SOLVERS,
+    Comparison,
+    Options,
+    SolverError,
+    State,
+    compare,
+    parse_solvers,
+    write_json,
+)
 from gp_rangeformer.compare import solvers as solvers_module
 from gp_rangeformer.compare.audit import ExactEvaluator, gradient_vector, relative_error, snapshot
 from gp_rangeformer.compare.fit import fit
@@ -225,6 +234,17 @@ def test_a_solver_is_switched_on_inside_its_context_only():
     assert settings.current() == before
 
 
+def test_the_networks_own_answers_are_compared_when_asked_for_and_need_not_be_right():
+    assert "rangeformer-direct" not in DEFAULT_SOLVERS
+    (direct,) = parse_solvers("rangeformer-direct")
+    with direct.active():
+        assert (settings.rangeformer.on(), settings.mode.value()) == (True, "direct")
+    result = result_of(compare(arm(300), (direct,), Options(steps=2, audit_every=1)), "rangeformer-direct")
+    assert [step.answered_by for step in result.steps] == ["direct"] * 3
+    assert all(audit.value_error > 1e-6 for audit in result.audits)
+    assert all(step.residual is not None and step.interval is not None for step in result.steps)
+
+
 def test_settings_are_parsed_in_their_own_type():
     (spec,) = parse_solvers(
         "rangeformer:rank=50+tolerance=0.05+logdet=exact+exact_line_search=off+min_size=9", min_size=7
@@ -240,7 +260,7 @@ def test_settings_are_parsed_in_their_own_type():
         ("", "no solver named"),
         ("reference", "the reference always runs"),
         ("cg,cg", "named twice"),
-        ("cg:rank=3", "only exact and rangeformer take settings"),
+        ("cg:rank=3", "only exact, rangeformer and rangeformer-direct take settings"),
         ("rangeformer:ranks=3", "no setting 'ranks'; settings: .*rank"),
         ("rangeformer:rangeformer=off", "no setting 'rangeformer'"),
         ("rangeformer:rank", "not of the form"),

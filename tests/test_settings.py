@@ -28,6 +28,7 @@ CHOICES = [
     (settings.predictor, ("extrapolate", "galerkin", "previous", "none")),
     (settings.logdet, ("lanczos", "exact")),
     (settings.landmarks, ("rp_cholesky", "uniform")),
+    (settings.mode, ("certified", "direct")),
 ]
 FLAGS = [(settings.rangeformer, False), (settings.verbose, False), (settings.exact_line_search, True)]
 

@@ -126,7 +126,7 @@ def _parse(name: str, dtype: str, timing_only: bool, min_size: int | None) -> So
         hint = "; the reference always runs" if base == REFERENCE else ""
         raise SolverError(f"no solver {base!r}; solvers: {_known()}{hint}")
     if text and base not in _PLUGIN:
-        raise SolverError(f"{name!r}: only {' and '.join(_PLUGIN)} take settings; settings: {', '.join(_names())}")
+        raise SolverError(f"{name!r}: only {_listed(_PLUGIN)} take settings; settings: {', '.join(_names())}")
     overrides: dict[str, object] = {}
     if base == "rangeformer" and min_size is not None:
         overrides["min_size"] = _checked(name, "min_size", str(min_size))
@@ -140,6 +140,10 @@ def _parse(name: str, dtype: str, timing_only: bool, min_size: int | None) -> So
 
 def _known() -> str:
     return f"{', '.join(BASES)}, and exact:SETTING=VALUE+... or rangeformer:SETTING=VALUE+..."
+
+
+def _listed(names: tuple[str, ...]) -> str:
+    return f"{', '.join(names[:-1])} and {names[-1]}"
 
 
 def _names() -> list[str]:

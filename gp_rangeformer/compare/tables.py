@@ -175,7 +175,7 @@ def cost(comparison: Comparison) -> Grid:
 def _cost_row(result: SolverResult) -> tuple[str, ...]:
     s = result.summary()
     updates = sum(step.updated for step in result.steps)
-    plugin = result.base in ("exact", "rangeformer")
+    plugin = result.base in ("exact", "rangeformer", "rangeformer-direct")
     return (
         _label(result),
         _seconds(s["seconds_first"]),

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 
+@runtime_checkable
 class MatrixOperator(Protocol):
     """A batch of symmetric n x n matrices, known through their diagonals and products."""
 
@@ -30,7 +31,7 @@ class DenseOperator:
     :raises ValueError: not square, empty, not floating point, or not finite.
     """
 
-    def __init__(self, matrices: Float[Tensor, "*b n n"]) -> None:
+    def __init__(self, matrices: Tensor) -> None:
         if matrices.dim() not in (2, 3) or matrices.shape[-1] != matrices.shape[-2] or matrices.numel() == 0:
             raise ValueError(f"matrices must be b x n x n or n x n and not empty, got {tuple(matrices.shape)}")
         if not matrices.is_floating_point():
