@@ -61,6 +61,15 @@ def draw_batch(config: TrainConfig, mixture: Mixture, step: int, process: int = 
     return Batch(answers, families, loops, floor if told else None, _mix(config.seed, step, process) + 1)
 
 
+def mixture_of(config: TrainConfig) -> Mixture:
+    """The families of a configuration; :raises ValueError: it leaves out a family that does not exist."""
+    if unknown := set(config.without) - {family.name for family in STRUCTURED}:
+        raise ValueError(f"no structured family named {', '.join(sorted(unknown))}")
+    if config.families == "wishart":
+        return Mixture((Wishart(),))
+    return Mixture(tuple(family for family in STRUCTURED if family.name not in config.without))
+
+
 def stage_at(config: TrainConfig, step: int) -> Stage:
     """The stage of the curriculum that ``step`` belongs to."""
     share = step / config.steps
@@ -85,7 +94,7 @@ def train(config: TrainConfig, out: Path, fabric: Fabric, until: int | None = No
     state = out / "state.safetensors"
     start = load_state(state, bare, adam, facts) if state.exists() else 0
     model, optimiser = fabric.setup(bare, adam)
-    mixture = Mixture(STRUCTURED if config.families == "structured" else (Wishart(),))
+    mixture = mixture_of(config)
     log = _resume_log(out / "log.jsonl", start)
 
     clock, window = time.perf_counter(), LogWindow(mixture)

@@ -27,6 +27,7 @@ class TrainConfig:
     steps: int = 10_000
     curriculum: tuple[Stage, ...] = (Stage(1.0, 24, 64, 32),)
     families: Literal["structured", "wishart"] = "structured"
+    without: tuple[str, ...] = ()  # structured families to leave out, by name
     right_hand_sides: int = 2
     loops: tuple[int, int] = (3, 8)  # drawn per step, ends included
     known_floor: float = 0.5  # share of steps in which the model is told a lower bound of the eigenvalues
