@@ -71,13 +71,13 @@ def errors(output: RangeFormerOutput, matrix: Tensor, rhs: Tensor, exact: Tensor
     """What is wrong with one loop's output for one matrix; see the module's text for the units."""
     n = truth.size
     assert output.solution is not None
-    missed = truth.trace - float((output.basis[0] * output.image[0]).sum())
+    missed = truth.trace - float((output.basis[0].double() * output.image[0].double()).sum())
     return {
         "lambda_max": abs(float(output.lambda_max) / truth.lambda_max - 1),
         "logdet": abs(float(output.logdet) - truth.logdet) / n,
         "logdet_bound": (float(output.logdet_upper) - truth.logdet) / n,
         "missed_trace": missed / truth.least_missed if truth.least_missed > 1e-12 * truth.trace else 1.0,
-        **solve_errors(output.solution[0, :, 0], matrix, rhs, exact),
+        **solve_errors(output.solution[0, :, 0].double(), matrix, rhs, exact),
     }
 
 
@@ -90,23 +90,29 @@ def solve_errors(solution: Tensor, matrix: Tensor, rhs: Tensor, exact: Tensor) -
 
 @torch.no_grad()
 def evaluate_matrix(
-    model: RangeFormer, control: RangeFormer, matrix: Tensor, truth: Truth, loops: int, seed: int
+    model: RangeFormer,
+    control: RangeFormer,
+    matrix: Tensor,
+    truth: Truth,
+    loops: int,
+    seed: int,
+    bfloat16: bool = False,
 ) -> dict[str, Any]:
-    """One matrix, one right-hand side, one draw of codes."""
+    """One matrix, one right-hand side, one draw of codes. The models' dtype is that of their products with A."""
     generator = torch.Generator().manual_seed(seed)
     n, rank = len(matrix), model.config.rank
     exact = torch.randn(n, generator=generator, dtype=torch.float64)
     rhs = matrix @ exact
-    operator = DenseOperator(matrix)
+    operator = DenseOperator(matrix.to(model.embedding.mix.weight.dtype))
     codes = model.embedding.codes(operator, generator)
     started = time.perf_counter()
-    outputs = model(operator, rhs[None, :, None], loops=loops, codes=codes)
+    outputs = model(operator, rhs[None, :, None], loops=loops, codes=codes, bfloat16=bfloat16)
     seconds = time.perf_counter() - started
     untrained = control(operator, rhs[None, :, None], loops=loops, codes=codes)
     columns = model.config.dim + loops * (rank + 1)
     over_loops = [errors(output, matrix, rhs, exact, truth) for output in outputs]
     subspace = errors(untrained[-1], matrix, rhs, exact, truth)
-    ritz = float(torch.linalg.eigvalsh(untrained[-1].basis[0].mT @ untrained[-1].image[0])[-1])
+    ritz = float(untrained[-1].eigenpairs()[0][0, 0])
     return {
         "truth": asdict(truth),
         "rangeformer": over_loops[-1],
@@ -136,13 +142,15 @@ def run(
     matrices: Iterator[tuple[str, str, Tensor]],
     seeds: int,
     loops: int,
+    precision: str,
     path: Path | None,
     facts: dict[str, Any],
 ) -> list[dict[str, Any]]:
     """Evaluate everything, a row per (kind, name), and keep the file up to date."""
-    model = model.double().eval()
+    dtype, bfloat16 = torch.float64 if precision == "float64" else torch.float32, precision == "bfloat16"
+    model = model.to(dtype).eval()
     torch.manual_seed(0)
-    control = RangeFormer(model.config).double().eval()
+    control = RangeFormer(model.config).to(dtype).eval()
     rows: dict[tuple[str, str], list[dict[str, Any]]] = {}
     skipped: list[str] = []
     for kind, name, matrix in matrices:
@@ -152,7 +160,8 @@ def run(
             skipped.append(f"{name}: not positive definite to rounding")
             continue
         for seed in range(seeds):
-            rows.setdefault((kind, name), []).append(evaluate_matrix(model, control, matrix, truth, loops, seed))
+            result = evaluate_matrix(model, control, matrix, truth, loops, seed, bfloat16)
+            rows.setdefault((kind, name), []).append(result)
         if path is not None:
             write(path, {**facts, "skipped": skipped, "rows": [summary(*key, value) for key, value in rows.items()]})
     return [summary(*key, value) for key, value in rows.items()]
@@ -222,6 +231,12 @@ def main() -> None:
     parser.add_argument("--draws", type=int, default=5, help="matrices per family and size")
     parser.add_argument("--seeds", type=int, default=3, help="right-hand sides and codes per matrix")
     parser.add_argument("--largest", type=int, default=5000, help="largest n of the files")
+    parser.add_argument(
+        "--precision",
+        default="float64",
+        choices=("float64", "float32", "bfloat16"),
+        help="of the model; bfloat16: of its own layers, beside float32 products",
+    )
     parser.add_argument("--loops", type=int, help="instead of the model's default")
     arguments = parser.parse_args()
     if arguments.checkpoint in pretrained_names():
@@ -235,11 +250,10 @@ def main() -> None:
     facts = {
         "arguments": {key: str(value) for key, value in vars(arguments).items()},
         "model": asdict(model.config),
-        "dtype": "float64",
         "torch": torch.__version__,
     }
     matrices = sources(sizes, arguments.draws, arguments.matrices, arguments.largest)
-    rows = run(model, matrices, arguments.seeds, loops, arguments.json, facts)
+    rows = run(model, matrices, arguments.seeds, loops, arguments.precision, arguments.json, facts)
     Console().print(table(rows))
 
 

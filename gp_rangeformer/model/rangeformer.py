@@ -58,6 +58,12 @@ class RangeFormerOutput:
     solution: Float[Tensor, "b n m"] | None
     residual: Float[Tensor, "b n m"] | None  # b - A solution, by recurrence
 
+    def eigenpairs(self) -> tuple[Float[Tensor, "b r"], Float[Tensor, "b n r"]]:
+        """Ritz values, descending, and vectors: the best approximations of eigenpairs within the range. O(n r^2)."""
+        core = self.basis.mT.double() @ self.image.double()
+        values, rotation = torch.linalg.eigh(0.5 * (core + core.mT))
+        return values.flip(-1), self.basis @ rotation.flip(-1).to(self.basis.dtype)
+
 
 class RangeFormer(nn.Module):
     """See the module's text. About 90,000 parameters at the default configuration."""
@@ -95,6 +101,7 @@ class RangeFormer(nn.Module):
         floor: Float[Tensor, " b"] | None = None,
         codes: Float[Tensor, "b n d"] | None = None,
         generator: torch.Generator | None = None,
+        bfloat16: bool = False,
     ) -> list[RangeFormerOutput]:
         """One output per loop, the last is the answer.
 
@@ -102,6 +109,8 @@ class RangeFormer(nn.Module):
         :param loops: T; any number for a tied model.
         :param floor: a known lower bound of A's eigenvalues (the noise of a Gaussian process), per matrix.
         :param codes: the random codes of :meth:`RangeEmbedding.codes`, to repeat or permute them.
+        :param bfloat16: run the transformer's own layers in bfloat16; products with A and everything that is solved
+            from them keep their precision. For float32 models.
         :raises ValueError: loops < 1, or more loops than an untied model has blocks.
         Cost: one product with dim columns, then per loop one with ``rank + m`` columns, and O(n dim^2).
         """
@@ -127,8 +136,10 @@ class RangeFormer(nn.Module):
             # Columns of unit length have entries of size n^-1/2; tokens want entries of size 1.
             products = size**0.5 * torch.cat([basis, image], dim=-1)
             products = products if self.config.operator else torch.zeros_like(products)
-            tokens = self.state_norm(tokens) + self.inject(torch.cat([given, products], dim=-1))
-            tokens = self.blocks[0 if self.config.tied else loop](tokens)
+            with torch.autocast(codes.device.type, torch.bfloat16, enabled=bfloat16):
+                tokens = self.state_norm(tokens) + self.inject(torch.cat([given, products], dim=-1))
+                tokens = self.blocks[0 if self.config.tied else loop](tokens)
+            tokens = tokens.to(codes.dtype)
             if solve is not None:
                 solve = galerkin_correction(operator, solve, basis, image, scale)
             outputs.append(self._read(tokens, basis, image, scale, mean_eigenvalue, known, solve))

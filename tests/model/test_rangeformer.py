@@ -146,6 +146,32 @@ def test_the_basis_is_orthonormal_and_its_image_is_a_times_it() -> None:
     torch.testing.assert_close(output.scores.sum(-1), torch.ones(2, dtype=torch.float64))
 
 
+def test_eigenpairs_are_the_ritz_pairs_of_the_range() -> None:
+    model = random_model()
+    a = matrices(40)
+    rhs, codes = ingredients(model, a)
+    values, vectors = ask(model, a, rhs, codes, loops=8).eigenpairs()
+    exact = torch.linalg.eigvalsh(a).flip(-1)[:, : CONFIG.rank]
+    assert (values.diff(dim=-1) <= 1e-9).all()
+    assert (values <= exact + 1e-6).all()
+    torch.testing.assert_close(vectors.mT @ a @ vectors, torch.diag_embed(values), rtol=1e-3, atol=1e-3)
+
+
+def test_bfloat16_layers_change_the_proposals_and_not_what_holds_for_any_proposal() -> None:
+    model = random_model().float()
+    a = matrices(40).float()
+    rhs, codes = (value.float() for value in ingredients(model, a))
+    with torch.no_grad():
+        plain = model(DenseOperator(a), rhs, codes=codes)[-1]
+        low = model(DenseOperator(a), rhs, codes=codes, bfloat16=True)[-1]
+    assert low.solution is not None
+    assert low.residual is not None
+    assert low.solution.dtype == low.basis.dtype == torch.float32
+    assert not torch.equal(low.basis, plain.basis)
+    torch.testing.assert_close(low.residual, rhs - a @ low.solution, rtol=0, atol=1e-4)
+    torch.testing.assert_close(low.logdet, plain.logdet, rtol=0.1, atol=5.0)
+
+
 def test_untrained_it_is_a_randomised_subspace_iteration() -> None:
     torch.manual_seed(0)
     model = RangeFormer(dataclasses.replace(CONFIG, loops=4)).double()
