@@ -208,8 +208,11 @@ def main() -> None:
     config = dataclasses.replace(
         configs.load(arguments.config), **{name: value for name, value in changes.items() if value is not None}
     )
-    fabric = Fabric() if arguments.devices is None else Fabric(devices=arguments.devices, strategy="ddp")
-    fabric.launch()
+    if arguments.devices is None:  # one process, or those that `fabric run` has started
+        fabric = Fabric()
+    else:
+        fabric = Fabric(devices=arguments.devices, strategy="ddp")
+        fabric.launch()
     train(config, arguments.out, fabric, arguments.until)
 
 

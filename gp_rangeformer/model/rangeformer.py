@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from gp_rangeformer.model.attention import FeatureMap
 from gp_rangeformer.model.block import Block
-from gp_rangeformer.model.embedding import RangeEmbedding
+from gp_rangeformer.model.embedding import Embedded, RangeEmbedding
 from gp_rangeformer.model.heads import RangeStatistics, ScalarHeads
 from gp_rangeformer.model.operator import MatrixOperator
 from gp_rangeformer.model.subspace import SolveState, galerkin_correction, orthonormalise
@@ -142,7 +142,7 @@ class RangeFormer(nn.Module):
             tokens = tokens.to(codes.dtype)
             if solve is not None:
                 solve = galerkin_correction(operator, solve, basis, image, scale)
-            outputs.append(self._read(tokens, basis, image, scale, mean_eigenvalue, known, solve))
+            outputs.append(self._read(tokens, basis, image, embedded, mean_eigenvalue, known, solve))
             iterated = basis @ self.keep + image @ self.power if self.config.operator else first
             basis = orthonormalise(iterated + self.propose(tokens) / size**0.5)
         return outputs
@@ -152,13 +152,14 @@ class RangeFormer(nn.Module):
         tokens: Tensor,
         basis: Tensor,
         image: Tensor,
-        scale: Tensor,
+        embedded: Embedded,
         mean_eigenvalue: Tensor,
         floor: Tensor,
         solve: SolveState | None,
     ) -> RangeFormerOutput:
-        statistics = RangeStatistics.of(basis, image, mean_eigenvalue)
+        statistics = RangeStatistics.of(basis, image, embedded, mean_eigenvalue)
         largest, logdet = self.scalars(tokens, statistics, floor)
+        scale = embedded.scale
         scale64 = scale.double()
         size = basis.shape[-2]
         return RangeFormerOutput(

@@ -116,12 +116,16 @@ def test_no_configuration_trains_on_what_is_held_out() -> None:
         configs.load("huge")
 
 
-def test_two_processes_train_one_model(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "pretrain.train", "--config", "smoke", "--steps", "4", "--devices", "2"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    subprocess.run(
-        [*command, "--out", str(tmp_path)], cwd=ROOT, env=environment, check=True, timeout=240, capture_output=True
-    )
+FABRIC_RUN = "fabric run --accelerator cpu --devices 2 --strategy ddp pretrain/train.py"
+
+
+@pytest.mark.parametrize("command", [FABRIC_RUN, "python -m pretrain.train --devices 2"])
+def test_two_processes_train_one_model(tmp_path: Path, command: str) -> None:
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
+    program, *rest = command.split()
+    program = str(Path(sys.executable).with_name(program))
+    arguments = [program, *rest, "--config", "smoke", "--steps", "4", "--out", str(tmp_path)]
+    subprocess.run(arguments, cwd=ROOT, env=environment, check=True, timeout=240, capture_output=True)
     assert len(losses(tmp_path)) == 1
     # Alone, the first process's matrices give another model: the gradient is the mean over both.
     train(dataclasses.replace(configs.load("smoke"), steps=4), tmp_path / "alone", fabric())
