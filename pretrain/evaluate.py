@@ -16,10 +16,7 @@ The result file is written after every source of matrices; all numbers are media
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import statistics
-import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -32,6 +29,8 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from gp_rangeformer.compare import machine
+from gp_rangeformer.compare.result import write_json
 from gp_rangeformer.model.checkpoint import load_checkpoint, load_pretrained, pretrained_names
 from gp_rangeformer.model.operator import DenseOperator
 from gp_rangeformer.model.rangeformer import RangeFormer, RangeFormerOutput
@@ -163,7 +162,9 @@ def run(
             result = evaluate_matrix(model, control, matrix, truth, loops, seed, bfloat16)
             rows.setdefault((kind, name), []).append(result)
         if path is not None:
-            write(path, {**facts, "skipped": skipped, "rows": [summary(*key, value) for key, value in rows.items()]})
+            write_json(
+                path, {**facts, "skipped": skipped, "rows": [summary(*key, value) for key, value in rows.items()]}
+            )
     return [summary(*key, value) for key, value in rows.items()]
 
 
@@ -187,15 +188,6 @@ def summary(kind: str, name: str, results: list[dict[str, Any]]) -> dict[str, An
         ],
         "seconds": statistics.median(result["seconds"] for result in results),
     }
-
-
-def write(path: Path, content: dict[str, Any]) -> None:
-    """Atomically."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name)
-    with os.fdopen(handle, "w") as file:
-        json.dump(content, file, indent=1)
-    os.replace(temporary, path)
 
 
 def table(rows: list[dict[str, Any]]) -> Table:
@@ -250,7 +242,7 @@ def main() -> None:
     facts = {
         "arguments": {key: str(value) for key, value in vars(arguments).items()},
         "model": asdict(model.config),
-        "torch": torch.__version__,
+        "machine": machine.describe(),
     }
     matrices = sources(sizes, arguments.draws, arguments.matrices, arguments.largest)
     rows = run(model, matrices, arguments.seeds, loops, arguments.precision, arguments.json, facts)

@@ -8,7 +8,7 @@ answer them. Results carry their own evidence: residuals, bounds, passes over K,
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -143,6 +143,16 @@ class Solution:
     @property
     def converged(self) -> bool:
         return self.reason is Reason.CONVERGED
+
+    def leading(self, count: int) -> Solution:
+        """The first ``count`` columns with their evidence."""
+        return replace(
+            self,
+            value=self.value[:, :count],
+            residual=self.residual[:count],
+            quadratic=self.quadratic[:count],
+            inv_quad=self.inv_quad[:count],
+        )
 
 
 @dataclass(frozen=True)

@@ -84,14 +84,7 @@ class DirectPrepared:
         reason = Reason.DIRECT if outside else solution.reason
         weight = _gradient_weight(preconditioner, system.noise, value[:, :m], probes, value[:, m:])
         return Evaluation(
-            solution=replace(
-                solution,
-                value=value[:, :m],
-                residual=solution.residual[:m],
-                quadratic=solution.quadratic[:m],
-                inv_quad=solution.inv_quad[:m],
-                reason=reason,
-            ),
+            solution=replace(solution.leading(m), reason=reason),
             residual=float(solution.residual.max()) if solution.residual.numel() else 0.0,
             logdet=logdet,
             kernel_gradient=weight.dense,

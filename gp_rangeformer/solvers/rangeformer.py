@@ -156,13 +156,7 @@ class RangeFormerPrepared:
         assert self.preconditioner is not None
         weight = GradientWeight.build(self.preconditioner, system.noise, value[:, :m], probes, value[:, m:])
         return Evaluation(
-            solution=replace(
-                solution,
-                value=value[:, :m],
-                residual=solution.residual[:m],
-                quadratic=solution.quadratic[:m],
-                inv_quad=solution.inv_quad[:m],
-            ),
+            solution=solution.leading(m),
             residual=float(solution.residual.max()),
             logdet=logdet,
             kernel_gradient=weight.dense,
