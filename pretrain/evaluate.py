@@ -240,7 +240,8 @@ def main() -> None:
     loops = arguments.loops or model.config.loops
     sizes = [int(size) for size in arguments.sizes.split(",")]
     facts = {
-        "arguments": {key: str(value) for key, value in vars(arguments).items()},
+        # Names, not paths: the file is for others to read.
+        "arguments": {k: v.name if isinstance(v, Path) else v for k, v in vars(arguments).items()},
         "model": asdict(model.config),
         "machine": machine.describe(),
     }
