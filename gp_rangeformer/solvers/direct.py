@@ -45,7 +45,12 @@ class DirectSolver:
     network: Callable[[LinearSystem, Tensor], Answer]
 
     def prepare(self, system: LinearSystem, memory: Memory | None = None) -> DirectPrepared:
-        """No work yet: the network sees matrix and right-hand sides together."""
+        """No other work yet than looking for NaN: the network sees matrix and right-hand sides together.
+
+        :raises NanError: as the exact path, if K or D is not finite.
+        """
+        if not system.is_finite():
+            ExactSolver(self.certified.tolerance).prepare(system)
         return DirectPrepared(self, system)
 
 

@@ -7,13 +7,14 @@ import warnings
 import gpytorch
 import pytest
 import torch
+from linear_operator.utils.errors import NanError
 
 from gp_rangeformer import OutsideToleranceWarning, settings
 from gp_rangeformer.ranges import learned
 from gp_rangeformer.solvers.base import LinearSystem
 from gp_rangeformer.solvers.direct import Answer
 from gp_rangeformer.solvers.reason import Reason
-from tests.backend.market import build, dense_covariance, exact_path, rangeformer_path
+from tests.backend.market import added_diagonal, build, dense_covariance, exact_path, rangeformer_path
 
 
 def test_the_certified_mode_never_asks_the_network(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -89,6 +90,17 @@ def test_the_same_seed_gives_the_same_answer() -> None:
         with rangeformer_path(), settings.mode("direct"), settings.seed(seed):
             values.append(problem.loss().item())
     assert values[0] == values[1] != values[2]
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_kernel_matrix_that_is_not_finite_is_an_error_here_too(bad: float) -> None:
+    kernel = torch.eye(50).double()
+    kernel[3, 5] = kernel[5, 3] = bad
+    rhs = torch.ones(50, 1).double()
+    with rangeformer_path(), settings.mode("direct"), pytest.raises(NanError):
+        added_diagonal(kernel, 0.1).inv_quad_logdet(rhs, logdet=True)
+    with rangeformer_path(), settings.mode("direct"), pytest.raises(NanError):
+        added_diagonal(kernel, 0.1).solve(rhs)
 
 
 def test_an_unknown_mode_is_refused() -> None:
