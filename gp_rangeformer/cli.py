@@ -202,12 +202,13 @@ def fit(
 
 @app.command()
 def info(data_dir: _DataDir = None) -> None:
-    """Versions, device, threads, settings with their defaults, and the data sets that can be loaded."""
+    """Versions, device, threads, data sets, pretrained models, and settings with their defaults."""
     with _refusing():
         import torch
 
         from gp_rangeformer import datasets, settings
         from gp_rangeformer.compare import machine
+        from gp_rangeformer.model.checkpoint import pretrained_names
 
         names = datasets.available(data_dir)
     console = _console()
@@ -219,6 +220,7 @@ def info(data_dir: _DataDir = None) -> None:
     accelerator = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
     table.add_row("CUDA device", accelerator)
     table.add_row("data sets", ", ".join(names))
+    table.add_row("pretrained", ", ".join(pretrained_names()) or "none: reinstall gp-rangeformer")
     console.print(table)
     console.print("settings", style="bold")
     values = Table(box=None, show_header=False, pad_edge=False)

@@ -183,13 +183,14 @@ def test_fit_says_in_one_line_why_training_failed(table, monkeypatch):
     assert "Training failed: the log marginal likelihood is nan at step 3" in result.output
 
 
-def test_info_names_versions_settings_and_data_sets():
+def test_info_names_versions_settings_data_sets_and_models():
     result = invoke("info")
     assert result.exit_code == 0, result.output
     for name in ("gp-rangeformer", "torch", "gpytorch", "linear-operator"):
         assert re.search(rf"^{name} +\d", result.stdout, re.MULTILINE)
     for said in ("torch threads", "CUDA device", "co2, robot_arm", "num_probes", "min_size"):
         assert said in result.stdout
+    assert re.search(r"^pretrained +base$", result.stdout, re.MULTILINE)
 
 
 def test_the_version_is_the_package_s():

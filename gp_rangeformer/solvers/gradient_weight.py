@@ -17,7 +17,9 @@ from gp_rangeformer.solvers.nystrom import NystromPreconditioner
 
 # The mean of diag(D^-1 (K - Q)) below which the control variate helps. Measured ratio of gradient errors with and
 # without it, 32 probes, n = 1000: 1e-4 at a gap of 1e-5, 0.015 at 0.007, 0.15 at 0.065, 0.5 at 0.07 to 0.2, 1.3 to 1.6
-# at 0.45 to 0.65, 15 at 5: its 1/noise acts on the whole complement of the range.
+# at 0.45 to 0.65, 15 at 5: its 1/noise acts on the whole complement of the range. With the level there matched to the
+# probes' own trace instead of 1/noise: 0.6 to 0.8 at 0.7, 1.0 at 1.2, 1.4 to 2 at 4 to 8 (n = 1500), not better where
+# the gradient is hardest.
 CONTROL_GAP = 0.1
 
 
