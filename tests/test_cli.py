@@ -190,7 +190,7 @@ def test_info_names_versions_settings_data_sets_and_models():
         assert re.search(rf"^{name} +\d", result.stdout, re.MULTILINE)
     for said in ("torch threads", "CUDA device", "co2, robot_arm", "num_probes", "min_size"):
         assert said in result.stdout
-    assert re.search(r"^pretrained +base$", result.stdout, re.MULTILINE)
+    assert re.search(r"^pretrained +base *$", result.stdout, re.MULTILINE)
 
 
 def test_the_version_is_the_package_s():
