@@ -14,7 +14,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator
 
 from gp_rangeformer import settings
 from gp_rangeformer.compare.result import Comparison, SolverResult, Step
@@ -27,7 +27,7 @@ _COLOURS = {
     "cg": "#D55E00",
     "cg-tight": "#CC79A7",
     "rangeformer": "#0072B2",
-    "rangeformer-direct": "#F0E442",
+    "rangeformer-direct": "#6A3D9A",
 }
 _FURTHER = ("#56B4E9", "#8C6BB1", "#7F5539", "#8A8A8A")
 _STYLE: dict[str, dict[str, Any]] = {
@@ -97,6 +97,10 @@ def likelihood(comparison: Comparison) -> Figure | None:
     middle.set_yscale("symlog", linthresh=1e-3)
     middle.axhline(0, **{**_line(comparison, shown[0]), "label": None})
     right.set(xlabel="seconds of training", ylabel=left.get_ylabel(), title="as reported, over time", xscale="log")
+    # Short labels and few of them: a short run spans less than a decade.
+    right.xaxis.set_minor_locator(LogLocator(subs=(2, 5)))
+    right.xaxis.set_major_formatter("{x:g}")
+    right.xaxis.set_minor_formatter("{x:g}")
     for axes in (left, middle):
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     _title(figure, comparison, "Log marginal likelihood")
