@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +8,6 @@ import pytest
 import torch
 from scipy.sparse import csr_matrix
 
-from gp_rangeformer import settings
 from gp_rangeformer.datasets import load
 from gp_rangeformer.model.checkpoint import save_checkpoint
 from gp_rangeformer.model.rangeformer import RangeFormer, RangeFormerConfig
@@ -21,9 +19,9 @@ from pretrain.experiments.downstream.finders import block_krylov, finders, proje
 from pretrain.experiments.downstream.gp_training import build, exact_value, network_likelihood_per_point, train
 from pretrain.experiments.downstream.matrices import untrained
 from pretrain.matrices import MatrixMarketError, Spectrum
+from tests.pretrain.market import MARKET, needs_market
 
 SMALL = RangeFormerConfig(dim=12, rank=4, heads=2, head_dim=4, loops=2)
-MATRICES = "GP_RANGEFORMER_MATRICES"
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -217,10 +215,9 @@ def test_a_missing_file_is_named(tmp_path) -> None:
         warm_start.run(plan, untrained(SMALL), tmp_path)
 
 
-@pytest.mark.skipif(MATRICES not in os.environ, reason=f"{MATRICES} names no folder of Matrix Market files")
+@needs_market
 def test_the_papers_matrix_is_among_those_of_a_quick_run() -> None:
-    folder = Path(os.environ[MATRICES])
-    content = warm_start.run(warm_start.Plan.quick(folder), untrained(SMALL), folder)
+    content = warm_start.run(warm_start.Plan.quick(MARKET), untrained(SMALL), MARKET)
     assert [row["n"] for row in content["systems"]] == [60, 60, 66]
 
 
@@ -248,7 +245,6 @@ def test_the_differentiated_method_descends_the_networks_own_likelihood() -> Non
     assert hyperparameters(model) != run.parameters[-1]
 
 
-@pytest.mark.skipif(not hasattr(settings, "mode"), reason="settings.mode is not in this version")
 def test_a_quick_gp_run_compares_the_networks_likelihood_with_the_exact_one(checkpoint, tmp_path) -> None:
     main(["--checkpoint", str(checkpoint), "--out", str(tmp_path), "--parts", "gp", "--quick"])
     content = json.loads((tmp_path / "gp.json").read_text())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import os
 from pathlib import Path
 
 import pytest
@@ -14,13 +13,7 @@ from pretrain.matrices import (
     list_matrices,
     load,
 )
-
-_FOLDER = Path(os.environ.get("GP_RANGEFORMER_DATA") or Path(__file__).resolve().parents[4] / "shared" / "data")
-MARKET = _FOLDER / "matrix_market"
-needs_market = pytest.mark.skipif(
-    not MARKET.is_dir(),
-    reason="no Matrix Market files: set GP_RANGEFORMER_DATA to a folder that contains matrix_market/",
-)
+from tests.pretrain.market import MARKET, needs_market
 
 
 def market_file(folder: Path, name: str, header: str, body: str) -> Path:
