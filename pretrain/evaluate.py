@@ -35,6 +35,7 @@ from gp_rangeformer.model.checkpoint import load_checkpoint, load_pretrained, pr
 from gp_rangeformer.model.operator import DenseOperator
 from gp_rangeformer.model.rangeformer import RangeFormer, RangeFormerOutput
 from pretrain.baselines.classical import conjugate_gradients
+from pretrain.baselines.untrained import untrained
 from pretrain.matrices import HELD_OUT, STRUCTURED, list_matrices, load
 
 _DENSE_SPECTRUM = 1200  # up to here the whole spectrum by LAPACK, above its ends by Lanczos
@@ -148,8 +149,7 @@ def run(
     """Evaluate everything, a row per (kind, name), and keep the file up to date."""
     dtype, bfloat16 = torch.float64 if precision == "float64" else torch.float32, precision == "bfloat16"
     model = model.to(dtype).eval()
-    torch.manual_seed(0)
-    control = RangeFormer(model.config).to(dtype).eval()
+    control = untrained(model.config, dtype=dtype)
     rows: dict[tuple[str, str], list[dict[str, Any]]] = {}
     skipped: list[str] = []
     for kind, name, matrix in matrices:

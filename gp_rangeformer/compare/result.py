@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import tempfile
 from collections import Counter
 from dataclasses import dataclass, field, fields, is_dataclass
 from enum import Enum
@@ -17,6 +15,7 @@ from pathlib import Path
 from statistics import mean, median
 from typing import Any
 
+from gp_rangeformer.atomic import write_bytes
 from gp_rangeformer.compare.solvers import REFERENCE, SolverSpec
 from gp_rangeformer.datasets import Dataset
 
@@ -252,19 +251,7 @@ def write_json(path: Path, content: dict[str, object]) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """As :func:`write_json`, for any text. The folder is made if it is not there."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        # mkstemp makes files that only the owner can read.
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)
-        with open(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    write_bytes(path, text.encode())
 
 
 def _mean(values: list[float] | list[float | None] | list[int | None]) -> float | None:

@@ -24,7 +24,7 @@ BASES = {
 }
 DEFAULT_SOLVERS = tuple(base for base in BASES if base != "rangeformer-direct")
 _SWITCH = {"on": True, "true": True, "off": False, "false": False}
-_PLUGIN = ("exact", "rangeformer", "rangeformer-direct")
+PLUGIN = ("exact", "rangeformer", "rangeformer-direct")
 # Largest n at which the reference is GPyTorch's own float64 Cholesky (2 s a step on two cores); the plug-in's
 # closed form answers above, checked once against GPyTorch's.
 REFERENCE_CHOLESKY_SIZE = 2500
@@ -46,7 +46,7 @@ class SolverSpec:
 
     @property
     def is_plugin(self) -> bool:
-        return self.base in _PLUGIN
+        return self.base in PLUGIN
 
     @property
     def is_reference(self) -> bool:
@@ -125,8 +125,8 @@ def _parse(name: str, dtype: str, timing_only: bool, min_size: int | None) -> So
     if base not in BASES:
         hint = "; the reference always runs" if base == REFERENCE else ""
         raise SolverError(f"no solver {base!r}; solvers: {_known()}{hint}")
-    if text and base not in _PLUGIN:
-        raise SolverError(f"{name!r}: only {_listed(_PLUGIN)} take settings; settings: {', '.join(_names())}")
+    if text and base not in PLUGIN:
+        raise SolverError(f"{name!r}: only {_listed(PLUGIN)} take settings; settings: {', '.join(_names())}")
     overrides: dict[str, object] = {}
     if base == "rangeformer" and min_size is not None:
         overrides["min_size"] = _checked(name, "min_size", str(min_size))

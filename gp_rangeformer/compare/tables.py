@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from gp_rangeformer.compare.result import Comparison, SolverResult, State
+from gp_rangeformer.compare.solvers import PLUGIN
 
 _NONE = "-"
 
@@ -175,7 +176,7 @@ def cost(comparison: Comparison) -> Grid:
 def _cost_row(result: SolverResult) -> tuple[str, ...]:
     s = result.summary()
     updates = sum(step.updated for step in result.steps)
-    plugin = result.base in ("exact", "rangeformer", "rangeformer-direct")
+    plugin = result.base in PLUGIN
     return (
         _label(result),
         _seconds(s["seconds_first"]),

@@ -9,8 +9,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +18,7 @@ import safetensors
 import safetensors.torch
 from torch import nn
 
+from gp_rangeformer.atomic import write_bytes
 from gp_rangeformer.model.linear_system_transformer import LinearSystemTransformer, LinearSystemTransformerConfig
 from gp_rangeformer.model.rangeformer import RangeFormer, RangeFormerConfig
 
@@ -73,9 +72,8 @@ def save_checkpoint(
     weights = safetensors.torch.save({key: value.contiguous().cpu() for key, value in model.state_dict().items()})
     digest = hashlib.sha256(weights).hexdigest()
     text = json.dumps({"format": FORMAT, **dataclasses.asdict(card), "sha256": digest}, indent=1)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _replace(path, weights)
-    _replace(path.with_suffix(".json"), text.encode())
+    write_bytes(path, weights)
+    write_bytes(path.with_suffix(".json"), text.encode())
 
 
 def load_checkpoint(path: Path) -> tuple[nn.Module, ModelCard]:
@@ -125,16 +123,3 @@ def load_pretrained(name: str = "base") -> RangeFormer:
     if not isinstance(model, RangeFormer):
         raise CheckpointError(f"the checkpoint {name!r} holds a {type(model).__name__}, not a RangeFormer")
     return model
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """Write a file so that a reader sees the old content or the new, never half of it."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        os.chmod(temporary, 0o644)  # mkstemp's file is the owner's alone
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise

@@ -43,12 +43,13 @@ class RangeStatistics:
         """No further product with A: (I - UU') A (I - UU') Gamma follows from A Gamma and A U. O(n r dim)."""
         core = basis.mT.double() @ image.double()
         core = 0.5 * (core + core.mT)
-        ritz = torch.linalg.eigvalsh(core).flip(-1)
+        ritz, vectors = torch.linalg.eigh(core)
+        # Gradients of eigenvectors do not exist where eigenvalues meet: none are taken.
+        ritz, first = ritz.flip(-1), vectors[..., -1:].detach().to(basis.dtype)
         size, rank = basis.shape[-2], basis.shape[-1]
         if rank >= size:  # the range is everything; the Ritz values of surplus columns are zero
             ritz, rank = ritz[:, :size], size
-        with torch.no_grad():  # gradients of eigenvectors do not exist where eigenvalues meet
-            first = torch.linalg.eigh(core).eigenvectors[..., -1:].to(basis.dtype)
+        with torch.no_grad():
             residual = (image @ first).double() - ritz[:, None, :1] * (basis @ first).double()
             residual = residual.flatten(1).norm(dim=-1) / ritz[:, 0].abs().clamp_min(_SMALLEST)
         outside = (mean_eigenvalue.double() * size - ritz.sum(-1)) / max(size - rank, 1)

@@ -27,6 +27,7 @@ from gp_rangeformer.compare import machine
 from gp_rangeformer.compare.result import write_json
 from gp_rangeformer.model.checkpoint import load_checkpoint
 from gp_rangeformer.model.rangeformer import RangeFormer, RangeFormerConfig
+from pretrain.baselines.untrained import untrained
 from pretrain.configs import Stage, TrainConfig
 from pretrain.evaluate import evaluate_matrix, truth_of
 from pretrain.matrices import STRUCTURED, MatrixFamily
@@ -55,8 +56,7 @@ def trainings(steps: int) -> dict[str, TrainConfig]:
 
 def test(model: RangeFormer, family: MatrixFamily, n: int, draws: int, seed: int) -> dict[str, float]:
     """Median errors over fresh draws, float64."""
-    torch.manual_seed(seed)
-    control = RangeFormer(model.config).double().eval()
+    control = untrained(model.config, seed)
     matrices = family.sample(draws, n, torch.Generator().manual_seed(9_000_000 + n))
     results = [
         evaluate_matrix(model.double(), control, matrix, truth_of(matrix, model.config.rank), model.config.loops, index)

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from gp_rangeformer import atomic
 from gp_rangeformer.model import checkpoint
 from gp_rangeformer.model.checkpoint import CheckpointError, load_checkpoint, load_pretrained, save_checkpoint
 from gp_rangeformer.model.operator import DenseOperator
@@ -78,7 +79,7 @@ def test_an_interrupted_write_leaves_the_old_checkpoint(saved: Path, monkeypatch
     def full_disk(*_: object) -> None:
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(checkpoint.os, "replace", full_disk)
+    monkeypatch.setattr(atomic.os, "replace", full_disk)
     with pytest.raises(OSError, match="no space"):
         save_checkpoint(saved, RangeFormer(CONFIG))
     assert saved.with_suffix(".safetensors").read_bytes() == before

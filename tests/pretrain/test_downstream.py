@@ -12,12 +12,12 @@ from gp_rangeformer.datasets import load
 from gp_rangeformer.model.checkpoint import save_checkpoint
 from gp_rangeformer.model.rangeformer import RangeFormer, RangeFormerConfig
 from gp_rangeformer.models import hyperparameters
+from pretrain.baselines.untrained import untrained
 from pretrain.experiments.downstream import gp_learning, range_finder, warm_start
 from pretrain.experiments.downstream.command import main
 from pretrain.experiments.downstream.descent import Crossing, Start, conjugate_gradients, network_start
 from pretrain.experiments.downstream.finders import block_krylov, finders, projection_errors, subspace_iteration
 from pretrain.experiments.downstream.gp_training import build, exact_value, network_likelihood_per_point, train
-from pretrain.experiments.downstream.matrices import untrained
 from pretrain.matrices import MatrixMarketError, Spectrum
 from tests.pretrain.market import MARKET, needs_market
 

@@ -8,7 +8,6 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from gp_rangeformer.model.rangeformer import RangeFormer, RangeFormerConfig
 from pretrain.matrices import MatrixMarketError, Spectrum, load
 from pretrain.matrices.spectrum import LAWS
 
@@ -25,10 +24,3 @@ def named_matrix(name: str, folder: Path | None, n: int) -> Float64[Tensor, "n n
         if path.is_file():
             return load(path)
     raise MatrixMarketError(f"{name}.mtx or {name}.mtx.gz is not in {folder}: fetch it from the SuiteSparse collection")
-
-
-def untrained(config: RangeFormerConfig) -> RangeFormer:
-    """The control: the same loop before training, a randomised subspace iteration with Galerkin solves in its range."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        return RangeFormer(config).double().eval().requires_grad_(False)

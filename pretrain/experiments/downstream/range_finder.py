@@ -24,9 +24,10 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from gp_rangeformer.model.rangeformer import RangeFormer
+from pretrain.baselines.untrained import untrained
 from pretrain.experiments.downstream.dot_plot import dots
 from pretrain.experiments.downstream.finders import Finder, finders, projection_errors, ritz_vectors
-from pretrain.experiments.downstream.matrices import named_matrix, untrained
+from pretrain.experiments.downstream.matrices import named_matrix
 from pretrain.matrices.gp_kernel import PROFILES
 from pretrain.matrices.spectrum import haar
 

@@ -32,9 +32,10 @@ from scipy.sparse import csr_matrix
 from torch import Tensor
 
 from gp_rangeformer.model.rangeformer import RangeFormer
+from pretrain.baselines.untrained import untrained
 from pretrain.experiments.downstream.descent import Crossing, Start, conjugate_gradients, network_start
 from pretrain.experiments.downstream.dot_plot import dots
-from pretrain.experiments.downstream.matrices import named_matrix, untrained
+from pretrain.experiments.downstream.matrices import named_matrix
 
 METHODS = ("zero", "diagonal", "jacobi", "untrained", "rangeformer")
 # The paper's bcsstk02, and ten more that are positive definite, n = 48 to 1138, condition numbers 5 to 10^7: stiffness
