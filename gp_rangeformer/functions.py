@@ -1,7 +1,8 @@
 """Autograd functions: the gradient of log determinants, quadratic forms and solves, from solves that are already done.
 
-K enters as a plain tensor, so the kernel's own backward runs once, with the n x n weight dL/dK. Second derivatives
-(``create_graph=True``) are the exact ones: they cost an inverse, and are rarely asked for.
+K enters as a plain tensor, so the kernel's own backward runs once, with the n x n weight dL/dK; or as a fused kernel,
+which contracts the weight's thin factors itself. Second derivatives (``create_graph=True``) are the exact ones: they
+cost an inverse, and are rarely asked for.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from gp_rangeformer.kernels.fused import FusedKernel
 from gp_rangeformer.solvers.base import Evaluation
 
 
@@ -49,6 +51,49 @@ class InvQuadLogDet(torch.autograd.Function):
         if ctx.needs_input_grad[2]:
             rhs_grad = 2 * g_inv_quad * evaluation.solution.value
         return kernel_grad, noise_grad, rhs_grad, None
+
+
+class FusedInvQuadLogDet(torch.autograd.Function):
+    """As :class:`InvQuadLogDet`, of a kernel matrix that a :class:`~gp_rangeformer.kernels.fused.FusedKernel` made.
+
+    ``apply(noise n, rhs n x m, evaluate, fused, *fused.arguments)`` -> (m, scalar). Backward: one evaluation of half of
+    K, 2 n^2 (m + probes) flops, and no n x n matrix where the evaluation has thin factors.
+    """
+
+    @staticmethod
+    def forward(
+        ctx, noise: Tensor, rhs: Tensor, evaluate: Callable[[], Evaluation], fused: FusedKernel, *arguments: Tensor
+    ):
+        evaluation = evaluate()
+        ctx.evaluation, ctx.fused = evaluation, fused
+        ctx.save_for_backward(noise, rhs)
+        logdet = rhs.new_zeros(()) if evaluation.logdet is None else rhs.new_tensor(evaluation.logdet.value)
+        return evaluation.inv_quad.clone(), logdet
+
+    @staticmethod
+    def backward(ctx, g_inv_quad: Tensor, g_logdet: Tensor):  # type: ignore[override]
+        noise, rhs = ctx.saved_tensors
+        fused: FusedKernel = ctx.fused
+        if torch.is_grad_enabled():
+            kernel = fused.dense()
+            weight, noise_grad, rhs_grad = _differentiable_gradient(kernel, noise, rhs, g_inv_quad, g_logdet)
+            found = torch.autograd.grad(kernel, fused.arguments, weight, create_graph=True, allow_unused=True)
+            return noise_grad, rhs_grad, None, None, *found
+        evaluation: Evaluation = ctx.evaluation
+        found = [None] * len(fused.arguments)
+        noise_grad = None
+        if any(ctx.needs_input_grad[4:]):
+            if evaluation.thin_gradient is not None:
+                left, right, diagonal = evaluation.thin_gradient(g_inv_quad, g_logdet)
+                found = fused.contract(left, right, diagonal)
+            else:
+                weight = evaluation.kernel_gradient(g_inv_quad, g_logdet)
+                noise_grad = weight.diagonal().clone()
+                found = fused.contract_dense(weight)
+        if ctx.needs_input_grad[0] and noise_grad is None:
+            noise_grad = evaluation.noise_gradient(g_inv_quad, g_logdet)
+        rhs_grad = 2 * g_inv_quad * evaluation.solution.value if ctx.needs_input_grad[1] else None
+        return noise_grad, rhs_grad, None, None, *found
 
 
 def _differentiable_gradient(

@@ -50,6 +50,7 @@ class SolveReport:
     logdet_interval: Interval | None = None  # rigorous
     logdet_statistical: Interval | None = None
     logdet_level: float | None = None
+    logdet_method: str | None = None  # exact, lanczos, learned or quadrature
     mll: float | None = None
     mll_interval: Interval | None = None  # rigorous
     mll_statistical: Interval | None = None

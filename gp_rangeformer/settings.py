@@ -58,6 +58,17 @@ class exact_line_search(_checked_flag):
     _default = True
 
 
+class fused_kernels(_checked_flag):
+    """
+    Whether the common stationary kernels, their scalings, sums and products are evaluated and differentiated tile by
+    tile instead of by GPyTorch: the same matrix to rounding, several times faster, and no second n x n matrix.
+
+    (Default: True)
+    """
+
+    _default = True
+
+
 class _checked_value(_value_context):
     """A value that is checked when it is set, so that a typing error is met where it was made."""
 
@@ -185,14 +196,29 @@ class predictor(_choice):
 
 class logdet(_choice):
     """
+    "learned": extrapolated by the pretrained network from the step's own solves, no further pass over K; with an error
+    estimate, checked by Lanczos at the first step of a model and at every 25th, replaced by it above
+    settings.logdet_tolerance. A value to monitor: the gradient, from the probes, is the same.
     "lanczos": stochastic Lanczos quadrature with fixed probes and an error estimate, for first-order optimisers.
+    "quadrature": the two-node rule that the network corrects, without the network; for comparison.
     "exact": one Cholesky factorisation per step answers everything; deterministic, with its own gradient.
 
     (Default: "lanczos")
     """
 
-    _choices = ("lanczos", "exact")
+    _choices = ("learned", "lanczos", "quadrature", "exact")
     _global_value = "lanczos"
+
+
+class logdet_tolerance(_share):
+    """
+    Largest uncertainty of the learned log determinant, half the width of its stated 90 % interval in nats per point;
+    Lanczos answers above.
+
+    (Default: 0.01)
+    """
+
+    _global_value = 0.01
 
 
 class mode(_choice):

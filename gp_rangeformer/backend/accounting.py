@@ -105,6 +105,7 @@ def _likelihood(report: SolveReport, evaluation: Evaluation, logdet: LogDet) -> 
         "logdet_interval": logdet.rigorous + report.logdet_interval if report.logdet_interval else logdet.rigorous,
         "logdet_statistical": statistical + before if statistical and before else statistical,
         "logdet_level": logdet.level or report.logdet_level,
+        "logdet_method": logdet.method,
     }
     if report.columns == 1:
         constant = -0.5 * report.n * math.log(2 * math.pi)
@@ -117,10 +118,12 @@ def _likelihood(report: SolveReport, evaluation: Evaluation, logdet: LogDet) -> 
             likely = (quadratic + (logdet.statistical or logdet.rigorous)).scaled(-0.5).shifted(constant)
             earlier = report.mll_statistical or report.mll_interval
             changes["mll_statistical"] = likely + earlier if earlier else likely
+    notes = [] if logdet.note is None else [logdet.note]
     if logdet.statistical is not None and logdet.statistical.width > 2 * settings.tolerance.value() * report.n:
         half = 0.5 * logdet.statistical.width / report.n
         note = f"log determinant uncertain: +- {half:.2g} nats per point at {logdet.level:.0%}"
-        changes["notes"] = tuple(dict.fromkeys((*report.notes, note)))
+        notes.append(note)
+    changes["notes"] = tuple(dict.fromkeys((*report.notes, *notes)))
     return changes
 
 

@@ -28,6 +28,8 @@ from torch import Tensor
 
 from gp_rangeformer import settings
 from gp_rangeformer.backend.memories import owners
+from gp_rangeformer.backend.recognition import fused_origin
+from gp_rangeformer.kernels.fused import FusedKernel
 from gp_rangeformer.solvers.reason import Reason
 
 # Summands that a dense kernel matrix may be combined with; structure beyond these is left to the host.
@@ -36,11 +38,13 @@ _LOW_RANK = (RootLinearOperator, LowRankRootLinearOperator, MatmulLinearOperator
 
 @dataclass(frozen=True)
 class EligibleSystem:
-    """A = K + D as tensors in the autograd graph: kernel (*batch) n n, noise (*batch) n; owners of K's parts."""
+    """A = K + D as tensors in the autograd graph: kernel (*batch) n n, noise (*batch) n; owners of K's parts; the fused
+    kernel that K came from, if one did and there is no batch."""
 
     kernel: Tensor
     noise: Tensor
     owners: tuple[int, ...]
+    fused: FusedKernel | None = None
 
     def elements(self) -> list[tuple[Tensor, Tensor]]:
         """(kernel n n, noise n) of every batch element. unbind, not indexing: its backward stacks once."""
@@ -114,7 +118,9 @@ def eligible(operator: AddedDiagLinearOperator) -> EligibleSystem | Reason:
         )
     batch_shape = operator.batch_shape
     n = operator.shape[-1]
-    return EligibleSystem(kernel.expand(*batch_shape, n, n), noise.expand(*batch_shape, n), owners(kernel_operator))
+    fused = None if batch_shape else fused_origin(kernel_operator)
+    kernel = kernel.expand(*batch_shape, n, n)
+    return EligibleSystem(kernel, noise.expand(*batch_shape, n), owners(kernel_operator), fused)
 
 
 def check_rhs(system: EligibleSystem, rhs: Tensor) -> None:

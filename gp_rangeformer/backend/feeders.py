@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+import threading
 from typing import Any
 
+import torch
 from gpytorch.beta_features import checkpoint_kernel
 from gpytorch.distributions import MultivariateNormal
 from gpytorch.kernels import Kernel
 from gpytorch.lazy import LazyEvaluatedKernelTensor
+from gpytorch.settings import lazily_evaluate_kernels, observation_nan_policy
 from linear_operator import settings as host_settings
 from linear_operator.operators import AddedDiagLinearOperator, BatchRepeatLinearOperator, LinearOperator
 from torch import Tensor
@@ -17,6 +20,7 @@ from gp_rangeformer import settings
 from gp_rangeformer.backend.accounting import report_declined
 from gp_rangeformer.backend.eligibility import decline_reason
 from gp_rangeformer.backend.memories import mark_owner
+from gp_rangeformer.backend.recognition import evaluate_fused
 
 
 def log_prob(self: MultivariateNormal, value: Tensor) -> Tensor:
@@ -50,17 +54,52 @@ def log_prob(self: MultivariateNormal, value: Tensor) -> Tensor:
 
 
 def call_kernel(self: Kernel, *args: Any, **kwargs: Any) -> Any:
-    """Mark what a kernel evaluates to; the outermost kernel returns last and wins.
+    """Evaluate tile by tile what is recognised, and mark what a kernel evaluates to: the outermost one returns last.
 
     Not a hook on LazyEvaluatedKernelTensor.evaluate_kernel, which calls this: kernels are evaluated eagerly where the
     user, or another thread inside evaluate_kernel, has switched lazy evaluation off.
     """
-    result = original_call_kernel(self, *args, **kwargs)
+    result = None if _nesting.depth else _fused(self, *args, **kwargs)
+    if result is None:
+        _nesting.depth += 1
+        try:
+            result = original_call_kernel(self, *args, **kwargs)
+        finally:
+            _nesting.depth -= 1
     if settings.rangeformer.off() or checkpoint_kernel.value() or isinstance(result, LazyEvaluatedKernelTensor):
         return result
     if isinstance(result, LinearOperator):
         mark_owner(result, self)
     return result
+
+
+class _Nesting(threading.local):
+    """How many kernels' own evaluations are on the call stack: a kernel inside another one is that one's business."""
+
+    depth = 0
+
+
+_nesting = _Nesting()
+
+
+def _fused(
+    kernel: Kernel,
+    x1: Tensor,
+    x2: Tensor | None = None,
+    diag: bool = False,
+    last_dim_is_batch: bool = False,
+    **params: Any,
+) -> LinearOperator | None:
+    """The fused evaluation of a training matrix, or None: not now, not this kernel, or not one set of points."""
+    if settings.rangeformer.off() or settings.fused_kernels.off() or lazily_evaluate_kernels.on():
+        return None
+    if diag or last_dim_is_batch or params or checkpoint_kernel.value() or observation_nan_policy.value() != "ignore":
+        return None
+    if x1.dim() != 2 or len(x1) < settings.exact_size.value():
+        return None
+    if x2 is not None and x2 is not x1 and not torch.equal(x1, x2):
+        return None
+    return evaluate_fused(kernel, x1)
 
 
 # Kept on the hooks, so that a reloaded module finds the host's methods and not its own former hooks.

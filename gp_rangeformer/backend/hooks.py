@@ -29,13 +29,14 @@ from gp_rangeformer.backend.eligibility import (
 )
 from gp_rangeformer.backend.memories import memory_of
 from gp_rangeformer.backend.prediction import covariance_solve, mean_solve
-from gp_rangeformer.functions import InvQuadLogDet, Solve
+from gp_rangeformer.functions import FusedInvQuadLogDet, InvQuadLogDet, Solve
 from gp_rangeformer.ranges.memory import Memory
 from gp_rangeformer.solvers.base import Evaluation, InverseRoot, LinearSystem
 from gp_rangeformer.solvers.cholesky import ExactPrepared, ExactSolver
 from gp_rangeformer.solvers.direct import DirectSolver
 from gp_rangeformer.solvers.rangeformer import RangeFormerSolver
 from gp_rangeformer.solvers.reason import Reason
+from gp_rangeformer.solvers.tail import TailEstimator
 
 _NO_KEYWORDS = pickle.dumps({})  # how linear_operator's memoisation spells a call without keyword arguments
 
@@ -86,7 +87,11 @@ def inv_quad_logdet(
             account_training(call, linear_system, prepared, evaluation, exact_reason)
             return evaluation
 
-        inv_quad, log_determinant = InvQuadLogDet.apply(kernel, noise, b, evaluate)
+        if system.fused is not None:
+            fused = system.fused
+            inv_quad, log_determinant = FusedInvQuadLogDet.apply(noise, b, evaluate, fused, *fused.arguments)
+        else:
+            inv_quad, log_determinant = InvQuadLogDet.apply(kernel, noise, b, evaluate)
         inv_quads.append(inv_quad)
         logdets.append(log_determinant)
     call.publish()
@@ -267,4 +272,16 @@ def _rangeformer_solver(tolerance: float) -> RangeFormerSolver:
         max_passes=settings.max_passes.value(),
         seed=settings.seed.value(),
         landmarks=settings.landmarks.value(),
+        tail=_tail_estimator(),
+        logdet_tolerance=settings.logdet_tolerance.value(),
     )
+
+
+def _tail_estimator() -> TailEstimator | None:
+    method = settings.logdet.value()
+    if method not in ("learned", "quadrature"):
+        return None
+    # Imported here: the network is loaded by those who ask for it.
+    from gp_rangeformer.ranges import learned
+
+    return learned.quadrature if method == "quadrature" else functools.partial(learned.tail, seed=settings.seed.value())

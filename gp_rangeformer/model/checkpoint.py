@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,9 +24,9 @@ from gp_rangeformer.model.rangeformer import RangeFormer, RangeFormerConfig
 
 FORMAT = 1
 _WEIGHTS = Path(__file__).parent / "weights"
-_MODELS: dict[str, tuple[Any, Any]] = {
-    "RangeFormer": (RangeFormer, RangeFormerConfig),
-    "LinearSystemTransformer": (LinearSystemTransformer, LinearSystemTransformerConfig),
+_MODELS: dict[str, tuple[Any, Callable[[dict[str, Any]], Any]]] = {
+    "RangeFormer": (RangeFormer, RangeFormerConfig.from_dict),
+    "LinearSystemTransformer": (LinearSystemTransformer, lambda values: LinearSystemTransformerConfig(**values)),
 }
 
 
@@ -98,8 +98,8 @@ def load_checkpoint(path: Path) -> tuple[nn.Module, ModelCard]:
         raise CheckpointError(f"{path} does not match the digest in {described.name}: restore both or train again")
     try:
         card = ModelCard(**facts)
-        model_class, config_class = _MODELS[card.model]
-        model = model_class(config_class(**card.config))
+        model_class, config = _MODELS[card.model]
+        model = model_class(config(card.config))
         model.load_state_dict(safetensors.torch.load(weights))
     except (TypeError, KeyError, RuntimeError, ValueError, safetensors.SafetensorError) as error:
         raise CheckpointError(f"{path} does not fit this version of the model ({error}): train again") from error

@@ -16,7 +16,9 @@ After "Understanding and Relaxing the Limitations of Transformers for Linear Alg
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -28,6 +30,7 @@ from gp_rangeformer.model.embedding import Embedded, RangeEmbedding
 from gp_rangeformer.model.heads import RangeStatistics, ScalarHeads
 from gp_rangeformer.model.operator import MatrixOperator
 from gp_rangeformer.model.subspace import SolveState, galerkin_correction, orthonormalise
+from gp_rangeformer.model.tail import LogDetTail, LogDetTailConfig
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,13 @@ class RangeFormerConfig:
     loops: int = 8  # default number of loops
     tied: bool = True  # one block for all loops; False: ``loops`` different blocks, and no more loops than that
     operator: bool = True  # the loop sees A U; False: it thinks about the embedding alone, only the heads multiply by A
+    tail: LogDetTailConfig | None = None  # the head for the log determinant beyond a preconditioner's, if attached
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> RangeFormerConfig:
+        """The inverse of dataclasses.asdict."""
+        tail = values.get("tail")
+        return cls(**{**values, "tail": None if tail is None else LogDetTailConfig(**tail)})
 
 
 @dataclass
@@ -91,6 +101,12 @@ class RangeFormer(nn.Module):
         nn.init.zeros_(self.propose.weight)
         self.scalars = ScalarHeads(dim, rank, hidden=2 * dim)
         self.score = nn.Linear(dim, 1)
+        self.tail = None if config.tail is None else LogDetTail(config.tail)
+
+    def attach_tail(self, tail: LogDetTail) -> None:
+        """Add the head that was trained on its own: it reads a solver's evidence, not the loop's tokens."""
+        self.tail = tail
+        self.config = replace(self.config, tail=tail.config)
 
     def forward(
         self,

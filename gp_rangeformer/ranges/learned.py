@@ -1,4 +1,4 @@
-"""RangeFormer on a LinearSystem: what the pretrained network answers about K + D, through products alone."""
+"""RangeFormer on a LinearSystem: what the pretrained network answers about K + D, from products and columns alone."""
 
 from __future__ import annotations
 
@@ -9,10 +9,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from gp_rangeformer.model.checkpoint import load_pretrained
+from gp_rangeformer.model.checkpoint import CheckpointError, load_pretrained
 from gp_rangeformer.model.rangeformer import RangeFormer
-from gp_rangeformer.solvers.base import LinearSystem
+from gp_rangeformer.model.tail import QUANTILES
+from gp_rangeformer.ranges.tail import TRAINED_PROBES, sample_block, tail_evidence
+from gp_rangeformer.solvers.base import Interval, LinearSystem
 from gp_rangeformer.solvers.direct import Answer
+from gp_rangeformer.solvers.nystrom import NystromPreconditioner
+from gp_rangeformer.solvers.tail import TailEstimate
 
 
 @dataclass(frozen=True)
@@ -62,3 +66,53 @@ def answer(
     )[-1]
     solution = rhs if output.solution is None else output.solution.squeeze(0)
     return Answer(solution, float(output.logdet), output.basis.squeeze(0))
+
+
+@torch.no_grad()
+def tail(
+    system: LinearSystem,
+    preconditioner: NystromPreconditioner,
+    probes: Float[Tensor, "n p"],
+    solutions: Float[Tensor, "n p"],
+    quadratic: Float[Tensor, " p"],
+    *,
+    seed: int = 0,
+    name: str = "base",
+) -> TailEstimate:
+    """The network's tail of log|A|; a :class:`~gp_rangeformer.solvers.tail.TailEstimator`.
+
+    :param seed: of the sampled block; the same seed gives the same answer.
+    :raises CheckpointError: as :func:`pretrained`, or if the checkpoint has no head for the tail.
+    Cost: :func:`~gp_rangeformer.ranges.tail.tail_evidence`, and 1 ms for the network, which stays on the CPU.
+    """
+    head = pretrained(name, torch.float32, torch.device("cpu")).tail
+    if head is None:
+        raise CheckpointError(f"the checkpoint {name!r} has no head for the log determinant: reinstall gp-rangeformer")
+    block = sample_block(system.size, torch.Generator().manual_seed(seed + 3)).to(system.device)
+    evidence = tail_evidence(system, preconditioner, probes, solutions, quadratic, block)
+    scalars, tokens = evidence.scalars.float().unsqueeze(0), evidence.tokens.float().unsqueeze(0)
+    ends = [torch.tensor([value], dtype=torch.float32) for value in (evidence.estimate, evidence.upper)]
+    low, middle, high = head(scalars, tokens, *ends).squeeze(0).double().tolist()
+    few = probes.shape[1] < TRAINED_PROBES
+    return TailEstimate(
+        value=middle,
+        interval=Interval(low, high),
+        level=QUANTILES[2] - QUANTILES[0],
+        outside=float("inf") if few else float(head.outside(scalars)),
+        definite=evidence.definite,
+        method="learned",
+    )
+
+
+@torch.no_grad()
+def quadrature(
+    system: LinearSystem,
+    preconditioner: NystromPreconditioner,
+    probes: Float[Tensor, "n p"],
+    solutions: Float[Tensor, "n p"],
+    quadratic: Float[Tensor, " p"],
+) -> TailEstimate:
+    """The same moments without the network: the quadrature rule's own estimate, for comparison."""
+    block = sample_block(system.size, torch.Generator().manual_seed(0)).to(system.device)
+    evidence = tail_evidence(system, preconditioner, probes, solutions, quadratic, block)
+    return TailEstimate(evidence.estimate, None, None, 0.0, evidence.definite, "quadrature")

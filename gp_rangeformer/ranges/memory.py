@@ -30,6 +30,8 @@ class Memory:
     baseline_iterations: float | None = None  # of the first converged step after the landmarks were drawn
     failures: int = 0  # in a row
     pause: int = 0  # calls that the exact path answers without another attempt
+    tail_calls: int = 0  # log determinants that a tail estimator was asked for
+    tail_objection: str | None = None  # what the last check of the tail estimator by Lanczos found
     lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def remember(self, solution: Float[Tensor, "n m"], history: int) -> None:
@@ -41,6 +43,13 @@ class Memory:
     def recall(self, shape: torch.Size) -> tuple[Float[Tensor, "n m"], ...]:
         """The remembered solutions of this shape, oldest first."""
         return tuple(old for old in self.solutions if old.shape == shape)
+
+    def take_tail_check(self, every: int) -> bool:
+        """Whether this call of a tail estimator is one that Lanczos checks: the first and every ``every``-th."""
+        with self.lock:
+            due = self.tail_calls % every == 0
+            self.tail_calls += 1
+            return due
 
     def record_failure(self) -> None:
         """A solve did not certify: draw new landmarks, and spare the next 1, 3, 7, ... 31 calls a vain attempt."""

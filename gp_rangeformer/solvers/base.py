@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 from jaxtyping import Float, Int
@@ -155,12 +155,17 @@ class Solution:
         )
 
 
+LogDetMethod = Literal["exact", "lanczos", "learned", "quadrature"]
+
+
 @dataclass(frozen=True)
 class LogDet:
     """log|A| with two intervals that are never mixed up.
 
     ``rigorous`` contains log|A| always (up to the stated rounding margin); it is wide where low rank saturates.
-    ``statistical`` contains it with probability ``level`` over the choice of probes; None where nothing is random.
+    ``statistical`` contains it with probability ``level``: over the choice of probes for "lanczos", over systems like
+    those of training for "learned"; None where nothing is random. ``note``: why another method than the one that was
+    asked for answered, or None.
     """
 
     value: float
@@ -168,6 +173,8 @@ class LogDet:
     statistical: Interval | None = None
     level: float | None = None
     passes: int = 0
+    method: LogDetMethod = "exact"
+    note: str | None = None
 
 
 @dataclass
@@ -186,7 +193,8 @@ class Evaluation:
     """Everything one training step asks of A: the quadratic forms, log|A| and the gradient of both.
 
     ``kernel_gradient(g_inv_quad, g_logdet)`` returns the n x n weight W with d(loss) = sum(W * dK) for
-    loss = sum_j g_inv_quad[j] * rhs_j' A^-1 rhs_j + g_logdet * log|A|; ``noise_gradient`` its diagonal alone.
+    loss = sum_j g_inv_quad[j] * rhs_j' A^-1 rhs_j + g_logdet * log|A|; ``noise_gradient`` its diagonal alone;
+    ``thin_gradient`` its factors (left, right, diagonal or None), W = left right' + diag(diagonal), where it has some.
     ``fallback_reason``: why the solver that was asked handed over to the exact path, or None.
     """
 
@@ -197,6 +205,7 @@ class Evaluation:
     inv_quad: Float[Tensor, " m"]
     residual: float  # largest certified relative residual, probe columns included
     fallback_reason: Reason | None = None
+    thin_gradient: Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor | None]] | None = None
 
 
 class Prepared(Protocol):

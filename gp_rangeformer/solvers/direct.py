@@ -94,6 +94,7 @@ class DirectPrepared:
             logdet=logdet,
             kernel_gradient=weight.dense,
             noise_gradient=weight.diagonal,
+            thin_gradient=weight.thin,
             inv_quad=(rhs.double() * value[:, :m].double()).sum(0).to(rhs.dtype),
         )
 

@@ -51,22 +51,26 @@ class GradientWeight:
 
     def dense(self, g_inv_quad: Float[Tensor, " m"], g_logdet: Float[Tensor, ""]) -> Float[Tensor, "n n"]:
         """W for loss = sum_j g_inv_quad[j] b_j'A^-1 b_j + g_logdet log|A|. 2 n^2 (m + p + r) flops."""
-        left, right = self._factors(g_inv_quad, g_logdet)
+        left, right, diagonal = self.thin(g_inv_quad, g_logdet)
         weight = left @ right.mT
-        if self.inverse is not None:
-            weight.diagonal().addcdiv_(g_logdet.expand_as(self.noise), self.noise)
+        if diagonal is not None:
+            weight.diagonal().add_(diagonal)
         return weight
 
     def diagonal(self, g_inv_quad: Float[Tensor, " m"], g_logdet: Float[Tensor, ""]) -> Float[Tensor, " n"]:
         """The diagonal of W alone. O(n (m + p + r))."""
-        left, right = self._factors(g_inv_quad, g_logdet)
-        diagonal = (left * right).sum(-1)
-        return diagonal if self.inverse is None else diagonal + g_logdet / self.noise
+        left, right, diagonal = self.thin(g_inv_quad, g_logdet)
+        product = (left * right).sum(-1)
+        return product if diagonal is None else product + diagonal
 
-    def _factors(self, g_inv_quad: Tensor, g_logdet: Tensor) -> tuple[Tensor, Tensor]:
+    def thin(
+        self, g_inv_quad: Float[Tensor, " m"], g_logdet: Float[Tensor, ""]
+    ) -> tuple[Float[Tensor, "n k"], Float[Tensor, "n k"], Float[Tensor, " n"] | None]:
+        """(left, right, diagonal) with W = left right' + diag(diagonal), k = m + p + r. O(n k)."""
         left = [-g_inv_quad * self.solutions, (g_logdet / max(self.probes.shape[1], 1)) * self.probe_solutions]
         right = [self.solutions, self.probes]
         if self.inverse is not None:
             left.append(-g_logdet * self.inverse)
             right.append(self.inverse)
-        return torch.cat(left, dim=1), torch.cat(right, dim=1)
+        diagonal = None if self.inverse is None else g_logdet / self.noise
+        return torch.cat(left, dim=1), torch.cat(right, dim=1), diagonal

@@ -25,6 +25,7 @@ from gp_rangeformer.solvers.gradient_weight import GradientWeight
 from gp_rangeformer.solvers.lanczos import LEVEL, lanczos_logdet
 from gp_rangeformer.solvers.nystrom import NystromPreconditioner, PreconditionerError, nystrom_preconditioner
 from gp_rangeformer.solvers.reason import Reason
+from gp_rangeformer.solvers.tail import CHECK_EVERY, TailEstimator, disagreement, objection, tail_logdet
 
 Predictor = Literal["extrapolate", "galerkin", "previous", "none"]
 
@@ -50,6 +51,8 @@ class RangeFormerSolver:
     :param max_passes: passes over K per solve before the exact path takes over.
     :param seed: of probes and landmarks; same inputs, same seed, same bits.
     :param landmarks: "rp_cholesky" or "uniform".
+    :param tail: estimates log|A| from the probe solutions of a step; None leaves it to Lanczos.
+    :param logdet_tolerance: uncertainty in nats per point above which ``tail`` hands over to Lanczos.
     """
 
     tolerance: float = 0.01
@@ -61,6 +64,8 @@ class RangeFormerSolver:
     max_passes: int = 100
     seed: int = 0
     landmarks: Literal["rp_cholesky", "uniform"] = "rp_cholesky"
+    tail: TailEstimator | None = None
+    logdet_tolerance: float = 0.01
 
     def prepare(self, system: LinearSystem, memory: Memory | None = None) -> RangeFormerPrepared:
         """Build the preconditioner. Never raises for bad numbers: what fails here is answered by the exact path."""
@@ -147,7 +152,7 @@ class RangeFormerPrepared:
         if not solution.converged:
             self.memory.record_failure()
             return self._exact_evaluation(rhs, with_logdet, solution.reason)
-        logdet = self._lanczos_logdet(probes) if with_logdet else None
+        logdet = self._logdet_of_step(probes, solution, m) if with_logdet else None
         if with_logdet and logdet is None:
             return self._exact_evaluation(rhs, with_logdet, Reason.NOT_PSD)
         self._learn_from(solution)
@@ -161,6 +166,7 @@ class RangeFormerPrepared:
             logdet=logdet,
             kernel_gradient=weight.dense,
             noise_gradient=weight.diagonal,
+            thin_gradient=weight.thin,
             inv_quad=solution.quadratic[:m].to(rhs.dtype),
         )
 
@@ -241,6 +247,31 @@ class RangeFormerPrepared:
         zeros = torch.zeros_like(rhs)
         return Solution(zeros, nothing, zeros.double().sum(0), unbounded, iterations, self.system.passes, reason)
 
+    def _logdet_of_step(self, probes: Tensor, solution: Solution, m: int) -> LogDet | None:
+        """By the tail estimator where there is one and nothing speaks against it, else by Lanczos, with a note.
+
+        None if K is found to have a negative direction.
+        """
+        solver, memory, preconditioner = self.solver, self.memory, self.preconditioner
+        assert preconditioner is not None
+        if solver.tail is None:
+            return self._lanczos_logdet(probes)
+        n, base = self.system.size, preconditioner.logdet()
+        estimate = solver.tail(self.system, preconditioner, probes, solution.value[:, m:], solution.quadratic[m:])
+        problem = objection(estimate, solver.logdet_tolerance)
+        checked = memory.take_tail_check(CHECK_EVERY)
+        if problem is None and not checked and memory.tail_objection is None:
+            return tail_logdet(estimate, logdet_bounds(self.system, preconditioner), base, n)
+        lanczos = self._lanczos_logdet(probes)
+        if lanczos is None:
+            return None
+        if checked and problem is None:
+            memory.tail_objection = disagreement(estimate, lanczos, base, n, solver.logdet_tolerance)
+        problem = problem or memory.tail_objection
+        if problem is None:
+            return replace(tail_logdet(estimate, lanczos.rigorous, base, n), passes=lanczos.passes)
+        return replace(lanczos, note=f"the {estimate.method} log determinant handed over to Lanczos: {problem}")
+
     def _lanczos_logdet(self, probes: Tensor) -> LogDet | None:
         """None if the Ritz values disprove that K is positive semi-definite."""
         assert self.preconditioner is not None
@@ -260,6 +291,7 @@ class RangeFormerPrepared:
             statistical=trace.interval.shifted(base),
             level=LEVEL,
             passes=trace.passes,
+            method="lanczos",
         )
 
     def _low_rank_root(self) -> InverseRoot | None:

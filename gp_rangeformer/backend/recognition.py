@@ -1,0 +1,141 @@
+"""Which GPyTorch kernels have a fused evaluation: the one file that knows their classes.
+
+Everything here is exact. A kernel that is not recognised, for whatever reason, is evaluated by GPyTorch.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from gpytorch.kernels import (
+    AdditiveKernel,
+    ConstantKernel,
+    Kernel,
+    MaternKernel,
+    PeriodicKernel,
+    ProductKernel,
+    RBFKernel,
+    RQKernel,
+    ScaleKernel,
+)
+from linear_operator.operators import DenseLinearOperator, LinearOperator
+from linear_operator.settings import trace_mode
+from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from gp_rangeformer.kernels.expression import Constant, Expression, Kind, Product, Scale, Stationary, Sum
+from gp_rangeformer.kernels.fused import FusedKernel
+
+_MATERN: dict[float, Kind] = {0.5: "matern12", 1.5: "matern32", 2.5: "matern52"}
+# By tensor: it survives what the operator does not, rebuilding from the representation tree. Not an attribute of the
+# tensor, which would be pickled with a model's caches.
+_origins: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+_DEVICES = ("cpu", "cuda")  # others may lack float64, in which the sums are kept
+
+Found = tuple[Expression, tuple[Tensor, ...]]
+
+
+class _Declined(Exception):
+    """Raised inside the walk over a kernel as soon as something is not covered."""
+
+
+def recognise(kernel: Kernel, x1: Tensor) -> FusedKernel | None:
+    """The fused form of ``kernel(x1, x1)``, or None where GPyTorch must evaluate it.
+
+    Recognised are RBF, Matern, rational quadratic, periodic and constant kernels, scaled, added and multiplied in any
+    nesting; their subclasses are not. ``kernel`` is taken as called with ``x1``: its own ``active_dims`` select from
+    the columns of ``x1``. O(n d).
+
+    :param x1: n x d, float32 or float64, dtype and device of the kernel's parameters; other shapes give None.
+    """
+    if x1.dim() != 2 or 0 in x1.shape or x1.dtype not in (torch.float32, torch.float64):
+        return None
+    if x1.device.type not in _DEVICES or trace_mode.on():
+        return None
+    try:
+        expression, parameters = _called(kernel, x1, tuple(range(x1.shape[1])))
+    except _Declined:
+        return None
+    return FusedKernel(expression, x1, parameters)
+
+
+def evaluate_fused(kernel: Kernel, x: Tensor) -> DenseLinearOperator | None:
+    """``kernel(x, x)`` by its fused form, in the autograd graph, or None. The matrix remembers where it came from."""
+    fused = recognise(kernel, x)
+    if fused is None:
+        return None
+    matrix = fused.dense()
+    _origins[matrix] = fused
+    return DenseLinearOperator(matrix)
+
+
+def fused_origin(operator: LinearOperator) -> FusedKernel | None:
+    """The fused kernel whose :func:`evaluate_fused` gave ``operator``, if one did."""
+    if type(operator) is not DenseLinearOperator:
+        return None
+    return _origins.get(operator.tensor)
+
+
+def _called(kernel: Any, x: Tensor, columns: tuple[int, ...]) -> Found:
+    """``kernel(...)`` on the columns of ``x``, which selects the kernel's active dimensions; ``forward`` does not."""
+    selected = getattr(kernel, "active_dims", None)
+    if selected is not None:
+        chosen = selected.tolist()
+        # index_select, GPyTorch's way, refuses what is out of range.
+        _require(all(0 <= index < len(columns) for index in chosen))
+        columns = tuple(columns[index] for index in chosen)
+    return _forward(kernel, x, columns)
+
+
+def _forward(kernel: Any, x: Tensor, columns: tuple[int, ...]) -> Found:
+    _require(issubclass(type(kernel), Kernel) and len(kernel.batch_shape) == 0)
+    # A method replaced on the instance, or a hook, would be passed by.
+    _require(not {"forward", "covar_dist", "__call__"} & vars(kernel).keys())
+    _require(not (kernel._forward_hooks or kernel._forward_pre_hooks))
+    kind = type(kernel)
+    if kind is ScaleKernel:
+        # Calls the forward of its base kernel: the active dimensions, which it has taken over, are selected already.
+        expression, parameters = _forward(kernel.base_kernel, x, columns)
+        return Scale(expression), (_checked(kernel.outputscale, x, ((),)), *parameters)
+    if kind is ConstantKernel:
+        return Constant(), (_checked(kernel.constant, x, ((1,),)),)
+    if kind is AdditiveKernel or kind is ProductKernel:
+        _require(len(kernel.kernels) > 0)
+        found = [_called(child, x, columns) for child in kernel.kernels]
+        children = tuple(expression for expression, _ in found)
+        expression = Sum(children) if kind is AdditiveKernel else Product(children)
+        return expression, tuple(parameter for _, parameters in found for parameter in parameters)
+    return _stationary(kernel, x, columns)
+
+
+def _stationary(kernel: Any, x: Tensor, columns: tuple[int, ...]) -> Found:
+    d = len(columns)
+    _require(kernel.ard_num_dims in (None, d))
+    per_dimension = ((1, 1), (1, d))
+    kind = type(kernel)
+    name: Kind
+    if kind is RBFKernel:
+        name, shape = "rbf", ()
+    elif kind is MaternKernel and kernel.nu in _MATERN:
+        name, shape = _MATERN[kernel.nu], ()
+    elif kind is RQKernel:
+        name, shape = "rq", (_checked(kernel.alpha, x, ((1,),)),)
+    elif kind is PeriodicKernel:
+        name, shape = "periodic", (_checked(kernel.period_length, x, per_dimension),)
+    else:
+        raise _Declined
+    lengthscale = _checked(kernel.lengthscale, x, per_dimension)
+    active_dims = None if columns == tuple(range(x.shape[1])) else columns
+    return Stationary(name, active_dims), (lengthscale, *shape)
+
+
+def _checked(parameter: Tensor, x: Tensor, shapes: tuple[tuple[int, ...], ...]) -> Tensor:
+    """Not every shape: a sampled or expanded parameter carries a batch."""
+    _require(tuple(parameter.shape) in shapes and parameter.dtype == x.dtype and parameter.device == x.device)
+    return parameter
+
+
+def _require(condition: bool) -> None:
+    if not condition:
+        raise _Declined

@@ -1,0 +1,86 @@
+"""The gradient of sum_ij W_ij K_ij with respect to the kernel's arguments, with no n x n temporary."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from gp_rangeformer.kernels.expression import Expression
+from gp_rangeformer.kernels.nodes import bind
+from gp_rangeformer.kernels.tiles import Block, tile_size, upper_blocks
+
+
+@dataclass(frozen=True)
+class ThinWeight:
+    """W = left right' + diag(diagonal), never formed. 2 n^2 m flops when contracted."""
+
+    left: Float[Tensor, "n m"]
+    right: Float[Tensor, "n m"]
+    diagonal: Float[Tensor, " n"] | None = None
+
+
+@dataclass(frozen=True)
+class DenseWeight:
+    """W as it is."""
+
+    value: Float[Tensor, "n n"]
+
+
+def contract(
+    expression: Expression, arguments: tuple[Tensor, ...], weight: ThinWeight | DenseWeight, dtype: torch.dtype
+) -> tuple[Tensor, ...]:
+    """d sum(W * K) for every one of ``arguments``, in its shape and dtype.
+
+    K is symmetric whatever W is: only W + W' matters, and half of the tiles. Their values are recomputed, in ``dtype``
+    (K's); per tile the sums over its rows and columns are kept, in float64. Memory: a few tiles, O(n (m + D)).
+
+    :param arguments: as :func:`~gp_rangeformer.kernels.embedding.embed` returns them.
+    """
+    factors = _factors(weight, dtype)
+    n = len(weight.value if isinstance(weight, DenseWeight) else weight.left)
+    size = min(tile_size(arguments[0].device), n)
+    root = bind(expression, arguments, dtype, size)
+    storage = arguments[0].new_empty(size * size, dtype=dtype)
+    for block in upper_blocks(n, size):
+        root.open(block)
+        root.pull(block, factors.tile(block, block.of(storage)), 1.0)
+    gradients = zip(root.gradients(), arguments, strict=True)
+    return tuple(gradient.to(argument.dtype).reshape(argument.shape) for gradient, argument in gradients)
+
+
+@dataclass(frozen=True)
+class _ThinTiles:
+    """Tiles of W + W' (half of it on the diagonal, where a tile holds every pair twice)."""
+
+    first: Float[Tensor, "n twice"]
+    second: Float[Tensor, "twice n"]
+    diagonal: Float[Tensor, " n"] | None
+
+    def tile(self, block: Block, out: Float[Tensor, "rows columns"]) -> Float[Tensor, "rows columns"]:
+        torch.mm(self.first[block.rows], self.second[:, block.columns], out=out)
+        if block.on_diagonal:
+            out.mul_(0.5)
+            if self.diagonal is not None:
+                out.diagonal().add_(self.diagonal[block.rows])
+        return out
+
+
+@dataclass(frozen=True)
+class _DenseTiles:
+    value: Float[Tensor, "n n"]
+
+    def tile(self, block: Block, out: Float[Tensor, "rows columns"]) -> Float[Tensor, "rows columns"]:
+        torch.add(self.value[block.rows, block.columns], self.value[block.columns, block.rows].mT, out=out)
+        return out.mul_(0.5) if block.on_diagonal else out
+
+
+def _factors(weight: ThinWeight | DenseWeight, dtype: torch.dtype) -> _ThinTiles | _DenseTiles:
+    if isinstance(weight, DenseWeight):
+        return _DenseTiles(weight.value.to(dtype))
+    left, right = weight.left.to(dtype), weight.right.to(dtype)
+    diagonal = None if weight.diagonal is None else weight.diagonal.to(dtype)
+    # left right' + right left' as one product: a tile and its mirror image in one go.
+    return _ThinTiles(torch.cat([left, right], dim=1), torch.cat([right, left], dim=1).mT.contiguous(), diagonal)

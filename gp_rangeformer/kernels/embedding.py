@@ -1,0 +1,65 @@
+"""From inputs and parameters to what the tiles read: scaled coordinates, and scalars.
+
+Every stationary kernel here is a function of |z_i - z_j|^2 for coordinates z that cost O(n d) to compute. So the tiles
+need one gradient only, the one with respect to z, and autograd carries it on through the cheap map to length-scales,
+periods and inputs, whatever produced those.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from gp_rangeformer.kernels.expression import Expression, Stationary, parameter_names
+
+
+def embed(expression: Expression, x: Float[Tensor, "n d"], parameters: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """The *arguments* of the kernel matrix, differentiable in ``x`` and ``parameters``.
+
+    Depth first, a node's own before its children's: n x D float64 coordinates of a stationary kernel (and alpha of a
+    rational quadratic), the constant, the outputscale. Float64 because it costs O(n d) and keeps the sums over points
+    in the gradients accurate.
+
+    :raises ValueError: if the number of parameters is not the expression's.
+    """
+    names = parameter_names(expression)
+    if len(parameters) != len(names):
+        raise ValueError(f"the kernel has the {len(names)} parameters {names}, got {len(parameters)} tensors")
+    return tuple(_arguments(expression, x, iter(parameters)))
+
+
+def _arguments(expression: Expression, x: Tensor, parameters: Iterator[Tensor]) -> list[Tensor]:
+    own = [next(parameters) for _ in expression.own_names]
+    if isinstance(expression, Stationary):
+        lengthscale, *shape = own
+        columns = x if expression.active_dims is None else x[:, list(expression.active_dims)]
+        if expression.kind == "periodic":
+            return [_on_circles(_centred(columns), lengthscale.double(), shape[0].double())]
+        return [_centred(columns) / lengthscale.double(), *shape]
+    for child in expression.children:
+        own += _arguments(child, x, parameters)
+    return own
+
+
+def _centred(x: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
+    """Squared distances are differences of squared norms, which a common offset would make large. The mean is
+    detached: it moves all points alike, and no distance."""
+    wide = x.double()
+    return wide - wide.detach().mean(0)
+
+
+def _on_circles(
+    x: Float[Tensor, "n d"], lengthscale: Float[Tensor, "1 _"], period: Float[Tensor, "1 _"]
+) -> Float[Tensor, "n 2*d"]:
+    """Every coordinate wound around a circle, one turn per period.
+
+    |(cos u, sin u) - (cos v, sin v)|^2 = 4 sin^2((u - v) / 2): with radius lengthscale^-1/2 the RBF exp(-r^2 / 2) of
+    the result is exp(-2 sum_i sin^2(pi (x_i - x'_i) / period_i) / lengthscale_i), GPyTorch's periodic kernel.
+    """
+    angle = 2 * math.pi / period * x
+    radius = lengthscale.rsqrt()
+    return torch.cat([angle.cos() * radius, angle.sin() * radius], dim=-1)

@@ -1,0 +1,48 @@
+"""How an n x n matrix is cut into tiles."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+# Rows and columns of a tile. On a CPU the buffers of one kernel stay in a level-2 cache of 2 MiB: a Matern-3/2 matrix
+# of n = 4000, written to memory already in use, takes 37 ms with tiles of 128, 24 with 256, 26 with 384 and 25 with
+# 512 (float32, one thread; 51, 48, 52, 55 ms in float64). The size for CUDA is not measured.
+_TILE = {"cpu": 256, "cuda": 2048}
+
+
+class Block(NamedTuple):
+    """The rows and columns of a tile, as half-open ranges."""
+
+    rows: slice
+    columns: slice
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.rows.stop - self.rows.start, self.columns.stop - self.columns.start
+
+    @property
+    def on_diagonal(self) -> bool:
+        return self.rows.start == self.columns.start
+
+    def of(self, storage: Float[Tensor, " size"]) -> Float[Tensor, "rows columns"]:
+        """A contiguous tile of this shape in a flat buffer."""
+        rows, columns = self.shape
+        return storage[: rows * columns].view(rows, columns)
+
+
+def tile_size(device: torch.device) -> int:
+    """Rows and columns of a tile on ``device``."""
+    return _TILE.get(device.type, _TILE["cuda"])
+
+
+def upper_blocks(n: int, size: int) -> Iterator[Block]:
+    """The tiles of an n x n matrix on and above its diagonal; those on the diagonal are square."""
+    ranges = [slice(start, min(start + size, n)) for start in range(0, n, size)]
+    for index, rows in enumerate(ranges):
+        for columns in ranges[index:]:
+            yield Block(rows, columns)

@@ -1,0 +1,1 @@
+"""Pretraining of the log-determinant tail: systems, their cached evidence, training and evaluation."""

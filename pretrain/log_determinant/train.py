@@ -1,0 +1,160 @@
+"""Train the log-determinant tail on a cached set of systems.
+
+    python -m pretrain.log_determinant.train FOLDER --out RUN [--steps 20000] [--ship base]
+
+Systems of one kernel matrix stay on one side of the split between training and validation. Loss: pinball losses of the
+three quantiles in nats per point, weighted by 1 / (0.02 + z / 10), so that the hard end counts without drowning the
+rest. The run resumes from RUN/state.safetensors; the best state on the validation systems is in RUN/tail.safetensors.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from gp_rangeformer.model.checkpoint import load_checkpoint, save_checkpoint
+from gp_rangeformer.model.rangeformer import RangeFormer
+from gp_rangeformer.model.tail import QUANTILES, LogDetTail, LogDetTailConfig
+from pretrain.log_determinant import cache, systems
+from pretrain.run_state import load_state, save_state
+
+VALIDATION_SHARE = 10  # every tenth kernel matrix
+_WEIGHTS = Path(__file__).resolve().parents[2] / "gp_rangeformer" / "model" / "weights"
+Systems = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Everything that determines the result, given the cached systems."""
+
+    steps: int = 20_000
+    batch: int = 256
+    lr: float = 2e-3
+    weight_decay: float = 1e-3
+    seed: int = 0
+
+
+def split(data: Systems) -> tuple[Systems, Systems]:
+    """(training, validation): no kernel matrix contributes to both."""
+    held = data["kernel"] % VALIDATION_SHARE == 0
+    return {name: value[~held] for name, value in data.items()}, {name: value[held] for name, value in data.items()}
+
+
+def quantiles(model: nn.Module, data: Systems, index: Tensor | slice = slice(None)) -> Tensor:
+    """The model's three quantiles of z for some systems."""
+    return model(data["scalars"][index], data["tokens"][index].float(), data["estimate"][index], data["upper"][index])
+
+
+def pinball(predicted: Tensor, exact: Tensor) -> Tensor:
+    """Mean over the quantiles of the pinball loss, per system."""
+    error = exact.unsqueeze(-1) - predicted
+    levels = error.new_tensor(QUANTILES)
+    return torch.maximum(levels * error, (levels - 1) * error).mean(-1)
+
+
+@torch.no_grad()
+def measures(model: nn.Module, data: Systems) -> dict[str, float]:
+    """Absolute error of the median in nats per point (median, 95 %) and coverage of the stated interval."""
+    low, middle, high = quantiles(model, data).unbind(-1)
+    error = (middle - data["tail"]).abs()
+    covered = (low <= data["tail"]) & (data["tail"] <= high)
+    return {
+        "median": float(error.median()),
+        "p95": float(error.quantile(0.95)),
+        "coverage": float(covered.float().mean()),
+        "loss": float((pinball(torch.stack([low, middle, high], -1), data["tail"]) * weights(data)).mean()),
+    }
+
+
+def weights(data: Systems) -> Tensor:
+    return 1 / (0.02 + 0.1 * data["tail"])
+
+
+def fit(model: nn.Module, data: Systems, held: Systems, config: TrainConfig, out: Path, log_every: int = 500) -> None:
+    """Train ``model`` in place; resumes from ``out``."""
+    optimiser = torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=config.weight_decay)
+    state = out / "state.safetensors"
+    described = dataclasses.asdict(config)
+    start = load_state(state, model, optimiser, described) if state.exists() else 0
+    weight, count = weights(data), len(data["tail"])
+    started = time.perf_counter()
+    for step in range(start, config.steps):
+        warm = min(1.0, (step + 1) / 500)
+        rate = config.lr * warm * 0.5 * (1 + math.cos(math.pi * step / config.steps))
+        for group in optimiser.param_groups:
+            group["lr"] = rate
+        # A function of the step alone, so that a resumed run sees the batches of an uninterrupted one.
+        chosen = torch.randint(0, count, (config.batch,), generator=torch.Generator().manual_seed(config.seed + step))
+        loss = (pinball(quantiles(model, data, chosen), data["tail"][chosen]) * weight[chosen]).mean()
+        optimiser.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimiser.step()
+        if (step + 1) % log_every == 0 or step + 1 == config.steps:
+            save_state(state, model, optimiser, step + 1, described)
+            found = ", ".join(f"{name} {value:.5f}" for name, value in measures(model, held).items())
+            print(f"step {step + 1}: {found}, {time.perf_counter() - started:.0f} s", flush=True)
+
+
+def build(data: Systems, seed: int) -> LogDetTail:
+    """A fresh network for the features of a cached set."""
+    torch.manual_seed(seed)
+    model = LogDetTail(LogDetTailConfig(data["scalars"].shape[-1], data["tokens"].shape[-1]))
+    model.standardise(data["scalars"], data["tokens"].float())
+    return model
+
+
+@click.command()
+@click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--out", required=True, type=click.Path(file_okay=False, path_type=Path))
+@click.option("--steps", default=TrainConfig.steps)
+@click.option("--seed", default=0)
+@click.option("--ship", default=None, help="put the result into this shipped checkpoint, e.g. base")
+def main(folder: Path, out: Path, steps: int, seed: int, ship: str | None) -> None:
+    """Train on the systems cached in FOLDER."""
+    out.mkdir(parents=True, exist_ok=True)
+    data, held = split(cache.load(folder))
+    config = TrainConfig(steps=steps, seed=seed)
+    model = build(data, seed)
+    print(f"{len(data['tail'])} systems, {len(held['tail'])} held out", flush=True)
+    fit(model, data, held, config, out)
+    save_file({name: value.contiguous() for name, value in model.state_dict().items()}, out / "tail.safetensors")
+    if ship is not None:
+        ship_tail(ship, model, data, held, config)
+
+
+def ship_tail(name: str, tail: LogDetTail, data: Systems, held: Systems, config: TrainConfig) -> None:
+    """Put ``tail`` into the shipped checkpoint ``name``, with what it was trained on and its held-out errors."""
+    model, card = load_checkpoint(_WEIGHTS / name)
+    assert isinstance(model, RangeFormer)
+    model.attach_tail(tail)
+    trained = {
+        **dataclasses.asdict(config),
+        "systems": len(data["tail"]),
+        "kernels": len(data["kernel"].unique()),
+        "sizes": list(systems.SIZES),
+        "ranks": list(systems.RANKS),
+        "noises": list(systems.NOISES),
+        "kinds": list(systems.KINDS),
+    }
+    found = measures(tail, held)
+    save_checkpoint(
+        _WEIGHTS / name,
+        model,
+        training={**card.training, "log_determinant": trained},
+        steps=card.steps,
+        seed=card.seed,
+        metrics={**card.metrics, "log_determinant": {k: found[k] for k in ("median", "p95", "coverage")}},
+    )
+
+
+if __name__ == "__main__":
+    main()
