@@ -69,6 +69,17 @@ class fused_kernels(_checked_flag):
     _default = True
 
 
+class adaptive_rank(_checked_flag):
+    """
+    Whether training starts with 128 landmarks and doubles them, up to settings.rank, where the iterations of a step say
+    that it pays. Off: settings.rank from the start. Predictions use settings.rank in any case.
+
+    (Default: True)
+    """
+
+    _default = True
+
+
 class _checked_value(_value_context):
     """A value that is checked when it is set, so that a typing error is met where it was made."""
 
@@ -139,7 +150,7 @@ class prediction_tolerance(_share):
 
 class rank(_count):
     """
-    Landmarks of the preconditioner. More landmarks mean fewer iterations and O(n rank^2) more set-up.
+    Landmarks of the preconditioner, at most. More landmarks mean fewer iterations and O(n rank^2) more set-up.
 
     (Default: 400)
     """
@@ -173,25 +184,27 @@ class num_logdet_probes(_count):
 
 class history(_count):
     """
-    Solutions kept from earlier steps to predict the next one; n x (1 + num_probes) numbers each. 0 forgets everything.
+    Solutions kept from earlier steps to predict the next one; n x (1 + num_probes) numbers each, and for the predictor
+    "rows" as many again for the corrections of all but one of them. 0 forgets everything.
 
-    (Default: 2)
+    (Default: 3)
     """
 
     _smallest = 0
-    _global_value = 2
+    _global_value = 3
 
 
 class predictor(_choice):
     """
-    How the next solution is proposed: "extrapolate" (2 X[t-1] - X[t-2], free), "galerkin" (best combination of the last
-    two solutions, one wider pass; for irregular steps), "previous" (plain warm start), "none".
+    How the next solution is proposed: "rows" (the mixture of remembered solutions and corrections that fits best on 16
+    sampled rows of K), "extrapolate" (2 X[t-1] - X[t-2], free), "galerkin" (best combination of the last two solutions,
+    one wider pass), "previous" (plain warm start), "none".
 
-    (Default: "extrapolate")
+    (Default: "rows")
     """
 
-    _choices = ("extrapolate", "galerkin", "previous", "none")
-    _global_value = "extrapolate"
+    _choices = ("rows", "extrapolate", "galerkin", "previous", "none")
+    _global_value = "rows"
 
 
 class logdet(_choice):
@@ -203,11 +216,11 @@ class logdet(_choice):
     "quadrature": the two-node rule that the network corrects, without the network; for comparison.
     "exact": one Cholesky factorisation per step answers everything; deterministic, with its own gradient.
 
-    (Default: "lanczos")
+    (Default: "learned")
     """
 
     _choices = ("learned", "lanczos", "quadrature", "exact")
-    _global_value = "lanczos"
+    _global_value = "learned"
 
 
 class logdet_tolerance(_share):

@@ -23,14 +23,20 @@ COUNTS = [
     (settings.seed, 0),
     (settings.memory_limit, 0),
 ]
-SHARES = [settings.tolerance, settings.prediction_tolerance]
+SHARES = [settings.tolerance, settings.logdet_tolerance, settings.prediction_tolerance]
 CHOICES = [
     (settings.predictor, ("extrapolate", "galerkin", "previous", "none")),
     (settings.logdet, ("lanczos", "exact")),
     (settings.landmarks, ("rp_cholesky", "uniform")),
     (settings.mode, ("certified", "direct")),
 ]
-FLAGS = [(settings.rangeformer, False), (settings.verbose, False), (settings.exact_line_search, True)]
+FLAGS = [
+    (settings.rangeformer, False),
+    (settings.verbose, False),
+    (settings.exact_line_search, True),
+    (settings.fused_kernels, True),
+    (settings.adaptive_rank, True),
+]
 
 
 def everything() -> set[str]:

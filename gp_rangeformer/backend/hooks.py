@@ -81,7 +81,8 @@ def inv_quad_logdet(
 
         def evaluate(linear_system=linear_system, memory=memory, b=b) -> Evaluation:
             tolerance = settings.tolerance.value()
-            solver = ExactSolver(tolerance) if exact_reason else _solver(tolerance)
+            adaptive = bool(settings.adaptive_rank.on())
+            solver = ExactSolver(tolerance) if exact_reason else _solver(tolerance, adaptive)
             prepared = solver.prepare(linear_system, memory)
             evaluation = prepared.evaluate(b.detach(), with_logdet)
             account_training(call, linear_system, prepared, evaluation, exact_reason)
@@ -251,8 +252,8 @@ def _prepare_solve(system: LinearSystem, memory: Memory, columns: int) -> tuple[
     return ExactSolver(tolerance).prepare(system), reason
 
 
-def _solver(tolerance: float) -> RangeFormerSolver | DirectSolver:
-    certified = _rangeformer_solver(tolerance)
+def _solver(tolerance: float, adaptive: bool = False) -> RangeFormerSolver | DirectSolver:
+    certified = _rangeformer_solver(tolerance, adaptive)
     if settings.mode.value() == "certified":
         return certified
     # Imported here: the network is loaded by those who ask for it.
@@ -261,10 +262,11 @@ def _solver(tolerance: float) -> RangeFormerSolver | DirectSolver:
     return DirectSolver(certified, functools.partial(learned.answer, seed=certified.seed))
 
 
-def _rangeformer_solver(tolerance: float) -> RangeFormerSolver:
+def _rangeformer_solver(tolerance: float, adaptive: bool = False) -> RangeFormerSolver:
     return RangeFormerSolver(
         tolerance=tolerance,
         rank=settings.rank.value(),
+        adaptive_rank=adaptive,
         num_probes=settings.num_probes.value(),
         num_logdet_probes=min(settings.num_logdet_probes.value(), settings.num_probes.value()),
         history=settings.history.value(),

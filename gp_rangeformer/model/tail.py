@@ -77,10 +77,12 @@ class LogDetTail(nn.Module):
         self.token_mean.copy_(tokens.mean((0, 1)))
         self.token_scale.copy_(tokens.std((0, 1)) + 1e-6)
 
-    def outside(self, scalars: Float[Tensor, "b f"]) -> Float[Tensor, " b"]:
-        """How far the farthest feature is outside the range seen in training, in standard deviations; 0 inside."""
+    def farthest_outside(self, scalars: Float[Tensor, "1 f"]) -> tuple[int, float]:
+        """(index of the feature that is farthest outside the range seen in training, how far in standard deviations);
+        the distance is 0 if all are inside."""
         excess = torch.maximum(self.scalar_low - scalars, scalars - self.scalar_high) / self.scalar_scale
-        return excess.clamp_min(0).amax(-1)
+        distance, feature = excess.clamp_min(0).squeeze(0).max(-1)
+        return int(feature), float(distance)
 
     def forward(
         self,

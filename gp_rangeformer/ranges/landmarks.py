@@ -13,9 +13,17 @@ from gp_rangeformer.solvers.base import LinearSystem
 
 @dataclass(frozen=True)
 class Landmarks:
-    """The range of K[:, index]: a proposal that costs no pass over K, because its sketch is already there."""
+    """The range of K[:, index]: a proposal that costs no pass over K, because its sketch is already there.
+
+    ``requested``: how many were asked for, where a selection stopped early because nothing was left to explain.
+    """
 
     index: Int[Tensor, " r"]
+    requested: int = 0
+
+    def suffice(self, rank: int) -> bool:
+        """Whether asking for ``rank`` of them would not give more."""
+        return max(self.requested, len(self.index)) >= rank
 
     def sketch(self, system: LinearSystem) -> tuple[Float[Tensor, "n r"], Float[Tensor, "r r"]]:
         """K Omega and Omega' K Omega for Omega = the columns of the identity that ``index`` names."""
@@ -26,7 +34,7 @@ class Landmarks:
 def uniform_landmarks(system: LinearSystem, rank: int, generator: torch.Generator) -> Landmarks:
     """``rank`` distinct points, each as likely as any other. O(n)."""
     index = torch.randperm(system.size, generator=generator)[: min(rank, system.size)]
-    return Landmarks(index.to(system.device))
+    return Landmarks(index.to(system.device), rank)
 
 
 def rp_cholesky_landmarks(
@@ -73,4 +81,4 @@ def rp_cholesky_landmarks(
         count += width
         residual.clamp_min_(0)
         residual[torch.cat(chosen).cpu()] = 0  # never twice
-    return Landmarks(torch.cat(chosen)) if chosen else uniform_landmarks(system, rank, generator)
+    return Landmarks(torch.cat(chosen), rank) if chosen else uniform_landmarks(system, rank, generator)

@@ -12,11 +12,20 @@ from torch import Tensor
 from gp_rangeformer.model.checkpoint import CheckpointError, load_pretrained
 from gp_rangeformer.model.rangeformer import RangeFormer
 from gp_rangeformer.model.tail import QUANTILES
-from gp_rangeformer.ranges.tail import TRAINED_PROBES, sample_block, tail_evidence
+from gp_rangeformer.ranges.tail import (
+    SMALLEST_SIZE,
+    TRAINED_PROBES,
+    moment_evidence,
+    sample_block,
+    tail_evidence,
+)
 from gp_rangeformer.solvers.base import Interval, LinearSystem
 from gp_rangeformer.solvers.direct import Answer
 from gp_rangeformer.solvers.nystrom import NystromPreconditioner
 from gp_rangeformer.solvers.tail import TailEstimate
+
+# Standard deviations of training beyond the range seen there, in any feature.
+_EXTRAPOLATION = 0.5
 
 
 @dataclass(frozen=True)
@@ -88,20 +97,25 @@ def tail(
     head = pretrained(name, torch.float32, torch.device("cpu")).tail
     if head is None:
         raise CheckpointError(f"the checkpoint {name!r} has no head for the log determinant: reinstall gp-rangeformer")
-    block = sample_block(system.size, torch.Generator().manual_seed(seed + 3)).to(system.device)
+    n, count = probes.shape
+    if n < SMALLEST_SIZE:
+        return _refused(f"n = {n} is below the {SMALLEST_SIZE} of its training")
+    if count < TRAINED_PROBES:
+        return _refused(f"it was trained on {TRAINED_PROBES} probes, settings.num_probes is {count}")
+    block = sample_block(n, torch.Generator().manual_seed(seed + 3)).to(system.device)
     evidence = tail_evidence(system, preconditioner, probes, solutions, quadratic, block)
     scalars, tokens = evidence.scalars.float().unsqueeze(0), evidence.tokens.float().unsqueeze(0)
     ends = [torch.tensor([value], dtype=torch.float32) for value in (evidence.estimate, evidence.upper)]
     low, middle, high = head(scalars, tokens, *ends).squeeze(0).double().tolist()
-    few = probes.shape[1] < TRAINED_PROBES
-    return TailEstimate(
-        value=middle,
-        interval=Interval(low, high),
-        level=QUANTILES[2] - QUANTILES[0],
-        outside=float("inf") if few else float(head.outside(scalars)),
-        definite=evidence.definite,
-        method="learned",
-    )
+    feature, distance = head.farthest_outside(scalars)
+    refusal = None
+    if distance > _EXTRAPOLATION:
+        refusal = f"feature {feature} is {distance:.1f} standard deviations outside its training range"
+    return TailEstimate(middle, Interval(low, high), QUANTILES[2] - QUANTILES[0], "learned", evidence.definite, refusal)
+
+
+def _refused(reason: str) -> TailEstimate:
+    return TailEstimate(float("nan"), None, None, "learned", refusal=reason)
 
 
 @torch.no_grad()
@@ -113,6 +127,5 @@ def quadrature(
     quadratic: Float[Tensor, " p"],
 ) -> TailEstimate:
     """The same moments without the network: the quadrature rule's own estimate, for comparison."""
-    block = sample_block(system.size, torch.Generator().manual_seed(0)).to(system.device)
-    evidence = tail_evidence(system, preconditioner, probes, solutions, quadratic, block)
-    return TailEstimate(evidence.estimate, None, None, 0.0, evidence.definite, "quadrature")
+    moments = moment_evidence(system, preconditioner, probes, solutions, quadratic)
+    return TailEstimate(moments.estimate, None, None, "quadrature", moments.definite)

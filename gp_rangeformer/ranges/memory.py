@@ -26,7 +26,9 @@ class Memory:
     """
 
     landmarks: Landmarks | None = None
+    rank: int | None = None  # landmarks that the last steps found worthwhile, where that is adaptive
     solutions: tuple[Float[Tensor, "n m"], ...] = ()  # oldest first
+    corrections: tuple[Float[Tensor, "n m"], ...] = ()  # P^-1 residual of the last solutions, oldest first
     baseline_iterations: float | None = None  # of the first converged step after the landmarks were drawn
     failures: int = 0  # in a row
     pause: int = 0  # calls that the exact path answers without another attempt
@@ -34,15 +36,22 @@ class Memory:
     tail_objection: str | None = None  # what the last check of the tail estimator by Lanczos found
     lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
-    def remember(self, solution: Float[Tensor, "n m"], history: int) -> None:
-        """Append a solution and keep the last ``history``. Solutions of another shape end the history."""
+    def remember(
+        self, solution: Float[Tensor, "n m"], history: int, correction: Float[Tensor, "n m"] | None = None
+    ) -> None:
+        """Append a solution and keep the last ``history``, and of the corrections one less. Another shape ends both."""
         with self.lock:
-            kept = tuple(old for old in self.solutions if old.shape == solution.shape)
-            self.solutions = (*kept, solution.detach())[-history:] if history > 0 else ()
+            self.solutions = _appended(self.solutions, solution, history)
+            if correction is not None:
+                self.corrections = _appended(self.corrections, correction, history - 1)
 
     def recall(self, shape: torch.Size) -> tuple[Float[Tensor, "n m"], ...]:
         """The remembered solutions of this shape, oldest first."""
         return tuple(old for old in self.solutions if old.shape == shape)
+
+    def recall_corrections(self, shape: torch.Size) -> tuple[Float[Tensor, "n m"], ...]:
+        """The remembered corrections of this shape, oldest first."""
+        return tuple(old for old in self.corrections if old.shape == shape)
 
     def take_tail_check(self, every: int) -> bool:
         """Whether this call of a tail estimator is one that Lanczos checks: the first and every ``every``-th."""
@@ -65,20 +74,13 @@ class Memory:
 
     @property
     def nbytes(self) -> int:
-        tensors = [*self.solutions, *([self.landmarks.index] if self.landmarks else [])]
+        tensors = [*self.solutions, *self.corrections, *([self.landmarks.index] if self.landmarks else [])]
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
-def extrapolate(solutions: tuple[Float[Tensor, "n m"], ...]) -> Float[Tensor, "n m"] | None:
-    """2 X[t-1] - X[t-2], or X[t-1] from a single solution. O(n m), no pass over K.
-
-    Higher orders and smoothing over more steps are worse: they amplify the error at which the solutions were stopped.
-    """
-    if not solutions:
-        return None
-    if len(solutions) == 1:
-        return solutions[-1]
-    return torch.lerp(solutions[-2], solutions[-1], 2.0)
+def _appended(kept: tuple[Tensor, ...], new: Tensor, count: int) -> tuple[Tensor, ...]:
+    same = tuple(old for old in kept if old.shape == new.shape)
+    return (*same, new.detach())[-count:] if count > 0 else ()
 
 
 class MemoryStore:

@@ -23,7 +23,8 @@ from torch import Tensor
 from gp_rangeformer.solvers.base import LinearSystem
 from gp_rangeformer.solvers.nystrom import NystromPreconditioner
 
-LARGEST_BLOCK = 512
+LARGEST_BLOCK = 256
+SMALLEST_SIZE = 256  # of the cached training set
 TRAINED_PROBES = 32  # of the cached training set: fewer make the moments noisier than the network expects
 GROUPS = 16  # of sampled points, by the variance that remains: the tokens of the network
 _LEVELS = (0, 1, 2, 4, 8, 16, 32)  # of 32: how much of the block's first half a learning curve has seen
@@ -49,7 +50,7 @@ class TailEvidence:
 
 
 def sample_block(n: int, generator: torch.Generator) -> Int[Tensor, " b"]:
-    """Indices of min(512, n / 4) distinct points, an even number of them."""
+    """Indices of min(256, n / 4) distinct points, an even number of them."""
     return torch.randperm(n, generator=generator)[: 2 * (min(LARGEST_BLOCK, n // 4) // 2)]
 
 
@@ -70,8 +71,8 @@ def tail_evidence(
     Cost: O(n r p + b^2 r + b^3).
     """
     tokens = _tokens(system, preconditioner, probes, solutions, block)
-    scalars, upper, estimate, ratio = _scalars(system, preconditioner, probes, solutions, quadratic)
-    return TailEvidence(scalars, tokens, upper, estimate, definite=ratio < _LARGEST_RATIO)
+    moments = moment_evidence(system, preconditioner, probes, solutions, quadratic)
+    return TailEvidence(moments.scalars, tokens, moments.upper, moments.estimate, moments.definite)
 
 
 def _tokens(
@@ -101,10 +102,24 @@ def _tokens(
     return torch.stack([group.mean(0) for group in rows.tensor_split(GROUPS)]).cpu()
 
 
-def _scalars(
-    system: LinearSystem, preconditioner: NystromPreconditioner, probes: Tensor, solutions: Tensor, quadratic: Tensor
-) -> tuple[Tensor, float, float, float]:
-    """Features of the whole system, the upper end, the quadrature's estimate, and z'A^-1 z / z'P^-1 z."""
+@dataclass(frozen=True)
+class MomentEvidence:
+    """The part of :class:`TailEvidence` that needs no block."""
+
+    scalars: Float[Tensor, " f"]
+    upper: float
+    estimate: float
+    definite: bool
+
+
+def moment_evidence(
+    system: LinearSystem,
+    preconditioner: NystromPreconditioner,
+    probes: Float[Tensor, "n p"],
+    solutions: Float[Tensor, "n p"],
+    quadratic: Float[Tensor, " p"],
+) -> MomentEvidence:
+    """Features of the whole system: diagonal, spectrum of Q, moments of the probes. O(n r p)."""
     n, p = probes.shape
     noise = system.noise.double()
     gap, spectrum = preconditioner.gap, preconditioner.spectrum
@@ -175,4 +190,5 @@ def _scalars(
         damped - (1 - ratio),
         (1 - damped).clamp_min(_SMALLEST).log(),
     ]
-    return torch.stack(values).cpu(), float(upper), float(estimate), float(ratio)
+    definite = float(ratio) < _LARGEST_RATIO
+    return MomentEvidence(torch.stack(values).cpu(), float(upper), float(estimate), definite)

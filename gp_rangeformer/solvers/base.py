@@ -139,6 +139,7 @@ class Solution:
     iterations: int
     passes: int
     reason: Reason
+    correction: Float[Tensor, "n m"] | None = None  # P^-1 (b - A x): what a further step would add
 
     @property
     def converged(self) -> bool:
@@ -152,6 +153,7 @@ class Solution:
             residual=self.residual[:count],
             quadratic=self.quadratic[:count],
             inv_quad=self.inv_quad[:count],
+            correction=None,
         )
 
 

@@ -17,15 +17,19 @@ def inv_quad_bounds(
     rhs: Float[Tensor, "n m"],
     solution: Float[Tensor, "n m"],
     residual: Float[Tensor, "n m"],
+    correction: Float[Tensor, "n m"] | None = None,
 ) -> tuple[Float[Tensor, " m"], list[Interval]]:
     """Value and interval of b' A^-1 b per column, for any approximate solution v with residual r = b - A v.
 
     b' A^-1 b = 2 b'v - v'Av + r' A^-1 r, and 0 <= r' A^-1 r <= r' P^-1 r because A >= P. With Av = b - r the first two
     terms are b'v + r'v: no further pass over K. O(n r m). They are the value (its gradient at fixed v, -v' dA v, is
     that of the exact form to first order); the interval is widened by the rounding of r.
+
+    :param correction: P^-1 r, if it is there already.
     """
     lower = ((rhs + residual).double() * solution.double()).sum(0)
-    error = (residual.double() * preconditioner.solve(residual).double()).sum(0).clamp_min(0)
+    correction = preconditioner.solve(residual) if correction is None else correction
+    error = (residual.double() * correction.double()).sum(0).clamp_min(0)
     # P^-1 subtracts nearly all of the whitened residual where P is large: its rounding is that of r' D^-1 r.
     whitened = (residual.double().square() / system.noise.double().unsqueeze(-1)).sum(0)
     error = error + 8 * torch.finfo(system.dtype).eps * whitened

@@ -14,12 +14,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from gp_rangeformer.ranges.landmarks import rp_cholesky_landmarks, uniform_landmarks
-from gp_rangeformer.ranges.memory import Memory, extrapolate
+from gp_rangeformer.ranges.landmarks import Landmarks, rp_cholesky_landmarks, uniform_landmarks
+from gp_rangeformer.ranges.memory import Memory
+from gp_rangeformer.ranges.prediction import extrapolate, fit_to_rows, sample_rows
 from gp_rangeformer.solvers.base import Evaluation, Interval, InverseRoot, LinearSystem, LogDet, Solution
 from gp_rangeformer.solvers.block_cg import block_cg
 from gp_rangeformer.solvers.certificate import inv_quad_bounds, logdet_bounds
 from gp_rangeformer.solvers.cholesky import ExactPrepared, ExactSolver
+from gp_rangeformer.solvers.effort import STARTING_RANK, worthwhile_rank
 from gp_rangeformer.solvers.galerkin import galerkin
 from gp_rangeformer.solvers.gradient_weight import GradientWeight
 from gp_rangeformer.solvers.lanczos import LEVEL, lanczos_logdet
@@ -27,7 +29,7 @@ from gp_rangeformer.solvers.nystrom import NystromPreconditioner, Preconditioner
 from gp_rangeformer.solvers.reason import Reason
 from gp_rangeformer.solvers.tail import CHECK_EVERY, TailEstimator, disagreement, objection, tail_logdet
 
-Predictor = Literal["extrapolate", "galerkin", "previous", "none"]
+Predictor = Literal["rows", "extrapolate", "galerkin", "previous", "none"]
 
 # The quadratic form may miss this share of the tolerance, in nats per point: 0.5 r'P^-1 r <= 0.1 * tolerance * n.
 _ENERGY_SHARE = 0.1
@@ -43,7 +45,8 @@ class RangeFormerSolver:
     """Solve and take log determinants of K + D in a few passes over K.
 
     :param tolerance: relative residual of every column; also bounds the error of the quadratic term.
-    :param rank: landmarks of the preconditioner. O(n rank^2) per call, n x rank memory.
+    :param rank: landmarks of the preconditioner, at most. O(n rank^2) per call, n x rank memory.
+    :param adaptive_rank: start with 128 landmarks, and double them where the iterations say that it pays.
     :param num_probes: Rademacher probes of the gradient; its relative error falls as 1 / sqrt(num_probes).
     :param num_logdet_probes: how many of them also serve the Lanczos log determinant.
     :param history: solutions kept between calls (n x (1 + num_probes) each).
@@ -57,6 +60,7 @@ class RangeFormerSolver:
 
     tolerance: float = 0.01
     rank: int = 400
+    adaptive_rank: bool = False
     num_probes: int = 32
     num_logdet_probes: int = 16
     history: int = 2
@@ -77,17 +81,27 @@ class RangeFormerSolver:
             memory.pause -= 1
             return RangeFormerPrepared(self, system, memory, None, Reason.PAUSED)
         try:
-            landmarks = memory.landmarks
-            if landmarks is None or not _valid(landmarks.index, system.size):
-                draw = rp_cholesky_landmarks if self.landmarks == "rp_cholesky" else uniform_landmarks
-                landmarks = draw(system, self.rank, generator)
-                memory.forget_landmarks()
-                memory.landmarks = landmarks
+            landmarks = self._landmarks(system, memory, generator)
             preconditioner = nystrom_preconditioner(system, landmarks)
         except (PreconditionerError, ValueError):
             memory.forget_landmarks()
             return RangeFormerPrepared(self, system, memory, None, Reason.NOT_PSD)
         return RangeFormerPrepared(self, system, memory, preconditioner, None)
+
+    def _landmarks(self, system: LinearSystem, memory: Memory, generator: torch.Generator) -> Landmarks:
+        """Those of the memory, if there are enough, or new ones."""
+        wanted = self.rank
+        if self.adaptive_rank:
+            wanted = memory.rank = min(memory.rank or STARTING_RANK, self.rank)
+        known = memory.landmarks
+        if known is not None and _valid(known.index, system.size) and known.suffice(min(wanted, system.size)):
+            return known
+        draw = rp_cholesky_landmarks if self.landmarks == "rp_cholesky" else uniform_landmarks
+        drawn = draw(system, wanted, generator)
+        if self.adaptive_rank or memory.rank is None:
+            memory.forget_landmarks()
+            memory.landmarks = drawn
+        return drawn
 
     def probe_vectors(self, system: LinearSystem) -> Float[Tensor, "n p"]:
         """Rademacher probes, a function of seed, n and num_probes alone (the same on every device)."""
@@ -179,7 +193,13 @@ class RangeFormerPrepared:
             return solutions[-1]
         if predictor == "galerkin":
             return galerkin(self.system, torch.cat(solutions[-2:], dim=1), block)
-        return extrapolate(solutions)
+        if predictor == "extrapolate":
+            return extrapolate(solutions)
+        corrections = self.memory.recall_corrections(block.shape)
+        landmarks = self.memory.landmarks
+        assert landmarks is not None
+        rows = sample_rows(self.system.size, landmarks.index, self.solver.seed + 4)
+        return fit_to_rows(self.system, block, (*solutions, *corrections), rows)
 
     def attempt(
         self, rhs: Tensor, initial: Tensor | tuple[Tensor, Tensor] | None, *, stop_energy: Tensor | float = math.inf
@@ -227,12 +247,13 @@ class RangeFormerPrepared:
                 return self._failed(rhs, Reason.ROUNDING, iterations)
             error = torch.linalg.vector_norm(residual, dim=0) + rounding
             if bool((error <= target).all()):
-                quadratic, bounds = inv_quad_bounds(system, self.preconditioner, rhs, solution, residual)
+                correction = self.preconditioner.solve(residual)
+                quadratic, bounds = inv_quad_bounds(system, self.preconditioner, rhs, solution, residual, correction)
                 if not self._tight(bounds, stop_energy):
                     return self._failed(rhs, Reason.ROUNDING, iterations)
                 relative = torch.where(norm > 0, error / norm, 0)
                 passes = system.passes - start
-                return Solution(solution, relative, quadratic, bounds, iterations, passes, Reason.CONVERGED)
+                return Solution(solution, relative, quadratic, bounds, iterations, passes, Reason.CONVERGED, correction)
             shrink *= 0.5
         return self._failed(rhs, Reason.ROUNDING, iterations)
 
@@ -259,7 +280,7 @@ class RangeFormerPrepared:
         n, base = self.system.size, preconditioner.logdet()
         estimate = solver.tail(self.system, preconditioner, probes, solution.value[:, m:], solution.quadratic[m:])
         problem = objection(estimate, solver.logdet_tolerance)
-        checked = memory.take_tail_check(CHECK_EVERY)
+        checked = estimate.interval is not None and memory.take_tail_check(CHECK_EVERY)
         if problem is None and not checked and memory.tail_objection is None:
             return tail_logdet(estimate, logdet_bounds(self.system, preconditioner), base, n)
         lanczos = self._lanczos_logdet(probes)
@@ -322,7 +343,13 @@ class RangeFormerPrepared:
     def _learn_from(self, solution: Solution) -> None:
         memory = self.memory
         memory.failures = 0
-        memory.remember(solution.value, self.solver.history)
+        warm = len(memory.solutions) >= min(2, self.solver.history)
+        correction = solution.correction if self.solver.predictor == "rows" else None
+        memory.remember(solution.value, self.solver.history, correction)
+        if self.solver.adaptive_rank and warm:
+            columns = solution.value.shape[1]
+            rank = memory.rank or self.solver.rank
+            memory.rank = worthwhile_rank(self.system.size, columns, rank, solution.iterations, self.solver.rank)
         if memory.baseline_iterations is None:
             memory.baseline_iterations = max(solution.iterations, 4)
         elif solution.iterations > _REFRESH_FACTOR * memory.baseline_iterations:

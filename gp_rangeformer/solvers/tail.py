@@ -18,25 +18,22 @@ from gp_rangeformer.solvers.base import Interval, LinearSystem, LogDet, LogDetMe
 from gp_rangeformer.solvers.nystrom import NystromPreconditioner
 
 CHECK_EVERY = 25
-# Standard deviations of training beyond the range seen there, in any feature.
-_EXTRAPOLATION = 0.5
 
 
 @dataclass(frozen=True)
 class TailEstimate:
     """z = (log|A| - log|P|) / n in nats per point.
 
-    ``interval`` contains it with probability ``level``, or None without such a statement. ``outside``: how far the
-    system is outside the training ranges, in standard deviations. ``definite``: False where the evidence disproves that
-    K is positive semi-definite.
+    ``interval`` contains it with probability ``level``, or None without such a statement. ``definite``: False where the
+    evidence disproves that K is positive semi-definite. ``refusal``: why the estimator itself would not be used.
     """
 
     value: float
     interval: Interval | None
     level: float | None
-    outside: float
-    definite: bool
     method: LogDetMethod
+    definite: bool = True
+    refusal: str | None = None
 
 
 @runtime_checkable
@@ -58,12 +55,12 @@ def objection(estimate: TailEstimate, tolerance: float) -> str | None:
 
     :param tolerance: largest half width of its interval, in nats per point.
     """
+    if estimate.refusal is not None:
+        return estimate.refusal
     if not math.isfinite(estimate.value):
         return "its evidence is not finite"
     if not estimate.definite:
         return "the probe solutions contradict a positive semi-definite kernel matrix"
-    if estimate.outside > _EXTRAPOLATION:
-        return f"the system is {estimate.outside:.1f} standard deviations outside its training ranges"
     if estimate.interval is not None and 0.5 * estimate.interval.width > tolerance:
         half = 0.5 * estimate.interval.width
         return f"its uncertainty of {half:.2g} nats per point exceeds settings.logdet_tolerance"

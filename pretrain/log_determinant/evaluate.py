@@ -95,7 +95,7 @@ def measure(system: LinearSystem, target: Tensor, exact: float, rank: int, mlp: 
     started = time.perf_counter()
     estimate = learned.tail(*given)
     learned_seconds = time.perf_counter() - started
-    record: Record = {"z": (exact - base) / n, "learned": estimate.value, "outside": estimate.outside}
+    record: Record = {"z": (exact - base) / n, "learned": estimate.value, "refusal": estimate.refusal or ""}
     assert estimate.interval is not None
     record |= {"lower": estimate.interval.lower, "upper": estimate.interval.upper, "learned_seconds": learned_seconds}
     for count in (10, 30):

@@ -13,7 +13,9 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-SIZES = (256, 4096)
+from gp_rangeformer.ranges.tail import SMALLEST_SIZE
+
+SIZES = (SMALLEST_SIZE, 4096)
 NOISES = (1e-4, 1.0)  # relative to the variance of the process
 RANKS = (32, 512)
 KINDS = ("rbf", "matern12", "matern32", "matern52", "rq", "periodic")

@@ -5,7 +5,8 @@ import threading
 import torch
 
 from gp_rangeformer.ranges.landmarks import Landmarks
-from gp_rangeformer.ranges.memory import Memory, MemoryStore, extrapolate
+from gp_rangeformer.ranges.memory import Memory, MemoryStore
+from gp_rangeformer.ranges.prediction import extrapolate
 
 
 def test_extrapolation_is_exact_on_a_line() -> None:

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from gp_rangeformer.ranges.memory import extrapolate
+from gp_rangeformer.ranges.prediction import extrapolate
 from gp_rangeformer.solvers.base import LinearSystem
 from gp_rangeformer.solvers.galerkin import galerkin
 from pretrain.experiments.predictor.replay import Past, Situation
