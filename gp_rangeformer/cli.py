@@ -1,4 +1,4 @@
-"""The command line: ``gp-rangeformer compare``, ``fit``, ``info``.
+"""The command line: ``gp-rangeformer compare``, ``fit``, ``bench``, ``info``.
 
 torch, gpytorch and matplotlib are imported inside the commands, so that this module alone answers ``--help`` at once.
 """
@@ -19,6 +19,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
+
+from gp_rangeformer.bench.command import bench_app
 
 if TYPE_CHECKING:
     from gp_rangeformer.compare import Comparison
@@ -52,6 +54,9 @@ def _print_version(wanted: bool) -> None:
     if wanted:
         typer.echo(f"gp-rangeformer {metadata.version('gp-rangeformer')}")
         raise typer.Exit()
+
+
+app.add_typer(bench_app, name="bench")
 
 
 @app.callback()

@@ -25,8 +25,8 @@ COUNTS = [
 ]
 SHARES = [settings.tolerance, settings.logdet_tolerance, settings.prediction_tolerance]
 CHOICES = [
-    (settings.predictor, ("extrapolate", "galerkin", "previous", "none")),
-    (settings.logdet, ("lanczos", "exact")),
+    (settings.predictor, ("rows", "extrapolate", "galerkin", "previous", "none")),
+    (settings.logdet, ("learned", "lanczos", "quadrature", "exact")),
     (settings.landmarks, ("rp_cholesky", "uniform")),
     (settings.mode, ("certified", "direct")),
 ]
