@@ -85,7 +85,7 @@ def tail_logdet(estimate: TailEstimate, rigorous: Interval, base: float, n: int)
     return LogDet(
         value=rigorous.clip(base + n * estimate.value),
         rigorous=rigorous,
-        statistical=None if interval is None else interval.scaled(n).shifted(base),
+        statistical=None if interval is None else interval.scaled(float(n)).shifted(base),
         level=estimate.level,
         method=estimate.method,
     )

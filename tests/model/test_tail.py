@@ -1,0 +1,143 @@
+"""LogDetTail: an answer that cannot leave its interval, features in units of the training set, and its checkpoint."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from gp_rangeformer.model.checkpoint import load_checkpoint, load_pretrained, save_checkpoint
+from gp_rangeformer.model.rangeformer import RangeFormer, RangeFormerConfig
+from gp_rangeformer.model.tail import LogDetTail, LogDetTailConfig
+
+CONFIG = LogDetTailConfig(scalars=5, token_features=3, dim=8, hidden=16)
+RANGEFORMER = RangeFormerConfig(dim=16, rank=4, heads=2, loops=2)
+BATCH = 64
+
+
+def network(spread: float = 0.0) -> LogDetTail:
+    """Untrained, or with a last layer that makes it answer anything."""
+    model = LogDetTail(CONFIG)
+    last = model.read[-1]
+    assert isinstance(last, torch.nn.Linear)
+    torch.nn.init.normal_(last.weight, std=spread)
+    return model
+
+
+def evidence(offset: float = 0.0, scale: float = 1.0) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    scalars = torch.randn(BATCH, 5, generator=generator)
+    tokens = torch.randn(BATCH, 16, 3, generator=generator)
+    return offset + scale * scalars, offset + scale * tokens
+
+
+def ends() -> tuple[Tensor, Tensor]:
+    """(estimate, upper), the estimate anywhere below the upper end, some of them at it."""
+    upper = torch.linspace(1e-3, 8, BATCH)
+    return upper * torch.linspace(0, 1, BATCH).flip(0), upper
+
+
+def test_quantiles_ascend_within_zero_and_the_upper_end_whatever_the_weights() -> None:
+    estimate, upper = ends()
+    answer = network(spread=5.0)(*evidence(), estimate, upper)
+    assert bool((answer.diff(dim=-1) >= 0).all())
+    assert bool((answer >= 0).all() and (answer <= upper.unsqueeze(-1)).all())
+    assert bool((answer == 0).any() and (answer == upper.unsqueeze(-1)).any()), "the ends were never reached"
+
+
+def test_the_untrained_network_goes_a_fifth_of_the_way() -> None:
+    estimate, upper = torch.tensor([1.0, 0.5]), torch.tensor([2.0, 4.0])
+    answer = network()(*(part[:2] for part in evidence()), estimate, upper)
+    torch.testing.assert_close(answer[:, 1], estimate + 0.2 * (upper - 0.95 * estimate))
+    assert bool((answer[:, 0] < answer[:, 1]).all() and (answer[:, 1] < answer[:, 2]).all())
+
+
+def test_an_estimate_at_the_upper_end_can_still_be_lowered() -> None:
+    model = network()
+    last = model.read[-1]
+    assert isinstance(last, torch.nn.Linear)
+    last.bias.data[0] = -1.0
+    end = torch.tensor([2.0])
+    answer = model(*(part[:1] for part in evidence()), end, end)
+    assert answer[0, 1].item() == pytest.approx(1.9)
+
+
+def test_standardised_features_have_no_units() -> None:
+    answers = []
+    for offset, scale in ((0.0, 1.0), (-3.0, 20.0)):
+        torch.manual_seed(0)
+        model = network(spread=0.5)
+        given = evidence(offset, scale)
+        model.standardise(*given)
+        answers.append(model(*given, *ends()))
+    torch.testing.assert_close(answers[0], answers[1], rtol=1e-3, atol=1e-4)
+
+
+def test_beyond_six_standard_deviations_a_feature_moves_nothing_more() -> None:
+    model = network(spread=0.5)
+    scalars, tokens = evidence()
+    model.standardise(scalars, tokens)
+    answers = []
+    for distance in (0.0, 7.0, 1e6):
+        far = scalars.clone()
+        far[:, 2] = model.scalar_mean[2] + distance * model.scalar_scale[2]
+        answers.append(model(far, tokens, *ends()))
+    assert torch.equal(answers[1], answers[2])
+    assert not torch.equal(answers[0], answers[1])
+
+
+def test_the_feature_farthest_outside_the_training_range_is_named() -> None:
+    model = network()
+    scalars, tokens = evidence()
+    model.standardise(scalars, tokens)
+    inside = scalars[:1]
+    assert model.farthest_outside(inside)[1] == 0
+    outside = inside.clone()
+    outside[0, 1] = scalars[:, 1].amin() - 0.4 * model.scalar_scale[1]
+    outside[0, 3] = scalars[:, 3].amax() + 2.5 * model.scalar_scale[3]
+    feature, distance = model.farthest_outside(outside)
+    assert feature == 3
+    assert distance == pytest.approx(2.5, rel=1e-4)
+
+
+def test_without_a_training_set_nothing_is_outside() -> None:
+    assert network().farthest_outside(torch.full((1, 5), 1e30))[1] == 0
+
+
+def test_a_checkpoint_brings_back_the_tail_with_its_training_range(tmp_path: Path) -> None:
+    tail = network(spread=0.5)
+    given = evidence()
+    tail.standardise(*given)
+    model = RangeFormer(RANGEFORMER)
+    model.attach_tail(tail)
+    save_checkpoint(tmp_path / "m", model)
+    restored, _ = load_checkpoint(tmp_path / "m")
+    assert isinstance(restored, RangeFormer)
+    assert restored.config == model.config
+    assert restored.tail is not None
+    assert torch.equal(restored.tail(*given, *ends()), tail(*given, *ends()))
+    assert torch.equal(restored.tail.scalar_high, tail.scalar_high)
+
+
+@pytest.mark.parametrize("tail", [None, CONFIG])
+def test_a_configuration_survives_its_dictionary(tail: LogDetTailConfig | None) -> None:
+    config = dataclasses.replace(RANGEFORMER, tail=tail)
+    assert RangeFormerConfig.from_dict(dataclasses.asdict(config)) == config
+
+
+def test_checkpoints_from_before_the_tail_are_read() -> None:
+    values = dataclasses.asdict(RANGEFORMER)
+    del values["tail"]
+    assert RangeFormerConfig.from_dict(values) == RANGEFORMER
+
+
+def test_the_shipped_model_has_a_trained_tail() -> None:
+    tail = load_pretrained("base").tail
+    assert tail is not None
+    assert bool(tail.scalar_low.isfinite().all() and tail.scalar_high.isfinite().all())
+    last = tail.read[-1]
+    assert isinstance(last, torch.nn.Linear)
+    assert float(last.weight.detach().abs().max()) > 0
