@@ -213,7 +213,7 @@ def info(data_dir: _DataDir = None) -> None:
 
         from gp_rangeformer import datasets, settings
         from gp_rangeformer.compare import machine
-        from gp_rangeformer.model.checkpoint import pretrained_names
+        from gp_rangeformer.model.checkpoint import described, pretrained_names
 
         names = datasets.available(data_dir)
     console = _console()
@@ -227,6 +227,12 @@ def info(data_dir: _DataDir = None) -> None:
     table.add_row("data sets", ", ".join(names))
     table.add_row("pretrained", ", ".join(pretrained_names()) or "none: reinstall gp-rangeformer")
     console.print(table)
+    for name in pretrained_names():
+        console.print(f"pretrained {name}", style="bold")
+        facts = Table(box=None, show_header=False, pad_edge=False)
+        for key, value in described(name).items():
+            facts.add_row(f"  {key}", value)
+        console.print(facts)
     console.print("settings", style="bold")
     values = Table(box=None, show_header=False, pad_edge=False)
     for name, value in settings.current().items():

@@ -111,6 +111,36 @@ def pretrained_names() -> list[str]:
     return sorted(path.stem for path in _WEIGHTS.glob("*.safetensors"))
 
 
+def described(name: str) -> dict[str, str]:
+    """What a shipped model was trained on, over which ranges, and its errors on held-out systems, one line each.
+
+    :raises CheckpointError: as :func:`load_checkpoint`.
+    """
+    model, card = load_checkpoint(_WEIGHTS / name)
+    count = sum(parameter.numel() for parameter in model.parameters())
+    lines = {"model": f"{card.model}, {count} parameters, {card.steps} steps, seed {card.seed}"}
+    curriculum = card.training.get("curriculum")
+    if curriculum:
+        lower, upper = min(stage["lower"] for stage in curriculum), max(stage["upper"] for stage in curriculum)
+        lines["trained on"] = f"{card.training.get('families')} matrices, n from {lower} to {upper}"
+    for key, value in card.metrics.items():
+        if isinstance(value, (int, float)):
+            lines[f"held out, {key}"] = f"{value:.3g}"
+    tail = card.training.get("log_determinant")
+    if tail:
+        sizes, ranks, noises = (f"{low:g} to {high:g}" for low, high in (tail["sizes"], tail["ranks"], tail["noises"]))
+        lines["log determinant"] = (
+            f"{tail['systems']} systems of {tail['kernels']} kernels ({', '.join(tail['kinds'])}, sums, products)"
+        )
+        lines["  ranges"] = f"n {sizes}, rank {ranks}, noise / variance {noises}"
+        found = card.metrics["log_determinant"]
+        lines["  held out"] = (
+            f"error {found['median']:.4f} nats per point (median), {found['p95']:.4f} (95 %); "
+            f"its 90 % interval covers {found['coverage']:.0%}"
+        )
+    return lines
+
+
 def load_pretrained(name: str = "base") -> RangeFormer:
     """A RangeFormer that comes with the package: no download.
 

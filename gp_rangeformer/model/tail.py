@@ -43,6 +43,7 @@ class LogDetTail(nn.Module):
     scalar_high: Tensor
     token_mean: Tensor
     token_scale: Tensor
+    widening: Tensor
 
     def __init__(self, config: LogDetTailConfig) -> None:
         super().__init__()
@@ -53,6 +54,7 @@ class LogDetTail(nn.Module):
             self.register_buffer(f"{name}_scale", torch.ones(count))
         self.register_buffer("scalar_low", torch.full((config.scalars,), -float("inf")))
         self.register_buffer("scalar_high", torch.full((config.scalars,), float("inf")))
+        self.register_buffer("widening", torch.ones(()))  # of the interval, from calibration after training
         self.token = nn.Linear(config.token_features, dim)
         self.context = nn.Linear(config.scalars, dim)
         self.read = nn.Sequential(
@@ -98,7 +100,8 @@ class LogDetTail(nn.Module):
         pooled = [state.mean(-2), state.square().mean(-2).add(1e-6).sqrt()]
         middle, below, above = self.read(torch.cat([given, *pooled], dim=-1)).unbind(-1)
         softplus = nn.functional.softplus
-        share = torch.stack([middle - softplus(below), middle, middle + softplus(above)], dim=-1)
+        below, above = softplus(below) * self.widening, softplus(above) * self.widening
+        share = torch.stack([middle - below, middle, middle + above], dim=-1)
         way = upper - estimate + _LEAST_WAY * estimate
         answer = estimate.unsqueeze(-1) + way.unsqueeze(-1) * share
         return answer.clamp_min(0).minimum(upper.unsqueeze(-1))

@@ -95,7 +95,11 @@ def test_the_network_improves_on_the_rule_it_starts_from_everywhere(measured: li
 
 def test_the_rule_states_no_interval(measured: list[Measured]) -> None:
     for found in measured:
-        assert (found.quadrature.method, found.quadrature.interval, found.quadrature.level) == ("quadrature", None, None)
+        assert (found.quadrature.method, found.quadrature.interval, found.quadrature.level) == (
+            "quadrature",
+            None,
+            None,
+        )
 
 
 def test_fewer_probes_than_in_training_are_refused() -> None:
