@@ -10,6 +10,9 @@ import pytest
 
 # Before the package is imported anywhere: every call in these folders is checked against its annotated shapes.
 CHECKED = ["gp_rangeformer.solvers", "gp_rangeformer.ranges", "gp_rangeformer.model"]
+# All but expression, which refuses wrong arguments itself.
+KERNELS = ("contract", "embedding", "evaluate", "fused", "nodes", "plain", "profiles", "tiles")
+CHECKED += [f"gp_rangeformer.kernels.{name}" for name in KERNELS]
 jaxtyping.install_import_hook(CHECKED, "beartype.beartype")
 
 import gpytorch  # noqa: E402

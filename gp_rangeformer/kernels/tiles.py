@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -11,8 +12,10 @@ from torch import Tensor
 
 # Rows and columns of a tile. On a CPU the buffers of one kernel stay in a level-2 cache of 2 MiB: a Matern-3/2 matrix
 # of n = 4000, written to memory already in use, takes 37 ms with tiles of 128, 24 with 256, 26 with 384 and 25 with
-# 512 (float32, one thread; 51, 48, 52, 55 ms in float64). The size for CUDA is not measured.
-_TILE = {"cpu": 256, "cuda": 2048}
+# 512 (float32, one thread; 51, 48, 52, 55 ms in float64). Threads share a tile, and wait for each other after every
+# operation on it: two of them take 208 ms with tiles of 256 beside another process, 37 with 512 and 55 with 1024 (new
+# memory). The size for CUDA is not measured.
+_ONE_THREAD, _CUDA = 256, 2048
 
 
 class Block(NamedTuple):
@@ -37,7 +40,10 @@ class Block(NamedTuple):
 
 def tile_size(device: torch.device) -> int:
     """Rows and columns of a tile on ``device``."""
-    return _TILE.get(device.type, _TILE["cuda"])
+    if device.type != "cpu":
+        return _CUDA
+    # The area grows with the threads; sizes stay powers of two.
+    return _ONE_THREAD * 2 ** math.ceil(math.log2(torch.get_num_threads()) / 2)
 
 
 def upper_blocks(n: int, size: int) -> Iterator[Block]:

@@ -50,13 +50,14 @@ def fit_to_rows(
     noise = system.noise[rows].unsqueeze(-1)
     images = torch.stack([torch.addcmul(kernel @ vector, noise, vector[rows]) for vector in basis])
     norm = torch.linalg.vector_norm(rhs, dim=0).clamp_min(torch.finfo(rhs.dtype).tiny)
-    # A handful of unknowns: on the CPU, in float64, by the one driver that copes with dependent columns.
+    # A handful of unknowns: on the CPU, in float64. Not by the default driver: torch hands gelsy uninitialised pivots
+    # (pytorch/pytorch#187411), so that its bits change from call to call, and its rank where columns are dependent.
     design = (images / norm).flatten(1).double().cpu()
     wanted = (rhs[rows] / norm).flatten().double().cpu()
     if not bool(design.isfinite().all()):
         return None
     scale = torch.linalg.vector_norm(design, dim=1).clamp_min(torch.finfo(torch.float32).tiny)
-    fit = torch.linalg.lstsq((design / scale.unsqueeze(-1)).mT, wanted.unsqueeze(-1), rcond=_RCOND, driver="gelsy")
+    fit = torch.linalg.lstsq((design / scale.unsqueeze(-1)).mT, wanted.unsqueeze(-1), rcond=_RCOND, driver="gelsd")
     total = torch.zeros_like(rhs)
     for weight, vector in zip((fit.solution[:, 0] / scale).tolist(), basis, strict=True):
         total.add_(vector, alpha=weight)

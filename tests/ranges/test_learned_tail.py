@@ -61,23 +61,24 @@ def measured() -> list[Measured]:
 
 
 def test_what_is_accepted_is_close_to_the_exact_tail(measured: list[Measured]) -> None:
-    """Measured: 10 of 18 accepted, largest error 0.006."""
+    """Measured: 8 of 18 accepted, largest error 0.006."""
     accepted = [found for found in measured if objection(found.learned, TOLERANCE) is None]
     assert len(accepted) >= 6
     assert max(found.error for found in accepted) < 0.02
 
 
 def test_half_of_all_errors_are_small_and_large_ones_are_announced(measured: list[Measured]) -> None:
-    """Measured: median 0.0043; largest 0.036, at noise 0.001, 1.9 times its stated half width and not accepted."""
+    """Measured: median 0.0029; largest 0.025, at noise 0.001, where the stated half width of 0.028 forbids its use;
+    largest error in half widths: 1.1."""
     errors = torch.tensor([found.error for found in measured])
     assert float(errors.median()) < 0.005
     for found in measured:
         assert found.learned.interval is not None
-        assert found.error < 1.5 * found.learned.interval.width, found.name
+        assert found.error < found.learned.interval.width, found.name
 
 
 def test_stated_intervals_are_ordered_and_contain_most_exact_tails(measured: list[Measured]) -> None:
-    """Measured: 15 of 18, at a stated level of 90 %."""
+    """Measured: 17 of 18, at a stated level of 90 %."""
     contained = 0
     for found in measured:
         assert found.learned.interval is not None
@@ -88,7 +89,7 @@ def test_stated_intervals_are_ordered_and_contain_most_exact_tails(measured: lis
 
 
 def test_the_network_improves_on_the_rule_it_starts_from_everywhere(measured: list[Measured]) -> None:
-    """Measured: medians 0.0043 and 0.098."""
+    """Measured: medians 0.0029 and 0.098, at most 0.13 times the rule's error."""
     for found in measured:
         assert found.error < 0.5 * abs(found.quadrature.value - found.tail), found.name
 

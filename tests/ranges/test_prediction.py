@@ -73,6 +73,17 @@ def test_repeated_vectors_do_no_harm() -> None:
     torch.testing.assert_close(twice, once, rtol=1e-6, atol=1e-9)
 
 
+def test_the_same_inputs_give_the_same_bits_whatever_memory_held_before() -> None:
+    linear_system, rhs, vectors = at_step(0), targets(N, M), (torch.zeros(N, M).double(), *basis())
+    found = []
+    for stale in (0, 1) * 5:
+        freed = [torch.full((size,), stale, dtype=torch.int32) for size in range(1, 64)]
+        freed.clear()  # to be handed out again, as it is
+        found.append(fit_to_rows(linear_system, rhs, vectors, ROWS))
+    assert found[0] is not None
+    assert all(other is not None and torch.equal(other, found[0]) for other in found)
+
+
 def test_nothing_is_proposed_without_a_basis_or_without_rows() -> None:
     assert fit_to_rows(at_step(0), targets(N, M), (), ROWS) is None
     assert fit_to_rows(at_step(0), targets(N, M), basis(), ROWS[:0]) is None
@@ -129,7 +140,7 @@ def iterations_along_the_path(predictor: Predictor, tolerance: float, steps: int
 
 @pytest.mark.parametrize("tolerance", [1e-2, 1e-3])
 def test_along_a_smooth_path_rows_need_no_more_iterations_than_extrapolation(tolerance: float) -> None:
-    """Measured: 37 against 51 at a tolerance of 1e-2, 59 against 101 at 1e-3; the last solution alone: 111 and 145."""
+    """Measured: 37 against 51 at a tolerance of 1e-2, 62 against 101 at 1e-3; the last solution alone: 111 and 145."""
     rows, extrapolated = (iterations_along_the_path(name, tolerance) for name in ("rows", "extrapolate"))
     assert rows <= extrapolated
 
