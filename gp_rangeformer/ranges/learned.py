@@ -13,6 +13,7 @@ from gp_rangeformer.model.checkpoint import CheckpointError, load_pretrained
 from gp_rangeformer.model.rangeformer import RangeFormer
 from gp_rangeformer.model.tail import QUANTILES
 from gp_rangeformer.ranges.tail import (
+    LOG_SIZE,
     SMALLEST_SIZE,
     TRAINED_PROBES,
     moment_evidence,
@@ -26,6 +27,8 @@ from gp_rangeformer.solvers.tail import TailEstimate
 
 # Standard deviations of training beyond the range seen there, in any feature.
 _EXTRAPOLATION = 0.5
+# Trained up to n = 4096, measured up to 10,000 (pretrain/README.md).
+_LARGEST_SIZE = 12_000
 
 
 @dataclass(frozen=True)
@@ -98,8 +101,8 @@ def tail(
     if head is None:
         raise CheckpointError(f"the checkpoint {name!r} has no head for the log determinant: reinstall gp-rangeformer")
     n, count = probes.shape
-    if n < SMALLEST_SIZE:
-        return _refused(f"n = {n} is below the {SMALLEST_SIZE} of its training")
+    if not SMALLEST_SIZE <= n <= _LARGEST_SIZE:
+        return _refused(f"n = {n} is not in {SMALLEST_SIZE} to {_LARGEST_SIZE}, where its errors are known")
     if count < TRAINED_PROBES:
         return _refused(f"it was trained on {TRAINED_PROBES} probes, settings.num_probes is {count}")
     block = sample_block(n, torch.Generator().manual_seed(seed + 3)).to(system.device)
@@ -107,7 +110,10 @@ def tail(
     scalars, tokens = evidence.scalars.float().unsqueeze(0), evidence.tokens.float().unsqueeze(0)
     ends = [torch.tensor([value], dtype=torch.float32) for value in (evidence.estimate, evidence.upper)]
     low, middle, high = head(scalars, tokens, *ends).squeeze(0).double().tolist()
-    feature, distance = head.farthest_outside(scalars)
+    # The size is checked above: it extrapolates well, 2.4 times beyond training in pretrain/README.md.
+    known = scalars.clone()
+    known[:, LOG_SIZE].clamp_(max=float(head.scalar_high[LOG_SIZE]))
+    feature, distance = head.farthest_outside(known)
     refusal = None
     if distance > _EXTRAPOLATION:
         refusal = f"feature {feature} is {distance:.1f} standard deviations outside its training range"

@@ -24,6 +24,7 @@ from gp_rangeformer.solvers.base import LinearSystem
 from gp_rangeformer.solvers.nystrom import NystromPreconditioner
 
 LARGEST_BLOCK = 256
+LOG_SIZE = 0  # position of log n among the scalars
 SMALLEST_SIZE = 256  # of the cached training set
 TRAINED_PROBES = 32  # of the cached training set: fewer make the moments noisier than the network expects
 GROUPS = 16  # of sampled points, by the variance that remains: the tokens of the network
