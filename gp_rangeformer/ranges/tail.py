@@ -4,8 +4,8 @@ Nothing here multiplies with K. In whitened units (A~ = D^-1/2 A D^-1/2) three s
 
 * The diagonal of E = D^-1/2 (K - Q) D^-1/2, known at every point: Hadamard's inequality turns it into an upper bound.
 * Principal blocks of I + E, A~ and P~ on a few random points. Their Cholesky factors hold learning curves: the variance
-  of a point given k others, for every k. Averaged over points, log v_E falls towards log|I + E| / n >= z while
-  log v_A - log v_P rises towards z itself; k = n would be the answer (chain rule of determinants).
+  of a point given k others, for every k. By the chain rule of determinants the mean of log v_E over points and over
+  k = 0..n-1 is log|I + E| / n >= z, and that of log v_A - log v_P is z itself: a block shows how both curves begin.
 * The probe solutions X = A^-1 Z, which the gradient needs anyway: moments z'P^-1 z, z'A^-1 z and x'P x of the spectrum
   of P^-1 A, averaged over all points. A quadrature rule with two nodes reads a first estimate from them.
 

@@ -115,6 +115,7 @@ def calibrate(model: LogDetTail, data: Systems, level: float = QUANTILES[2] - QU
             low = float(model.widening)
         else:
             high = float(model.widening)
+    model.widening.fill_(high)
 
 
 def build(data: Systems, seed: int) -> LogDetTail:

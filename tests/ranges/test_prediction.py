@@ -49,6 +49,15 @@ def test_vectors_of_very_different_lengths_are_weighed_alike() -> None:
     torch.testing.assert_close(found, first + second, rtol=1e-8, atol=1e-8)
 
 
+def test_solutions_that_hardly_differ_are_extrapolated() -> None:
+    start, slope, _ = basis()
+    linear_system, vectors = at_step(0), (start, start + 1e-4 * slope)
+    exact = start + 2e-4 * slope
+    found = fit_to_rows(linear_system, linear_system.to_dense() @ exact, vectors, ROWS)
+    assert found is not None
+    torch.testing.assert_close(found, exact, rtol=0, atol=1e-8)
+
+
 @pytest.mark.parametrize("count", [1, 2, 5])
 def test_at_the_sampled_rows_the_fit_is_at_least_as_good_as_zero_and_as_every_vector(count: int) -> None:
     linear_system, rhs = at_step(0), targets(N, M)

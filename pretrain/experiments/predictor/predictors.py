@@ -112,7 +112,7 @@ def _least_squares(
     design = (images / norm).flatten(1).double()
     scale = torch.linalg.vector_norm(design, dim=1).clamp_min(torch.finfo(torch.float32).tiny)
     wanted = (target / norm).flatten().double()
-    fit = torch.linalg.lstsq((design / scale[:, None]).mT, wanted[:, None], rcond=_RCOND, driver="gelsy")
+    fit = torch.linalg.lstsq((design / scale[:, None]).mT, wanted[:, None], rcond=_RCOND, driver="gelsd")
     return fit.solution[:, 0] / scale
 
 
