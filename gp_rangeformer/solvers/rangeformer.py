@@ -280,6 +280,9 @@ class RangeFormerPrepared:
         n, base = self.system.size, preconditioner.logdet()
         estimate = solver.tail(self.system, preconditioner, probes, solution.value[:, m:], solution.quadratic[m:])
         problem = objection(estimate, solver.logdet_tolerance)
+        if estimate.half_width > solver.logdet_tolerance and memory.rank is not None:
+            # Twice the landmarks leave a shorter tail to estimate, and cost less than Lanczos in every step.
+            memory.rank = min(2 * memory.rank, solver.rank)
         checked = estimate.interval is not None and memory.take_tail_check(CHECK_EVERY)
         if problem is None and not checked and memory.tail_objection is None:
             return tail_logdet(estimate, logdet_bounds(self.system, preconditioner), base, n)

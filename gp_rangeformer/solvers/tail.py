@@ -35,6 +35,11 @@ class TailEstimate:
     definite: bool = True
     refusal: str | None = None
 
+    @property
+    def half_width(self) -> float:
+        """Half the width of the interval, in nats per point; zero without one."""
+        return 0.0 if self.interval is None else 0.5 * self.interval.width
+
 
 @runtime_checkable
 class TailEstimator(Protocol):
@@ -61,9 +66,8 @@ def objection(estimate: TailEstimate, tolerance: float) -> str | None:
         return "its evidence is not finite"
     if not estimate.definite:
         return "the probe solutions contradict a positive semi-definite kernel matrix"
-    if estimate.interval is not None and 0.5 * estimate.interval.width > tolerance:
-        half = 0.5 * estimate.interval.width
-        return f"its uncertainty of {half:.2g} nats per point exceeds settings.logdet_tolerance"
+    if estimate.half_width > tolerance:
+        return f"its uncertainty of {estimate.half_width:.2g} nats per point exceeds settings.logdet_tolerance"
     return None
 
 
