@@ -24,7 +24,8 @@ def test_the_shipped_weights_reproduce_a_stored_row(rank: int) -> None:
     found = measure(system, target, exact, rank, mlp=None)
     assert found["z"] == pytest.approx(row["z"], abs=1e-4)
     assert found["learned"] == pytest.approx(row["learned"], abs=5e-4)
-    assert found["upper"] - found["lower"] == pytest.approx(row["upper"] - row["lower"], rel=0.05)
+    width = float(found["upper"]) - float(found["lower"])
+    assert width == pytest.approx(row["upper"] - row["lower"], rel=0.05)
 
 
 def test_the_stored_summary_is_that_of_the_stored_records() -> None:
