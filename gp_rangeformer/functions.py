@@ -28,10 +28,7 @@ class InvQuadLogDet(torch.autograd.Function):
         evaluation = evaluate()
         ctx.evaluation = evaluation
         ctx.save_for_backward(kernel, noise, rhs)
-        logdet = rhs.new_zeros(()) if evaluation.logdet is None else rhs.new_tensor(evaluation.logdet.value)
-        # A clone: the output refers to this node, which must not refer back through the evaluation, or the n x n
-        # factors of every step would wait for the garbage collector.
-        return evaluation.inv_quad.clone(), logdet
+        return _outputs(evaluation, rhs)
 
     @staticmethod
     def backward(ctx, g_inv_quad: Tensor, g_logdet: Tensor):  # type: ignore[override]
@@ -67,8 +64,7 @@ class FusedInvQuadLogDet(torch.autograd.Function):
         evaluation = evaluate()
         ctx.evaluation, ctx.fused = evaluation, fused
         ctx.save_for_backward(noise, rhs)
-        logdet = rhs.new_zeros(()) if evaluation.logdet is None else rhs.new_tensor(evaluation.logdet.value)
-        return evaluation.inv_quad.clone(), logdet
+        return _outputs(evaluation, rhs)
 
     @staticmethod
     def backward(ctx, g_inv_quad: Tensor, g_logdet: Tensor):  # type: ignore[override]
@@ -94,6 +90,13 @@ class FusedInvQuadLogDet(torch.autograd.Function):
             noise_grad = evaluation.noise_gradient(g_inv_quad, g_logdet)
         rhs_grad = 2 * g_inv_quad * evaluation.solution.value if ctx.needs_input_grad[1] else None
         return noise_grad, rhs_grad, None, None, *found
+
+
+def _outputs(evaluation: Evaluation, rhs: Tensor) -> tuple[Tensor, Tensor]:
+    logdet = rhs.new_zeros(()) if evaluation.logdet is None else rhs.new_tensor(evaluation.logdet.value)
+    # A clone: the output refers to its node, which must not refer back through the evaluation, or the n x n factors
+    # of every step would wait for the garbage collector.
+    return evaluation.inv_quad.clone(), logdet
 
 
 def _differentiable_gradient(

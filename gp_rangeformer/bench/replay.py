@@ -17,7 +17,7 @@ import gpytorch
 import torch
 
 from gp_rangeformer import clear_memory, collect_reports
-from gp_rangeformer.compare.audit import ExactEvaluator, Parameters, gradient_vector, relative_error, snapshot
+from gp_rangeformer.compare.audit import ExactEvaluator, Parameters, gradient_vector, relative_error, restore, snapshot
 from gp_rangeformer.compare.instruments import count_products, synchronize
 from gp_rangeformer.compare.solvers import SolverSpec
 from gp_rangeformer.datasets import Dataset
@@ -103,9 +103,7 @@ def replay(
         for turn in range(len(contenders)):
             number = (turn + index) % len(contenders)
             spec, (model, _), mll, outcome = contenders[number], models[number], mlls[number], outcomes[number]
-            with torch.no_grad():
-                for name, parameter in model.named_parameters():
-                    parameter.copy_(state[name])
+            restore(model, state)
             model.zero_grad()
             counting = count_products(len(dataset.train_y)) if spec.uses_cg else contextlib.nullcontext()
             with spec.active(), counting as products, collect_reports() as reports, warnings.catch_warnings():

@@ -32,6 +32,13 @@ def snapshot(model: torch.nn.Module) -> dict[str, Tensor]:
     return {name: parameter.detach().to("cpu", copy=True) for name, parameter in model.named_parameters()}
 
 
+@torch.no_grad()
+def restore(model: torch.nn.Module, parameters: Parameters) -> None:
+    """Put back what :func:`snapshot` took, in the model's own dtype and device."""
+    for name, parameter in model.named_parameters():
+        parameter.copy_(parameters[name])
+
+
 def gradient_vector(model: torch.nn.Module) -> Tensor:
     """The gradients of all learnable parameters, concatenated in the model's order, float64 on the CPU."""
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -71,9 +78,7 @@ class ExactEvaluator:
             return self._evaluate(parameters)
 
     def _evaluate(self, parameters: Parameters) -> ValueAndGradient:
-        with torch.no_grad():
-            for name, parameter in self._model.named_parameters():
-                parameter.copy_(parameters[name])
+        restore(self._model, parameters)
         self._model.zero_grad()
         with gpytorch.settings.fast_computations(False, False, False):
             loss = -self._mll(self._model(self._dataset.train_x), self._dataset.train_y)  # type: ignore[operator]

@@ -47,11 +47,11 @@ class Memory:
 
     def recall(self, shape: torch.Size) -> tuple[Float[Tensor, "n m"], ...]:
         """The remembered solutions of this shape, oldest first."""
-        return tuple(old for old in self.solutions if old.shape == shape)
+        return _of_shape(self.solutions, shape)
 
     def recall_corrections(self, shape: torch.Size) -> tuple[Float[Tensor, "n m"], ...]:
         """The remembered corrections of this shape, oldest first."""
-        return tuple(old for old in self.corrections if old.shape == shape)
+        return _of_shape(self.corrections, shape)
 
     def take_tail_check(self, every: int) -> bool:
         """Whether this call of a tail estimator is one that Lanczos checks: the first and every ``every``-th."""
@@ -79,8 +79,11 @@ class Memory:
 
 
 def _appended(kept: tuple[Tensor, ...], new: Tensor, count: int) -> tuple[Tensor, ...]:
-    same = tuple(old for old in kept if old.shape == new.shape)
-    return (*same, new.detach())[-count:] if count > 0 else ()
+    return (*_of_shape(kept, new.shape), new.detach())[-count:] if count > 0 else ()
+
+
+def _of_shape(tensors: tuple[Tensor, ...], shape: torch.Size) -> tuple[Tensor, ...]:
+    return tuple(tensor for tensor in tensors if tensor.shape == shape)
 
 
 class MemoryStore:

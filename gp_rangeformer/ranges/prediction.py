@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
 from gp_rangeformer.solvers.base import LinearSystem
@@ -50,15 +50,25 @@ def fit_to_rows(
     noise = system.noise[rows].unsqueeze(-1)
     images = torch.stack([torch.addcmul(kernel @ vector, noise, vector[rows]) for vector in basis])
     norm = torch.linalg.vector_norm(rhs, dim=0).clamp_min(torch.finfo(rhs.dtype).tiny)
+    coefficients = least_squares(images, rhs[rows], norm)
+    if coefficients is None:
+        return None
+    total = torch.zeros_like(rhs)
+    for weight, vector in zip(coefficients.tolist(), basis, strict=True):
+        total.add_(vector, alpha=weight)
+    return total
+
+
+def least_squares(
+    images: Float[Tensor, "k s m"], target: Float[Tensor, "s m"], norm: Float[Tensor, " m"]
+) -> Float64[Tensor, " k"] | None:
+    """The c that minimise the sum over columns of |target - sum_k c_k images_k|^2 / norm^2, or None if not finite."""
     # A handful of unknowns: on the CPU, in float64. Not by the default driver: torch hands gelsy uninitialised pivots
     # (pytorch/pytorch#187411), so that its bits change from call to call, and its rank where columns are dependent.
     design = (images / norm).flatten(1).double().cpu()
-    wanted = (rhs[rows] / norm).flatten().double().cpu()
+    wanted = (target / norm).flatten().double().cpu()
     if not bool(design.isfinite().all()):
         return None
     scale = torch.linalg.vector_norm(design, dim=1).clamp_min(torch.finfo(torch.float32).tiny)
     fit = torch.linalg.lstsq((design / scale.unsqueeze(-1)).mT, wanted.unsqueeze(-1), rcond=_RCOND, driver="gelsd")
-    total = torch.zeros_like(rhs)
-    for weight, vector in zip((fit.solution[:, 0] / scale).tolist(), basis, strict=True):
-        total.add_(vector, alpha=weight)
-    return total
+    return fit.solution[:, 0] / scale

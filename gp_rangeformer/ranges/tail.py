@@ -35,19 +35,25 @@ _QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9, 0.97)
 
 
 @dataclass(frozen=True)
-class TailEvidence:
-    """Evidence about one system, float64 on the CPU.
+class MomentEvidence:
+    """Evidence about one system that needs no block, float64 on the CPU.
 
-    ``scalars``: of the whole system. ``tokens``: group means over sampled points, sorted by remaining variance.
-    ``upper``: the rigorous upper end of z in nats per point; the lower is zero. ``estimate``: the quadrature rule's.
-    ``definite``: False if the solutions contradict A >= P, so that K has a negative direction.
+    ``scalars``: of the whole system. ``upper``: the rigorous upper end of z in nats per point; the lower is zero.
+    ``estimate``: the quadrature rule's. ``definite``: False if the solutions contradict A >= P, so that K has a
+    negative direction.
     """
 
     scalars: Float[Tensor, " f"]
-    tokens: Float[Tensor, "g c"]
     upper: float
     estimate: float
     definite: bool
+
+
+@dataclass(frozen=True)
+class TailEvidence(MomentEvidence):
+    """All of it. ``tokens``: group means over sampled points, sorted by remaining variance."""
+
+    tokens: Float[Tensor, "g c"]
 
 
 def sample_block(n: int, generator: torch.Generator) -> Int[Tensor, " b"]:
@@ -73,21 +79,28 @@ def tail_evidence(
     """
     tokens = _tokens(system, preconditioner, probes, solutions, block)
     moments = moment_evidence(system, preconditioner, probes, solutions, quadratic)
-    return TailEvidence(moments.scalars, tokens, moments.upper, moments.estimate, moments.definite)
+    return TailEvidence(**vars(moments), tokens=tokens)
+
+
+def whitened_blocks(
+    system: LinearSystem, preconditioner: NystromPreconditioner, block: Int[Tensor, " b"]
+) -> Float[Tensor, "3 b b"]:
+    """I + E, A~ and P~ on some points, float64. Reads b columns of K; O(b^2 r)."""
+    root = preconditioner.root_noise[block].double()
+    basis = preconditioner.basis[block].double()
+    kernel = system.columns(block).index_select(0, block).double() / root / root.unsqueeze(-1)
+    low_rank = (basis * preconditioner.spectrum) @ basis.mT
+    schur = kernel - low_rank
+    schur.diagonal().copy_(preconditioner.gap[block])  # clamped at zero there
+    stacked = torch.stack([schur, kernel, low_rank])
+    stacked.diagonal(dim1=-2, dim2=-1).add_(1)
+    return stacked
 
 
 def _tokens(
     system: LinearSystem, preconditioner: NystromPreconditioner, probes: Tensor, solutions: Tensor, block: Tensor
 ) -> Tensor:
-    root = preconditioner.root_noise[block].double()
-    basis = preconditioner.basis[block].double()
-    spectrum = preconditioner.spectrum
-    kernel = system.columns(block).index_select(0, block).double() / root / root.unsqueeze(-1)
-    low_rank = (basis * spectrum) @ basis.mT
-    schur = kernel - low_rank
-    schur.diagonal().copy_(preconditioner.gap[block])  # clamped at zero there
-    stacked = torch.stack([schur, kernel, low_rank])
-    stacked.diagonal(dim1=-2, dim2=-1).add_(1)
+    stacked = whitened_blocks(system, preconditioner, block)
     half = len(block) // 2
     # Rounding of a float32 K may leave E slightly indefinite; I + E then still has eigenvalues near 1, not near 0.
     factor = torch.linalg.cholesky_ex(stacked).L
@@ -96,21 +109,12 @@ def _tokens(
     prior = stacked.diagonal(dim1=-2, dim2=-1)[:, half:]
     curves = [prior, *(prior - explained[..., k - 1] for k in seen)]
     schur_curve, full, ranged = torch.stack(curves, dim=-1).clamp_min(1).log().unbind(0)
-    leverage = 1 - basis[half:].square() @ (spectrum / (1 + spectrum))
-    own = (probes[block[half:]] * solutions[block[half:]]).double().mean(-1) * root[half:].square()
+    late, spectrum = block[half:], preconditioner.spectrum
+    leverage = 1 - preconditioner.basis[late].double().square() @ (spectrum / (1 + spectrum))
+    own = (probes[late] * solutions[late]).double().mean(-1) * preconditioner.root_noise[late].double().square()
     rows = torch.cat([schur_curve, full - ranged, ranged, torch.stack([leverage, own], dim=-1)], dim=-1)
     rows = rows[schur_curve[:, -1].argsort()]
     return torch.stack([group.mean(0) for group in rows.tensor_split(GROUPS)]).cpu()
-
-
-@dataclass(frozen=True)
-class MomentEvidence:
-    """The part of :class:`TailEvidence` that needs no block."""
-
-    scalars: Float[Tensor, " f"]
-    upper: float
-    estimate: float
-    definite: bool
 
 
 def moment_evidence(

@@ -36,6 +36,7 @@ from torch import Tensor
 
 from gp_rangeformer.atomic import write_bytes
 from gp_rangeformer.compare import machine
+from gp_rangeformer.compare.audit import Parameters
 from gp_rangeformer.model.operator import MatrixOperator
 from gp_rangeformer.model.rangeformer import RangeFormer
 from gp_rangeformer.model.subspace import orthonormalise
@@ -339,7 +340,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     torch.set_num_threads(1)
     plan = QUICK if options.quick else Plan()
     content: dict[str, Any] = {"about": __doc__, "machine": machine.describe(), "plan": asdict(plan), "records": []}
-    trained: dict[str, list[tuple[int, dict[str, Tensor]]]] = {}
+    trained: dict[str, list[tuple[int, Parameters]]] = {}
     for name, n in plan.systems:
         if name not in trained:
             trained[name] = trajectory(name, min(n, plan.trained_size), plan.stages, plan.seed)

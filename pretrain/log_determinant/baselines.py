@@ -6,21 +6,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from gp_rangeformer.solvers.base import LinearSystem
-from gp_rangeformer.solvers.nystrom import NystromPreconditioner
-
 _BLOCK_SCALARS = slice(0, 19)  # of the evidence: sizes, diagonal, spectrum of Q; the probe moments come after
 _LEVELS = 7  # of the learning curve of I + E, the first columns of a token
-
-
-def schur_block(system: LinearSystem, preconditioner: NystromPreconditioner, block: Tensor) -> Float[Tensor, "b b"]:
-    """I + E on some points, E = D^-1/2 (K - Q) D^-1/2, float64."""
-    root = preconditioner.root_noise[block].double()
-    basis = preconditioner.basis[block].double()
-    kernel = system.columns(block).index_select(0, block).double() / root / root.unsqueeze(-1)
-    matrix = kernel - (basis * preconditioner.spectrum) @ basis.mT
-    matrix.diagonal().copy_(1 + preconditioner.gap[block])
-    return matrix
 
 
 def block_alone(matrix: Float[Tensor, "b b"]) -> float:

@@ -15,25 +15,26 @@ from __future__ import annotations
 import json
 import os
 import time
-import warnings
 from pathlib import Path
 
 import click
-import gpytorch
 import torch
 from torch import Tensor
 
-from gp_rangeformer import datasets, settings
+from gp_rangeformer import datasets
 from gp_rangeformer.atomic import write_bytes
+from gp_rangeformer.bench.replay import record_trajectory
 from gp_rangeformer.compare import machine
+from gp_rangeformer.compare.audit import Parameters, restore
+from gp_rangeformer.compare.solvers import SolverSpec
 from gp_rangeformer.models import build_model
 from gp_rangeformer.ranges import learned
-from gp_rangeformer.ranges.tail import sample_block, tail_evidence
+from gp_rangeformer.ranges.tail import sample_block, tail_evidence, whitened_blocks
 from gp_rangeformer.solvers.base import LinearSystem
 from gp_rangeformer.solvers.lanczos import lanczos_logdet
 from gp_rangeformer.solvers.rangeformer import RangeFormerSolver
 from pretrain.log_determinant import cache
-from pretrain.log_determinant.baselines import BlockMLP, block_alone, extrapolated, schur_block
+from pretrain.log_determinant.baselines import BlockMLP, block_alone, extrapolated
 from pretrain.log_determinant.train import TrainConfig, fit, split
 
 SETS = ("pol", "elevators", "bike", "kin40k", "protein")
@@ -42,36 +43,25 @@ STAGES = (0, 3, 8, 15, 30, 45, 60)
 _LATE = 5000  # from this n on: stages 3, 15 and 60 alone
 _SIMULATED_SIZE = 1000
 _TRAINED_SIZE = 2500
+_KERNEL = "matern32"
+_PLUGIN = SolverSpec("rangeformer", "rangeformer", "float32")
 _RESULT = Path(__file__).resolve().parents[1] / "results" / "log_determinant.json"
 Record = dict[str, float | int | str]
 
 
-def trajectory(name: str, n: int, stages: tuple[int, ...], seed: int) -> list[tuple[int, dict[str, Tensor]]]:
-    """The model's state at some Adam steps."""
+def trajectory(name: str, n: int, stages: tuple[int, ...], seed: int) -> list[tuple[int, Parameters]]:
+    """The model's parameters at some Adam steps of the plug-in at its defaults."""
     data = datasets.load(name, n=n, seed=seed).to(torch.float32)
-    torch.manual_seed(seed)
-    model, likelihood = build_model(data, "matern32")
-    mll = gpytorch.mlls.ExactMarginalLogLikelihood(likelihood, model)
-    optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=0.1)
-    states = []
-    with settings.rangeformer(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        for step in range(max(stages) + 1):
-            if step in stages:
-                states.append((step, {key: value.clone() for key, value in model.state_dict().items()}))
-            optimizer.zero_grad()
-            loss = -mll(model(data.train_x), data.train_y)  # type: ignore[operator]
-            loss.backward()
-            optimizer.step()
-    return states
+    states = record_trajectory(data, _KERNEL, _PLUGIN, max(stages) + 1, lr=0.1)
+    return [(step, states[step]) for step in stages]
 
 
 @torch.no_grad()
-def system_at(name: str, n: int, state: dict[str, Tensor], seed: int) -> tuple[LinearSystem, Tensor, float]:
+def system_at(name: str, n: int, state: Parameters, seed: int) -> tuple[LinearSystem, Tensor, float]:
     """(A in float32, y - mean, exact log|A| of that matrix)."""
     data = datasets.load(name, n=n, seed=seed).to(torch.float32)
-    model, likelihood = build_model(data, "matern32")
-    model.load_state_dict(state)
+    model, likelihood = build_model(data, _KERNEL)
+    restore(model, state)
     kernel: Tensor = model.covar_module(data.train_x).to_dense()  # type: ignore[assignment, union-attr]
     noise = likelihood.noise.expand(n).clone()
     dense = kernel.double()
@@ -113,7 +103,7 @@ def measure(system: LinearSystem, target: Tensor, exact: float, rank: int, mlp: 
         }
     block = sample_block(n, torch.Generator().manual_seed(solver.seed + 3))
     evidence = tail_evidence(*given, block)
-    matrix = schur_block(system, preconditioner, block)
+    matrix = whitened_blocks(system, preconditioner, block)[0]
     record |= {
         "quadrature": evidence.estimate,
         "block": block_alone(matrix),
@@ -171,7 +161,7 @@ def main(folder: Path | None, sizes: str, ranks: str, mlp_steps: int, seed: int,
         run.mkdir(exist_ok=True)
         fit(mlp, data, held, TrainConfig(steps=mlp_steps, seed=seed), run, log_every=2000)
     records: list[Record] = []
-    trained: dict[tuple[str, int], list[tuple[int, dict[str, Tensor]]]] = {}
+    trained: dict[tuple[str, int], list[tuple[int, Parameters]]] = {}
     wanted = [(name, int(size)) for size in sizes.split(",") for name in SETS]
     for name, n in [*wanted, *((name, _SIMULATED_SIZE) for name in SIMULATED)]:
         key = (name, min(n, _TRAINED_SIZE))

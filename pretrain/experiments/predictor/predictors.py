@@ -13,13 +13,10 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from gp_rangeformer.ranges.prediction import extrapolate
+from gp_rangeformer.ranges.prediction import extrapolate, least_squares
 from gp_rangeformer.solvers.base import LinearSystem
 from gp_rangeformer.solvers.galerkin import galerkin
 from pretrain.experiments.predictor.replay import Past, Situation
-
-# Of the singular values of a least-squares problem whose float32 columns have unit norm.
-_RCOND = 1e-6
 
 
 def zero(situation: Situation) -> None:
@@ -64,7 +61,7 @@ class Hindsight:
     def __call__(self, situation: Situation) -> Tensor:
         unbooked = LinearSystem(situation.system.columns(torch.arange(situation.system.size)), situation.system.noise)
         images = torch.stack([unbooked.matmul(v) for v in _basis(situation, self.solutions, self.corrections)])
-        coefficients = _least_squares(images, situation.rhs, torch.linalg.vector_norm(situation.rhs, dim=0))
+        coefficients = _coefficients(images, situation.rhs, torch.linalg.vector_norm(situation.rhs, dim=0))
         return _combine(situation, self.solutions, self.corrections, [(slice(None), coefficients)])
 
 
@@ -86,7 +83,7 @@ class Sketched:
         target = situation.rhs[situation.index[: self.rows]]
         norm = torch.linalg.vector_norm(situation.rhs, dim=0)
         groups = [slice(0, 1), slice(1, None)] if self.apart else [slice(None)]
-        fits = [(g, _least_squares(images[:, :, g], target[:, g], norm[g])) for g in groups]
+        fits = [(g, _coefficients(images[:, :, g], target[:, g], norm[g])) for g in groups]
         return _combine(situation, self.solutions, self.corrections, fits)
 
 
@@ -105,15 +102,10 @@ def _basis(situation: Situation, solutions: int, corrections: int) -> list[Tenso
     return [item.solution for item in past[:solutions]] + [item.correction for item in past[:corrections]]
 
 
-def _least_squares(
-    images: Float[Tensor, "k s m"], target: Float[Tensor, "s m"], norm: Float[Tensor, " m"]
-) -> Float64[Tensor, " k"]:
-    """argmin over c of sum over columns |target - sum_k c_k images_k|^2 / norm^2, in float64."""
-    design = (images / norm).flatten(1).double()
-    scale = torch.linalg.vector_norm(design, dim=1).clamp_min(torch.finfo(torch.float32).tiny)
-    wanted = (target / norm).flatten().double()
-    fit = torch.linalg.lstsq((design / scale[:, None]).mT, wanted[:, None], rcond=_RCOND, driver="gelsd")
-    return fit.solution[:, 0] / scale
+def _coefficients(images: Tensor, target: Tensor, norm: Tensor) -> Float64[Tensor, " k"]:
+    found = least_squares(images, target, norm)
+    assert found is not None  # the paths of the experiment are finite
+    return found
 
 
 def _combine(
