@@ -24,6 +24,7 @@ from gp_rangeformer.bench.command import bench_app
 
 if TYPE_CHECKING:
     from gp_rangeformer.compare import Comparison
+    from gp_rangeformer.compare.result import SolverResult
     from gp_rangeformer.datasets import Dataset
 
 app = typer.Typer(name="gp-rangeformer", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
@@ -150,8 +151,9 @@ def compare(
 
 @app.command()
 def fit(
-    data: Annotated[Path, typer.Argument(metavar="DATA.csv", help="Table with a header line, plain or .gz.")],
-    target: Annotated[str, typer.Option(help="Column of DATA.csv to predict.")],
+    data: _Data = None,
+    target: _Target = None,
+    dataset: Annotated[str | None, typer.Option(help="A name from `info`, instead of DATA.csv.")] = None,
     n: _N = None,
     n_test: _NTest = 1000,
     kernel: _Kernel = None,
@@ -161,6 +163,7 @@ def fit(
     device: _Device = "cpu",
     seed: _Seed = 0,
     min_size: _MinSize = None,
+    data_dir: _DataDir = None,
     predictions: Annotated[
         Path | None, typer.Option(help="Write mean, deviation and 95 % interval of every test row to this CSV file.")
     ] = None,
@@ -174,7 +177,12 @@ def fit(
         _check_dtype(dtype)
         _check_device(device)
         (spec,) = parse_solvers("rangeformer", dtype, min_size=min_size)
-        (loaded,) = _load(data, target, None, n, n_test, seed, None)
+        if data is None and dataset is None:
+            _refuse("nothing to fit: give DATA.csv with --target COLUMN, or --dataset NAME")
+        found = _load(data, target, dataset, n, n_test, seed, data_dir)
+        if len(found) > 1:
+            _refuse("fit trains one GP: give one --dataset")
+        (loaded,) = found
         check_kernel(kernel, loaded)
     try:
         with _progress() as show:
@@ -196,6 +204,7 @@ def fit(
     console.print(
         f"test RMSE {result.rmse:.4f} standardised, {rmse:.5g} in {loaded.target_name}; test NLL {result.nll:.4f}"
     )
+    console.print(_cost_line(result))
     if result.fallbacks or result.declined:
         console.print(f"steps that fell back: {result.fallbacks}; left to GPyTorch: {sum(result.declined.values())}")
     if fitted.report is not None:
@@ -329,6 +338,20 @@ def _command_line(context: typer.Context) -> str:
 
 # --------------------------------------------------------------------------------------------------------------------
 # What the user sees
+
+
+def _cost_line(result: SolverResult) -> str:
+    """Seconds, passes and memory of one training, as far as they are known."""
+    summary = result.summary()
+    median, total, passes = summary["seconds_per_step"], summary["seconds_total"], summary["passes_per_step"]
+    parts = []
+    if median is not None:
+        parts.append(f"{median:.3f} s/step (median), {passes:.1f} passes over K")
+    if total is not None:
+        parts.append(f"training {total:.1f} s, prediction {result.prediction_seconds or 0:.1f} s")
+    if result.peak_memory is not None:
+        parts.append(f"peak memory {result.peak_memory:.0f} MiB")
+    return "; ".join(parts)
 
 
 def _console(stderr: bool = False) -> Console:

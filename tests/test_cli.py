@@ -158,6 +158,9 @@ def test_fit_prints_hyperparameters_errors_and_the_report_and_writes_predictions
     assert result.exit_code == 0, result.output
     for said in ("lengthscale[a]", "noise", "test RMSE", "test NLL", "inv_quad_logdet n=180 -> rangeformer"):
         assert said in result.stdout
+    assert re.search(
+        r"^\d+\.\d{3} s/step \(median\), \d+\.\d passes over K; training .* MiB$", result.stdout, re.MULTILINE
+    )
     lines = path.read_text().splitlines()
     assert lines[0] == "y,mean,sd,lower95,upper95,a_standardised,b_standardised"
     assert len(lines) == 1 + 20
@@ -171,6 +174,25 @@ def test_fit_refuses_a_missing_file():
     result = invoke("fit", "missing.csv", "--target", "y")
     assert result.exit_code == 2
     assert "no file missing.csv" in result.output
+
+
+def test_fit_takes_a_data_set_by_name():
+    result = invoke("fit", "--dataset", "robot_arm", "--n", 150, "--steps", 2)
+    assert result.exit_code == 0, result.output
+    assert "150 training" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ((), "nothing to fit: give DATA.csv with --target COLUMN, or --dataset NAME"),
+        (("--dataset", "robot_arm,borehole"), "fit trains one GP: give one --dataset"),
+    ],
+)
+def test_fit_refuses_nothing_and_too_much(arguments, said):
+    result = invoke("fit", *arguments)
+    assert result.exit_code == 2
+    assert said in " ".join(result.output.split())
 
 
 def test_fit_says_in_one_line_why_training_failed(table, monkeypatch):

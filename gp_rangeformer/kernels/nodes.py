@@ -13,8 +13,9 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from gp_rangeformer.kernels.device_tiles import DeviceTiles, device_tiles
 from gp_rangeformer.kernels.expression import Constant, Expression, Scale, Stationary, Sum
-from gp_rangeformer.kernels.profiles import SMALLEST, Buffers, Opened, largest_squared_distance, profile
+from gp_rangeformer.kernels.profiles import RBF, SMALLEST, Buffers, Opened, largest_squared_distance, profile
 from gp_rangeformer.kernels.tiles import Block
 
 
@@ -77,7 +78,8 @@ class _StationaryNode:
         self._right = torch.cat([points, ones, norms], dim=-1).mT.contiguous()
         self._points_and_ones = self._right[:-1]
         resolution = torch.finfo(like.dtype).eps * float(squares.mean())
-        self._profile = profile(expression.kind, alpha, max(resolution, SMALLEST) ** 0.5)
+        unresolved = max(resolution, SMALLEST) ** 0.5
+        self._profile = profile(expression.kind, alpha, unresolved)
         self._largest = largest_squared_distance(self._profile, like.dtype)
         self._storage = like.new_empty(3, size * size)
         # sum_j S_ij z_j and sum_j S_ij, one column per i: a tile's in its own dtype, their sums in float64. (Products
@@ -85,12 +87,26 @@ class _StationaryNode:
         self._sums = torch.zeros(points.shape[1] + 1, len(points), dtype=torch.float64, device=points.device)
         self._alpha_gradient = None if alpha is None else self._sums.new_zeros(())
         self._opened: Opened | None = None
+        self._device_tiles = device_tiles(expression.kind, points, alpha, unresolved)
 
     def value(self, block: Block, out: Tensor) -> None:
-        self._profile.value(self._distances(block), out)
+        if self._device_tiles is not None:
+            self._device_tiles.value(block, out)
+        else:
+            self._profile.value(self._distances(block), out)
 
     def open(self, block: Block) -> None:
-        self._opened = self._profile.open(self._distances(block))
+        if self._device_tiles is not None:
+            self._opened = self._open_on_device(block, self._device_tiles)
+        else:
+            self._opened = self._profile.open(self._distances(block))
+
+    def _open_on_device(self, block: Block, device_tiles: DeviceTiles) -> Opened:
+        value, slope, shape_slope = self._buffers(block)
+        device_tiles.open(block, value, slope, shape_slope)
+        if isinstance(self._profile, RBF):
+            return Opened(value, value, slope)
+        return Opened(value, slope, slope, shape_slope if self._alpha_gradient is not None else None)
 
     def current(self, block: Block) -> Tensor:
         assert self._opened is not None
@@ -114,8 +130,11 @@ class _StationaryNode:
         coordinates = 2 * (self._sums[-1:].mT * self._points - self._sums[:-1].mT)
         return [coordinates] if self._alpha_gradient is None else [coordinates, self._alpha_gradient]
 
+    def _buffers(self, block: Block) -> Buffers:
+        return Buffers(*(block.of(storage) for storage in self._storage))
+
     def _distances(self, block: Block) -> Buffers:
-        buffers = Buffers(*(block.of(storage) for storage in self._storage))
+        buffers = self._buffers(block)
         torch.mm(self._left[block.rows], self._right[:, block.columns], out=buffers.first)
         buffers.first.clamp_(SMALLEST, self._largest)
         if block.on_diagonal:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 
 import torch
@@ -34,7 +34,18 @@ class Memory:
     pause: int = 0  # calls that the exact path answers without another attempt
     tail_calls: int = 0  # log determinants that a tail estimator was asked for
     tail_objection: str | None = None  # what the last check of the tail estimator by Lanczos found
+    draws: dict[str, tuple[Hashable, Tensor]] = field(default_factory=dict, repr=False)
     lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+
+    def drawn(self, name: str, key: Hashable, draw: Callable[[], Tensor]) -> Tensor:
+        """The tensor that ``draw`` made for ``name`` when its ``key`` was the same: random choices that depend on
+        seeds and sizes only, and need not be made again in every step."""
+        known = self.draws.get(name)
+        if known is not None and known[0] == key:
+            return known[1]
+        tensor = draw()
+        self.draws[name] = key, tensor
+        return tensor
 
     def remember(
         self, solution: Float[Tensor, "n m"], history: int, correction: Float[Tensor, "n m"] | None = None
@@ -74,7 +85,9 @@ class Memory:
 
     @property
     def nbytes(self) -> int:
-        tensors = [*self.solutions, *self.corrections, *([self.landmarks.index] if self.landmarks else [])]
+        tensors = [*self.solutions, *self.corrections, *(tensor for _, tensor in list(self.draws.values()))]
+        if self.landmarks is not None:
+            tensors.append(self.landmarks.index)
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 

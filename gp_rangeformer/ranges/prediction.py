@@ -25,11 +25,14 @@ def extrapolate(solutions: tuple[Float[Tensor, "n m"], ...]) -> Float[Tensor, "n
     return torch.lerp(solutions[-2], solutions[-1], 2.0)
 
 
-def sample_rows(n: int, landmarks: Int[Tensor, " r"], seed: int) -> Int[Tensor, " s"]:
-    """Up to ``SAMPLED_ROWS`` random points that are no landmarks: there the preconditioner has left no residual to fit
-    (with landmarks among the rows the prediction came out worse than plain extrapolation)."""
-    order = torch.randperm(n, generator=torch.Generator().manual_seed(seed)).to(landmarks.device)
-    return order[~torch.isin(order, landmarks)][:SAMPLED_ROWS]
+def sample_rows(order: Int[Tensor, " n"], landmarks: Int[Tensor, " r"]) -> Int[Tensor, " s"]:
+    """Up to ``SAMPLED_ROWS`` points that are no landmarks: there the preconditioner has left no residual to fit (with
+    landmarks among the rows the prediction came out worse than plain extrapolation).
+
+    :param order: a random permutation of all points; its first suitable ones are taken.
+    """
+    candidates = order[: SAMPLED_ROWS + len(landmarks)]
+    return candidates[~torch.isin(candidates, landmarks)][:SAMPLED_ROWS]
 
 
 def fit_to_rows(
@@ -63,12 +66,16 @@ def least_squares(
     images: Float[Tensor, "k s m"], target: Float[Tensor, "s m"], norm: Float[Tensor, " m"]
 ) -> Float64[Tensor, " k"] | None:
     """The c that minimise the sum over columns of |target - sum_k c_k images_k|^2 / norm^2, or None if not finite."""
-    # A handful of unknowns: on the CPU, in float64. Not by the default driver: torch hands gelsy uninitialised pivots
-    # (pytorch/pytorch#187411), so that its bits change from call to call, and its rank where columns are dependent.
-    design = (images / norm).flatten(1).double().cpu()
-    wanted = (target / norm).flatten().double().cpu()
-    if not bool(design.isfinite().all()):
+    # A handful of unknowns: their Gram matrix, of columns of unit norm and in float64, decides on the CPU. One transfer.
+    design = (images / norm).flatten(1).double()
+    scale = torch.linalg.vector_norm(design, dim=1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
+    design = design / scale
+    wanted = (target / norm).flatten().double().unsqueeze(-1)
+    small = torch.cat([design @ design.mT, design @ wanted, scale], dim=1).cpu()
+    gram, moments, lengths = small[:, :-2], small[:, -2], small[:, -1]
+    if not bool(small.isfinite().all()):
         return None
-    scale = torch.linalg.vector_norm(design, dim=1).clamp_min(torch.finfo(torch.float32).tiny)
-    fit = torch.linalg.lstsq((design / scale.unsqueeze(-1)).mT, wanted.unsqueeze(-1), rcond=_RCOND, driver="gelsd")
-    return fit.solution[:, 0] / scale
+    eigenvalues, vectors = torch.linalg.eigh(gram)
+    kept = eigenvalues > _RCOND**2 * eigenvalues[-1]
+    inverse = torch.where(kept, 1 / torch.where(kept, eigenvalues, 1), 0)
+    return vectors @ (inverse * (vectors.mT @ moments)) / lengths

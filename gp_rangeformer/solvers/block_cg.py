@@ -21,6 +21,10 @@ from gp_rangeformer.solvers.reason import Reason
 # Give up when this many iterations have not halved the largest residual: rounding has taken over. Shorter plateaus are
 # the usual start of a hard system.
 _PATIENCE = 50
+# Columns whose share outside the span of the others is larger than this, in the norm of P^-1, are orthonormalised by a
+# Cholesky factor; an eigendecomposition, which can drop directions, costs ten times as much (on a GPU, hundreds of
+# launches).
+_INDEPENDENT = 1e-2
 
 
 @dataclass(frozen=True)
@@ -98,7 +102,16 @@ def _orthonormalise(
     """S, P^-1 S and Phi with block = S Phi, S' P^-1 S = I, k <= m; dependent columns are dropped. Phi is float64."""
     preconditioned = preconditioner.solve(block)
     gram = block.mT.double() @ preconditioned.double()
-    eigenvalues, vectors = torch.linalg.eigh(0.5 * (gram + gram.mT))
+    gram = 0.5 * (gram + gram.mT)
+    scale = gram.diagonal().sqrt()
+    factor, info = torch.linalg.cholesky_ex(gram / scale / scale.unsqueeze(-1))
+    # NaN, from a zero column, fails the comparison.
+    if bool((info == 0) & (factor.diagonal().amin() > _INDEPENDENT)):
+        coefficients = factor.mT * scale
+        identity = torch.eye(len(scale), dtype=gram.dtype, device=gram.device)
+        transform = torch.linalg.solve_triangular(coefficients, identity, upper=True).to(block.dtype)
+        return block @ transform, preconditioned @ transform, coefficients
+    eigenvalues, vectors = torch.linalg.eigh(gram)
     # Below this the Gram matrix holds rounding only: of float32 vectors (squared, eps^2) or of float64 sums (eps).
     cut = max(torch.finfo(block.dtype).eps ** 1.5, 1e-14)
     keep = eigenvalues > cut * eigenvalues[-1].clamp_min(1e-300)

@@ -98,15 +98,16 @@ def _brackets(alphas: list[Tensor], betas: list[Tensor]) -> tuple[Tensor, Tensor
     smallest = float(nodes.min())
     gauss = (vectors[:, 0].square() * nodes.clamp_min(1).log()).sum(-1)
     # Radau: extend T by one row whose diagonal entry makes 1 an eigenvalue (Golub & Meurant 2010, section 6.2).
-    shifted = tridiagonal - torch.eye(k, dtype=torch.float64)
-    unit = torch.zeros(p, k, 1, dtype=torch.float64)
-    unit[:, -1, 0] = off[:, -1].square()
-    # T - I is singular when a Ritz value sits at 1 already; then both rules agree and any solution serves.
-    delta = torch.linalg.lstsq(shifted, unit, driver="gelsd").solution
+    # (T - I)^-1 e_k from the eigenvectors. T - I is singular when a Ritz value sits at 1 already; then both rules agree
+    # and any solution serves: the one of least norm.
+    shifted = nodes - 1
+    negligible = shifted.abs() <= k * torch.finfo(torch.float64).eps * shifted.abs().amax(-1, keepdim=True)
+    inverse = torch.where(negligible, 0, 1 / torch.where(negligible, 1, shifted))
+    delta = off[:, -1].square() * (vectors[:, -1].square() * inverse).sum(-1)
     extended = torch.zeros(p, k + 1, k + 1, dtype=torch.float64)
     extended[:, :k, :k] = tridiagonal
     extended[:, k, k - 1] = extended[:, k - 1, k] = off[:, -1]
-    extended[:, k, k] = 1 + delta[:, -1, 0]
+    extended[:, k, k] = 1 + delta
     nodes, vectors = torch.linalg.eigh(extended)
     radau = (vectors[:, 0].square() * nodes.clamp_min(1).log()).sum(-1)
     return gauss, radau, smallest

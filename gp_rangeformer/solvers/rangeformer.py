@@ -110,6 +110,10 @@ class RangeFormerSolver:
         return signs.to(device=system.device, dtype=system.dtype).mul_(2).sub_(1)
 
 
+def _permutation(n: int, seed: int) -> Tensor:
+    return torch.randperm(n, generator=torch.Generator().manual_seed(seed))
+
+
 def _valid(index: Tensor, n: int) -> bool:
     """Remembered landmarks must be distinct points of this system."""
     return bool(len(index) > 0 and (index >= 0).all() and (index < n).all() and len(index.unique()) == len(index))
@@ -137,7 +141,7 @@ class RangeFormerPrepared:
 
     def logdet(self) -> LogDet:
         """log|A| by Lanczos with both intervals, or from the exact path."""
-        logdet = self._lanczos_logdet(self.solver.probe_vectors(self.system)) if self.failure is None else None
+        logdet = self._lanczos_logdet(self._probes()) if self.failure is None else None
         return logdet if logdet is not None else self._exact_prepared().logdet()
 
     def inv_root(self) -> InverseRoot:
@@ -158,7 +162,7 @@ class RangeFormerPrepared:
         if self.failure is not None:
             return self._exact_evaluation(rhs, with_logdet, self.failure)
         m = rhs.shape[1]
-        probes = solver.probe_vectors(system) if with_logdet else rhs.new_empty(system.size, 0)
+        probes = self._probes() if with_logdet else rhs.new_empty(system.size, 0)
         block = torch.cat([rhs, probes], dim=1)
         energy = torch.full((block.shape[1],), math.inf, dtype=system.dtype, device=system.device)
         energy[:m] = 2 * _ENERGY_SHARE * solver.tolerance * system.size
@@ -184,6 +188,11 @@ class RangeFormerPrepared:
             inv_quad=solution.quadratic[:m].to(rhs.dtype),
         )
 
+    def _probes(self) -> Float[Tensor, "n p"]:
+        solver, system = self.solver, self.system
+        key = system.size, solver.num_probes, solver.seed, system.dtype, system.device
+        return self.memory.drawn("probes", key, lambda: solver.probe_vectors(system))
+
     def _predict(self, block: Tensor) -> Tensor | tuple[Tensor, Tensor] | None:
         solutions = self.memory.recall(block.shape)
         predictor = self.solver.predictor
@@ -198,7 +207,9 @@ class RangeFormerPrepared:
         corrections = self.memory.recall_corrections(block.shape)
         landmarks = self.memory.landmarks
         assert landmarks is not None
-        rows = sample_rows(self.system.size, landmarks.index, self.solver.seed + 4)
+        n, seed = self.system.size, self.solver.seed + 4
+        order = self.memory.drawn("rows", (n, seed), lambda: _permutation(n, seed).to(self.system.device))
+        rows = sample_rows(order, landmarks.index)
         return fit_to_rows(self.system, block, (*solutions, *corrections), rows)
 
     def attempt(
@@ -227,6 +238,7 @@ class RangeFormerPrepared:
             stop_energy = torch.full_like(norm, stop_energy)
         target = (tolerance * norm).clamp_min(torch.finfo(rhs.dtype).tiny)
         iterations, shrink = 0, 0.95
+        recomputed = not isinstance(initial, tuple)  # residual belongs to this very solution: no recurrence made it
         for _ in range(_RESTARTS):
             result = block_cg(
                 system,
@@ -241,7 +253,8 @@ class RangeFormerPrepared:
             solution = result.value
             if result.reason is not Reason.CONVERGED:
                 return self._failed(rhs, result.reason, iterations)
-            residual = rhs - system.matmul(solution)
+            if result.iterations or not recomputed:
+                residual, recomputed = rhs - system.matmul(solution), True
             rounding = system.residual_rounding(solution)
             if bool((rounding > target).any()):
                 return self._failed(rhs, Reason.ROUNDING, iterations)
