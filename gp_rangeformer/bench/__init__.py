@@ -1,1 +1,1 @@
-"""Benchmarks of the plug-in against itself: interleaved replays of one training trajectory."""
+"""Benchmarks by interleaved replays of one training trajectory: against peers, and of the plug-in against itself."""

@@ -1,4 +1,7 @@
-"""``gp-rangeformer bench``: what the plug-in costs and gains, measured on this machine."""
+"""``gp-rangeformer bench``: what the plug-in costs and gains, measured on this machine.
+
+torch, gpytorch and matplotlib are imported inside the commands, so that ``--help`` answers at once.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +11,98 @@ from typing import Annotated
 
 import typer
 
-bench_app = typer.Typer(help="Measure the plug-in on this machine.", no_args_is_help=True)
+bench_app = typer.Typer(invoke_without_command=True)
 
 _SETS = "pol,elevators,bike,kin40k,protein,robot_arm,borehole"
+_AUDIT_LARGEST = {"cpu": 8000, "cuda": 16000}
+
+
+@bench_app.callback()
+def peers(
+    context: typer.Context,
+    dataset: Annotated[str, typer.Option(help="One name from `info`.")] = "kin40k",
+    kernel: Annotated[
+        str | None, typer.Option(help="As in `compare`.", show_default="the data set's default, matern32 for most")
+    ] = None,
+    sizes: Annotated[str, typer.Option(help="Training rows, separated by commas.")] = "1000,2000,4000,8000",
+    solvers: Annotated[
+        str, typer.Option(help="As in `compare`, and gpflash, keops; what is not installed is left out.")
+    ] = "cholesky,cg,cg-tight,gpflash,keops,exact,rangeformer",
+    steps: Annotated[int, typer.Option(min=4, help="Adam steps of the recorded trajectory.")] = 12,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of data and probes.")] = 0,
+    dtype: Annotated[str, typer.Option(help="float32 or float64; gpflash is float64 in any case.")] = "float32",
+    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
+    audit_largest: Annotated[
+        int | None,
+        typer.Option(min=0, help="Largest n with exact float64 errors.", show_default="8000, 16000 on a GPU"),
+    ] = None,
+    patience: Annotated[
+        float, typer.Option(min=0.0, help="Seconds; a contender whose step takes longer, or is foreseen to, is out.")
+    ] = 60.0,
+    data_dir: Annotated[Path | None, typer.Option(help="Folder that contains uci/.")] = None,
+    json: Annotated[
+        Path | None, typer.Option(help="Write every number to this file; a size that is in it already is not repeated.")
+    ] = None,
+    figures: Annotated[Path | None, typer.Option(help="Write the figures to this folder.")] = None,
+    markdown: Annotated[Path | None, typer.Option(help="Write the tables to this file.")] = None,
+) -> None:
+    """Seconds, errors and memory of one training step: GPyTorch, gpflash, KeOps, this plug-in, and the floor.
+
+    One Adam trajectory per size, taken with the plug-in, is replayed by all contenders in turn, step by step, so that
+    their seconds compare. The floor is one evaluation of K and one contraction of its gradient.
+    """
+    if context.invoked_subcommand is not None:
+        return
+    from rich.console import Console
+
+    from gp_rangeformer.bench.peer_run import Plan, PlanError, parse_sizes, run
+    from gp_rangeformer.bench.peer_tables import growth_table, size_table
+    from gp_rangeformer.compare.result import write_text
+    from gp_rangeformer.compare.solvers import SolverError
+    from gp_rangeformer.datasets import DatasetError
+    from gp_rangeformer.models import KernelError
+
+    if dtype not in ("float32", "float64"):
+        raise typer.BadParameter(f"no dtype {dtype!r}: float32 or float64")
+    _check_device(device)
+    plan = Plan(dataset, kernel, solvers, steps, seed, dtype, device)
+    if audit_largest is None:
+        audit_largest = _AUDIT_LARGEST[device.partition(":")[0]]
+    console = Console(width=140, highlight=False)
+    try:
+        with console.status("starting") as status:
+            measured = run(
+                plan,
+                parse_sizes(sizes),
+                patience=patience,
+                audit_largest=audit_largest,
+                path=json,
+                data_dir=data_dir,
+                observer=status.update,
+                show=lambda size: console.print(size_table(size, plan).to_rich()),
+            )
+    except (PlanError, DatasetError, KernelError, SolverError) as error:
+        raise typer.BadParameter(str(error)) from None
+    growth = growth_table(measured, plan)
+    console.print(growth.to_rich())
+    if markdown is not None:
+        grids = [*(size_table(size, plan) for size in measured), growth]
+        write_text(markdown, "\n\n".join(grid.to_markdown() for grid in grids) + "\n")
+    if figures is not None:
+        from gp_rangeformer.bench.peer_figures import write_peer_figures
+
+        write_peer_figures(measured, plan, figures)
+
+
+def _check_device(device: str) -> None:
+    import torch
+
+    try:
+        if torch.device(device).type not in _AUDIT_LARGEST:
+            raise RuntimeError("cpu, cuda or cuda:N")
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise typer.BadParameter(f"no device {device!r}: {str(error).splitlines()[0]}") from None
 
 
 @bench_app.command()
@@ -74,5 +166,37 @@ def learning(
     tables = grids(chosen, machine.one_line(device))
     for grid in tables:
         console.print(grid.to_rich())
+    if markdown is not None:
+        write_text(markdown, "\n\n".join(grid.to_markdown() for grid in tables) + "\n")
+
+
+@bench_app.command()
+def products(
+    sizes: Annotated[str, typer.Option(help="Points, separated by commas.")] = "2000,4000,8000",
+    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
+    json: Annotated[Path | None, typer.Option(help="Write every number to this file.")] = None,
+    markdown: Annotated[Path | None, typer.Option(help="Write the tables to this file.")] = None,
+) -> None:
+    """One product with K and 33 columns: dense in several precisions, recomputed, and what a step would take."""
+    from rich.console import Console
+
+    from gp_rangeformer.bench.peer_run import PlanError, parse_sizes
+    from gp_rangeformer.bench.products import measure_products, products_grid, to_json
+    from gp_rangeformer.compare import machine
+    from gp_rangeformer.compare.result import write_json, write_text
+
+    _check_device(device)
+    try:
+        wanted = parse_sizes(sizes)
+    except PlanError as error:
+        raise typer.BadParameter(str(error)) from None
+    console = Console(width=140, highlight=False)
+    measured = {n: measure_products(n, device=device) for n in wanted}
+    tables = [products_grid(n, found, machine.one_line(device)) for n, found in measured.items()]
+    for grid in tables:
+        console.print(grid.to_rich())
+    if json is not None:
+        cells = [to_json(n, found) for n, found in measured.items()]
+        write_json(json, {"machine": machine.describe(device), "sizes": cells})
     if markdown is not None:
         write_text(markdown, "\n\n".join(grid.to_markdown() for grid in tables) + "\n")

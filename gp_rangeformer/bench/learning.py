@@ -8,11 +8,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from math import exp, log
-from statistics import mean, median
+from statistics import mean
 
 import torch
 
-from gp_rangeformer.bench.replay import WARM_UP, Outcome, record_trajectory, replay
+from gp_rangeformer.bench.contenders import ModelContender
+from gp_rangeformer.bench.replay import Outcome, ratio, record_trajectory, replay
 from gp_rangeformer.compare.audit import ExactEvaluator
 from gp_rangeformer.compare.solvers import SolverSpec
 from gp_rangeformer.compare.tables import Grid
@@ -82,7 +83,8 @@ def measure_cell(
     torch.manual_seed(seed)
     states = record_trajectory(data, kernel, specs[0], steps, lr)
     exact = ExactEvaluator(dataset.to(torch.float64, device), kernel)
-    outcomes = replay(data, kernel, states, specs, exact, audit_every=max(1, steps // 4))
+    contenders = [ModelContender(spec, data, kernel) for spec in specs]
+    outcomes = replay(contenders, states, exact, audit_every=max(1, steps // 4))
     return Cell(dataset.name, len(dataset.train_y), seed, steps, outcomes)
 
 
@@ -92,9 +94,9 @@ def learning_table(cells: Sequence[Cell]) -> list[dict[str, float | str]]:
     rows: list[dict[str, float | str]] = []
     for number, contender in enumerate(PARTS):
         summaries = [cell.outcomes[number].summary() for cell in cells]
-        ratios = [_ratio(cell.outcomes[number], cell.outcomes[0]) for cell in cells]
+        ratios = [ratio(cell.outcomes[number], cell.outcomes[0]) for cell in cells]
         row: dict[str, float | str] = {"part": contender.part, "state": contender.state}
-        row["ratio"] = exp(mean(log(ratio) for ratio in ratios))
+        row["ratio"] = exp(mean(map(log, ratios)))
         for key in ("seconds", "iterations", "passes", "value_error", "gradient_error"):
             row[key] = mean(summary[key] for summary in summaries)
         row["largest_value_error"] = max(summary["largest_value_error"] for summary in summaries)
@@ -131,8 +133,3 @@ def grids(cells: Sequence[Cell], machine: str) -> list[Grid]:
         )
         found.append(Grid(f"n = {n}", headers, rows, notes))
     return found
-
-
-def _ratio(outcome: Outcome, reference: Outcome) -> float:
-    pairs = list(zip(outcome.seconds, reference.seconds, strict=True))[WARM_UP:]
-    return median(own / other for own, other in pairs)

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from gp_rangeformer import datasets, settings
-from gp_rangeformer.bench import replay as replay_module
+from gp_rangeformer.bench import contenders as contenders_module
+from gp_rangeformer.bench.contenders import ModelContender
 from gp_rangeformer.bench.learning import PARTS, Cell, grids, learning_table, measure_cell
 from gp_rangeformer.bench.replay import WARM_UP, Outcome, record_trajectory, replay
 from gp_rangeformer.compare.audit import ExactEvaluator, Parameters, snapshot
@@ -41,9 +42,13 @@ def states(dataset: Dataset) -> list[Parameters]:
     return record_trajectory(dataset, KERNEL, CONTENDERS[0], STEPS, lr=0.1)
 
 
+def models(dataset: Dataset, specs: Sequence[SolverSpec]) -> list[ModelContender]:
+    return [ModelContender(spec, dataset, KERNEL) for spec in specs]
+
+
 @pytest.fixture(scope="module")
 def outcomes(dataset: Dataset, states: list[Parameters]) -> dict[str, Outcome]:
-    found = replay(dataset, KERNEL, states, CONTENDERS, ExactEvaluator(dataset, KERNEL), audit_every=2)
+    found = replay(models(dataset, CONTENDERS), states, ExactEvaluator(dataset, KERNEL), audit_every=2)
     return {outcome.name: outcome for outcome in found}
 
 
@@ -82,10 +87,10 @@ def test_all_contenders_see_the_same_parameters_in_rotating_order(
         model.forward = watching  # GPyTorch's modules call no hooks
         return model, likelihood
 
-    original = replay_module.build_model
-    monkeypatch.setattr(replay_module, "build_model", watched)
-    contenders = CONTENDERS[:3]
-    replay(dataset, KERNEL, states, contenders, ExactEvaluator(dataset, KERNEL), audit_every=100)
+    original = contenders_module.build_model
+    monkeypatch.setattr(contenders_module, "build_model", watched)
+    contenders = models(dataset, CONTENDERS[:3])
+    replay(contenders, states, exact=None, audit_every=100)
     assert len(seen) == STEPS * len(contenders)
     for position, (_, found) in enumerate(seen):
         expected = states[position // len(contenders)]
@@ -106,7 +111,7 @@ def test_an_outcome_has_a_number_for_every_step_and_an_error_for_every_audited_o
 
 
 def test_the_last_step_is_always_audited(dataset: Dataset, states: list[Parameters]) -> None:
-    (outcome,) = replay(dataset, KERNEL, states[:4], CONTENDERS[:1], ExactEvaluator(dataset, KERNEL), audit_every=2)
+    (outcome,) = replay(models(dataset, CONTENDERS[:1]), states[:4], ExactEvaluator(dataset, KERNEL), audit_every=2)
     assert len(outcome.value_error) == 3  # steps 0, 2 and 3
 
 
@@ -146,6 +151,18 @@ def test_a_summary_leaves_out_the_warm_up() -> None:
             "fallbacks": 0,
         }
     )
+
+
+def test_cores_are_processor_seconds_over_seconds_after_the_warm_up() -> None:
+    outcome = Outcome("a", [1.0] * WARM_UP + [2.0, 2.0], processor=[9.0] * WARM_UP + [3.0, 1.0])
+    assert outcome.cores() == 1.0
+
+
+def test_outcomes_written_without_processor_seconds_can_be_read(cell: Cell) -> None:
+    content = json.loads(json.dumps(cell.to_json()))
+    for outcome in content["outcomes"]:
+        del outcome["processor"], outcome["left_out"]
+    assert [outcome.seconds for outcome in Cell.from_json(content).outcomes] == [o.seconds for o in cell.outcomes]
 
 
 def test_a_replay_leaves_the_flag_off(outcomes: dict[str, Outcome]) -> None:
