@@ -2,6 +2,8 @@
 
 from gp_rangeformer import backend, settings
 from gp_rangeformer.backend import IncompatibleHostError, clear_memory, memory_bytes
+from gp_rangeformer.free_memory import InsufficientMemoryError
+from gp_rangeformer.kernels.sharded import ProcessGroupError
 from gp_rangeformer.model.checkpoint import CheckpointError, load_pretrained
 from gp_rangeformer.report import (
     FallbackWarning,
@@ -20,7 +22,9 @@ __all__ = [
     "CheckpointError",
     "FallbackWarning",
     "IncompatibleHostError",
+    "InsufficientMemoryError",
     "OutsideToleranceWarning",
+    "ProcessGroupError",
     "ReportCollection",
     "SolveReport",
     "clear_memory",

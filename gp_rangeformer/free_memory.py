@@ -5,7 +5,9 @@ On Linux a process that asks for too much is killed without a word; on CUDA it f
 
 from __future__ import annotations
 
+import contextlib
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +21,17 @@ _GIB = 2**30
 
 class InsufficientMemoryError(RuntimeError):
     """A matrix would not fit: the message says what is needed and free, the largest n that fits, and what to do."""
+
+
+@contextlib.contextmanager
+def because(reason: str | None) -> Iterator[None]:
+    """Add to an :class:`InsufficientMemoryError` raised inside why the matrix was needed."""
+    try:
+        yield
+    except InsufficientMemoryError as error:
+        if reason is None:
+            raise
+        raise InsufficientMemoryError(f"{error}. It had to answer: {reason}") from None
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ cost an inverse, and are rarely asked for.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -134,3 +134,37 @@ class Solve(torch.autograd.Function):
         if ctx.needs_input_grad[1]:
             noise_grad = -(rhs_grad * solution).sum(-1)
         return kernel_grad, noise_grad, rhs_grad if ctx.needs_input_grad[2] else None, None
+
+
+class FusedSolve(torch.autograd.Function):
+    """As :class:`Solve`, of a kernel matrix that a :class:`~gp_rangeformer.kernels.fused.FusedKernel` made.
+
+    ``apply(noise n, rhs n x m, solve, fused, *fused.arguments)`` -> n x m. Backward: one more solve and one evaluation
+    of half of K, no n x n matrix.
+    """
+
+    @staticmethod
+    def forward(
+        ctx, noise: Tensor, rhs: Tensor, solve: Callable[[Tensor], Tensor], fused: FusedKernel, *arguments: Tensor
+    ):
+        solution = solve(rhs)
+        ctx.solve, ctx.fused = solve, fused
+        ctx.save_for_backward(noise, solution)
+        return solution
+
+    @staticmethod
+    def backward(ctx, g_solution: Tensor):  # type: ignore[override]
+        noise, solution = ctx.saved_tensors
+        fused: FusedKernel = ctx.fused
+        # As in Solve: with create_graph this pass is itself differentiated.
+        rhs_grad = FusedSolve.apply(noise, g_solution.contiguous(), ctx.solve, fused, *fused.arguments)
+        assert isinstance(rhs_grad, Tensor)
+        found: Sequence[Tensor | None] = [None] * len(fused.arguments)
+        if torch.is_grad_enabled():
+            outer = rhs_grad @ solution.mT
+            weight = -0.5 * (outer + outer.mT)
+            found = torch.autograd.grad(fused.dense(), fused.arguments, weight, create_graph=True, allow_unused=True)
+        elif any(ctx.needs_input_grad[4:]):
+            found = fused.contract(-rhs_grad, solution)
+        noise_grad = -(rhs_grad * solution).sum(-1) if ctx.needs_input_grad[0] else None
+        return noise_grad, rhs_grad if ctx.needs_input_grad[1] else None, None, None, *found

@@ -13,6 +13,7 @@ import math
 import sys
 from typing import Any
 
+import torch
 from linear_operator.settings import _feature_flag, _value_context
 
 
@@ -302,13 +303,49 @@ class seed(_count):
 
 class memory_limit(_count):
     """
-    Bytes that remembered solutions and landmarks of all models together may take; the least recently used go first.
+    Bytes that remembered solutions and landmarks of all models together may take; the least recently used go first. On
+    a CPU as many again may be kept, between steps, of memory in which the next kernel matrix is put.
 
     (Default: 512 MiB)
     """
 
     _smallest = 0
     _global_value = 512 * 2**20
+
+
+class kernel_storage(_choice):
+    """
+    How K is held. "dense": n^2 numbers; where they do not fit an error says so beforehand. "tiles": recomputed at every
+    product, any n, O(n) memory; a training step takes 1.6 to 1.8 times as long (n = 4000 and 8000, Matern-3/2, float32,
+    one thread). "auto": dense where that fits into free memory, else tiles, with a note in the report.
+    Kernels that settings.fused_kernels does not cover, and sums of matrices, are always dense. A model that is pickled
+    with the caches of its predictions needs this package to be loaded, unless K was dense.
+
+    (Default: "auto")
+    """
+
+    _choices = ("auto", "dense", "tiles")
+    _global_value = "auto"
+
+
+class process_group(_checked_value):
+    """
+    The torch.distributed group whose processes share K: each holds some of its rows, or recomputes some of its tiles.
+    True is the default group, None one process alone. Every process runs the same script with the same data and seeds
+    (torchrun); answers are the same in all of them. gloo serves CPUs, nccl GPUs.
+
+    (Default: None)
+    """
+
+    _global_value = None
+
+    @classmethod
+    def _check(cls, value) -> None:
+        if value is None or value is True:
+            return
+        distributed = torch.distributed
+        if not distributed.is_available() or not isinstance(value, distributed.ProcessGroup):
+            cls._refuse(value, "None, True or a torch.distributed process group")
 
 
 def current() -> dict[str, object]:

@@ -11,7 +11,8 @@ import pytest
 # Before the package is imported anywhere: every call in these folders is checked against its annotated shapes.
 CHECKED = ["gp_rangeformer.solvers", "gp_rangeformer.ranges", "gp_rangeformer.model"]
 # All but expression, which refuses wrong arguments itself.
-KERNELS = ("contract", "embedding", "evaluate", "fused", "nodes", "plain", "profiles", "tiles")
+KERNELS = ("contract", "embedding", "evaluate", "fused", "matrix_free", "nodes", "plain", "profiles", "tiles")
+KERNELS += ("share", "sharded")
 CHECKED += [f"gp_rangeformer.kernels.{name}" for name in KERNELS]
 jaxtyping.install_import_hook(CHECKED, "beartype.beartype")
 

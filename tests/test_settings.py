@@ -29,6 +29,7 @@ CHOICES = [
     (settings.logdet, ("learned", "lanczos", "quadrature", "exact")),
     (settings.landmarks, ("rp_cholesky", "uniform")),
     (settings.mode, ("certified", "direct")),
+    (settings.kernel_storage, ("auto", "dense", "tiles")),
 ]
 FLAGS = [
     (settings.rangeformer, False),
@@ -50,7 +51,7 @@ def everything() -> set[str]:
 
 def test_this_file_knows_every_setting() -> None:
     known = {setting.__name__ for setting, _ in [*COUNTS, *CHOICES, *FLAGS]} | {setting.__name__ for setting in SHARES}
-    assert known == everything()
+    assert known | {"process_group"} == everything()
 
 
 def test_current_lists_every_setting_with_its_present_value() -> None:
@@ -162,3 +163,12 @@ def test_flags_refuse_what_is_no_truth_value(flag: Any, default: bool) -> None:
     for bad in ("off", "lanczos", 0.5, None):
         with pytest.raises(ValueError, match=rf"settings\.{flag.__name__}"):
             flag(bad)
+
+
+def test_a_process_group_is_one_of_torchs_or_the_default_or_none() -> None:
+    for bad in (False, 0, 1, "nccl", [True]):
+        with pytest.raises(ValueError, match=r"settings\.process_group must be None, True or a torch.distributed"):
+            settings.process_group(bad)
+    with settings.process_group(True):
+        assert settings.process_group.value() is True
+    assert settings.process_group.value() is None

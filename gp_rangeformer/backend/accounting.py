@@ -40,6 +40,7 @@ class Call:
             dtype=str(kernel.dtype).removeprefix("torch."),
             device=str(kernel.device),
             columns=columns,
+            notes=() if system.note is None else (system.note,),
         )
 
     def add(self, linear_system: LinearSystem, prepared: AnyPrepared, reason: Reason, **changes: object) -> None:

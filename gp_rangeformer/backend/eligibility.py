@@ -27,9 +27,13 @@ from linear_operator.utils.errors import NanError
 from torch import Tensor
 
 from gp_rangeformer import settings
+from gp_rangeformer.backend.fused_operator import FusedLinearOperator
 from gp_rangeformer.backend.memories import owners
 from gp_rangeformer.backend.recognition import fused_origin
+from gp_rangeformer.backend.storage import Storage, choose_storage, hold
 from gp_rangeformer.kernels.fused import FusedKernel
+from gp_rangeformer.kernels.sharded import ProcessShare
+from gp_rangeformer.solvers.kernel_matrix import KernelMatrix
 from gp_rangeformer.solvers.reason import Reason
 
 # Summands that a dense kernel matrix may be combined with; structure beyond these is left to the host.
@@ -38,20 +42,32 @@ _LOW_RANK = (RootLinearOperator, LowRankRootLinearOperator, MatmulLinearOperator
 
 @dataclass(frozen=True)
 class EligibleSystem:
-    """A = K + D as tensors in the autograd graph: kernel (*batch) n n, noise (*batch) n; owners of K's parts; the fused
-    kernel that K came from, if one did and there is no batch."""
+    """A = K + D: kernel (*batch) n n and noise (*batch) n as tensors in the autograd graph; owners of K's parts; the
+    fused kernel that K came from, if one did and there is no batch.
 
-    kernel: Tensor
+    Where this process does not hold K as one tensor, ``kernel`` has no graph: gradients go through ``fused``. ``note``:
+    how K is held, where that is worth saying; ``share``: this process among those that share K.
+    """
+
+    kernel: Tensor | KernelMatrix
     noise: Tensor
     owners: tuple[int, ...]
     fused: FusedKernel | None = None
+    note: str | None = None
+    share: ProcessShare | None = None
 
-    def elements(self) -> list[tuple[Tensor, Tensor]]:
+    def elements(self) -> list[tuple[Tensor | KernelMatrix, Tensor]]:
         """(kernel n n, noise n) of every batch element. unbind, not indexing: its backward stacks once."""
-        if self.kernel.dim() == 2:
+        if not isinstance(self.kernel, Tensor) or self.kernel.dim() == 2:
             return [(self.kernel, self.noise)]
         n = self.kernel.shape[-1]
         return list(zip(self.kernel.reshape(-1, n, n).unbind(0), self.noise.reshape(-1, n).unbind(0), strict=True))
+
+    @property
+    def requires_grad(self) -> bool:
+        """Whether a gradient may flow into K or D."""
+        parts = (self.noise, *([self.kernel] if isinstance(self.kernel, Tensor) else ()))
+        return any(part.requires_grad for part in (*parts, *(self.fused.arguments if self.fused is not None else ())))
 
 
 def _evaluated(operator: Any) -> Any:
@@ -67,7 +83,7 @@ def _is_dense(operator: Any) -> bool:
     """
     operator = _evaluated(operator)
     kind = type(operator)
-    if kind is DenseLinearOperator:
+    if kind is DenseLinearOperator or kind is FusedLinearOperator:
         return True
     if kind is ConstantMulLinearOperator:
         return _is_dense(operator.base_linear_op)
@@ -110,17 +126,33 @@ def eligible(operator: AddedDiagLinearOperator) -> EligibleSystem | Reason:
     if reason is not None:
         return reason
     kernel_operator = _evaluated(operator._linear_op)
-    kernel = kernel_operator.to_dense()
     noise = operator._diag_tensor._diagonal()
-    if noise.device != kernel.device:
+    if noise.device != kernel_operator.device:
         raise RuntimeError(
-            f"the kernel matrix is on {kernel.device}, the noise on {noise.device}: move model and likelihood together"
+            f"the kernel matrix is on {kernel_operator.device}, the noise on {noise.device}: move model and likelihood "
+            "together"
         )
     batch_shape = operator.batch_shape
+    if isinstance(kernel_operator, FusedLinearOperator) and not batch_shape:
+        return _not_one_tensor(kernel_operator, noise)
     n = operator.shape[-1]
     fused = None if batch_shape else fused_origin(kernel_operator)
-    kernel = kernel.expand(*batch_shape, n, n)
-    return EligibleSystem(kernel, noise.expand(*batch_shape, n), owners(kernel_operator), fused)
+    kernel = kernel_operator.to_dense().expand(*batch_shape, n, n)
+    note = None
+    if fused is None and (settings.kernel_storage.value() == "tiles" or settings.process_group.value() is not None):
+        note = "K is held as a dense matrix: only single kernels that settings.fused_kernels covers are held otherwise"
+    return EligibleSystem(kernel, noise.expand(*batch_shape, n), owners(kernel_operator), fused, note)
+
+
+def _not_one_tensor(operator: FusedLinearOperator, noise: Tensor) -> EligibleSystem:
+    """A kernel matrix that is recomputed, or shared between processes as the settings say now."""
+    storage = Storage(False, operator.note or "K is recomputed at every product")
+    if settings.process_group.value() is not None:
+        storage = choose_storage(operator.fused.n, operator.dtype, operator.device)
+    if storage.share is not None:
+        storage.share.require_same("kernel matrices", *operator.fused.arguments, noise)
+    fused, kernel = hold(operator.fused, storage)
+    return EligibleSystem(kernel, noise, owners(operator), fused, storage.note, storage.share)
 
 
 def check_rhs(system: EligibleSystem, rhs: Tensor) -> None:
@@ -128,6 +160,7 @@ def check_rhs(system: EligibleSystem, rhs: Tensor) -> None:
 
     :raises RuntimeError: the right-hand side is on another device.
     :raises NanError: it holds NaN or infinity.
+    :raises ProcessGroupError: processes that share K have different ones.
     """
     if rhs.device != system.kernel.device:
         raise RuntimeError(
@@ -139,6 +172,8 @@ def check_rhs(system: EligibleSystem, rhs: Tensor) -> None:
             "the right-hand side (targets minus mean) holds NaN or infinity: clean the targets, or use "
             "gpytorch.settings.observation_nan_policy('mask')"
         )
+    if system.share is not None:
+        system.share.require_same("right-hand sides", rhs)
 
 
 def inside_line_search() -> bool:

@@ -29,11 +29,13 @@ from gp_rangeformer.backend.eligibility import (
 )
 from gp_rangeformer.backend.memories import memory_of
 from gp_rangeformer.backend.prediction import covariance_solve, mean_solve
-from gp_rangeformer.functions import FusedInvQuadLogDet, InvQuadLogDet, Solve
+from gp_rangeformer.free_memory import because
+from gp_rangeformer.functions import FusedInvQuadLogDet, FusedSolve, InvQuadLogDet, Solve
 from gp_rangeformer.ranges.memory import Memory
 from gp_rangeformer.solvers.base import Evaluation, InverseRoot, LinearSystem
 from gp_rangeformer.solvers.cholesky import ExactPrepared, ExactSolver
 from gp_rangeformer.solvers.direct import DirectSolver
+from gp_rangeformer.solvers.kernel_matrix import KernelMatrix
 from gp_rangeformer.solvers.rangeformer import RangeFormerSolver
 from gp_rangeformer.solvers.reason import Reason
 from gp_rangeformer.solvers.tail import TailEstimator
@@ -65,7 +67,7 @@ def inv_quad_logdet(
     n = self.shape[-1]
     with_logdet = bool(logdet)
     vector = inv_quad_rhs is not None and inv_quad_rhs.dim() == 1
-    rhs = system.kernel.new_zeros(*self.batch_shape, n, 0) if inv_quad_rhs is None else inv_quad_rhs
+    rhs = system.noise.new_zeros(*self.batch_shape, n, 0) if inv_quad_rhs is None else inv_quad_rhs
     rhs = rhs.unsqueeze(-1) if vector else rhs
     if inv_quad_rhs is not None:
         check_rhs(system, rhs)
@@ -76,14 +78,15 @@ def inv_quad_logdet(
         # not reshape(-1, ...): there may be no columns
         zip(system.elements(), rhs.reshape(self.batch_shape.numel(), n, rhs.shape[-1]).unbind(0), strict=True)
     ):
-        linear_system = LinearSystem(kernel.detach(), noise.detach())
+        linear_system = _linear_system(kernel, noise)
         memory = memory_of(system.owners, system.kernel, index)
 
         def evaluate(linear_system=linear_system, memory=memory, b=b) -> Evaluation:
             tolerance = settings.tolerance.value()
             adaptive = bool(settings.adaptive_rank.on())
             solver = ExactSolver(tolerance) if exact_reason else _solver(tolerance, adaptive)
-            prepared = solver.prepare(linear_system, memory)
+            with because(exact_reason and exact_reason.value):
+                prepared = solver.prepare(linear_system, memory)
             evaluation = prepared.evaluate(b.detach(), with_logdet)
             account_training(call, linear_system, prepared, evaluation, exact_reason)
             return evaluation
@@ -92,6 +95,7 @@ def inv_quad_logdet(
             fused = system.fused
             inv_quad, log_determinant = FusedInvQuadLogDet.apply(noise, b, evaluate, fused, *fused.arguments)
         else:
+            assert isinstance(kernel, Tensor)
             inv_quad, log_determinant = InvQuadLogDet.apply(kernel, noise, b, evaluate)
         inv_quads.append(inv_quad)
         logdets.append(log_determinant)
@@ -132,6 +136,7 @@ def solve(self: AddedDiagLinearOperator, right_tensor: Tensor, left_tensor: Tens
         return result if left_tensor is None else left_tensor @ result
     batch_shape = torch.broadcast_shapes(self.batch_shape, rhs.shape[:-2])
     if batch_shape != self.batch_shape:
+        assert isinstance(system.kernel, Tensor)
         expanded_kernel = system.kernel.expand(*batch_shape, n, n)
         system = replace(system, kernel=expanded_kernel, noise=system.noise.expand(*batch_shape, n))
     rhs = rhs.expand(*batch_shape, *rhs.shape[-2:])
@@ -141,7 +146,7 @@ def solve(self: AddedDiagLinearOperator, right_tensor: Tensor, left_tensor: Tens
     for index, ((kernel, noise), b) in enumerate(
         zip(system.elements(), rhs.reshape(-1, n, rhs.shape[-1]).unbind(0), strict=True)
     ):
-        linear_system = LinearSystem(kernel.detach(), noise.detach())
+        linear_system = _linear_system(kernel, noise)
         prepared, exact_reason = _prepare_solve(
             linear_system, memory_of(system.owners, system.kernel, index), rhs.shape[-1]
         )
@@ -157,7 +162,11 @@ def solve(self: AddedDiagLinearOperator, right_tensor: Tensor, left_tensor: Tens
                 ours.publish()
             return solution.value
 
-        solutions.append(Solve.apply(kernel, noise, b, solve_columns))
+        if system.fused is not None:
+            solutions.append(FusedSolve.apply(noise, b, solve_columns, system.fused, *system.fused.arguments))
+        else:
+            assert isinstance(kernel, Tensor)
+            solutions.append(Solve.apply(kernel, noise, b, solve_columns))
     call.publish()
     result = torch.stack(solutions).reshape(*batch_shape, n, rhs.shape[-1])
     result = result.squeeze(-1) if vector else result
@@ -178,8 +187,7 @@ def root_inv_decomposition(
     system = Reason.CUSTOM_ROOT if asked else eligible(self)
     for_variance = called_by_covar_cache()
     if not isinstance(system, Reason) and torch.is_grad_enabled() and not for_variance:
-        needs_gradient = system.kernel.requires_grad or system.noise.requires_grad
-        system = Reason.ROOT_GRADIENT if needs_gradient else system
+        system = Reason.ROOT_GRADIENT if system.requires_grad else system
     if isinstance(system, Reason):
         report_declined(name, self, system)
         return original(self, *arguments) if asked else original(self)
@@ -189,15 +197,17 @@ def root_inv_decomposition(
     roots, factors, triangular = [], [], True
     with torch.no_grad():
         for index, (kernel, noise) in enumerate(system.elements()):
-            linear_system = LinearSystem(kernel.detach(), noise.detach())
+            linear_system = _linear_system(kernel, noise)
             tolerance = settings.prediction_tolerance.value()
             small = n < settings.min_size.value()
             # A batch mixes badly: roots of different widths cannot be stacked.
             exact = small or not for_variance or self.batch_shape.numel() > 1
             solver = ExactSolver(tolerance) if exact else _rangeformer_solver(settings.tolerance.value())
-            prepared = solver.prepare(linear_system, memory_of(system.owners, system.kernel, index))
+            exact_reason = (Reason.EXACT_SMALL if small else Reason.EXACT_ROOT) if exact else None
+            with because(exact_reason and exact_reason.value):
+                prepared = solver.prepare(linear_system, memory_of(system.owners, system.kernel, index))
             root: InverseRoot = prepared.inv_root()
-            reason = (Reason.EXACT_SMALL if small else Reason.EXACT_ROOT) if exact else root.reason
+            reason = exact_reason or root.reason
             call.add(linear_system, prepared, reason, variance_error=max(call.report.variance_error or 0, root.error))
             roots.append(root.value)
             # Not by its shape: a range as wide as the matrix gives a square root that is not triangular.
@@ -215,6 +225,10 @@ def root_inv_decomposition(
         factor = torch.stack(factors).reshape(*self.batch_shape, n, n)
         add_to_cache(self, "root_decomposition", RootLinearOperator(TriangularLinearOperator(factor)))
     return get_from_cache(self, name)
+
+
+def _linear_system(kernel: Tensor | KernelMatrix, noise: Tensor) -> LinearSystem:
+    return LinearSystem(kernel.detach() if isinstance(kernel, Tensor) else kernel, noise.detach())
 
 
 def _columns(rhs: Tensor | None) -> int:
@@ -245,11 +259,12 @@ def _prepare_solve(system: LinearSystem, memory: Memory, columns: int) -> tuple[
         return _solver(tolerance).prepare(system, memory), None
     if system.size < settings.min_size.value():
         reason = Reason.EXACT_SMALL
-    elif columns > system.size // _EXACT_COLUMNS:
+    elif columns > system.size // _EXACT_COLUMNS and system.held_dense:
         reason = Reason.EXACT_MANY_COLUMNS
     else:
         return _solver(tolerance).prepare(system, memory), None
-    return ExactSolver(tolerance).prepare(system), reason
+    with because(reason.value):
+        return ExactSolver(tolerance).prepare(system), reason
 
 
 def _solver(tolerance: float, adaptive: bool = False) -> RangeFormerSolver | DirectSolver:

@@ -8,7 +8,9 @@ import weakref
 import torch
 from linear_operator.operators import LinearOperator
 
+from gp_rangeformer.kernels import storage
 from gp_rangeformer.ranges.memory import Memory, MemoryStore
+from gp_rangeformer.solvers.kernel_matrix import KernelMatrix
 
 _store = MemoryStore()
 _OWNER = "_gp_rangeformer_owner"
@@ -17,8 +19,10 @@ _next_owner = itertools.count(1)
 
 
 def clear_memory() -> None:
-    """Forget the solutions and landmarks of every model. The next step starts cold; no answer changes."""
+    """Forget the solutions and landmarks of every model, and return the memory kept for kernel matrices. The next step
+    starts cold; no answer changes."""
     _store.clear()
+    storage.release()
 
 
 def memory_bytes() -> int:
@@ -47,7 +51,7 @@ def owners(operator: LinearOperator) -> tuple[int, ...]:
     return tuple(mark for mark in marks if mark is not None)
 
 
-def memory_of(owners: tuple[int, ...], kernel: torch.Tensor, element: int) -> Memory:
+def memory_of(owners: tuple[int, ...], kernel: torch.Tensor | KernelMatrix, element: int) -> Memory:
     """The memory of batch element ``element`` of a kernel matrix of shape (*batch) n n.
 
     A matrix of unknown origin gets an empty one that nobody keeps: two matrices of one size may have nothing in common.
@@ -58,5 +62,6 @@ def memory_of(owners: tuple[int, ...], kernel: torch.Tensor, element: int) -> Me
 
 
 def trim_memory(limit: int) -> None:
-    """Keep at most ``limit`` bytes."""
+    """Keep at most ``limit`` bytes of solutions and landmarks, and of memory for kernel matrices."""
     _store.trim(limit)
+    storage.keep_at_most(limit)

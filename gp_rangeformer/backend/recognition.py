@@ -24,6 +24,9 @@ from linear_operator.settings import trace_mode
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from gp_rangeformer import settings
+from gp_rangeformer.backend.fused_operator import FusedLinearOperator
+from gp_rangeformer.backend.storage import choose_storage
 from gp_rangeformer.kernels.expression import Constant, Expression, Kind, Product, Scale, Stationary, Sum
 from gp_rangeformer.kernels.fused import FusedKernel
 
@@ -60,11 +63,20 @@ def recognise(kernel: Kernel, x1: Tensor) -> FusedKernel | None:
     return FusedKernel(expression, x1, parameters)
 
 
-def evaluate_fused(kernel: Kernel, x: Tensor) -> DenseLinearOperator | None:
-    """``kernel(x, x)`` by its fused form, in the autograd graph, or None. The matrix remembers where it came from."""
+def evaluate_fused(kernel: Kernel, x: Tensor) -> DenseLinearOperator | FusedLinearOperator | None:
+    """``kernel(x, x)`` by its fused form, in the autograd graph, or None. The matrix remembers where it came from.
+
+    :raises InsufficientMemoryError: as :func:`~gp_rangeformer.backend.storage.choose_storage`.
+    """
     fused = recognise(kernel, x)
     if fused is None:
         return None
+    if settings.process_group.value() is not None:
+        # Who holds what is decided where all processes meet: the matrix of test points may be one process's own.
+        return FusedLinearOperator.of(fused)
+    storage = choose_storage(fused.n, fused.dtype, x.device)
+    if not storage.dense:
+        return FusedLinearOperator.of(fused, storage.note)
     matrix = fused.dense()
     _origins[matrix] = fused
     return DenseLinearOperator(matrix)
@@ -72,6 +84,8 @@ def evaluate_fused(kernel: Kernel, x: Tensor) -> DenseLinearOperator | None:
 
 def fused_origin(operator: LinearOperator) -> FusedKernel | None:
     """The fused kernel whose :func:`evaluate_fused` gave ``operator``, if one did."""
+    if isinstance(operator, FusedLinearOperator):
+        return operator.fused
     if type(operator) is not DenseLinearOperator:
         return None
     return _origins.get(operator.tensor)

@@ -173,6 +173,7 @@ def learning(
 @bench_app.command()
 def products(
     sizes: Annotated[str, typer.Option(help="Points, separated by commas.")] = "2000,4000,8000",
+    dimensions: Annotated[int, typer.Option(min=1, help="Of the points; fewer make a smoother matrix.")] = 8,
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
     json: Annotated[Path | None, typer.Option(help="Write every number to this file.")] = None,
     markdown: Annotated[Path | None, typer.Option(help="Write the tables to this file.")] = None,
@@ -191,8 +192,9 @@ def products(
     except PlanError as error:
         raise typer.BadParameter(str(error)) from None
     console = Console(width=140, highlight=False)
-    measured = {n: measure_products(n, device=device) for n in wanted}
-    tables = [products_grid(n, found, machine.one_line(device)) for n, found in measured.items()]
+    measured = {n: measure_products(n, dimensions=dimensions, device=device) for n in wanted}
+    where = f"{dimensions} dimensions; {machine.one_line(device)}"
+    tables = [products_grid(n, found, where) for n, found in measured.items()]
     for grid in tables:
         console.print(grid.to_rich())
     if json is not None:

@@ -147,7 +147,7 @@ def _listed(names: tuple[str, ...]) -> str:
 
 
 def _names() -> list[str]:
-    return [name for name in settings.current() if name not in ("rangeformer", "verbose")]
+    return [name for name in settings.current() if name not in ("rangeformer", "verbose", "process_group")]
 
 
 def _checked(solver: str, setting: str, text: str) -> object:

@@ -10,6 +10,8 @@ from torch import Tensor
 
 from gp_rangeformer.kernels.expression import Expression
 from gp_rangeformer.kernels.nodes import bind
+from gp_rangeformer.kernels.share import ALONE, Share
+from gp_rangeformer.kernels.streamed import streamed
 from gp_rangeformer.kernels.tiles import Block, tile_size, upper_blocks
 
 
@@ -30,25 +32,38 @@ class DenseWeight:
 
 
 def contract(
-    expression: Expression, arguments: tuple[Tensor, ...], weight: ThinWeight | DenseWeight, dtype: torch.dtype
+    expression: Expression,
+    arguments: tuple[Tensor, ...],
+    weight: ThinWeight | DenseWeight,
+    dtype: torch.dtype,
+    share: Share = ALONE,
 ) -> tuple[Tensor, ...]:
     """d sum(W * K) for every one of ``arguments``, in its shape and dtype.
 
     K is symmetric whatever W is: only W + W' matters, and half of the tiles. Their values are recomputed, in ``dtype``
-    (K's); per tile the sums over its rows and columns are kept, in float64. Memory: a few tiles, O(n (m + D)).
+    (K's); per tile the sums over its rows and columns are kept, in float64. Memory: a few tiles, O(n (m + D)). A thin
+    weight of a streamed kernel (:mod:`~gp_rangeformer.kernels.streamed`) needs no tile in memory.
 
     :param arguments: as :func:`~gp_rangeformer.kernels.embedding.embed` returns them.
+    :param share: the tiles that are this process's; the sums over them are added up in float64.
     """
+    stream = streamed(expression, arguments, dtype) if isinstance(weight, ThinWeight) and share is ALONE else None
+    if stream is not None and isinstance(weight, ThinWeight):
+        return _as_arguments(stream.contract(weight.left, weight.right, weight.diagonal), arguments)
     factors = _factors(weight, dtype)
     n = len(weight.value if isinstance(weight, DenseWeight) else weight.left)
     size = min(tile_size(arguments[0].device), n)
     root = bind(expression, arguments, dtype, size)
     storage = arguments[0].new_empty(size * size, dtype=dtype)
-    for block in upper_blocks(n, size):
+    for block in share.blocks(upper_blocks(n, size)):
         root.open(block)
         root.pull(block, factors.tile(block, block.of(storage)), 1.0)
-    gradients = zip(root.gradients(), arguments, strict=True)
-    return tuple(gradient.to(argument.dtype).reshape(argument.shape) for gradient, argument in gradients)
+    return _as_arguments([share.sum(gradient) for gradient in root.gradients()], arguments)
+
+
+def _as_arguments(gradients: list[Tensor], arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    pairs = zip(gradients, arguments, strict=True)
+    return tuple(gradient.to(argument.dtype).reshape(argument.shape) for gradient, argument in pairs)
 
 
 @dataclass(frozen=True)

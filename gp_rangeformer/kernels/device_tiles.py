@@ -29,7 +29,7 @@ def device_tiles(
     kind: Kind, points: Float[Tensor, "n d"], alpha: float | None, unresolved: float
 ) -> DeviceTiles | None:
     """Compiled tiles of ``kind`` for ``points`` on CUDA; None elsewhere, or where nothing can compile them."""
-    if points.device.type != "cuda" or not _triton_works(points.device.index, points.dtype):
+    if points.device.type != "cuda" or not triton_works(points.device.index, points.dtype):
         return None
     from gp_rangeformer.kernels.triton_tiles import TritonTiles
 
@@ -38,7 +38,7 @@ def device_tiles(
 
 def copy_transposed(source: Tile, target: Tile) -> None:
     """target = source'. PyTorch's own copy on a GPU reads or writes single numbers of distant cache lines."""
-    if source.device.type == "cuda" and _triton_works(source.device.index, source.dtype):
+    if source.device.type == "cuda" and triton_works(source.device.index, source.dtype):
         from gp_rangeformer.kernels import triton_tiles
 
         triton_tiles.copy_transposed(source, target)
@@ -47,7 +47,7 @@ def copy_transposed(source: Tile, target: Tile) -> None:
 
 
 @functools.cache
-def _triton_works(index: int | None, dtype: torch.dtype) -> bool:
+def triton_works(index: int | None, dtype: torch.dtype) -> bool:
     """Tried once per device and precision, on one point: without Triton, a compiler or a recent enough GPU the tensor
     operations answer, several times slower, and a warning says so once."""
     try:

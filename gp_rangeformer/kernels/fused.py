@@ -8,9 +8,11 @@ from torch import Tensor
 
 from gp_rangeformer.kernels.contract import DenseWeight, ThinWeight, contract
 from gp_rangeformer.kernels.embedding import embed
-from gp_rangeformer.kernels.evaluate import evaluate_arguments
+from gp_rangeformer.kernels.evaluate import evaluate_arguments, of_points
 from gp_rangeformer.kernels.expression import Expression
+from gp_rangeformer.kernels.matrix_free import RecomputedKernelMatrix
 from gp_rangeformer.kernels.plain import plain
+from gp_rangeformer.kernels.share import ALONE, Share
 
 
 class FusedKernel:
@@ -26,14 +28,37 @@ class FusedKernel:
     """
 
     def __init__(self, expression: Expression, x: Float[Tensor, "n d"], parameters: tuple[Tensor, ...]) -> None:
-        self.expression = expression
-        self.arguments = embed(expression, x, parameters)
-        self._x = x
+        self._hold(expression, embed(expression, x, parameters), len(x), x.dtype, ALONE)
+
+    @classmethod
+    def of_arguments(
+        cls, expression: Expression, arguments: tuple[Tensor, ...], n: int, dtype: torch.dtype, share: Share = ALONE
+    ) -> FusedKernel:
+        """The same of ``n`` points whose arguments are there already.
+
+        :param share: the tiles that this process computes of :meth:`contract` and of products with :meth:`recomputed`.
+        """
+        fused = cls.__new__(cls)
+        fused._hold(expression, arguments, n, dtype, share)
+        return fused
+
+    def _hold(
+        self, expression: Expression, arguments: tuple[Tensor, ...], n: int, dtype: torch.dtype, share: Share
+    ) -> None:
+        self.expression, self.arguments, self.n, self.dtype, self.share = expression, arguments, n, dtype, share
 
     def dense(self) -> Float[Tensor, "n n"]:
         """K in the dtype of ``x``, in the autograd graph. Its backward contracts the dense weight that arrives; with
         ``create_graph=True`` it differentiates plain tensor operations instead, with their n x n temporaries."""
-        return _Dense.apply(self.expression, self._x.detach(), *self.arguments)  # type: ignore[return-value]
+        return _Dense.apply(self.expression, self.n, self.dtype, *self.arguments)  # type: ignore[return-value]
+
+    def diagonal(self) -> Float[Tensor, " n"]:
+        """The diagonal of K, in the autograd graph: one number, expanded. O(n)."""
+        return plain(self.expression, of_points(self.arguments, slice(0, 1)), 1, self.dtype).reshape(1).expand(self.n)
+
+    def recomputed(self) -> RecomputedKernelMatrix:
+        """K without its n^2 numbers, and without a graph."""
+        return RecomputedKernelMatrix(self.expression, self.arguments, self.n, self.dtype, self.share)
 
     def contract(
         self, left: Float[Tensor, "n m"], right: Float[Tensor, "n m"], diagonal: Float[Tensor, " n"] | None = None
@@ -41,29 +66,30 @@ class FusedKernel:
         """d sum(W * K) with W = left right' + diag(diagonal), for every one of ``arguments``. 2 n^2 m flops and one
         evaluation of half of K; no n x n memory. Without a graph."""
         with torch.no_grad():
-            return contract(self.expression, self.arguments, ThinWeight(left, right, diagonal), self._x.dtype)
+            weight = ThinWeight(left, right, diagonal)
+            return contract(self.expression, self.arguments, weight, self.dtype, self.share)
 
     def contract_dense(self, weight: Float[Tensor, "n n"]) -> tuple[Tensor, ...]:
         """The same for a W that is there already."""
         with torch.no_grad():
-            return contract(self.expression, self.arguments, DenseWeight(weight), self._x.dtype)
+            return contract(self.expression, self.arguments, DenseWeight(weight), self.dtype, self.share)
 
 
 class _Dense(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, expression: Expression, x: Tensor, *arguments: Tensor) -> Tensor:
+    def forward(ctx, expression: Expression, n: int, dtype: torch.dtype, *arguments: Tensor) -> Tensor:
         ctx.expression = expression
-        ctx.dtype = x.dtype
+        ctx.dtype = dtype
         ctx.save_for_backward(*arguments)
-        return evaluate_arguments(expression, arguments, x)
+        return evaluate_arguments(expression, arguments, n, dtype)
 
     @staticmethod
     def backward(ctx, g_kernel: Tensor):  # type: ignore[override]
         arguments = ctx.saved_tensors
         # Grad mode is on during a backward pass with create_graph only.
         if torch.is_grad_enabled():
-            wanted = [argument for argument, needed in zip(arguments, ctx.needs_input_grad[2:], strict=True) if needed]
+            wanted = [argument for argument, needed in zip(arguments, ctx.needs_input_grad[3:], strict=True) if needed]
             kernel = plain(ctx.expression, arguments, len(g_kernel), ctx.dtype)
             found = iter(torch.autograd.grad(kernel, wanted, g_kernel, create_graph=True))
-            return None, None, *(next(found) if needed else None for needed in ctx.needs_input_grad[2:])
-        return None, None, *contract(ctx.expression, arguments, DenseWeight(g_kernel), ctx.dtype)
+            return None, None, None, *(next(found) if needed else None for needed in ctx.needs_input_grad[3:])
+        return None, None, None, *contract(ctx.expression, arguments, DenseWeight(g_kernel), ctx.dtype)

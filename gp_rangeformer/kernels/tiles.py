@@ -15,7 +15,7 @@ from torch import Tensor
 # 512 (float32, one thread; 51, 48, 52, 55 ms in float64). Threads share a tile, and wait for each other after every
 # operation on it: two of them take 208 ms with tiles of 256 beside another process, 37 with 512 and 55 with 1024 (new
 # memory). The size for CUDA is not measured.
-_ONE_THREAD, _CUDA = 256, 2048
+_ONE_THREAD, _CUDA = 256, 4096
 
 
 class Block(NamedTuple):
@@ -48,7 +48,12 @@ def tile_size(device: torch.device) -> int:
 
 def upper_blocks(n: int, size: int) -> Iterator[Block]:
     """The tiles of an n x n matrix on and above its diagonal; those on the diagonal are square."""
-    ranges = [slice(start, min(start + size, n)) for start in range(0, n, size)]
+    ranges = spans(0, n, size)
     for index, rows in enumerate(ranges):
         for columns in ranges[index:]:
             yield Block(rows, columns)
+
+
+def spans(start: int, stop: int, size: int) -> list[slice]:
+    """The range cut into pieces of at most ``size``."""
+    return [slice(first, min(first + size, stop)) for first in range(start, stop, size)]

@@ -66,7 +66,7 @@ def least_squares(
     images: Float[Tensor, "k s m"], target: Float[Tensor, "s m"], norm: Float[Tensor, " m"]
 ) -> Float64[Tensor, " k"] | None:
     """The c that minimise the sum over columns of |target - sum_k c_k images_k|^2 / norm^2, or None if not finite."""
-    # A handful of unknowns: their Gram matrix, of columns of unit norm and in float64, decides on the CPU. One transfer.
+    # A handful of unknowns: their Gram matrix, of unit columns and in float64, decides on the CPU. One transfer.
     design = (images / norm).flatten(1).double()
     scale = torch.linalg.vector_norm(design, dim=1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
     design = design / scale

@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from gp_rangeformer.solvers.kernel_matrix import DenseKernelMatrix, KernelMatrix
 from gp_rangeformer.solvers.reason import Reason
 
 
@@ -53,17 +54,16 @@ class LinearSystem:
     Solvers speak to K only through :meth:`matmul`, :meth:`columns`, :meth:`diagonal` and, for the exact path,
     :meth:`to_dense`. ``passes`` counts products with K, ``columns_multiplied`` their columns.
 
-    :param kernel: K, n x n, float32 or float64. Only its symmetric part is meant; it is never modified.
+    :param kernel: K, n x n, float32 or float64: a tensor, or held in another way. Only its symmetric part is meant; it
+        is never modified.
     :param noise: the diagonal of D, n (expand a scalar), same dtype and device as K.
     :raises ValueError: if the shapes do not belong together.
     """
 
-    def __init__(self, kernel: Float[Tensor, "n n"], noise: Float[Tensor, " n"]) -> None:
-        if kernel.dim() != 2 or kernel.shape[0] != kernel.shape[1] or kernel.shape[0] == 0:
-            raise ValueError(f"the kernel matrix must be square and not empty, got shape {tuple(kernel.shape)}")
-        if noise.shape != kernel.shape[:1]:
-            raise ValueError(f"noise must have shape ({kernel.shape[0]},), got {tuple(noise.shape)}: expand a scalar")
-        self._kernel = kernel
+    def __init__(self, kernel: Float[Tensor, "n n"] | KernelMatrix, noise: Float[Tensor, " n"]) -> None:
+        self._kernel = DenseKernelMatrix(kernel) if isinstance(kernel, Tensor) else kernel
+        if noise.shape != self._kernel.shape[:1]:
+            raise ValueError(f"noise must have shape ({self.size},), got {tuple(noise.shape)}: expand a scalar")
         self.noise = noise
         self.passes = 0
         self.columns_multiplied = 0
@@ -80,15 +80,20 @@ class LinearSystem:
     def device(self) -> torch.device:
         return self._kernel.device
 
+    @property
+    def held_dense(self) -> bool:
+        """Whether K is a dense matrix in the memory of this process."""
+        return self._kernel.held_dense
+
     def matmul(self, vectors: Float[Tensor, "n k"]) -> Float[Tensor, "n k"]:
         """A @ vectors: one pass over K."""
         self.passes += 1
         self.columns_multiplied += vectors.shape[1]
-        return (self._kernel @ vectors).addcmul_(self.noise.unsqueeze(-1), vectors)
+        return self._kernel.matmul(vectors).addcmul_(self.noise.unsqueeze(-1), vectors)
 
     def columns(self, index: Int[Tensor, " r"]) -> Float[Tensor, "n r"]:
-        """K[:, index]. Gathers rows, which are contiguous, and uses the symmetry of K."""
-        return self._kernel.index_select(0, index).mT
+        """K[:, index]."""
+        return self._kernel.columns(index)
 
     def diagonal(self) -> Float[Tensor, " n"]:
         """The diagonal of K, without D."""
@@ -96,7 +101,7 @@ class LinearSystem:
 
     def to_dense(self, dtype: torch.dtype | None = None) -> Float[Tensor, "n n"]:
         """A as a new dense matrix: n^2 memory. The exact path needs it, nothing else does."""
-        dense = self._kernel.to(dtype=dtype or self.dtype, copy=True)
+        dense = self._kernel.to_dense(dtype or self.dtype)
         dense.diagonal().add_(self.noise)
         return dense
 
@@ -107,16 +112,16 @@ class LinearSystem:
         return counts
 
     def is_finite(self) -> bool:
-        """Whether K and D hold no NaN and no infinity. One read of K, no n x n temporary."""
-        total = self._kernel.sum(dtype=torch.float64) + self.noise.sum(dtype=torch.float64)
-        return bool(total.isfinite())
+        """Whether K and D hold no NaN and no infinity."""
+        return bool(self.noise.sum(dtype=torch.float64).isfinite()) and self._kernel.is_finite()
 
     def residual_rounding(self, solution: Float[Tensor, "n m"]) -> Float[Tensor, " m"]:
         """Estimated norm of the rounding error in ``rhs - A @ solution``, per column.
 
         A row of K x sums n products of size at most k_max |x_j|, each rounded with relative error eps of either sign:
         about eps k_max |x| per row, hence eps sqrt(n) k_max |x| over n rows. A model, not a bound, doubled because
-        measured errors reach 1.3 times it (tests/solvers/test_certificate.py).
+        measured errors reach 1.3 times it (tests/solvers/test_certificate.py). It does not depend on the order of the
+        sum, so it holds as well where K comes in tiles, whose products are added up in the same dtype.
         """
         largest = self.diagonal().max().clamp_min(0) + self.noise.max()
         scale = 2 * torch.finfo(self.dtype).eps * self.size**0.5 * largest

@@ -18,6 +18,7 @@ from linear_operator.utils.errors import NanError, NotPSDError
 from linear_operator.utils.warnings import NumericalWarning
 from torch import Tensor
 
+from gp_rangeformer.free_memory import Demand, InsufficientMemoryError, free_bytes_for
 from gp_rangeformer.solvers.base import Evaluation, Interval, InverseRoot, LinearSystem, LogDet, Solution
 from gp_rangeformer.solvers.reason import Reason
 
@@ -37,6 +38,7 @@ class ExactSolver:
 
         :raises NanError: K or D holds NaN or infinity.
         :raises NotPSDError: A is not positive definite even with the host's largest jitter.
+        :raises InsufficientMemoryError: the dense matrix and its factor do not fit.
         """
         del memory
         dtype = system.dtype
@@ -63,8 +65,25 @@ def logdet_rounding_per_point(system: LinearSystem) -> float:
     return torch.finfo(system.dtype).eps * float((system.diagonal() + system.noise).max()) / floor
 
 
+def _dense(system: LinearSystem, dtype: torch.dtype) -> Tensor:
+    """A, if there is room for it and its factor.
+
+    :raises InsufficientMemoryError: if there is not.
+    """
+    n = system.size
+    shortage = Demand(2, 0, dtype.itemsize).shortage(n, free_bytes_for(n, system.device))
+    if shortage is not None:
+        raise InsufficientMemoryError(
+            f"the exact path needs K + D as a dense {str(dtype).removeprefix('torch.')} matrix of n = {n}, and its "
+            f"Cholesky factor, which do not fit on {system.device} ({shortage}). The RangeFormer solver needs neither: "
+            "where it could not certify its answer, raise settings.rank, settings.max_passes, settings.tolerance or "
+            "the likelihood's noise; float64 helps where rounding is the cause"
+        )
+    return system.to_dense(dtype)
+
+
 def _factorise(system: LinearSystem, dtype: torch.dtype) -> ExactPrepared | None:
-    factor, info = torch.linalg.cholesky_ex(system.to_dense(dtype))
+    factor, info = torch.linalg.cholesky_ex(_dense(system, dtype))
     if bool((info != 0) | ~factor.diagonal().sum().isfinite()):
         if not system.is_finite():
             raise NanError(
@@ -77,7 +96,7 @@ def _factorise(system: LinearSystem, dtype: torch.dtype) -> ExactPrepared | None
 
 def _factorise_with_jitter(system: LinearSystem, dtype: torch.dtype) -> ExactPrepared:
     """The host's policy (linear_operator.settings.cholesky_jitter, cholesky_max_tries), for the system's own dtype."""
-    dense = system.to_dense(dtype)
+    dense = _dense(system, dtype)
     first = host_settings.cholesky_jitter.value(system.dtype)
     added = 0.0
     for attempt in range(host_settings.cholesky_max_tries.value() or 0):
@@ -112,6 +131,8 @@ class ExactPrepared:
         notes = []
         if self.factor.dtype != self.system.dtype:
             notes.append("factorised in float64")
+        if not self.system.held_dense:
+            notes.append("the exact path formed K as a dense matrix")
         if self.jitter:
             notes.append(f"jitter {self.jitter:.0e} added to the diagonal")
         return notes

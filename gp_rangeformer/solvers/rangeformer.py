@@ -6,6 +6,7 @@ pass) -> bounds. Whatever does not certify is answered by the exact path, with t
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass, field, replace
 from typing import Literal
@@ -14,20 +15,22 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from gp_rangeformer.free_memory import because
 from gp_rangeformer.ranges.landmarks import Landmarks, rp_cholesky_landmarks, uniform_landmarks
 from gp_rangeformer.ranges.memory import Memory
 from gp_rangeformer.ranges.prediction import extrapolate, fit_to_rows, sample_rows
 from gp_rangeformer.solvers.base import Evaluation, Interval, InverseRoot, LinearSystem, LogDet, Solution
 from gp_rangeformer.solvers.block_cg import block_cg
-from gp_rangeformer.solvers.certificate import inv_quad_bounds, logdet_bounds
+from gp_rangeformer.solvers.certificate import inv_quad_bounds
 from gp_rangeformer.solvers.cholesky import ExactPrepared, ExactSolver
 from gp_rangeformer.solvers.effort import STARTING_RANK, worthwhile_rank
 from gp_rangeformer.solvers.galerkin import galerkin
 from gp_rangeformer.solvers.gradient_weight import GradientWeight
-from gp_rangeformer.solvers.lanczos import LEVEL, lanczos_logdet
+from gp_rangeformer.solvers.logdet_value import checked_logdet, lanczos_value
+from gp_rangeformer.solvers.low_rank_root import low_rank_root
 from gp_rangeformer.solvers.nystrom import NystromPreconditioner, PreconditionerError, nystrom_preconditioner
 from gp_rangeformer.solvers.reason import Reason
-from gp_rangeformer.solvers.tail import CHECK_EVERY, TailEstimator, disagreement, objection, tail_logdet
+from gp_rangeformer.solvers.tail import TailEstimator
 
 Predictor = Literal["rows", "extrapolate", "galerkin", "previous", "none"]
 
@@ -37,7 +40,6 @@ _ENERGY_SHARE = 0.1
 _RESTARTS = 3
 # Landmarks are drawn again once a step takes this many times the iterations of the first one after the last draw.
 _REFRESH_FACTOR = 2.0
-_VARIANCE_SAMPLES = 32
 
 
 @dataclass(frozen=True)
@@ -137,12 +139,12 @@ class RangeFormerPrepared:
         solution = self.attempt(rhs, initial)
         if solution.converged:
             return solution
-        return replace(self._exact_prepared().solve(rhs), reason=solution.reason)
+        return replace(self._exact_prepared(solution.reason).solve(rhs), reason=solution.reason)
 
     def logdet(self) -> LogDet:
         """log|A| by Lanczos with both intervals, or from the exact path."""
         logdet = self._lanczos_logdet(self._probes()) if self.failure is None else None
-        return logdet if logdet is not None else self._exact_prepared().logdet()
+        return logdet if logdet is not None else self._exact_prepared(self.failure or Reason.NOT_PSD).logdet()
 
     def inv_root(self) -> InverseRoot:
         """A tall root S = B (B'AB)^-1/2 on the preconditioner's range when it is accurate enough, else the exact one.
@@ -150,11 +152,14 @@ class RangeFormerPrepared:
         S S' <= A^-1, so predictive variances can only come out too large; by how much is bounded on random columns of
         K, relative to variance plus noise, and must stay below ``tolerance``.
         """
-        root = self._low_rank_root() if self.failure is None else None
+        root = None
+        if self.preconditioner is not None:
+            solve = functools.partial(self.attempt, initial=None)
+            root = low_rank_root(self.system, self.preconditioner, solve, self.solver.seed + 2)
         if root is not None and root.error <= self.solver.tolerance:
             return root
         reason = self.failure if self.failure is not None else Reason.EXACT_LOW_RANK
-        return replace(self._exact_prepared().inv_root(), reason=reason)
+        return replace(self._exact_prepared(reason).inv_root(), reason=reason)
 
     def evaluate(self, rhs: Float[Tensor, "n m"], with_logdet: bool = True) -> Evaluation:
         """Quadratic forms, log|A| and their gradient: one block solve for [rhs, probes], one Lanczos run."""
@@ -282,79 +287,22 @@ class RangeFormerPrepared:
         return Solution(zeros, nothing, zeros.double().sum(0), unbounded, iterations, self.system.passes, reason)
 
     def _logdet_of_step(self, probes: Tensor, solution: Solution, m: int) -> LogDet | None:
-        """By the tail estimator where there is one and nothing speaks against it, else by Lanczos, with a note.
-
-        None if K is found to have a negative direction.
-        """
-        solver, memory, preconditioner = self.solver, self.memory, self.preconditioner
+        solver, system, preconditioner = self.solver, self.system, self.preconditioner
         assert preconditioner is not None
         if solver.tail is None:
             return self._lanczos_logdet(probes)
-        n, base = self.system.size, preconditioner.logdet()
-        estimate = solver.tail(self.system, preconditioner, probes, solution.value[:, m:], solution.quadratic[m:])
-        problem = objection(estimate, solver.logdet_tolerance)
-        if estimate.half_width > solver.logdet_tolerance and memory.rank is not None:
+        estimate = solver.tail(system, preconditioner, probes, solution.value[:, m:], solution.quadratic[m:])
+        if estimate.half_width > solver.logdet_tolerance and self.memory.rank is not None:
             # Twice the landmarks leave a shorter tail to estimate, and cost less than Lanczos in every step.
-            memory.rank = min(2 * memory.rank, solver.rank)
-        checked = estimate.interval is not None and memory.take_tail_check(CHECK_EVERY)
-        if problem is None and not checked and memory.tail_objection is None:
-            return tail_logdet(estimate, logdet_bounds(self.system, preconditioner), base, n)
-        lanczos = self._lanczos_logdet(probes)
-        if lanczos is None:
-            return None
-        if checked and problem is None:
-            memory.tail_objection = disagreement(estimate, lanczos, base, n, solver.logdet_tolerance)
-        problem = problem or memory.tail_objection
-        if problem is None:
-            return replace(tail_logdet(estimate, lanczos.rigorous, base, n), passes=lanczos.passes)
-        return replace(lanczos, note=f"the {estimate.method} log determinant handed over to Lanczos: {problem}")
+            self.memory.rank = min(2 * self.memory.rank, solver.rank)
+        lanczos = functools.partial(self._lanczos_logdet, probes)
+        return checked_logdet(system, preconditioner, self.memory, estimate, solver.logdet_tolerance, lanczos)
 
     def _lanczos_logdet(self, probes: Tensor) -> LogDet | None:
         """None if the Ritz values disprove that K is positive semi-definite."""
         assert self.preconditioner is not None
-        trace = lanczos_logdet(
-            self.system,
-            self.preconditioner,
-            probes[:, : max(2, self.solver.num_logdet_probes)],
-            truncation=0.01 * self.solver.tolerance,
-        )
-        if not trace.smallest > 0.5:
-            return None
-        base = self.preconditioner.logdet()
-        rigorous = logdet_bounds(self.system, self.preconditioner)
-        return LogDet(
-            value=rigorous.clip(base + trace.value),
-            rigorous=rigorous,
-            statistical=trace.interval.shifted(base),
-            level=LEVEL,
-            passes=trace.passes,
-            method="lanczos",
-        )
-
-    def _low_rank_root(self) -> InverseRoot | None:
-        assert self.preconditioner is not None
-        system, before = self.system, self.system.passes
-        basis = self.preconditioner.basis / self.preconditioner.root_noise.unsqueeze(-1)
-        if basis.shape[1] == 0:
-            return None
-        core = (basis.mT @ system.matmul(basis)).double()
-        eigenvalues, vectors = torch.linalg.eigh(0.5 * (core + core.mT))
-        if not float(eigenvalues[0]) > 0:
-            return None
-        root = basis @ (vectors * eigenvalues.rsqrt()).to(basis.dtype)
-        generator = torch.Generator().manual_seed(self.solver.seed + 2)
-        sample = torch.randperm(system.size, generator=generator)[:_VARIANCE_SAMPLES].to(system.device)
-        columns = system.columns(sample).contiguous()
-        solution = self.attempt(columns, None)
-        if not solution.converged:
-            return None
-        upper = torch.tensor([interval.upper for interval in solution.inv_quad], dtype=torch.float64)
-        explained = (root.mT @ columns).double().square().sum(0).cpu()
-        prior = system.diagonal()[sample].double().cpu()
-        noise = system.noise[sample].double().cpu()
-        # error of the variance, relative to the variance of a noisy observation at the same place
-        error = (upper - explained).clamp_min(0) / ((prior - upper).clamp_min(0) + noise)
-        return InverseRoot(root, float(error.max()), system.passes - before, Reason.CONVERGED)
+        chosen = probes[:, : max(2, self.solver.num_logdet_probes)]
+        return lanczos_value(self.system, self.preconditioner, chosen, truncation=0.01 * self.solver.tolerance)
 
     def _learn_from(self, solution: Solution) -> None:
         memory = self.memory
@@ -371,10 +319,11 @@ class RangeFormerPrepared:
         elif solution.iterations > _REFRESH_FACTOR * memory.baseline_iterations:
             memory.forget_landmarks()
 
-    def _exact_prepared(self) -> ExactPrepared:
+    def _exact_prepared(self, reason: Reason) -> ExactPrepared:
         if self.exact is None:
-            self.exact = ExactSolver(self.solver.tolerance).prepare(self.system)
+            with because(reason.value):
+                self.exact = ExactSolver(self.solver.tolerance).prepare(self.system)
         return self.exact
 
     def _exact_evaluation(self, rhs: Tensor, with_logdet: bool, reason: Reason) -> Evaluation:
-        return replace(self._exact_prepared().evaluate(rhs, with_logdet), fallback_reason=reason)
+        return replace(self._exact_prepared(reason).evaluate(rhs, with_logdet), fallback_reason=reason)

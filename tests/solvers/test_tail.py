@@ -12,7 +12,7 @@ import torch
 import gp_rangeformer
 from gp_rangeformer import settings
 from gp_rangeformer.ranges.memory import Memory
-from gp_rangeformer.solvers import rangeformer as solver_module
+from gp_rangeformer.solvers import logdet_value as value_module
 from gp_rangeformer.solvers.base import Evaluation, Interval, LinearSystem, LogDet
 from gp_rangeformer.solvers.nystrom import NystromPreconditioner
 from gp_rangeformer.solvers.rangeformer import RangeFormerSolver
@@ -63,13 +63,13 @@ def checked_before(objection: str | None = None) -> Memory:
 def lanczos_calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Grows by one at every Lanczos run."""
     calls: list[int] = []
-    original = solver_module.lanczos_logdet
+    original = value_module.lanczos_logdet
 
     def counting(*arguments: Any, **options: Any) -> Any:
         calls.append(1)
         return original(*arguments, **options)
 
-    monkeypatch.setattr(solver_module, "lanczos_logdet", counting)
+    monkeypatch.setattr(value_module, "lanczos_logdet", counting)
     return calls
 
 

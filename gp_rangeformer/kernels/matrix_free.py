@@ -1,0 +1,85 @@
+"""A kernel matrix that is never held: every product makes its tiles anew."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from gp_rangeformer.kernels.evaluate import evaluate_arguments, evaluate_columns, evaluate_tile, self_covariance
+from gp_rangeformer.kernels.expression import Expression
+from gp_rangeformer.kernels.nodes import bind
+from gp_rangeformer.kernels.share import ALONE, Share
+from gp_rangeformer.kernels.streamed import streamed
+from gp_rangeformer.kernels.tiles import tile_size, upper_blocks
+
+
+class RecomputedKernelMatrix:
+    """K of ``n`` points, of which only the arguments are kept; a
+    :class:`~gp_rangeformer.solvers.kernel_matrix.KernelMatrix`. Memory: a few tiles and O(n D).
+
+    A product evaluates half of K: a tile above the diagonal serves its rows and, transposed, its columns. Not for two
+    threads at once: the tiles share their buffers.
+
+    :param arguments: as :func:`~gp_rangeformer.kernels.embedding.embed` returns them.
+    :param share: the tiles that are this process's.
+    """
+
+    held_dense = False
+
+    def __init__(
+        self,
+        expression: Expression,
+        arguments: tuple[Tensor, ...],
+        n: int,
+        dtype: torch.dtype,
+        share: Share = ALONE,
+    ) -> None:
+        self._expression, self._n, self._share = expression, n, share
+        self._arguments = tuple(argument.detach() for argument in arguments)
+        self._size = min(tile_size(self.device), n)
+        self._root = bind(expression, self._arguments, dtype, self._size)
+        self._storage = self._arguments[0].new_empty(self._size**2, dtype=dtype)
+        self._stream = streamed(expression, self._arguments, dtype) if share is ALONE else None
+
+    @property
+    def shape(self) -> torch.Size:
+        return torch.Size((self._n, self._n))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self._storage.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self._arguments[0].device
+
+    def matmul(self, vectors: Float[Tensor, "n k"]) -> Float[Tensor, "n k"]:
+        """K @ vectors, summed over tiles in the dtype of K. 2 n^2 k flops and one evaluation of half of K."""
+        if self._stream is not None:
+            return self._stream.matmul(vectors)
+        total = torch.zeros_like(vectors, memory_format=torch.contiguous_format)
+        for block in self._share.blocks(upper_blocks(self._n, self._size)):
+            tile = block.of(self._storage)
+            evaluate_tile(self._root, block, tile)
+            total[block.rows].addmm_(tile, vectors[block.columns])
+            if not block.on_diagonal:
+                total[block.columns].addmm_(tile.mT, vectors[block.rows])
+        return self._share.sum(total)
+
+    def columns(self, index: Int[Tensor, " r"]) -> Float[Tensor, "n r"]:
+        """K[:, index], in every process."""
+        return evaluate_columns(self._expression, self._arguments, self._n, self.dtype, index)
+
+    def diagonal(self) -> Float[Tensor, " n"]:
+        """One number, n times. O(n)."""
+        return self_covariance(self._root, self._storage).repeat(self._n)
+
+    def to_dense(self, dtype: torch.dtype) -> Float[Tensor, "n n"]:
+        """K after all: n^2 memory, in every process."""
+        return evaluate_arguments(self._expression, self._arguments, self._n, self.dtype).to(dtype)
+
+    def is_finite(self) -> bool:
+        """Whether the sums of K's rows are: one product."""
+        ones = torch.ones(self._n, 1, dtype=self.dtype, device=self.device)
+        return bool(self.matmul(ones).sum(dtype=torch.float64).isfinite())

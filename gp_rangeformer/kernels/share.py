@@ -1,0 +1,40 @@
+"""A sum over tiles, and whose part of it is computed here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Protocol, runtime_checkable
+
+from torch import Tensor
+
+from gp_rangeformer.kernels.tiles import Block
+
+
+@runtime_checkable
+class Share(Protocol):
+    """Deals the tiles out, and adds up what the processes made of theirs."""
+
+    def blocks(self, blocks: Iterator[Block]) -> Iterator[Block]:
+        """Those of ``blocks`` that are summed in this process."""
+        ...
+
+    def sum(self, part: Tensor) -> Tensor:
+        """The sum of all processes' parts, the same bits in each; may overwrite ``part``."""
+        ...
+
+
+class Alone:
+    """One process: every tile."""
+
+    def blocks(self, blocks: Iterator[Block]) -> Iterator[Block]:
+        return blocks
+
+    def sum(self, part: Tensor) -> Tensor:
+        return part
+
+    def __reduce__(self) -> str:
+        """Copies and pickles are this one."""
+        return "ALONE"
+
+
+ALONE = Alone()
