@@ -128,9 +128,9 @@ class _choice(_checked_value):
 
 class tolerance(_share):
     """
-    Relative residual that every training solve certifies, |b - A x| <= tolerance |b|, recomputed from the answer. The
-    quadratic term is off by at most tolerance / 10 nats per point (typically 1e-5). Ten times smaller costs about
-    twice the iterations.
+    Relative residual that every training solve certifies, |b - A x| <= tolerance |b|, recomputed from the answer, or
+    from one at most four updates before it, with their rounding counted. The quadratic term is off by at most
+    tolerance / 10 nats per point (typically 1e-5). Ten times smaller costs about twice the iterations.
 
     (Default: 0.01)
     """

@@ -29,9 +29,10 @@ _INDEPENDENT = 1e-2
 
 @dataclass(frozen=True)
 class BlockCGResult:
-    """X, iterations and why it stopped. The recurrence's residual is not returned: verify with one more pass."""
+    """X, the residual that its updates leave (each with the rounding of a product), iterations and why it stopped."""
 
     value: Float[Tensor, "n m"]
+    residual: Float[Tensor, "n m"]
     iterations: int
     reason: Reason
 
@@ -54,10 +55,10 @@ def block_cg(
     Cost per iteration: one pass with at most m columns, O(n r m) for P, O(n m^2); no n x n memory.
     """
     if not bool(residual.sum().isfinite()):
-        return BlockCGResult(initial, 0, Reason.NOT_PSD)
+        return BlockCGResult(initial, residual, 0, Reason.NOT_PSD)
     scale = torch.linalg.vector_norm(residual, dim=0)
     scale = torch.where(scale > 0, scale, torch.ones_like(scale))
-    solution = initial.clone()
+    solution, carried = initial.clone(), residual.clone()
     shared, preconditioned, coefficients = _orthonormalise(preconditioner, residual / scale)
     coefficients = coefficients * scale.double()
     directions = preconditioned
@@ -70,25 +71,27 @@ def block_cg(
         energy = coefficients.square().sum(0)
         worst = float(torch.maximum(norm / stop_norm, (energy / stop_energy).sqrt()).max())
         if worst <= 1:
-            return BlockCGResult(solution, iterations, Reason.CONVERGED)
+            return BlockCGResult(solution, carried, iterations, Reason.CONVERGED)
         if not worst < float("inf"):
-            return BlockCGResult(solution, iterations, Reason.NOT_PSD)
+            return BlockCGResult(solution, carried, iterations, Reason.NOT_PSD)
         if iterations >= max_passes:
-            return BlockCGResult(solution, iterations, Reason.MAX_PASSES)
+            return BlockCGResult(solution, carried, iterations, Reason.MAX_PASSES)
         if worst < 0.5 * best:
             best, since_best = worst, 0
         else:
             since_best += 1
         if since_best >= _PATIENCE:
-            return BlockCGResult(solution, iterations, Reason.STAGNATION)
+            return BlockCGResult(solution, carried, iterations, Reason.STAGNATION)
 
         image = system.matmul(directions)
         curvature = directions.mT.double() @ image.double()
         factor, info = torch.linalg.cholesky_ex(0.5 * (curvature + curvature.mT))
         if bool(info):
-            return BlockCGResult(solution, iterations, Reason.NOT_PSD)
+            return BlockCGResult(solution, carried, iterations, Reason.NOT_PSD)
         inverse = torch.cholesky_inverse(factor)
-        solution.addmm_(directions, (inverse @ coefficients).to(solution.dtype))
+        step_sizes = (inverse @ coefficients).to(solution.dtype)
+        solution.addmm_(directions, step_sizes)
+        carried.addmm_(image, step_sizes, alpha=-1)
         remainder = torch.addmm(shared, image, inverse.to(image.dtype), alpha=-1)
         shared, preconditioned, step = _orthonormalise(preconditioner, remainder)
         coefficients = step @ coefficients

@@ -18,6 +18,7 @@ def inv_quad_bounds(
     solution: Float[Tensor, "n m"],
     residual: Float[Tensor, "n m"],
     correction: Float[Tensor, "n m"] | None = None,
+    rounding: Float[Tensor, " m"] | None = None,
 ) -> tuple[Float[Tensor, " m"], list[Interval]]:
     """Value and interval of b' A^-1 b per column, for any approximate solution v with residual r = b - A v.
 
@@ -26,6 +27,7 @@ def inv_quad_bounds(
     that of the exact form to first order); the interval is widened by the rounding of r.
 
     :param correction: P^-1 r, if it is there already.
+    :param rounding: norm of the rounding error of r per column, if it is more than that of one product.
     """
     lower = ((rhs + residual).double() * solution.double()).sum(0)
     correction = preconditioner.solve(residual) if correction is None else correction
@@ -34,9 +36,9 @@ def inv_quad_bounds(
     whitened = (residual.double().square() / system.noise.double().unsqueeze(-1)).sum(0)
     error = error + 8 * torch.finfo(system.dtype).eps * whitened
     # |v' dr| for a rounding error dr of random sign: |v| |dr| / sqrt(n), with four standard deviations of room.
-    rounding = 4 * system.residual_rounding(solution) * torch.linalg.vector_norm(solution, dim=0) / system.size**0.5
-    rounding = rounding.double()
-    ends = zip((lower - rounding).tolist(), (lower + error + rounding).tolist(), strict=True)
+    rounding = system.residual_rounding(solution) if rounding is None else rounding
+    margin = (4 * rounding * torch.linalg.vector_norm(solution, dim=0) / system.size**0.5).double()
+    ends = zip((lower - margin).tolist(), (lower + error + margin).tolist(), strict=True)
     return lower, [Interval(low, high) for low, high in ends]
 
 

@@ -1,12 +1,16 @@
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
 from gp_rangeformer.ranges.landmarks import Landmarks
+from gp_rangeformer.solvers.block_cg import block_cg
 from gp_rangeformer.solvers.certificate import inv_quad_bounds, logdet_bounds
 from gp_rangeformer.solvers.cholesky import ExactPrepared, logdet_rounding_per_point
 from gp_rangeformer.solvers.nystrom import nystrom_preconditioner
+from gp_rangeformer.solvers.rangeformer import _ROUNDING_OF_AN_UPDATE
 from tests.solvers.systems import kernel_matrix, points, system, targets
 
 N = 200
@@ -64,3 +68,28 @@ def test_the_float32_rounding_margins_cover_what_is_measured(name, noise) -> Non
     assert bool((measured <= single.residual_rounding(solution)).all())
     # and the margin is not a blank cheque
     assert bool((single.residual_rounding(solution) <= 1e4 * measured).all())
+
+
+@pytest.mark.parametrize("name", ["rbf", "matern32", "matern12"])
+@pytest.mark.parametrize("noise", [1e-3, 1e-2, 1.0])
+@pytest.mark.parametrize("updates", [0, 1, 2, 4])
+def test_the_rounding_counted_for_a_carried_residual_covers_what_is_measured(name, noise, updates) -> None:
+    single = system(kernel_matrix(points(500, 3), name), noise, torch.float32)
+    rhs = targets(500, 9).float()
+    preconditioner = nystrom_preconditioner(single, Landmarks(torch.arange(40)))
+    start = preconditioner.solve(rhs)  # not zero, whose residual has no rounding at all
+    result = block_cg(
+        single,
+        preconditioner,
+        start,
+        rhs - single.matmul(start),
+        stop_norm=torch.full((9,), 1e-12),  # never reached
+        stop_energy=torch.full((9,), math.inf),
+        max_passes=updates,
+    )
+    assert result.iterations == updates
+    true = rhs.double() - single.to_dense(torch.float64) @ result.value.double()
+    measured = torch.linalg.vector_norm(result.residual.double() - true, dim=0)
+    counted = (1 + _ROUNDING_OF_AN_UPDATE * updates) * single.residual_rounding(result.value)
+    assert bool((measured <= counted).all())
+    assert bool((counted <= 1e4 * measured).all())

@@ -49,6 +49,23 @@ def test_value_and_gradient_approach_the_exact_ones(dtype) -> None:
     assert errors[1] < errors[0] + 1e-3
 
 
+def test_a_residual_is_recomputed_after_more_than_four_updates() -> None:
+    linear_system, rhs = at_step(0), targets(N)
+    exact = torch.linalg.solve(linear_system.to_dense(), rhs)
+    passes = {}
+    for error in (0.0, 1e-3, 1.0):
+        prepared = RangeFormerSolver(rank=40, tolerance=1e-2).prepare(at_step(0))
+        wrong = exact * (1 + error * targets(N, seed=1))
+        solution = prepared.attempt(rhs, wrong)
+        assert solution.converged
+        residual = torch.linalg.vector_norm(rhs - linear_system.to_dense() @ solution.value)
+        assert float(residual / torch.linalg.vector_norm(rhs)) <= float(solution.residual) <= 1e-2
+        passes[solution.iterations] = solution.passes
+    assert min(passes) == 0
+    assert max(passes) > 4
+    assert all(count == iterations + (1 if iterations <= 4 else 2) for iterations, count in passes.items())
+
+
 def test_the_memory_saves_iterations_and_extrapolation_more_than_a_warm_start() -> None:
     none = train(RangeFormerSolver(rank=40, predictor="none"))
     previous = train(RangeFormerSolver(rank=40, predictor="previous"))
