@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from linear_operator.settings import _feature_flag, _value_context
 
 from gp_rangeformer import settings
@@ -172,3 +173,12 @@ def test_a_process_group_is_one_of_torchs_or_the_default_or_none() -> None:
     with settings.process_group(True):
         assert settings.process_group.value() is True
     assert settings.process_group.value() is None
+
+
+def test_the_smallest_size_differs_on_cuda_until_it_is_set() -> None:
+    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    assert (settings.min_size.value_on(cpu), settings.min_size.value_on(cuda)) == (1500, 5000)
+    with settings.min_size(1500):
+        assert settings.min_size.value_on(cuda) == 1500
+    assert settings.min_size.value_on(cuda) == 5000
+    assert settings.min_size.value() == 1500

@@ -72,7 +72,7 @@ def inv_quad_logdet(
     if inv_quad_rhs is not None:
         check_rhs(system, rhs)
     call = Call("inv_quad_logdet", system, rhs.shape[-1])
-    exact_reason = _exact_training_reason(n)
+    exact_reason = _exact_training_reason(n, system.noise.device)
     inv_quads, logdets = [], []
     for index, ((kernel, noise), b) in enumerate(
         # not reshape(-1, ...): there may be no columns
@@ -199,7 +199,7 @@ def root_inv_decomposition(
         for index, (kernel, noise) in enumerate(system.elements()):
             linear_system = _linear_system(kernel, noise)
             tolerance = settings.prediction_tolerance.value()
-            small = n < settings.min_size.value()
+            small = n < settings.min_size.value_on(linear_system.device)
             # A batch mixes badly: roots of different widths cannot be stacked.
             exact = small or not for_variance or self.batch_shape.numel() > 1
             solver = ExactSolver(tolerance) if exact else _rangeformer_solver(settings.tolerance.value())
@@ -237,10 +237,10 @@ def _columns(rhs: Tensor | None) -> int:
     return 1 if rhs.dim() < 2 else rhs.shape[-1]
 
 
-def _exact_training_reason(n: int) -> Reason | None:
+def _exact_training_reason(n: int, device: torch.device) -> Reason | None:
     if settings.mode.value() == "direct":
         return None
-    if n < settings.min_size.value():
+    if n < settings.min_size.value_on(device):
         return Reason.EXACT_SMALL
     if settings.logdet.value() == "exact":
         return Reason.EXACT_ASKED
@@ -257,7 +257,7 @@ def _prepare_solve(system: LinearSystem, memory: Memory, columns: int) -> tuple[
     tolerance = settings.prediction_tolerance.value()
     if settings.mode.value() == "direct":
         return _solver(tolerance).prepare(system, memory), None
-    if system.size < settings.min_size.value():
+    if system.size < settings.min_size.value_on(system.device):
         reason = Reason.EXACT_SMALL
     elif columns > system.size // _EXACT_COLUMNS and system.held_dense:
         reason = Reason.EXACT_MANY_COLUMNS

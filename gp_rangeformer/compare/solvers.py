@@ -158,7 +158,7 @@ def _checked(solver: str, setting: str, text: str) -> object:
     try:
         flag = issubclass(kind, _feature_flag)
         present: Any = settings.current()[setting]
-        value = _SWITCH[text.lower()] if flag else type(present)(text)
+        value = _SWITCH[text.lower()] if flag else int(text) if isinstance(present, int) else type(present)(text)
         kind(value)
     except KeyError:
         raise SolverError(f"{solver!r}: {setting}={text}: write on or off") from None

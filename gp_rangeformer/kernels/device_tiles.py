@@ -53,7 +53,7 @@ def triton_works(index: int | None, dtype: torch.dtype) -> bool:
     try:
         from gp_rangeformer.kernels.triton_tiles import TritonTiles
 
-        point = torch.zeros(1, 1, device=torch.device("cuda", index), dtype=dtype)
+        point = torch.zeros(1, 1, device="cuda" if index is None else f"cuda:{index}", dtype=dtype)
         tile = torch.empty_like(point)
         TritonTiles("rbf", point, None, 0.0).value(Block(slice(0, 1), slice(0, 1)), tile)
         if float(tile) == 1:

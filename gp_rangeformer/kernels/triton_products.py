@@ -6,6 +6,9 @@ own accuracy) within a tile, and float64 sums over tiles in gradients. The order
 same bits.
 """
 
+# Triton is only where CUDA is, and its jit gives functions a subscript.
+# pyright: reportMissingImports=false, reportIndexIssue=false
+
 from __future__ import annotations
 
 from typing import NamedTuple

@@ -4,6 +4,9 @@ The formulas of :mod:`~gp_rangeformer.kernels.profiles`, in registers. Distances
 coordinates, which need no clamp and lose nothing where points are close.
 """
 
+# Triton is only where CUDA is, and its jit gives functions a subscript.
+# pyright: reportMissingImports=false, reportIndexIssue=false
+
 from __future__ import annotations
 
 import math

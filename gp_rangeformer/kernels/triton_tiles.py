@@ -7,6 +7,9 @@ Triton comes with PyTorch's CUDA builds for Linux. It compiles once per profile,
 outputs (not per size or hyperparameter) and keeps the result on disk.
 """
 
+# Triton is only where CUDA is, and its jit gives functions a subscript.
+# pyright: reportMissingImports=false, reportIndexIssue=false
+
 from __future__ import annotations
 
 import triton

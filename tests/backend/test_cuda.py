@@ -60,7 +60,8 @@ def test_predictions_are_those_of_the_cpu(dataset, fast) -> None:
     for device in ("cpu", "cuda"):
         data = dataset.to(torch.float64, device)
         model, likelihood = build_model(data, "matern32")
-        model.eval(), likelihood.eval()
+        model.eval()
+        likelihood.eval()
         clear_memory()
         with (
             settings.rangeformer(),

@@ -39,7 +39,7 @@ def on(device: str, dtype: torch.dtype, expression: Expression) -> FusedKernel:
     )
 
 
-EXPRESSIONS = [Scale(Stationary(kind)) for kind in SINGLE]
+EXPRESSIONS: list[Expression] = [Scale(Stationary(kind)) for kind in SINGLE]
 EXPRESSIONS.append(Sum((Scale(Stationary("matern52")), Scale(Product((Stationary("rbf"), Stationary("periodic")))))))
 
 
