@@ -132,9 +132,9 @@ class LinearSystem:
 class Solution:
     """Approximate solution of A X = B with its evidence.
 
-    ``residual``: relative norms |b - A x| / |b| per column, recomputed from X with one pass over K, or carried from such
-    a pass through a few updates of X; widened by the rounding estimate of either. ``inv_quad``: rigorous interval of b' A^-1 b per column, in nats when b = y (twice
-    the quadratic term of the likelihood).
+    ``residual``: relative norms |b - A x| / |b| per column, recomputed from X with one pass over K, or carried from
+    such a pass through a few updates of X; widened by the rounding estimate of either. ``inv_quad``: rigorous interval
+    of b' A^-1 b per column, in nats when b = y (twice the quadratic term of the likelihood).
     """
 
     value: Float[Tensor, "n m"]
