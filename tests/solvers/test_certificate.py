@@ -50,6 +50,20 @@ def test_the_upper_bound_of_the_log_determinant_is_not_vacuous() -> None:
     assert widths[0] > 2 * widths[1] > 4 * widths[2]
 
 
+@pytest.mark.parametrize(("dimensions", "lengthscale"), [(2, 0.1), (8, 1.0), (8, 4.0)])
+@pytest.mark.parametrize("name", ["rbf", "matern32", "matern12"])
+def test_the_rounding_of_a_residual_follows_the_size_of_the_entries(name, dimensions, lengthscale) -> None:
+    """Nearly all entries tiny, or nearly all close to one: the margin is neither exceeded nor empty."""
+    single = system(kernel_matrix(points(1500, dimensions), name, lengthscale), 0.1, torch.float32)
+    dense, rhs = single.to_dense(torch.float64), targets(1500, 4).float()
+    solution = torch.linalg.solve(dense, rhs.double()).float()
+    true = rhs.double() - dense @ solution.double()
+    measured = torch.linalg.vector_norm((rhs - single.matmul(solution)).double() - true, dim=0)
+    counted = single.residual_rounding(solution)
+    assert bool((measured <= counted).all())
+    assert bool((counted <= 12 * measured).all())
+
+
 @pytest.mark.parametrize("name", ["rbf", "matern32", "matern12"])
 @pytest.mark.parametrize("noise", [1e-4, 1e-2, 1.0, 10.0])
 def test_the_float32_rounding_margins_cover_what_is_measured(name, noise) -> None:
