@@ -18,7 +18,6 @@ from torch import Tensor
 from gp_rangeformer.solvers.kernel_matrix import DenseKernelMatrix, KernelMatrix
 from gp_rangeformer.solvers.reason import Reason
 
-
 _SAMPLED_COLUMNS = 64
 _ROUNDING = 6
 
