@@ -33,7 +33,7 @@ from gp_rangeformer.free_memory import because
 from gp_rangeformer.functions import FusedInvQuadLogDet, FusedSolve, InvQuadLogDet, Solve
 from gp_rangeformer.ranges.memory import Memory
 from gp_rangeformer.solvers.base import Evaluation, InverseRoot, LinearSystem
-from gp_rangeformer.solvers.cholesky import ExactPrepared, ExactSolver
+from gp_rangeformer.solvers.cholesky import ExactPrepared, ExactSolver, exact_path_fits
 from gp_rangeformer.solvers.direct import DirectSolver
 from gp_rangeformer.solvers.kernel_matrix import KernelMatrix
 from gp_rangeformer.solvers.rangeformer import RangeFormerSolver
@@ -259,7 +259,7 @@ def _prepare_solve(system: LinearSystem, memory: Memory, columns: int) -> tuple[
         return _solver(tolerance).prepare(system, memory), None
     if system.size < settings.min_size.value_on(system.device):
         reason = Reason.EXACT_SMALL
-    elif columns > system.size // _EXACT_COLUMNS and system.held_dense:
+    elif columns > system.size // _EXACT_COLUMNS and system.held_dense and exact_path_fits(system, columns):
         reason = Reason.EXACT_MANY_COLUMNS
     else:
         return _solver(tolerance).prepare(system, memory), None

@@ -65,19 +65,33 @@ def logdet_rounding_per_point(system: LinearSystem) -> float:
     return torch.finfo(system.dtype).eps * float((system.diagonal() + system.noise).max()) / floor
 
 
+# n x n matrices beside K: the matrix and its factor, or the factor and the copies that LAPACK's other routines make of
+# it (measured with torch 2.13 on a CPU); and numbers per row and right-hand side of a solve with its residual.
+_FACTOR, _ROOT, _PER_COLUMN = 2.3, 2.2, 12
+
+
+def exact_path_fits(system: LinearSystem, columns: int) -> bool:
+    """Whether a factorisation and a solve with so many right-hand sides fit into free memory, as far as is known."""
+    return _shortage(system, system.dtype, _FACTOR, _PER_COLUMN * columns) is None
+
+
+def _shortage(system: LinearSystem, dtype: torch.dtype, matrices: float, columns: int = 0) -> str | None:
+    n = system.size
+    return Demand(matrices, columns, dtype.itemsize).shortage(n, free_bytes_for(n, system.device))
+
+
 def _dense(system: LinearSystem, dtype: torch.dtype) -> Tensor:
     """A, if there is room for it and its factor.
 
     :raises InsufficientMemoryError: if there is not.
     """
-    n = system.size
-    shortage = Demand(2, 0, dtype.itemsize).shortage(n, free_bytes_for(n, system.device))
+    shortage = _shortage(system, dtype, _FACTOR)
     if shortage is not None:
         raise InsufficientMemoryError(
-            f"the exact path needs K + D as a dense {str(dtype).removeprefix('torch.')} matrix of n = {n}, and its "
-            f"Cholesky factor, which do not fit on {system.device} ({shortage}). The RangeFormer solver needs neither: "
-            "where it could not certify its answer, raise settings.rank, settings.max_passes, settings.tolerance or "
-            "the likelihood's noise; float64 helps where rounding is the cause"
+            f"the exact path needs K + D as a dense {str(dtype).removeprefix('torch.')} matrix of n = {system.size}, "
+            f"and its Cholesky factor, which do not fit on {system.device} ({shortage}). The RangeFormer solver needs "
+            "neither: where it could not certify its answer, raise settings.rank, settings.max_passes, "
+            "settings.tolerance or the likelihood's noise; float64 helps where rounding is the cause"
         )
     return system.to_dense(dtype)
 
@@ -180,7 +194,17 @@ class ExactPrepared:
         return LogDet(value, Interval(value - rounding, value + rounding))
 
     def inv_root(self) -> InverseRoot:
-        """L^-T: an exact, dense and upper triangular root of A^-1. O(n^3 / 3)."""
+        """L^-T: an exact, dense and upper triangular root of A^-1. O(n^3 / 3).
+
+        :raises InsufficientMemoryError: if it does not fit.
+        """
+        shortage = _shortage(self.system, self.factor.dtype, _ROOT)
+        if shortage is not None:
+            raise InsufficientMemoryError(
+                f"an exact root of the inverse of n = {self.system.size} does not fit on {self.system.device} "
+                f"({shortage}): predict without gpytorch.settings.fast_pred_var, or raise settings.rank or "
+                "settings.prediction_tolerance so that a low-rank root serves"
+            )
         identity = torch.eye(self.system.size, dtype=self.factor.dtype, device=self.factor.device)
         inverse = torch.linalg.solve_triangular(self.factor, identity, upper=False)
         return InverseRoot(inverse.mT.to(self.system.dtype), error=0.0, passes=0, reason=Reason.CONVERGED)

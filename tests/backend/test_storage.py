@@ -19,6 +19,8 @@ from gp_rangeformer.backend.fused_operator import FusedLinearOperator
 from gp_rangeformer.free_memory import Demand, InsufficientMemoryError, free_bytes
 from gp_rangeformer.kernels.share import ALONE
 from gp_rangeformer.report import SolveReport
+from gp_rangeformer.solvers.base import LinearSystem
+from gp_rangeformer.solvers.cholesky import ExactSolver
 from tests.backend.market import GP, Problem, build, data, exact_path, flat_gradient, rangeformer_path, relative
 from tests.backend.test_fused import RECOGNISED, hessian_row_sums
 from tests.kernels.test_memory import peak
@@ -181,6 +183,27 @@ def test_the_exact_path_is_refused_where_its_factor_does_not_fit(scarce: Callabl
     assert "Cholesky factor" in message
     assert "settings.logdet('exact') asks" in message
     assert "largest n" in message
+
+
+def test_many_columns_are_solved_exactly_only_where_that_fits(scarce: Callable[[int], None]) -> None:
+    """60 columns of n = 600, more than n / 32: a covariance of test points, say."""
+    problem = build("ard", n=600)
+    covariance = problem.model.likelihood(problem.model(problem.model.train_inputs[0])).lazy_covariance_matrix
+    columns = torch.randn(600, 60, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    found = {}
+    for free, solver in ((64 * MIB, "exact"), (9 * MIB, "rangeformer")):
+        scarce(free)
+        with rangeformer_path(tolerance=1e-6, rank=50), settings.prediction_tolerance(1e-6), torch.no_grad():
+            found[solver] = covariance.solve(columns)
+        assert latest().solver == solver
+    assert relative(found["rangeformer"], found["exact"]) < 1e-4
+
+
+def test_a_root_is_refused_where_it_does_not_fit_beside_the_factor(scarce: Callable[[int], None]) -> None:
+    prepared = ExactSolver().prepare(LinearSystem(torch.eye(600), torch.ones(600)))
+    scarce(2 * MIB)
+    with pytest.raises(InsufficientMemoryError, match=r"root of the inverse.*largest n.*fast_pred_var"):
+        prepared.inv_root()
 
 
 def test_a_solve_that_cannot_certify_is_explained_where_the_exact_path_does_not_fit(
