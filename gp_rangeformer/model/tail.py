@@ -8,18 +8,25 @@ leave the interval:
     (share of the way, widths) = mlp(s, mean of H, root mean square of H)
 
 Three quantiles come out (5, 50 and 95 %), trained with the pinball loss: the middle one is the value, the outer ones
-are its stated 90 % interval.
+are its stated 90 % interval. After training the interval is calibrated on kernels unlike those that a head has seen:
+widened by a factor that grows with n and z, and by a floor that matters where the tail is so small that the rounding of
+the evidence decides.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 QUANTILES = (0.05, 0.5, 0.95)
+LOG_SIZE = 0  # position of log n among the scalars
+# Upper ends of the bins of n and of the predicted z in which the interval is widened alike.
+SIZE_BINS = (4096, 12_000)
+VALUE_BINS = (0.3, 1.0, 2.0)
 _CLIP = 6.0  # standard deviations beyond which a feature no longer moves the answer
 _LEAST_WAY = 0.05  # of the estimate: noisy moments may put it at the upper end already
 
@@ -44,6 +51,9 @@ class LogDetTail(nn.Module):
     token_mean: Tensor
     token_scale: Tensor
     widening: Tensor
+    floor: Tensor
+    size_ends: Tensor
+    value_ends: Tensor
 
     def __init__(self, config: LogDetTailConfig) -> None:
         super().__init__()
@@ -54,7 +64,13 @@ class LogDetTail(nn.Module):
             self.register_buffer(f"{name}_scale", torch.ones(count))
         self.register_buffer("scalar_low", torch.full((config.scalars,), -float("inf")))
         self.register_buffer("scalar_high", torch.full((config.scalars,), float("inf")))
-        self.register_buffer("widening", torch.ones(()))  # of the interval, from calibration after training
+        # Of the interval, from calibration after training: factors, and nats per point added at either end.
+        self.register_buffer("widening", torch.ones(len(SIZE_BINS) + 1, len(VALUE_BINS) + 1))
+        self.register_buffer("floor", torch.zeros(()))
+        # Half a point above the end: the logarithm of a size is rounded.
+        ends = torch.tensor([math.log(end + 0.5) for end in SIZE_BINS])
+        self.register_buffer("size_ends", ends, persistent=False)
+        self.register_buffer("value_ends", torch.tensor(VALUE_BINS), persistent=False)
         self.token = nn.Linear(config.token_features, dim)
         self.context = nn.Linear(config.scalars, dim)
         self.read = nn.Sequential(
@@ -86,6 +102,13 @@ class LogDetTail(nn.Module):
         distance, feature = excess.clamp_min(0).squeeze(0).max(-1)
         return int(feature), float(distance)
 
+    def bins(
+        self, log_size: Float[Tensor, " b"], value: Float[Tensor, " b"]
+    ) -> tuple[Int[Tensor, " b"], Int[Tensor, " b"]]:
+        """Row and column of ``widening`` for systems of these sizes and predicted z."""
+        row = torch.bucketize(log_size.contiguous(), self.size_ends)
+        return row, torch.bucketize(value.contiguous(), self.value_ends)
+
     def forward(
         self,
         scalars: Float[Tensor, "b f"],
@@ -99,9 +122,11 @@ class LogDetTail(nn.Module):
         state = nn.functional.gelu(self.token(rows) + self.context(given).unsqueeze(-2))
         pooled = [state.mean(-2), state.square().mean(-2).add(1e-6).sqrt()]
         middle, below, above = self.read(torch.cat([given, *pooled], dim=-1)).unbind(-1)
-        softplus = nn.functional.softplus
-        below, above = softplus(below) * self.widening, softplus(above) * self.widening
-        share = torch.stack([middle - below, middle, middle + above], dim=-1)
         way = upper - estimate + _LEAST_WAY * estimate
+        widening = self.widening[self.bins(scalars[:, LOG_SIZE], estimate + way * middle)]
+        softplus = nn.functional.softplus
+        below, above = softplus(below) * widening, softplus(above) * widening
+        share = torch.stack([middle - below, middle, middle + above], dim=-1)
         answer = estimate.unsqueeze(-1) + way.unsqueeze(-1) * share
+        answer = answer + self.floor * answer.new_tensor([-1, 0, 1])
         return answer.clamp_min(0).minimum(upper.unsqueeze(-1))

@@ -11,11 +11,11 @@ from torch import Tensor
 
 from gp_rangeformer.model.checkpoint import CheckpointError, load_pretrained
 from gp_rangeformer.model.rangeformer import RangeFormer
-from gp_rangeformer.model.tail import QUANTILES
+from gp_rangeformer.model.tail import LOG_SIZE, QUANTILES
 from gp_rangeformer.ranges.tail import (
-    LOG_SIZE,
     SMALLEST_SIZE,
     TRAINED_PROBES,
+    TailEvidence,
     moment_evidence,
     sample_block,
     tail_evidence,
@@ -27,8 +27,8 @@ from gp_rangeformer.solvers.tail import TailEstimate
 
 # Standard deviations of training beyond the range seen there, in any feature.
 _EXTRAPOLATION = 0.5
-# Trained up to n = 4096, measured up to 10,000 (pretrain/README.md).
-_LARGEST_SIZE = 12_000
+# Trained up to n = 32,554, measured up to 36,000 (pretrain/README.md).
+_LARGEST_SIZE = 36_000
 
 
 @dataclass(frozen=True)
@@ -97,20 +97,28 @@ def tail(
     :raises CheckpointError: as :func:`pretrained`, or if the checkpoint has no head for the tail.
     Cost: :func:`~gp_rangeformer.ranges.tail.tail_evidence`, and 1 ms for the network, which stays on the CPU.
     """
-    head = pretrained(name, torch.float32, torch.device("cpu")).tail
-    if head is None:
-        raise CheckpointError(f"the checkpoint {name!r} has no head for the log determinant: reinstall gp-rangeformer")
     n, count = probes.shape
     if not SMALLEST_SIZE <= n <= _LARGEST_SIZE:
         return _refused(f"n = {n} is not in {SMALLEST_SIZE} to {_LARGEST_SIZE}, where its errors are known")
     if count < TRAINED_PROBES:
         return _refused(f"it was trained on {TRAINED_PROBES} probes, settings.num_probes is {count}")
     block = sample_block(n, torch.Generator().manual_seed(seed + 3)).to(system.device)
-    evidence = tail_evidence(system, preconditioner, probes, solutions, quadratic, block)
+    return read(tail_evidence(system, preconditioner, probes, solutions, quadratic, block), name=name)
+
+
+@torch.no_grad()
+def read(evidence: TailEvidence, *, name: str = "base") -> TailEstimate:
+    """The network's tail from evidence of any size: what :func:`tail` answers where it does not refuse n.
+
+    :raises CheckpointError: as :func:`tail`.
+    """
+    head = pretrained(name, torch.float32, torch.device("cpu")).tail
+    if head is None:
+        raise CheckpointError(f"the checkpoint {name!r} has no head for the log determinant: reinstall gp-rangeformer")
     scalars, tokens = evidence.scalars.float().unsqueeze(0), evidence.tokens.float().unsqueeze(0)
     ends = [torch.tensor([value], dtype=torch.float32) for value in (evidence.estimate, evidence.upper)]
     low, middle, high = head(scalars, tokens, *ends).squeeze(0).double().tolist()
-    # The size is checked above: it extrapolates well, 2.4 times beyond training in pretrain/README.md.
+    # Sizes beyond those of training were measured, up to _LARGEST_SIZE.
     known = scalars.clone()
     known[:, LOG_SIZE].clamp_(max=float(head.scalar_high[LOG_SIZE]))
     feature, distance = head.farthest_outside(known)

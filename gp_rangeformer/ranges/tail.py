@@ -24,7 +24,6 @@ from gp_rangeformer.solvers.base import LinearSystem
 from gp_rangeformer.solvers.nystrom import NystromPreconditioner
 
 LARGEST_BLOCK = 256
-LOG_SIZE = 0  # position of log n among the scalars
 SMALLEST_SIZE = 256  # of the cached training set
 TRAINED_PROBES = 32  # of the cached training set: fewer make the moments noisier than the network expects
 GROUPS = 16  # of sampled points, by the variance that remains: the tokens of the network
@@ -163,7 +162,7 @@ def moment_evidence(
     damped = (gap / (1 + gap)).mean()
     relative = plain.sum() / plain_zero.sum()
     values = [
-        upper.new_tensor(float(n)).log(),
+        upper.new_tensor(float(n)).log(),  # at LOG_SIZE of the model
         upper.new_tensor(max(len(spectrum), 1) / n).log(),
         noise.log().std(),
         upper,

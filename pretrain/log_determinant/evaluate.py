@@ -1,23 +1,29 @@
 """The learned log determinant on UCI kernels it has never seen, along training trajectories, beside its competitors.
 
     python -m pretrain.log_determinant.evaluate --cache FOLDER [--sizes 1000,2500,5000,10000] [--ranks 128,400]
+    python -m pretrain.log_determinant.evaluate --sets kin40k,protein --sizes 16000,36000 --stages 3,15,30,60 \\
+        --device cuda --no-simulated --out pretrain/results/log_determinant_large.json
 
 Two simulators that ship with the package are measured too, at n = 1000: without any file, a reader can repeat those.
 
 Every system is solved by the certified solver as in training (float32, 32 probes, tolerance 0.01); the exact log
 determinant is a float64 Cholesky factorisation of the same float32 matrix. Hyperparameters: 60 Adam steps at rate 0.1
 of a Matern-3/2 ARD kernel, trained at the same n up to 2500, beyond that at 2500. Seconds: one thread unless
-OMP_NUM_THREADS says otherwise.
+OMP_NUM_THREADS says otherwise. With --evidence what the network reads is kept as well, and
+:mod:`pretrain.log_determinant.rescore` puts another network's answers into the file without solving anything again.
 """
 
 from __future__ import annotations
 
+import functools
+import io
 import json
 import os
 import time
 from pathlib import Path
 
 import click
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -26,40 +32,52 @@ from gp_rangeformer.atomic import write_bytes
 from gp_rangeformer.bench.replay import record_trajectory
 from gp_rangeformer.compare import machine
 from gp_rangeformer.compare.audit import Parameters, restore
+from gp_rangeformer.compare.instruments import synchronize
 from gp_rangeformer.compare.solvers import SolverSpec
+from gp_rangeformer.datasets import Dataset
 from gp_rangeformer.models import build_model
 from gp_rangeformer.ranges import learned
-from gp_rangeformer.ranges.tail import sample_block, tail_evidence, whitened_blocks
+from gp_rangeformer.ranges.tail import TailEvidence, sample_block, tail_evidence, whitened_blocks
 from gp_rangeformer.solvers.base import LinearSystem
 from gp_rangeformer.solvers.lanczos import lanczos_logdet
 from gp_rangeformer.solvers.rangeformer import RangeFormerSolver
-from pretrain.log_determinant import cache
+from gp_rangeformer.solvers.tail import TailEstimate
 from pretrain.log_determinant.baselines import BlockMLP, block_alone, extrapolated
+from pretrain.log_determinant.pack import load
 from pretrain.log_determinant.train import TrainConfig, fit, split
 
 SETS = ("pol", "elevators", "bike", "kin40k", "protein")
 SIMULATED = ("robot_arm", "borehole")
 STAGES = (0, 3, 8, 15, 30, 45, 60)
-_LATE = 5000  # from this n on: stages 3, 15 and 60 alone
+_LATE, _LATE_STAGES = 5000, (3, 15, 60)  # from this n on these stages alone
 _SIMULATED_SIZE = 1000
 _TRAINED_SIZE = 2500
+_CPU = torch.device("cpu")
 _KERNEL = "matern32"
 _PLUGIN = SolverSpec("rangeformer", "rangeformer", "float32")
-_RESULT = Path(__file__).resolve().parents[1] / "results" / "log_determinant.json"
+RESULT = Path(__file__).resolve().parents[1] / "results" / "log_determinant.json"
 Record = dict[str, float | int | str]
 
 
-def trajectory(name: str, n: int, stages: tuple[int, ...], seed: int) -> list[tuple[int, Parameters]]:
+@functools.lru_cache(maxsize=2)
+def _data(name: str, n: int, seed: int, device: torch.device) -> Dataset:
+    return datasets.load(name, n=n, seed=seed).to(torch.float32, device)
+
+
+def trajectory(
+    name: str, n: int, stages: tuple[int, ...], seed: int, device: torch.device = _CPU
+) -> list[tuple[int, Parameters]]:
     """The model's parameters at some Adam steps of the plug-in at its defaults."""
-    data = datasets.load(name, n=n, seed=seed).to(torch.float32)
-    states = record_trajectory(data, _KERNEL, _PLUGIN, max(stages) + 1, lr=0.1)
+    states = record_trajectory(_data(name, n, seed, device), _KERNEL, _PLUGIN, max(stages) + 1, lr=0.1)
     return [(step, states[step]) for step in stages]
 
 
 @torch.no_grad()
-def system_at(name: str, n: int, state: Parameters, seed: int) -> tuple[LinearSystem, Tensor, float]:
+def system_at(
+    name: str, n: int, state: Parameters, seed: int, device: torch.device = _CPU
+) -> tuple[LinearSystem, Tensor, float]:
     """(A in float32, y - mean, exact log|A| of that matrix)."""
-    data = datasets.load(name, n=n, seed=seed).to(torch.float32)
+    data = _data(name, n, seed, device)
     model, likelihood = build_model(data, _KERNEL)
     restore(model, state)
     kernel: Tensor = model.covar_module(data.train_x).to_dense()  # type: ignore[assignment, union-attr]
@@ -72,38 +90,48 @@ def system_at(name: str, n: int, state: Parameters, seed: int) -> tuple[LinearSy
     return LinearSystem(kernel, noise), target.unsqueeze(-1), exact
 
 
+class NotConverged(RuntimeError):
+    """The solver did not reach its tolerance, so that there is no evidence; the message says why."""
+
+
 @torch.no_grad()
-def measure(system: LinearSystem, target: Tensor, exact: float, rank: int, mlp: BlockMLP | None) -> Record:
-    """Every estimator's z on one system, in nats per point, and the seconds of the two that compete in time."""
+def measure(
+    system: LinearSystem, target: Tensor, exact: float, rank: int, mlp: BlockMLP | None
+) -> tuple[Record, TailEvidence]:
+    """Every estimator's z on one system, in nats per point, the seconds of the two that compete in time, and what the
+    network read."""
     n = system.size
-    solver = RangeFormerSolver(rank=rank, predictor="none")
+    solver = RangeFormerSolver(rank=rank, predictor="none", max_passes=1000)
     prepared = solver.prepare(system)
     preconditioner = prepared.preconditioner
     assert preconditioner is not None
     probes = solver.probe_vectors(system)
     solution = prepared.attempt(torch.cat([target, probes], dim=1), None)
     if not solution.converged:
-        raise RuntimeError(f"the solver did not converge: {solution.reason.value}")
+        raise NotConverged(solution.reason.value)
     base = preconditioner.logdet()
     given = (system, preconditioner, probes, solution.value[:, 1:], solution.quadratic[1:])
-    learned.tail(*given)  # loads the network
-    started = time.perf_counter()
-    estimate = learned.tail(*given)
-    learned_seconds = time.perf_counter() - started
-    record: Record = {"z": (exact - base) / n, "learned": estimate.value, "refusal": estimate.refusal or ""}
-    assert estimate.interval is not None
-    record |= {"lower": estimate.interval.lower, "upper": estimate.interval.upper, "learned_seconds": learned_seconds}
+
+    def clock() -> float:
+        synchronize(system.device)
+        return time.perf_counter()
+
+    block = sample_block(n, torch.Generator().manual_seed(solver.seed + 3)).to(system.device)
+    learned.read(tail_evidence(*given, block))  # loads the network
+    started = clock()
+    evidence = tail_evidence(*given, block)
+    estimate = learned.read(evidence)
+    learned_seconds = clock() - started
+    record: Record = {"z": (exact - base) / n, **answer(estimate), "learned_seconds": learned_seconds}
     for count in (10, 30):
-        started = time.perf_counter()
+        started = clock()
         trace = lanczos_logdet(system, preconditioner, probes[:, :count])
         record |= {
             f"lanczos{count}": trace.value / n,
             f"lanczos{count}_passes": trace.passes,
-            f"lanczos{count}_seconds": time.perf_counter() - started,
+            f"lanczos{count}_seconds": clock() - started,
         }
-    block = sample_block(n, torch.Generator().manual_seed(solver.seed + 3))
-    evidence = tail_evidence(*given, block)
-    matrix = whitened_blocks(system, preconditioner, block)[0]
+    matrix = whitened_blocks(system, preconditioner, block)[0].cpu()
     record |= {
         "quadrature": evidence.estimate,
         "block": block_alone(matrix),
@@ -113,7 +141,14 @@ def measure(system: LinearSystem, target: Tensor, exact: float, rank: int, mlp: 
         ends = [torch.tensor([value]) for value in (evidence.estimate, evidence.upper)]
         given_features = (evidence.scalars.float().unsqueeze(0), evidence.tokens.float().unsqueeze(0))
         record["block_mlp"] = float(mlp(*given_features, *ends)[0, 1])
-    return record
+    return record, evidence
+
+
+def answer(estimate: TailEstimate) -> Record:
+    """The network's part of a record."""
+    assert estimate.interval is not None
+    ends = {"lower": estimate.interval.lower, "upper": estimate.interval.upper}
+    return {"learned": estimate.value, "refusal": estimate.refusal or "", **ends}
 
 
 METHODS = ("learned", "quadrature", "block", "extrapolated", "block_mlp", "lanczos10", "lanczos30")
@@ -142,58 +177,119 @@ def table(records: list[Record]) -> list[dict[str, float | str]]:
     return rows
 
 
+def summary(records: list[Record]) -> dict[str, list[dict[str, float | str]]]:
+    """The tables of a result file."""
+    uci = [record for record in records if record["data"] in SETS]
+    sizes = sorted({int(record["n"]) for record in uci})
+    return {
+        "uci": table(uci),
+        **{f"n = {n}": table([record for record in uci if record["n"] == n]) for n in sizes},
+        "simulated": table([record for record in records if record["data"] in SIMULATED]),
+    }
+
+
+def write_result(out: Path, described: dict[str, object], records: list[Record]) -> None:
+    """Write the result file atomically and print its tables."""
+    tables = summary(records)
+    by_size = {title.removeprefix("n = "): rows for title, rows in tables.items() if title.startswith("n = ")}
+    parts = {"uci": tables["uci"], "uci_by_size": by_size, "simulated": tables["simulated"]}
+    write_bytes(out, json.dumps({**described, **parts, "records": records}, indent=1).encode())
+    for title, rows in tables.items():
+        print(title)
+        for row in rows:
+            print("  ", ", ".join(f"{k} {v:.4f}" if isinstance(v, float) else str(v) for k, v in row.items()))
+
+
+def write_evidence(path: Path, evidence: list[TailEvidence]) -> None:
+    """What the network read, one row per record, as .npz."""
+    buffer = io.BytesIO()
+    np.savez_compressed(
+        buffer,
+        scalars=np.stack([one.scalars.float().numpy() for one in evidence]),
+        tokens=np.stack([one.tokens.float().numpy() for one in evidence]),
+        estimate=np.array([one.estimate for one in evidence]),
+        upper=np.array([one.upper for one in evidence]),
+    )
+    write_bytes(path, buffer.getvalue())
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    return tuple(int(value) for value in text.split(","))
+
+
 @click.command()
 @click.option("--cache", "folder", type=click.Path(exists=True, path_type=Path), help="to train the block MLP on")
+@click.option("--sets", default=",".join(SETS))
 @click.option("--sizes", default="1000,2500,5000,10000")
 @click.option("--ranks", default="128,400")
+@click.option("--stages", default=None, help="Adam steps; without it seven of them, three from n = 5000 on")
+@click.option("--simulated/--no-simulated", default=True, help="the two simulators too")
+@click.option("--device", default="cpu")
 @click.option("--mlp-steps", default=10_000)
 @click.option("--seed", default=0)
-@click.option("--out", default=_RESULT, type=click.Path(dir_okay=False, path_type=Path))
-def main(folder: Path | None, sizes: str, ranks: str, mlp_steps: int, seed: int, out: Path) -> None:
+@click.option("--evidence", "kept", default=None, type=click.Path(dir_okay=False, path_type=Path))
+@click.option("--out", default=RESULT, type=click.Path(dir_okay=False, path_type=Path))
+def main(
+    folder: Path | None,
+    sets: str,
+    sizes: str,
+    ranks: str,
+    stages: str | None,
+    simulated: bool,
+    device: str,
+    mlp_steps: int,
+    seed: int,
+    kept: Path | None,
+    out: Path,
+) -> None:
     """Measure and write OUT."""
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    place = torch.device(device)
     mlp = None
     if folder is not None:
-        data, held = split(cache.load(folder))
+        data, held = split(load(folder))
         torch.manual_seed(seed)
         mlp = BlockMLP(data["scalars"], data["tokens"].float(), hidden=192)
         run = out.with_suffix(".mlp")
         run.mkdir(exist_ok=True)
         fit(mlp, data, held, TrainConfig(steps=mlp_steps, seed=seed), run, log_every=2000)
     records: list[Record] = []
+    evidence: list[TailEvidence] = []
+    left_out: list[str] = []
+    wanted = [(name, n) for n in _numbers(sizes) for name in sets.split(",")]
     trained: dict[tuple[str, int], list[tuple[int, Parameters]]] = {}
-    wanted = [(name, int(size)) for size in sizes.split(",") for name in SETS]
-    for name, n in [*wanted, *((name, _SIMULATED_SIZE) for name in SIMULATED)]:
+    for name, n in [*wanted, *((name, _SIMULATED_SIZE) for name in SIMULATED if simulated)]:
+        started = time.perf_counter()
         key = (name, min(n, _TRAINED_SIZE))
         if key not in trained:
-            trained[key] = trajectory(*key, STAGES, seed)
+            trained[key] = trajectory(*key, STAGES if stages is None else _numbers(stages), seed, place)
         for step, state in trained[key]:
-            if n >= _LATE and step not in (3, 15, 60):
+            if stages is None and n >= _LATE and step not in _LATE_STAGES:
                 continue
-            system, target, exact = system_at(name, n, state, seed)
-            for rank in (int(value) for value in ranks.split(",")):
-                labels: Record = {"data": name, "n": n, "step": step, "rank": rank}
-                records.append(labels | measure(system, target, exact, rank, mlp))
-        last = records[-1]
-        print(f"{name} n={n}: z {last['z']:.4f}, learned {last['learned']:.4f}", flush=True)
-    uci = [record for record in records if record["data"] in SETS]
-    by_size = {str(n): table([r for r in uci if r["n"] == n]) for n in sorted({int(r["n"]) for r in uci})}
-    simulated = table([record for record in records if record["data"] in SIMULATED])
-    result = {
-        "machine": machine.processor_name(),
+            system, target, exact = system_at(name, n, state, seed, place)
+            for rank in _numbers(ranks):
+                try:
+                    record, read = measure(system, target, exact, rank, mlp)
+                except NotConverged as error:
+                    left_out.append(f"{name} n={n} step {step} rank {rank}: {error}")
+                    print(f"left out: {left_out[-1]}", flush=True)
+                    continue
+                records.append({"data": name, "n": n, "step": step, "rank": rank, **record})
+                evidence.append(read)
+        if not records:
+            continue
+        last, took = records[-1], time.perf_counter() - started
+        print(f"{name} n={n}: z {last['z']:.4f}, learned {last['learned']:.4f}, {took:.1f} s", flush=True)
+    if kept is not None:
+        write_evidence(kept, evidence)
+    described = {
+        "machine": machine.one_line(device),
         "threads": torch.get_num_threads(),
         "dtype": "float32",
         "seed": seed,
-        "uci": table(uci),
-        "uci_by_size": by_size,
-        "simulated": simulated,
-        "records": records,
+        "left_out": left_out,
     }
-    write_bytes(out, json.dumps(result, indent=1).encode())
-    for title, rows in [("UCI", result["uci"]), *by_size.items(), ("simulated", simulated)]:
-        print(title)
-        for row in rows:
-            print("  ", ", ".join(f"{k} {v:.4f}" if isinstance(v, float) else str(v) for k, v in row.items()))
+    write_result(out, described, records)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,9 @@
 """Random Gaussian-process systems for the log-determinant tail: inputs, kernel, noise; as varied as data sets are.
 
-One draw gives one kernel matrix on up to 4096 points in random order. Its leading blocks are kernel matrices of fewer
-points, and the Cholesky factor of A holds the log determinants of all of them: one factorisation serves several sizes.
+One draw gives one kernel matrix on points in random order. Its leading blocks are kernel matrices of fewer points, and
+the Cholesky factor of A holds the log determinants of all of them: one factorisation serves several sizes.
+
+Every random number comes from the CPU, so that a seed means the same system on every device, up to rounding.
 """
 
 from __future__ import annotations
@@ -19,6 +21,8 @@ SIZES = (SMALLEST_SIZE, 4096)
 NOISES = (1e-4, 1.0)  # relative to the variance of the process
 RANKS = (32, 512)
 KINDS = ("rbf", "matern12", "matern32", "matern52", "rq", "periodic")
+SMOOTH_KINDS = ("rbf", "rq", "matern52", "periodic")
+_CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -30,10 +34,10 @@ class KernelDraw:
     dimension: int
 
 
-def draw_kernel(n: int, generator: torch.Generator) -> KernelDraw:
+def draw_kernel(n: int, generator: torch.Generator, device: torch.device = _CPU) -> KernelDraw:
     """One kernel, a convex combination of two, or a product of two, on inputs of 1 to 24 dimensions. O(n^2 d)."""
     dimension = int(2 ** _uniform(0, math.log2(25), generator))
-    points = draw_inputs(n, dimension, generator)
+    points = draw_inputs(n, dimension, generator).to(device)
     matrix, kind = _stationary(points, generator)
     how = int(torch.randint(0, 4, (1,), generator=generator))
     if how >= 2:
@@ -45,6 +49,28 @@ def draw_kernel(n: int, generator: torch.Generator) -> KernelDraw:
             matrix.mul_(other)
             kind = f"{kind} * {other_kind}"
     return KernelDraw(matrix, kind, dimension)
+
+
+def draw_composite(n: int, generator: torch.Generator, device: torch.device = _CPU) -> KernelDraw:
+    """A sum of two to four parts on 1 to 3 dimensions: trends, cycles that drift, irregularities. O(n^2 d).
+
+    Variances differ by up to 10^3, length-scales by up to 10^2.5: few large eigenvalues, then a second, much smaller
+    plateau, which :func:`draw_kernel` hardly ever draws.
+    """
+    dimension = 1 + int(torch.randint(0, 3, (1,), generator=generator))
+    points = draw_inputs(n, dimension, generator).to(device)
+    count = 2 + int(torch.randint(0, 3, (1,), generator=generator))
+    variances = [10 ** -_uniform(0, 3, generator) for _ in range(count)]
+    matrix, names = torch.zeros(n, n, dtype=torch.float64, device=device), []
+    for variance in variances:
+        part, name = _stationary(points, generator, SMOOTH_KINDS, scales=(-1.5, 1), periods=(-1.3, 0.7))
+        if name == "periodic" or _uniform(0, 1, generator) < 0.15:
+            drift, drift_name = _stationary(points, generator, ("rbf", "rq", "matern52"), scales=(-0.3, 1))
+            part.mul_(drift)
+            name = f"{name} * {drift_name}"
+        matrix.add_(part, alpha=variance / sum(variances))
+        names.append(name)
+    return KernelDraw(matrix, " + ".join(names), dimension)
 
 
 def draw_inputs(n: int, dimension: int, generator: torch.Generator) -> Float64[Tensor, "n d"]:
@@ -84,17 +110,29 @@ def draw_inputs(n: int, dimension: int, generator: torch.Generator) -> Float64[T
     return (points - points.mean(0)) / points.std(0).clamp_min(1e-6)
 
 
-def _stationary(points: Tensor, generator: torch.Generator) -> tuple[Tensor, str]:
-    """One kernel with a length-scale per dimension; a third of the dimensions hardly matter, as after training."""
+def _stationary(
+    points: Tensor,
+    generator: torch.Generator,
+    kinds: tuple[str, ...] = KINDS,
+    *,
+    scales: tuple[float, float] = (-0.7, 0.8),
+    periods: tuple[float, float] = (-0.3, 0.7),
+) -> tuple[Tensor, str]:
+    """One kernel with a length-scale per dimension; a third of the dimensions hardly matter, as after training.
+
+    :param scales: decimal logarithms of the smallest and the largest common factor of the length-scales.
+    :param periods: likewise of the period, in standard deviations of the inputs.
+    """
     d = points.shape[1]
-    kind = KINDS[int(torch.randint(0, len(KINDS), (1,), generator=generator))]
+    kind = kinds[int(torch.randint(0, len(kinds), (1,), generator=generator))]
     lengths = torch.randn(d, generator=generator, dtype=torch.float64).mul(_uniform(0, 1, generator)).exp()
     lengths[torch.rand(d, generator=generator) < _uniform(0, 0.7, generator)] *= 8
     # Distances grow like the root of the number of dimensions that matter.
-    lengths *= 10 ** _uniform(-0.7, 0.8, generator) * (lengths**-2).sum().clamp_min(1).sqrt()
+    lengths *= 10 ** _uniform(*scales, generator) * (lengths**-2).sum().clamp_min(1).sqrt()
+    lengths = lengths.to(points.device)
     scaled = points / lengths
     if kind == "periodic":  # the RBF of points wound around circles
-        period = 10 ** _uniform(-0.3, 0.7, generator)
+        period = 10 ** _uniform(*periods, generator)
         angle = 2 * math.pi / period * points
         scaled = torch.cat([angle.cos() / lengths, angle.sin() / lengths], dim=-1)
     scaled = scaled - scaled.mean(0)

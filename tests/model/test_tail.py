@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from gp_rangeformer.model.checkpoint import load_checkpoint, load_pretrained, save_checkpoint
 from gp_rangeformer.model.rangeformer import RangeFormer, RangeFormerConfig
-from gp_rangeformer.model.tail import LogDetTail, LogDetTailConfig
+from gp_rangeformer.model.tail import LOG_SIZE, VALUE_BINS, LogDetTail, LogDetTailConfig
 
 CONFIG = LogDetTailConfig(scalars=5, token_features=3, dim=8, hidden=16)
 RANGEFORMER = RangeFormerConfig(dim=16, rank=4, heads=2, loops=2)
@@ -46,6 +47,48 @@ def test_quantiles_ascend_within_zero_and_the_upper_end_whatever_the_weights() -
     assert bool((answer.diff(dim=-1) >= 0).all())
     assert bool((answer >= 0).all() and (answer <= upper.unsqueeze(-1)).all())
     assert bool((answer == 0).any() and (answer == upper.unsqueeze(-1)).any()), "the ends were never reached"
+
+
+def test_the_floor_moves_both_ends_and_not_the_value() -> None:
+    model = network(spread=0.5)
+    upper = torch.linspace(1, 8, BATCH)
+    estimate = 0.5 * upper
+    before = model(*evidence(), estimate, upper)
+    model.floor.fill_(1e-3)
+    moved = model(*evidence(), estimate, upper) - before
+    inside = (before[:, 0] > 1e-3) & (before[:, 2] < upper - 1e-3)
+    assert int(inside.sum()) > BATCH // 2
+    expected = torch.tensor([-1e-3, 0, 1e-3]).expand(int(inside.sum()), 3)
+    torch.testing.assert_close(moved[inside], expected, rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize(("size", "row"), [(1000, 0), (4096, 0), (4097, 1), (12_000, 1), (12_001, 2), (36_000, 2)])
+def test_the_interval_is_widened_by_the_factor_of_its_size_and_its_value(size: int, row: int) -> None:
+    model = network(spread=0.5)
+    upper = torch.linspace(0.2, 8, BATCH)
+    estimate = 0.5 * upper
+    scalars, tokens = evidence()
+    scalars[:, LOG_SIZE] = math.log(size)
+    before = model(scalars, tokens, estimate, upper)
+    model.widening.copy_(1 + 0.1 * torch.arange(12).reshape(3, 4))
+    after = model(scalars, tokens, estimate, upper)
+    assert torch.equal(after[:, 1], before[:, 1])
+    column = (before[:, 1].unsqueeze(-1) > torch.tensor(VALUE_BINS)).sum(-1)
+    assert len(column.unique()) == 4
+    inside = (after[:, 0] > 0) & (after[:, 2] < upper)
+    assert int(inside.sum()) > BATCH // 4
+    ratio = (after[:, 2] - after[:, 0]) / (before[:, 2] - before[:, 0])
+    torch.testing.assert_close(ratio[inside], (1 + 0.1 * (4 * row + column))[inside], rtol=1e-4, atol=0)
+
+
+def test_with_a_floor_the_interval_still_ends_at_zero_and_the_upper_end() -> None:
+    model = network(spread=5.0)
+    model.floor.fill_(0.5)
+    estimate, upper = ends()
+    answer = model(*evidence(), estimate, upper)
+    assert bool((answer.diff(dim=-1) >= 0).all())
+    assert float(answer.detach().min()) == 0
+    assert bool((answer <= upper.unsqueeze(-1)).all())
 
 
 def test_the_untrained_network_goes_a_fifth_of_the_way() -> None:
@@ -141,3 +184,7 @@ def test_the_shipped_model_has_a_trained_tail() -> None:
     last = tail.read[-1]
     assert isinstance(last, torch.nn.Linear)
     assert float(last.weight.detach().abs().max()) > 0
+    assert 0 < float(tail.floor) < 1e-3
+    for axis in (0, 1):
+        assert bool((tail.widening.diff(dim=axis) >= 0).all()), "narrower for larger n or z"
+    assert 1 < float(tail.widening[0, 0]) < float(tail.widening[-1, -1])

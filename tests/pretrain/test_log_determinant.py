@@ -17,11 +17,13 @@ from gp_rangeformer.ranges.tail import SMALLEST_SIZE, sample_block, whitened_blo
 from gp_rangeformer.solvers.nystrom import nystrom_preconditioner
 from pretrain.log_determinant import cache, train
 from pretrain.log_determinant.baselines import BlockMLP, block_alone, extrapolated
-from pretrain.log_determinant.systems import draw_kernel
+from pretrain.log_determinant.pack import load
+from pretrain.log_determinant.systems import KernelDraw, draw_composite, draw_kernel
 from pretrain.log_determinant.train import Systems, TrainConfig, build, fit, measures, pinball, split
 from tests.solvers.systems import kernel_matrix, points, system
 
 LARGEST = 600
+SMALL = cache.Recipe(largest=540)
 CONFIG = TrainConfig(steps=60, batch=32, lr=2e-2)
 
 
@@ -29,7 +31,7 @@ CONFIG = TrainConfig(steps=60, batch=32, lr=2e-2)
 def shard() -> dict[str, np.ndarray]:
     """16 kernels."""
     torch.manual_seed(0)
-    return cache.make_shard(3, LARGEST)
+    return cache.make_shard(3, cache.Recipe(largest=LARGEST))
 
 
 @pytest.fixture(scope="module")
@@ -43,8 +45,8 @@ def few_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
 
 
-def fill(folder: Path, shards: str) -> str:
-    result = CliRunner().invoke(cache.main, [str(folder), "--shards", shards, "--largest", "540"])
+def fill(folder: Path, shards: str, *options: str) -> str:
+    result = CliRunner().invoke(cache.main, [str(folder), "--shards", shards, "--largest", "540", *options])
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         raise result.exception
     assert result.exit_code == 0, result.output
@@ -63,7 +65,7 @@ def test_the_exact_tail_and_the_first_estimate_of_every_system_lie_between_zero_
 
 
 def test_a_shard_is_a_function_of_its_seed(few_kernels: None) -> None:
-    first, again, other = (cache.make_shard(seed, 540) for seed in (7, 7, 8))
+    first, again, other = (cache.make_shard(seed, SMALL) for seed in (7, 7, 8))
     assert all(np.array_equal(first[name], again[name]) for name in first)
     assert not np.array_equal(first["tail"], other["tail"])
     assert set(first["kernel"].tolist()).isdisjoint(other["kernel"].tolist())
@@ -91,8 +93,8 @@ def test_the_cache_fills_what_is_missing_and_leaves_the_rest(tmp_path: Path, few
     output = fill(tmp_path, "1:3")
     assert names[0] in output
     assert names[1] not in output
-    loaded = cache.load(tmp_path)
-    expected = cache.make_shard(1, 540)
+    loaded = load(tmp_path)
+    expected = cache.make_shard(1, SMALL)
     assert np.array_equal(loaded["tail"][: len(expected["tail"])].numpy(), expected["tail"])
     assert (tmp_path / names[1]).read_bytes() == before[1]
 
@@ -113,9 +115,68 @@ def test_an_interrupted_write_leaves_no_shard(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_empty_folder_is_named(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="no shards in"):
-        cache.load(tmp_path)
+def test_worker_processes_write_the_shards_of_a_single_one(tmp_path: Path) -> None:
+    fill(tmp_path / "one", "1:3")
+    fill(tmp_path / "two", "1:3", "--workers", "2")
+    names = sorted(path.name for path in (tmp_path / "one").iterdir())
+    assert names == sorted(path.name for path in (tmp_path / "two").iterdir())
+    for name in names:
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_once_the_seconds_are_over_no_shard_is_begun(tmp_path: Path, workers: str) -> None:
+    fill(tmp_path, "1:3", "--seconds", "-1", "--workers", workers)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_even_sizes_fill_their_range_where_the_others_crowd_at_its_lower_end(few_kernels: None) -> None:
+    found = {}
+    for even in (False, True):
+        recipe = cache.Recipe(512, 1024, even)
+        shards = [cache.make_shard(seed, recipe) for seed in range(6)]
+        largest = [
+            float(np.exp(shard["scalars"][shard["kernel"] == kernel, 0].max()))
+            for shard in shards
+            for kernel in np.unique(shard["kernel"])
+        ]
+        assert min(largest) >= 511
+        assert max(largest) <= 1025
+        found[even] = np.mean(largest)
+    assert found[True] > found[False]
+
+
+def test_every_random_number_of_a_kernel_comes_from_the_cpu() -> None:
+    """The device "meta" computes nothing, but complains of operands on several devices, as a GPU does."""
+    for draw in (draw_kernel, draw_composite):
+        for seed in range(12):
+            here, there = (torch.Generator().manual_seed(seed) for _ in range(2))
+            matrix = draw(20, here).matrix
+            elsewhere = draw(20, there, torch.device("meta")).matrix
+            assert (elsewhere.device.type, elsewhere.shape) == ("meta", matrix.shape)
+            assert torch.equal(here.get_state(), there.get_state())
+
+
+def test_a_composite_kernel_has_a_unit_diagonal_and_no_negative_direction() -> None:
+    for seed in range(12):
+        matrix = draw_composite(200, torch.Generator().manual_seed(seed)).matrix
+        torch.testing.assert_close(matrix.diagonal(), torch.ones(200, dtype=torch.float64))
+        assert float(torch.linalg.eigvalsh(matrix).min()) > -1e-10
+
+
+@pytest.mark.parametrize(("share", "expected"), [(0.0, 0), (1.0, 2)])
+def test_the_composite_share_of_kernels_is_composite(
+    few_kernels: None, monkeypatch: pytest.MonkeyPatch, share: float, expected: int
+) -> None:
+    drawn: list[str] = []
+
+    def counted(n: int, generator: torch.Generator, device: torch.device) -> KernelDraw:
+        drawn.append("composite")
+        return draw_composite(n, generator, device)
+
+    monkeypatch.setattr(cache, "draw_composite", counted)
+    cache.make_shard(1, cache.Recipe(largest=540, composite=share))
+    assert len(drawn) == expected
 
 
 def test_no_kernel_matrix_is_on_both_sides_of_the_split(systems: Systems) -> None:
@@ -166,16 +227,6 @@ def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(
     fit(resumed, systems, systems, CONFIG, tmp_path / "parts", log_every=20)
     for (name, whole), part in zip(runs["whole"].state_dict().items(), resumed.state_dict().values(), strict=True):
         assert torch.equal(whole, part), name
-
-
-def test_calibration_widens_or_narrows_the_interval_to_its_level_and_moves_nothing_else(systems: Systems) -> None:
-    model = build(systems, seed=0)
-    values = train.quantiles(model, systems)[:, 1]
-    count = len(systems["tail"])
-    for level in (0.9, 0.5):
-        train.calibrate(model, systems, level)
-        assert measures(model, systems)["coverage"] == pytest.approx(level, abs=2 / count)
-        assert torch.equal(train.quantiles(model, systems)[:, 1], values)
 
 
 def test_another_configuration_does_not_resume(tmp_path: Path, systems: Systems) -> None:

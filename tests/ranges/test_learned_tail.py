@@ -61,15 +61,15 @@ def measured() -> list[Measured]:
 
 
 def test_what_is_accepted_is_close_to_the_exact_tail(measured: list[Measured]) -> None:
-    """Measured: 8 of 18 accepted, largest error 0.006."""
+    """Measured: 7 of 18 accepted, largest error 0.006."""
     accepted = [found for found in measured if objection(found.learned, TOLERANCE) is None]
     assert len(accepted) >= 6
     assert max(found.error for found in accepted) < 0.02
 
 
 def test_half_of_all_errors_are_small_and_large_ones_are_announced(measured: list[Measured]) -> None:
-    """Measured: median 0.0029; largest 0.025, at noise 0.001, where the stated half width of 0.028 forbids its use;
-    largest error in half widths: 1.1."""
+    """Measured: median 0.0021; largest 0.017, at noise 0.001, where the stated half width of 0.032 forbids its use;
+    largest error in half widths: 0.9."""
     errors = torch.tensor([found.error for found in measured])
     assert float(errors.median()) < 0.005
     for found in measured:
@@ -78,7 +78,7 @@ def test_half_of_all_errors_are_small_and_large_ones_are_announced(measured: lis
 
 
 def test_stated_intervals_are_ordered_and_contain_most_exact_tails(measured: list[Measured]) -> None:
-    """Measured: 17 of 18, at a stated level of 90 %."""
+    """Measured: 18 of 18, at a stated level of 90 %."""
     contained = 0
     for found in measured:
         assert found.learned.interval is not None
@@ -89,7 +89,7 @@ def test_stated_intervals_are_ordered_and_contain_most_exact_tails(measured: lis
 
 
 def test_the_network_improves_on_the_rule_it_starts_from_everywhere(measured: list[Measured]) -> None:
-    """Measured: medians 0.0029 and 0.098, at most 0.13 times the rule's error."""
+    """Measured: medians 0.0021 and 0.098, at most 0.13 times the rule's error."""
     for found in measured:
         assert found.error < 0.5 * abs(found.quadrature.value - found.tail), found.name
 
@@ -115,6 +115,21 @@ def test_systems_smaller_than_in_training_are_refused() -> None:
     assert estimate.refusal is not None
     assert "n = 255" in estimate.refusal
     assert tail(*solve(SMALLEST_SIZE, 2, "matern32", 0.1)).refusal is None
+
+
+def test_systems_larger_than_measured_are_refused_before_anything_is_read() -> None:
+    given = solve(SMALLEST_SIZE, 2, "matern32", 0.1)
+    probes = torch.ones(1, 1).expand(learned._LARGEST_SIZE + 1, TRAINED_PROBES)
+    estimate = tail(*given[:2], probes, probes, given[4])
+    assert estimate.refusal is not None
+    assert f"n = {learned._LARGEST_SIZE + 1}" in estimate.refusal
+    assert estimate.interval is None
+
+
+def test_reading_kept_evidence_gives_the_tail_of_its_system() -> None:
+    given = solve(600, 2, "matern32", 0.01)
+    block = learned.sample_block(600, torch.Generator().manual_seed(3))
+    assert learned.read(learned.tail_evidence(*given, block)) == tail(*given)
 
 
 def test_a_system_unlike_those_of_training_is_refused_with_the_feature_that_differs() -> None:

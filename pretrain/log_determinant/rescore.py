@@ -1,0 +1,59 @@
+"""The answers of the shipped network in a result file, from kept evidence: nothing is solved or factorised again.
+
+    python -m pretrain.log_determinant.rescore EVIDENCE [--out pretrain/results/log_determinant.json]
+
+EVIDENCE is what :mod:`pretrain.log_determinant.evaluate` wrote with --evidence in the run that made OUT.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+import numpy as np
+import torch
+
+from gp_rangeformer.ranges import learned
+from gp_rangeformer.ranges.tail import TailEvidence
+from pretrain.log_determinant.evaluate import RESULT, Record, answer, write_result
+
+_TABLES = ("uci", "uci_by_size", "simulated", "records")
+
+
+def rescored(records: list[Record], evidence: Path) -> list[Record]:
+    """The records with the network's value, interval and refusal replaced.
+
+    :raises ValueError: the evidence is not that of the records.
+    """
+    with np.load(evidence) as stored:
+        arrays = {name: stored[name] for name in stored.files}
+    if len(arrays["scalars"]) != len(records):
+        raise ValueError(f"{evidence} holds {len(arrays['scalars'])} systems, the result file {len(records)} records")
+    found = []
+    for index, record in enumerate(records):
+        if not np.isclose(arrays["estimate"][index], float(record["quadrature"]), rtol=1e-6, atol=0):
+            raise ValueError(f"row {index} of {evidence} belongs to another system than that record")
+        read = TailEvidence(
+            scalars=torch.from_numpy(arrays["scalars"][index]),
+            upper=float(arrays["upper"][index]),
+            estimate=float(arrays["estimate"][index]),
+            definite=True,
+            tokens=torch.from_numpy(arrays["tokens"][index]),
+        )
+        found.append({**record, **answer(learned.read(read))})
+    return found
+
+
+@click.command()
+@click.argument("evidence", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--out", default=RESULT, type=click.Path(exists=True, dir_okay=False, path_type=Path))
+def main(evidence: Path, out: Path) -> None:
+    """Replace the network's answers in OUT."""
+    stored = json.loads(out.read_text())
+    described = {name: value for name, value in stored.items() if name not in _TABLES}
+    write_result(out, described, rescored(stored["records"], evidence))
+
+
+if __name__ == "__main__":
+    main()
