@@ -115,12 +115,12 @@ def replay(
     """
     outcomes = [Outcome(contender.name) for contender in contenders]
     clear_memory()
+    order = torch.Generator().manual_seed(0)
     for index, state in enumerate(states):
         audited = index % audit_every == 0 or index == len(states) - 1
         truth = exact(state) if audited and exact is not None else None
-        # The order rotates: nobody always runs on the caches that the same neighbour left.
-        for turn in range(len(contenders)):
-            number = (turn + index) % len(contenders)
+        # In another random order every time: nobody always runs on the caches that the same neighbour left.
+        for number in torch.randperm(len(contenders), generator=order).tolist():
             if outcomes[number].left_out is None:
                 _step(contenders[number], state, truth, outcomes[number], patience)
     clear_memory()

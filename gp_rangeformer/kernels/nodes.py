@@ -16,7 +16,7 @@ from torch import Tensor
 from gp_rangeformer.kernels.device_tiles import DeviceTiles, device_tiles
 from gp_rangeformer.kernels.expression import Constant, Expression, Scale, Stationary, Sum
 from gp_rangeformer.kernels.profiles import RBF, SMALLEST, Buffers, Opened, largest_squared_distance, profile
-from gp_rangeformer.kernels.tiles import Block
+from gp_rangeformer.kernels.tiles import Block, Scratch
 
 
 @runtime_checkable
@@ -81,7 +81,7 @@ class _StationaryNode:
         unresolved = max(resolution, SMALLEST) ** 0.5
         self._profile = profile(expression.kind, alpha, unresolved)
         self._largest = largest_squared_distance(self._profile, like.dtype)
-        self._storage = like.new_empty(3, size * size)
+        self._storage = [Scratch(like, size) for _ in range(3)]
         # sum_j S_ij z_j and sum_j S_ij, one column per i: a tile's in its own dtype, their sums in float64. (Products
         # with D + 1 rows take two thirds of the time of those with D + 1 columns.)
         self._sums = torch.zeros(points.shape[1] + 1, len(points), dtype=torch.float64, device=points.device)
@@ -131,7 +131,7 @@ class _StationaryNode:
         return [coordinates] if self._alpha_gradient is None else [coordinates, self._alpha_gradient]
 
     def _buffers(self, block: Block) -> Buffers:
-        return Buffers(*(block.of(storage) for storage in self._storage))
+        return Buffers(*(storage.of(block) for storage in self._storage))
 
     def _distances(self, block: Block) -> Buffers:
         buffers = self._buffers(block)
@@ -145,17 +145,17 @@ class _StationaryNode:
 class _ConstantNode:
     def __init__(self, constant: float, like: Tensor, size: int) -> None:
         self._constant = constant
-        self._storage = like.new_empty(size * size)
+        self._storage = Scratch(like, size)
         self._gradient = like.new_zeros((), dtype=torch.float64)
 
     def value(self, block: Block, out: Tensor) -> None:
         out.fill_(self._constant)
 
     def open(self, block: Block) -> None:
-        self.value(block, block.of(self._storage))
+        self.value(block, self._storage.of(block))
 
     def current(self, block: Block) -> Tensor:
-        return block.of(self._storage)
+        return self._storage.of(block)
 
     def pull(self, block: Block, weight: Tensor, factor: float) -> None:
         self._gradient.add_(weight.sum(), alpha=factor)
@@ -167,7 +167,7 @@ class _ConstantNode:
 class _ScaleNode:
     def __init__(self, factor: float, child: Bound, like: Tensor, size: int) -> None:
         self._factor, self._child = factor, child
-        self._storage = like.new_empty(size * size)
+        self._storage = Scratch(like, size)
         self._gradient = like.new_zeros((), dtype=torch.float64)
 
     def value(self, block: Block, out: Tensor) -> None:
@@ -178,7 +178,7 @@ class _ScaleNode:
         self._child.open(block)
 
     def current(self, block: Block) -> Tensor:
-        return torch.mul(self._child.current(block), self._factor, out=block.of(self._storage))
+        return torch.mul(self._child.current(block), self._factor, out=self._storage.of(block))
 
     def pull(self, block: Block, weight: Tensor, factor: float) -> None:
         self._gradient.add_(_dot(weight, self._child.current(block)), alpha=factor)
@@ -191,13 +191,13 @@ class _ScaleNode:
 class _SumNode:
     def __init__(self, children: list[Bound], like: Tensor, size: int) -> None:
         self._children = children
-        self._storage = like.new_empty(size * size)
+        self._storage = Scratch(like, size)
 
     def value(self, block: Block, out: Tensor) -> None:
         first, *others = self._children
         first.value(block, out)
         for child in others:
-            term = block.of(self._storage)
+            term = self._storage.of(block)
             child.value(block, term)
             out.add_(term)
 
@@ -206,7 +206,7 @@ class _SumNode:
             child.open(block)
 
     def current(self, block: Block) -> Tensor:
-        total = block.of(self._storage).zero_()
+        total = self._storage.of(block).zero_()
         for child in self._children:
             total.add_(child.current(block))
         return total
@@ -222,13 +222,13 @@ class _SumNode:
 class _ProductNode:
     def __init__(self, children: list[Bound], like: Tensor, size: int) -> None:
         self._children = children
-        self._storage, self._weight_storage = like.new_empty(2, size * size)
+        self._storage, self._weight_storage = Scratch(like, size), Scratch(like, size)
 
     def value(self, block: Block, out: Tensor) -> None:
         first, *others = self._children
         first.value(block, out)
         for child in others:
-            factor = block.of(self._storage)
+            factor = self._storage.of(block)
             child.value(block, factor)
             out.mul_(factor)
 
@@ -237,7 +237,7 @@ class _ProductNode:
             child.open(block)
 
     def current(self, block: Block) -> Tensor:
-        total = block.of(self._storage).fill_(1)
+        total = self._storage.of(block).fill_(1)
         for child in self._children:
             total.mul_(child.current(block))
         return total
@@ -246,7 +246,7 @@ class _ProductNode:
         values = [child.current(block) for child in self._children]
         for index, child in enumerate(self._children):
             # Not the product divided by the child's value, which may have underflowed to zero.
-            own = block.of(self._weight_storage).copy_(weight)
+            own = self._weight_storage.of(block).copy_(weight)
             for value in values[:index] + values[index + 1 :]:
                 own.mul_(value)
             child.pull(block, own, factor)

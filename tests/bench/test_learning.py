@@ -68,7 +68,7 @@ def test_a_trajectory_depends_on_its_inputs_alone(dataset: Dataset, states: list
     assert all(torch.equal(old[name], new[name]) for old, new in zip(states, again, strict=True) for name in old)
 
 
-def test_all_contenders_see_the_same_parameters_in_rotating_order(
+def test_all_contenders_see_the_same_parameters_in_changing_order(
     dataset: Dataset, states: list[Parameters], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[tuple[int, dict[str, Tensor]]] = []
@@ -96,7 +96,9 @@ def test_all_contenders_see_the_same_parameters_in_rotating_order(
         expected = states[position // len(contenders)]
         assert found.keys() == expected.keys()
         assert all(torch.equal(found[name], expected[name]) for name in expected)
-    assert [number for number, _ in seen] == [(turn + step) % 3 for step in range(STEPS) for turn in range(3)]
+    orders = [tuple(number for number, _ in seen[3 * step : 3 * step + 3]) for step in range(STEPS)]
+    assert all(sorted(order) == [0, 1, 2] for order in orders)
+    assert len(set(orders)) > 2
 
 
 @pytest.mark.parametrize("spec", CONTENDERS, ids=lambda spec: spec.name)

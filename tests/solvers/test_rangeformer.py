@@ -49,6 +49,20 @@ def test_value_and_gradient_approach_the_exact_ones(dtype) -> None:
     assert errors[1] < errors[0] + 1e-3
 
 
+@pytest.mark.parametrize("name", ["matern12", "matern32", "rbf"])
+def test_noise_of_a_hundred_thousandth_is_answered_right_in_float32(name) -> None:
+    single, rhs = system(kernel_matrix(X, name), 1e-5, torch.float32), targets(N).float()
+    evaluation = RangeFormerSolver(rank=100).prepare(single).evaluate(rhs)
+    dense = single.to_dense(torch.float64)
+    quadratic = float(rhs.double().mT @ torch.linalg.solve(dense, rhs.double()))
+    logdet = float(torch.logdet(dense))
+    assert evaluation.solution.inv_quad[0].contains(quadratic)
+    assert float(evaluation.inv_quad[0]) == pytest.approx(quadratic, rel=1e-3)
+    assert evaluation.logdet is not None
+    assert evaluation.logdet.rigorous.contains(logdet)
+    assert evaluation.logdet.value == pytest.approx(logdet, abs=0.01 * N)
+
+
 def test_a_residual_is_recomputed_after_more_than_four_updates() -> None:
     linear_system, rhs = at_step(0), targets(N)
     exact = torch.linalg.solve(linear_system.to_dense(), rhs)
