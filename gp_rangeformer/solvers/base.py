@@ -133,10 +133,11 @@ class LinearSystem:
         return scale * torch.linalg.vector_norm(solution, dim=0)
 
     def _column_norm(self) -> Float[Tensor, ""]:
-        if self._largest_column is None:
+        largest = self._largest_column
+        if largest is None:
             sample = torch.linspace(0, self.size - 1, min(_SAMPLED_COLUMNS, self.size), device=self.device).long()
-            self._largest_column = torch.linalg.vector_norm(self._kernel.columns(sample), dim=0).max()
-        return self._largest_column
+            largest = self._largest_column = torch.linalg.vector_norm(self._kernel.columns(sample), dim=0).max()
+        return largest
 
 
 @dataclass(frozen=True)
