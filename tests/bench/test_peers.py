@@ -107,7 +107,10 @@ def test_the_peak_is_what_was_held_at_the_same_time() -> None:
 
     holder = Entrant("scripted", "", lambda problem: Holder([1.0]))
     peak = measure_memory(holder, problem(), [{"a": torch.ones(1)}])
-    assert peak == pytest.approx(24, abs=2)
+    assert peak is not None
+    # Not the 48 MiB of all of them. Up to a block may lie in a gap that an earlier test has left in malloc's heap, and
+    # is not given back at once.
+    assert 22 < peak < 36
 
 
 def test_as_many_steps_are_taken_as_fill_the_memory() -> None:
