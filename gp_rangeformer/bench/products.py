@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from statistics import median
@@ -10,14 +9,14 @@ from statistics import median
 import torch
 from torch import Tensor
 
-from gp_rangeformer.compare.instruments import synchronize
+from gp_rangeformer.bench.contenders import Clock
+from gp_rangeformer.bench.floors import COLUMNS
 from gp_rangeformer.compare.tables import Grid
 from gp_rangeformer.kernels.expression import Scale, Stationary
 from gp_rangeformer.kernels.fused import FusedKernel
 
 _REPEATS = 7
 _LARGEST_SOLVED = 4000  # exact float64 solves
-COLUMNS = 33  # y and 32 probes
 NOISES = (0.1, 0.01, 0.001)  # relative to k(x, x)
 
 
@@ -49,7 +48,7 @@ def measure_products(n: int, *, dimensions: int = 8, device: str = "cpu", seed: 
     generator = torch.Generator().manual_seed(seed)
     x = torch.rand(n, dimensions, generator=generator).to(place)
     vectors = torch.randn(n, COLUMNS, generator=generator).to(place)
-    kernel, precise = _kernel(x), _kernel(x.double())
+    kernel, precise = matern_kernel(x), matern_kernel(x.double())
     found = []
     with torch.no_grad():
         recomputed = kernel.recomputed()
@@ -62,11 +61,11 @@ def measure_products(n: int, *, dimensions: int = 8, device: str = "cpu", seed: 
             left = None
             if rounded is not None and n <= _LARGEST_SOLVED:
                 left = _residuals_left(precise.dense(), rounded.double(), vectors.double())
-            found.append(Product(way, _seconds(multiply, place), preparation, float(error), left))
+            found.append(Product(way, median_seconds(multiply, place), preparation, float(error), left))
 
-        making = _seconds(kernel.dense, place)
+        making = median_seconds(kernel.dense, place)
         add("dense, float32", lambda: dense @ vectors, making, dense)
-        copying = _seconds(dense.bfloat16, place)
+        copying = median_seconds(dense.bfloat16, place)
         low, low_vectors = dense.bfloat16(), vectors.bfloat16()
         add("dense, bfloat16 copy", lambda: low @ low_vectors, making + copying, low)
         if place.type == "cuda":
@@ -104,7 +103,8 @@ def to_json(n: int, products: list[Product]) -> dict[str, object]:
     return {"n": n, "products": [asdict(product) for product in products]}
 
 
-def _kernel(x: Tensor) -> FusedKernel:
+def matern_kernel(x: Tensor) -> FusedKernel:
+    """Matern-3/2 with k(x, x) = 1 and a length-scale of 0.5 in every dimension of the n x d points."""
     parameters = x.new_tensor(1.0), x.new_full((1, x.shape[1]), 0.5)
     return FusedKernel(Scale(Stationary("matern32")), x, parameters)
 
@@ -136,13 +136,15 @@ def _in_tf32(matrix: Tensor, vectors: Tensor) -> Tensor:
         torch.backends.cuda.matmul.allow_tf32 = before
 
 
-def _seconds(action: Callable[[], object], device: torch.device) -> float:
+def median_seconds(
+    action: Callable[[], object], device: torch.device, before: Callable[[], object] = lambda: None
+) -> float:
+    """Of seven runs after one that is not counted; ``before`` runs ahead of each, outside the time."""
     action()
     taken = []
     for _ in range(_REPEATS):
-        synchronize(device)
-        started = time.perf_counter()
-        action()
-        synchronize(device)
-        taken.append(time.perf_counter() - started)
+        before()
+        with Clock(device) as clock:
+            action()
+        taken.append(clock.seconds)
     return median(taken)

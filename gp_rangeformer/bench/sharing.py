@@ -8,9 +8,6 @@ One thread per process unless OMP_NUM_THREADS says otherwise; gloo on CPUs, nccl
 from __future__ import annotations
 
 import os
-import time
-from collections.abc import Callable
-from statistics import median
 from typing import Annotated
 
 import torch
@@ -18,14 +15,13 @@ import typer
 from torch import distributed
 
 from gp_rangeformer.backend.storage import Storage, hold
+from gp_rangeformer.bench.floors import COLUMNS
+from gp_rangeformer.bench.products import matern_kernel, median_seconds
 from gp_rangeformer.compare import machine
-from gp_rangeformer.compare.instruments import synchronize
 from gp_rangeformer.compare.tables import Grid
-from gp_rangeformer.kernels.expression import Scale, Stationary
-from gp_rangeformer.kernels.fused import FusedKernel
 from gp_rangeformer.kernels.sharded import ProcessShare
 
-_REPEATS, _COLUMNS, _DIMENSIONS = 7, 33, 4
+_DIMENSIONS = 4
 
 
 def measure_sharing(n: int, share: ProcessShare, device: torch.device) -> tuple[float, float]:
@@ -33,25 +29,12 @@ def measure_sharing(n: int, share: ProcessShare, device: torch.device) -> tuple[
     of the others, because every product ends with a collective."""
     generator = torch.Generator().manual_seed(0)
     x = torch.rand(n, _DIMENSIONS, generator=generator).to(device)
-    vectors = torch.randn(n, _COLUMNS, generator=generator).to(device)
-    parameters = x.new_tensor(1.0), x.new_full((1, _DIMENSIONS), 0.5)
-    kernel = FusedKernel(Scale(Stationary("matern32")), x, parameters)
+    vectors = torch.randn(n, COLUMNS, generator=generator).to(device)
+    kernel = matern_kernel(x)
     with torch.no_grad():
         rows, tiles = (hold(kernel, Storage(dense, share=share))[1] for dense in (True, False))
-        return _seconds(lambda: rows.matmul(vectors), device), _seconds(lambda: tiles.matmul(vectors), device)
-
-
-def _seconds(action: Callable[[], object], device: torch.device) -> float:
-    action()
-    taken = []
-    for _ in range(_REPEATS):
-        distributed.barrier()
-        synchronize(device)
-        started = time.perf_counter()
-        action()
-        synchronize(device)
-        taken.append(time.perf_counter() - started)
-    return median(taken)
+        held = median_seconds(lambda: rows.matmul(vectors), device, distributed.barrier)
+        return held, median_seconds(lambda: tiles.matmul(vectors), device, distributed.barrier)
 
 
 def main(sizes: Annotated[str, typer.Option(help="Points, separated by commas.")] = "4000,8000") -> None:
@@ -69,7 +52,7 @@ def main(sizes: Annotated[str, typer.Option(help="Points, separated by commas.")
         found = [(n, *measure_sharing(n, share, device)) for n in wanted]
         if distributed.get_rank() == 0:
             rows = tuple((str(n), f"{1e3 * held:.1f}", f"{1e3 * made:.1f}") for n, held, made in found)
-            title = f"Product with {_COLUMNS} columns, ms, {distributed.get_world_size()} processes"
+            title = f"Product with {COLUMNS} columns, ms, {distributed.get_world_size()} processes"
             note = f"Matern-3/2, {_DIMENSIONS} dimensions, float32, medians; {machine.one_line(str(device))}"
             print(Grid(title, ("n", "rows held", "tiles recomputed"), rows, (note,)).to_markdown())
     finally:

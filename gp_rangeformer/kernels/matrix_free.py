@@ -11,7 +11,7 @@ from gp_rangeformer.kernels.expression import Expression
 from gp_rangeformer.kernels.nodes import bind
 from gp_rangeformer.kernels.share import ALONE, Share
 from gp_rangeformer.kernels.streamed import streamed
-from gp_rangeformer.kernels.tiles import tile_size, upper_blocks
+from gp_rangeformer.kernels.tiles import Scratch, tile_size, upper_blocks
 
 
 class RecomputedKernelMatrix:
@@ -39,7 +39,8 @@ class RecomputedKernelMatrix:
         self._arguments = tuple(argument.detach() for argument in arguments)
         self._size = min(tile_size(self.device), n)
         self._root = bind(expression, self._arguments, dtype, self._size)
-        self._storage = self._arguments[0].new_empty(self._size**2, dtype=dtype)
+        self._like = self._arguments[0].new_empty(0, dtype=dtype)
+        self._tile = Scratch(self._like, self._size)
         self._stream = streamed(expression, self._arguments, dtype) if share is ALONE else None
 
     @property
@@ -48,7 +49,7 @@ class RecomputedKernelMatrix:
 
     @property
     def dtype(self) -> torch.dtype:
-        return self._storage.dtype
+        return self._like.dtype
 
     @property
     def device(self) -> torch.device:
@@ -60,7 +61,7 @@ class RecomputedKernelMatrix:
             return self._stream.matmul(vectors)
         total = torch.zeros_like(vectors, memory_format=torch.contiguous_format)
         for block in self._share.blocks(upper_blocks(self._n, self._size)):
-            tile = block.of(self._storage)
+            tile = self._tile.of(block)
             evaluate_tile(self._root, block, tile)
             total[block.rows].addmm_(tile, vectors[block.columns])
             if not block.on_diagonal:
@@ -73,7 +74,7 @@ class RecomputedKernelMatrix:
 
     def diagonal(self) -> Float[Tensor, " n"]:
         """One number, n times. O(n)."""
-        return self_covariance(self._root, self._storage).repeat(self._n)
+        return self_covariance(self._root, self._like).repeat(self._n)
 
     def to_dense(self, dtype: torch.dtype) -> Float[Tensor, "n n"]:
         """K after all: n^2 memory, in every process."""

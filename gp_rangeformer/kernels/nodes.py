@@ -15,7 +15,15 @@ from torch import Tensor
 
 from gp_rangeformer.kernels.device_tiles import DeviceTiles, device_tiles
 from gp_rangeformer.kernels.expression import Constant, Expression, Scale, Stationary, Sum
-from gp_rangeformer.kernels.profiles import RBF, SMALLEST, Buffers, Opened, largest_squared_distance, profile
+from gp_rangeformer.kernels.profiles import (
+    RBF,
+    SMALLEST,
+    Buffers,
+    Opened,
+    largest_squared_distance,
+    profile,
+    unresolved_distance,
+)
 from gp_rangeformer.kernels.tiles import Block, Scratch
 
 
@@ -77,8 +85,7 @@ class _StationaryNode:
         self._left = torch.cat([-2 * points, norms, ones], dim=-1)
         self._right = torch.cat([points, ones, norms], dim=-1).mT.contiguous()
         self._points_and_ones = self._right[:-1]
-        resolution = torch.finfo(like.dtype).eps * float(squares.mean())
-        unresolved = max(resolution, SMALLEST) ** 0.5
+        unresolved = unresolved_distance(squares, like.dtype)
         self._profile = profile(expression.kind, alpha, unresolved)
         self._largest = largest_squared_distance(self._profile, like.dtype)
         self._storage = [Scratch(like, size) for _ in range(3)]

@@ -179,6 +179,11 @@ def largest_squared_distance(profile: Profile, dtype: torch.dtype) -> float:
     return profile.largest(_EXPONENT[dtype])
 
 
+def unresolved_distance(squares: Float[Tensor, "n _"], dtype: torch.dtype) -> float:
+    """What rounding in ``dtype`` leaves of the distance of coincident points whose squared norms are ``squares``."""
+    return max(torch.finfo(dtype).eps * float(squares.mean()), SMALLEST) ** 0.5
+
+
 def profile(kind: Kind, alpha: float | None, unresolved: float) -> Profile:
     """The profile of ``kind``: ``alpha`` of a rational quadratic, the distance below which rounding leaves points
     ``unresolved``. The periodic kernel is the RBF of points on circles."""

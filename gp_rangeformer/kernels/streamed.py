@@ -11,7 +11,7 @@ from torch import Tensor
 
 from gp_rangeformer.kernels.device_tiles import triton_works
 from gp_rangeformer.kernels.expression import Expression, Scale, Stationary
-from gp_rangeformer.kernels.profiles import SMALLEST, profile
+from gp_rangeformer.kernels.profiles import profile, unresolved_distance
 
 if TYPE_CHECKING:
     from gp_rangeformer.kernels.triton_products import TritonProducts
@@ -32,8 +32,7 @@ class StreamedKernel:
         from gp_rangeformer.kernels.triton_products import TritonProducts
 
         self._points = coordinates.double()
-        resolution = torch.finfo(coordinates.dtype).eps * float(self._points.square().sum(-1).mean())
-        unresolved = max(resolution, SMALLEST) ** 0.5
+        unresolved = unresolved_distance(self._points.square().sum(-1, keepdim=True), coordinates.dtype)
         self._scales = [scale.double() for scale in scales]
         self._slope_factor = profile(stationary.kind, alpha, unresolved).slope_factor
         self._has_shape = alpha is not None
