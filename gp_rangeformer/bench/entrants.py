@@ -30,10 +30,6 @@ class Entrant:
     growth: int = _PASSES
     steps_to_fill: int = 1
 
-    @property
-    def is_floor(self) -> bool:
-        return self.name in (FLOOR, HOST_FLOOR)
-
 
 FLOORS = (
     Entrant(FLOOR, "the plug-in's fused K once, and one contraction of its gradient with 33 thin columns", Floor),

@@ -11,14 +11,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, LogLocator, NullFormatter
 
-from gp_rangeformer import plots
 from gp_rangeformer.bench.floors import FLOOR, HOST_FLOOR
 from gp_rangeformer.bench.growth import exponent
 from gp_rangeformer.bench.peer_run import Plan
 from gp_rangeformer.bench.peer_tables import matrix_mib, relative_seconds, series
 from gp_rangeformer.bench.peers import Row, Size
+from gp_rangeformer.figure_style import DPI, SOLVER_COLOURS, colour_of, dress, new_figure
 
-_COLOURS = {**plots._COLOURS, "gpflash": "#7F5539", "keops": "#56B4E9", FLOOR: "#222222", HOST_FLOOR: "#8A8A8A"}
+_COLOURS = {**SOLVER_COLOURS, "gpflash": "#7F5539", "keops": "#56B4E9", FLOOR: "#222222", HOST_FLOOR: "#8A8A8A"}
 _GAP = 0.052  # between labels, as a share of the axes' height
 
 _Lines = Mapping[str, Mapping[int, float]]
@@ -30,7 +30,7 @@ def write_peer_figures(sizes: Sequence[Size], plan: Plan, folder: Path) -> list[
     written = []
     for name, draw in FIGURES.items():
         path = folder / f"{plan.dataset}-bench-{name}.png"
-        draw(sizes, plan).savefig(path, dpi=plots._DPI)
+        draw(sizes, plan).savefig(path, dpi=DPI)
         written.append(path)
     return written
 
@@ -67,7 +67,7 @@ def _names(sizes: Sequence[Size]) -> list[str]:
 
 
 def _figure(sizes: Sequence[Size], plan: Plan, lines: _Lines, title: str, unit: str, *, exponents: bool) -> Figure:
-    figure = plots._figure(7.6, 4.8)
+    figure = new_figure(7.6, 4.8)
     axes = figure.subplots()
     drawn = {name: values for name, values in lines.items() if values}
     for name, values in drawn.items():
@@ -79,12 +79,7 @@ def _figure(sizes: Sequence[Size], plan: Plan, lines: _Lines, title: str, unit: 
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.yaxis.set_major_formatter("{x:g}")
     axes.yaxis.set_minor_formatter(NullFormatter())
-    for axis in (axes.xaxis, axes.yaxis):
-        axis.label.set_fontsize(9)
-    axes.tick_params(labelsize=8.5)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(visible=True, color="#E6E6E6", linewidth=0.7)
-    axes.set_axisbelow(True)
+    dress(axes)
     _label_ends(axes, drawn, exponents)
     what = f"{plan.dataset}, {plan.dtype}, {sizes[0].machine.split(', torch')[0]}, torch threads: {sizes[0].threads}"
     figure.suptitle(f"{title}: {what}", fontsize=9.5, x=0.01, ha="left")
@@ -94,19 +89,17 @@ def _figure(sizes: Sequence[Size], plan: Plan, lines: _Lines, title: str, unit: 
 def _style(name: str, names: Sequence[str]) -> dict[str, Any]:
     if name == "one K":
         return {"color": "#222222", "linewidth": 1.0, "linestyle": (0, (1, 1.5)), "zorder": 1}
-    style: dict[str, Any] = {"color": _colour(name, names), "marker": "o", "markersize": 3.5, "linewidth": 1.5}
+    style: dict[str, Any] = {
+        "color": colour_of(name, names, _COLOURS),
+        "marker": "o",
+        "markersize": 3.5,
+        "linewidth": 1.5,
+    }
     if name in (FLOOR, HOST_FLOOR):
         style |= {"linestyle": (0, (4, 2)), "linewidth": 1.2, "zorder": 2}
     elif name == "rangeformer":
         style |= {"linewidth": 2.4, "zorder": 5}
     return style
-
-
-def _colour(name: str, names: Sequence[str]) -> str:
-    if name in _COLOURS:
-        return _COLOURS[name]
-    others = [other for other in names if other not in _COLOURS]
-    return plots._FURTHER[others.index(name) % len(plots._FURTHER)]
 
 
 def _label_ends(axes: Axes, lines: _Lines, exponents: bool) -> None:

@@ -12,9 +12,7 @@ Checkpoints in the folder are used again if their configuration is the one asked
 from __future__ import annotations
 
 import argparse
-import json
 import math
-import os
 import re
 import time
 from collections.abc import Callable, Sequence
@@ -26,14 +24,13 @@ from typing import Any
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from gp_rangeformer.compare import machine
 from gp_rangeformer.compare.result import write_json
 from gp_rangeformer.model.linear_system_transformer import LinearSystemTransformer, LinearSystemTransformerConfig
 from pretrain.baselines.classical import conjugate_gradients, exact, gradient_descent
+from pretrain.experiments.model_file import read_model, write_model
 from pretrain.experiments.spd_systems import random_systems
 
 Solver = Callable[[Tensor, Tensor], Tensor]
@@ -104,13 +101,10 @@ def train(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = LinearSystemTransformer(run.model)
-    if path.exists():
-        with safe_open(path, framework="pt") as file:
-            record = json.loads(file.metadata()["record"])
-            if {key: record[key] for key in asked} == json.loads(json.dumps(asked)):
-                model.load_state_dict({key: file.get_tensor(key) for key in file.keys()})  # noqa: SIM118
-                print(f"{name}, seed {seed}: {path.name} is there", flush=True)
-                return model, record
+    known = read_model(path, model, asked)
+    if known is not None:
+        print(f"{name}, seed {seed}: {path.name} is there", flush=True)
+        return model, known
     if start is not None:
         model.load_state_dict(start.state_dict())
     generator = torch.Generator().manual_seed(seed)
@@ -145,10 +139,7 @@ def train(
     print(
         f"{name}, seed {seed}: {step} steps in {record['seconds']:.0f} s, loss {record['final_loss']:.3e}", flush=True
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_suffix(".unfinished")
-    save_file(model.state_dict(), unfinished, metadata={"record": json.dumps(record)})
-    os.replace(unfinished, path)
+    write_model(path, model, record)
     return model, record
 
 

@@ -31,7 +31,6 @@ class KernelDraw:
 
     matrix: Float64[Tensor, "n n"]
     kind: str
-    dimension: int
 
 
 def draw_kernel(n: int, generator: torch.Generator, device: torch.device = _CPU) -> KernelDraw:
@@ -48,7 +47,7 @@ def draw_kernel(n: int, generator: torch.Generator, device: torch.device = _CPU)
         else:
             matrix.mul_(other)
             kind = f"{kind} * {other_kind}"
-    return KernelDraw(matrix, kind, dimension)
+    return KernelDraw(matrix, kind)
 
 
 def draw_composite(n: int, generator: torch.Generator, device: torch.device = _CPU) -> KernelDraw:
@@ -70,7 +69,7 @@ def draw_composite(n: int, generator: torch.Generator, device: torch.device = _C
             name = f"{name} * {drift_name}"
         matrix.add_(part, alpha=variance / sum(variances))
         names.append(name)
-    return KernelDraw(matrix, " + ".join(names), dimension)
+    return KernelDraw(matrix, " + ".join(names))
 
 
 def draw_inputs(n: int, dimension: int, generator: torch.Generator) -> Float64[Tensor, "n d"]:

@@ -13,7 +13,10 @@ from gp_rangeformer.ranges.landmarks import Landmarks, rp_cholesky_landmarks
 from gp_rangeformer.ranges.learned import SystemOperator
 from gp_rangeformer.solvers.base import LinearSystem
 from gp_rangeformer.solvers.nystrom import ProposedTestMatrix, nystrom_preconditioner
-from pretrain.experiments.ranges import QUICK, Remainder, block_krylov, extend, finders, main, rank_for
+from pretrain.experiments.ranges.bench import QUICK, rank_for
+from pretrain.experiments.ranges.command import main
+from pretrain.experiments.ranges.extended import Remainder, extend
+from pretrain.experiments.ranges.finders import block_krylov, finders
 
 N, RANK = 200, 16
 

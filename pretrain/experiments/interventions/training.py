@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import math
-import os
 import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 
 from pretrain.experiments.interventions.ladder import Model, Training
 from pretrain.experiments.interventions.problems import draw, loss
+from pretrain.experiments.model_file import read_model, write_model
 
 
 def train(run: Training, path: Path) -> tuple[Model, dict[str, Any]]:
@@ -24,13 +21,10 @@ def train(run: Training, path: Path) -> tuple[Model, dict[str, Any]]:
     :returns: the model, and the record: configuration, milliseconds per step, mean loss of the last tenth of the steps.
     """
     model = run.rung.build(run.tasks, run.seed)
-    asked = json.loads(json.dumps(asdict(run)))
-    if path.exists():
-        with safe_open(path, framework="pt") as file:
-            record = json.loads(file.metadata()["record"])
-            if record["training"] == asked:
-                model.load_state_dict({key: file.get_tensor(key) for key in file.keys()})  # noqa: SIM118
-                return model, record
+    asked = {"training": asdict(run)}
+    known = read_model(path, model, asked)
+    if known is not None:
+        return model, known
     generator = torch.Generator().manual_seed(run.seed)
     optimiser = torch.optim.Adam(model.parameters(), lr=run.learning_rate)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _rate(step, run))
@@ -50,15 +44,12 @@ def train(run: Training, path: Path) -> tuple[Model, dict[str, Any]]:
     seconds = time.perf_counter() - start
     last = losses[-max(1, run.steps // 10) :]
     record = {
-        "training": asked,
+        **asked,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "milliseconds_per_step": 1e3 * seconds / run.steps,
         "final_loss": sum(last) / len(last),
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    save_file(model.state_dict(), temporary, metadata={"record": json.dumps(record)})
-    os.replace(temporary, path)
+    write_model(path, model, record)
     return model, record
 
 

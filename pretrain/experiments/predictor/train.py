@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,11 +9,9 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from safetensors import safe_open
-from safetensors.torch import save
 from torch import Tensor
 
-from gp_rangeformer.atomic import write_bytes
+from pretrain.experiments.model_file import read_model, write_model
 from pretrain.experiments.predictor.model import STEPS, MixingTransformer
 
 _BATCH = 256
@@ -58,12 +55,9 @@ def train(
     arguments = {"corrected": corrected, "steps": steps, "seed": seed, "runs": len(runs)}
     torch.manual_seed(seed)
     model = MixingTransformer(corrected=corrected)
-    if file.is_file():
-        with safe_open(file, "pt") as stored:
-            header = json.loads(stored.metadata()["record"])
-            if header["arguments"] == arguments:
-                model.load_state_dict({name: stored.get_tensor(name) for name in stored.keys()})  # noqa: SIM118
-                return model.eval(), header
+    known = read_model(file, model, {"arguments": arguments})
+    if known is not None:
+        return model.eval(), known
     kept = [run for index, run in enumerate(runs) if index % _VALIDATION]
     held = [run for index, run in enumerate(runs) if not index % _VALIDATION]
     tokens, forms = (torch.cat([run[name] for run in kept]) for name in ("tokens", "forms"))
@@ -86,7 +80,7 @@ def train(
         "residual on training runs": _geometric(model, kept),
         "residual on validation runs": _geometric(model, held),
     }
-    write_bytes(file, save(model.state_dict(), metadata={"record": json.dumps(record)}))
+    write_model(file, model, record)
     return model, record
 
 

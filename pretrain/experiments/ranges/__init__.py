@@ -1,0 +1,1 @@
+"""Learned columns beside landmarks as ranges of the certified solver's preconditioner."""

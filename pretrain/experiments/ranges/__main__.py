@@ -1,0 +1,5 @@
+from __future__ import annotations
+
+from pretrain.experiments.ranges.command import main
+
+main()
