@@ -8,7 +8,7 @@ import weakref
 import torch
 from linear_operator.operators import LinearOperator
 
-from gp_rangeformer.kernels import storage
+from gp_rangeformer import workspace
 from gp_rangeformer.ranges.memory import Memory, MemoryStore
 from gp_rangeformer.solvers.kernel_matrix import KernelMatrix
 
@@ -22,7 +22,7 @@ def clear_memory() -> None:
     """Forget the solutions and landmarks of every model, and return the memory kept for kernel matrices. The next step
     starts cold; no answer changes."""
     _store.clear()
-    storage.release()
+    workspace.release()
 
 
 def memory_bytes() -> int:
@@ -64,4 +64,4 @@ def memory_of(owners: tuple[int, ...], kernel: torch.Tensor | KernelMatrix, elem
 def trim_memory(limit: int) -> None:
     """Keep at most ``limit`` bytes of solutions and landmarks, and of memory for kernel matrices."""
     _store.trim(limit)
-    storage.keep_at_most(limit)
+    workspace.keep_at_most(limit)

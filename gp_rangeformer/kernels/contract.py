@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from gp_rangeformer.kernels.bind import bind
 from gp_rangeformer.kernels.expression import Expression
-from gp_rangeformer.kernels.nodes import bind
 from gp_rangeformer.kernels.share import ALONE, Share
 from gp_rangeformer.kernels.streamed import streamed
 from gp_rangeformer.kernels.tiles import Block, tile_size, upper_blocks
@@ -53,12 +53,11 @@ def contract(
     factors = _factors(weight, dtype)
     n = len(weight.value if isinstance(weight, DenseWeight) else weight.left)
     size = min(tile_size(arguments[0].device), n)
-    root = bind(expression, arguments, dtype, size)
+    tiles = bind(expression, arguments, dtype, size)
     storage = arguments[0].new_empty(size * size, dtype=dtype)
     for block in share.blocks(upper_blocks(n, size)):
-        root.open(block)
-        root.pull(block, factors.tile(block, block.of(storage)), 1.0)
-    return _as_arguments([share.sum(gradient) for gradient in root.gradients()], arguments)
+        tiles.pull(block, factors.tile(block, block.of(storage)))
+    return _as_arguments([share.sum(gradient) for gradient in tiles.gradients()], arguments)
 
 
 def _as_arguments(gradients: list[Tensor], arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

@@ -6,12 +6,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from gp_rangeformer.kernels.bind import KernelTiles, bind
 from gp_rangeformer.kernels.device_tiles import copy_transposed
 from gp_rangeformer.kernels.embedding import embed
 from gp_rangeformer.kernels.expression import Expression
-from gp_rangeformer.kernels.nodes import Bound, bind
-from gp_rangeformer.kernels.storage import empty_matrix
 from gp_rangeformer.kernels.tiles import Block, spans, tile_size, upper_blocks
+from gp_rangeformer.workspace import empty_matrix
 
 
 def evaluate(expression: Expression, x: Float[Tensor, "n d"], parameters: tuple[Tensor, ...]) -> Float[Tensor, "n n"]:
@@ -32,10 +32,14 @@ def evaluate_arguments(
     """The same from :func:`~gp_rangeformer.kernels.embedding.embed`'s result for ``n`` points."""
     size = min(tile_size(arguments[0].device), n)
     kernel = empty_matrix(n, n, dtype, arguments[0].device)
-    root = bind(expression, arguments, dtype, size)
+    tiles = bind(expression, arguments, dtype, size)
+    if not tiles.mirrored:
+        everything = slice(0, n)
+        tiles.value(Block(everything, everything), kernel)
+        return kernel
     for block in upper_blocks(n, size):
         tile = kernel[block.rows, block.columns]
-        evaluate_tile(root, block, tile)
+        evaluate_tile(tiles, block, tile)
         if not block.on_diagonal:
             copy_transposed(tile, kernel[block.columns, block.rows])
     return kernel
@@ -50,17 +54,20 @@ def evaluate_rows(
     """
     size = min(tile_size(arguments[0].device), n)
     part = empty_matrix(rows.stop - rows.start, n, dtype, arguments[0].device)
+    tiles = bind(expression, arguments, dtype, size)
+    if not tiles.mirrored:
+        tiles.value(Block(rows, slice(0, n)), part)
+        return part
     storage = part.new_empty(size * size)
-    root = bind(expression, arguments, dtype, size)
     for own in spans(rows.start, rows.stop, size):
         inside = slice(own.start - rows.start, own.stop - rows.start)
         for other in spans(0, n, size):
             if other.start >= own.start:
-                evaluate_tile(root, Block(own, other), part[inside, other])
+                evaluate_tile(tiles, Block(own, other), part[inside, other])
             else:
                 mirrored = Block(other, own)
                 tile = mirrored.of(storage)
-                evaluate_tile(root, mirrored, tile)
+                evaluate_tile(tiles, mirrored, tile)
                 copy_transposed(tile, part[inside, other])
     return part
 
@@ -73,28 +80,30 @@ def evaluate_columns(
     size, r = min(tile_size(device), n), len(index)
     # The chosen points once more, behind all points: then their columns are a range.
     positions = torch.cat([torch.arange(n, device=device), index])
-    root = bind(expression, of_points(arguments, positions), dtype, size)
+    tiles = bind(expression, of_points(arguments, positions), dtype, size)
     found = arguments[0].new_empty(n, r, dtype=dtype)
+    if not tiles.mirrored:
+        size = n
     for rows in spans(0, n, size):
         for columns in spans(0, r, size):
-            root.value(Block(rows, slice(n + columns.start, n + columns.stop)), found[rows, columns])
+            tiles.value(Block(rows, slice(n + columns.start, n + columns.stop)), found[rows, columns])
     # A point and its own copy coincide up to the rounding of a product: on the diagonal exactly.
-    found[index, torch.arange(r, device=device)] = self_covariance(root, found)
+    found[index, torch.arange(r, device=device)] = self_covariance(tiles, found)
     return found
 
 
-def evaluate_tile(root: Bound, block: Block, out: Float[Tensor, "rows columns"]) -> None:
+def evaluate_tile(tiles: KernelTiles, block: Block, out: Float[Tensor, "rows columns"]) -> None:
     """One tile on or above the diagonal, as the whole matrix has it; ``out`` may be strided."""
-    root.value(block, out)
+    tiles.value(block, out)
     if block.on_diagonal:
         # The two triangles of z z' may differ in the last bit.
         out.copy_(out.triu() + out.triu(1).mT)
 
 
-def self_covariance(root: Bound, like: Tensor) -> Float[Tensor, ""]:
+def self_covariance(tiles: KernelTiles, like: Tensor) -> Float[Tensor, ""]:
     """k(x, x), which stationary kernels and constants have in common for all points; dtype and device of ``like``."""
     tile = like.new_empty(1, 1)
-    root.value(Block(slice(0, 1), slice(0, 1)), tile)
+    tiles.value(Block(slice(0, 1), slice(0, 1)), tile)
     return tile[0, 0]
 
 

@@ -6,9 +6,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from gp_rangeformer.kernels.bind import bind
 from gp_rangeformer.kernels.evaluate import evaluate_arguments, evaluate_columns, evaluate_tile, self_covariance
 from gp_rangeformer.kernels.expression import Expression
-from gp_rangeformer.kernels.nodes import bind
 from gp_rangeformer.kernels.share import ALONE, Share
 from gp_rangeformer.kernels.streamed import streamed
 from gp_rangeformer.kernels.tiles import Scratch, tile_size, upper_blocks
@@ -38,7 +38,7 @@ class RecomputedKernelMatrix:
         self._expression, self._n, self._share = expression, n, share
         self._arguments = tuple(argument.detach() for argument in arguments)
         self._size = min(tile_size(self.device), n)
-        self._root = bind(expression, self._arguments, dtype, self._size)
+        self._tiles = bind(expression, self._arguments, dtype, self._size)
         self._like = self._arguments[0].new_empty(0, dtype=dtype)
         self._tile = Scratch(self._like, self._size)
         self._stream = streamed(expression, self._arguments, dtype) if share is ALONE else None
@@ -62,7 +62,7 @@ class RecomputedKernelMatrix:
         total = torch.zeros_like(vectors, memory_format=torch.contiguous_format)
         for block in self._share.blocks(upper_blocks(self._n, self._size)):
             tile = self._tile.of(block)
-            evaluate_tile(self._root, block, tile)
+            evaluate_tile(self._tiles, block, tile)
             total[block.rows].addmm_(tile, vectors[block.columns])
             if not block.on_diagonal:
                 total[block.columns].addmm_(tile.mT, vectors[block.rows])
@@ -74,7 +74,7 @@ class RecomputedKernelMatrix:
 
     def diagonal(self) -> Float[Tensor, " n"]:
         """One number, n times. O(n)."""
-        return self_covariance(self._root, self._like).repeat(self._n)
+        return self_covariance(self._tiles, self._like).repeat(self._n)
 
     def to_dense(self, dtype: torch.dtype) -> Float[Tensor, "n n"]:
         """K after all: n^2 memory, in every process."""

@@ -1,4 +1,4 @@
-"""A kernel expression bound to its arguments: every node computes one tile of its matrix, and the gradient through it.
+"""A kernel expression on tensors: every node computes one tile of its matrix, and the gradient through it.
 
 ``value`` writes a tile. For gradients a tile is opened (the values and slopes of the stationary kernels are computed),
 and then a weight is pulled through the tree from the root: each node adds what the tile contributes to the gradients of
@@ -27,9 +27,33 @@ from gp_rangeformer.kernels.profiles import (
 from gp_rangeformer.kernels.tiles import Block, Scratch
 
 
+class TensorTiles:
+    """Tiles by operations on tensors: a :class:`~gp_rangeformer.kernels.bind.KernelTiles` for every device.
+
+    :param arguments: as :func:`~gp_rangeformer.kernels.embedding.embed` returns them.
+    :param size: the most rows and columns of a tile.
+    """
+
+    mirrored = True
+
+    def __init__(self, expression: Expression, arguments: tuple[Tensor, ...], dtype: torch.dtype, size: int) -> None:
+        like = arguments[0].new_empty(0, dtype=dtype)
+        self._root = _bind(expression, iter([argument.detach() for argument in arguments]), like, size)
+
+    def value(self, block: Block, out: Tensor) -> None:
+        self._root.value(block, out)
+
+    def pull(self, block: Block, weight: Tensor) -> None:
+        self._root.open(block)
+        self._root.pull(block, weight, 1.0)
+
+    def gradients(self) -> list[Tensor]:
+        return self._root.gradients()
+
+
 @runtime_checkable
-class Bound(Protocol):
-    """A node with its arguments and buffers."""
+class _Node(Protocol):
+    """A part of the expression with its arguments and buffers."""
 
     def value(self, block: Block, out: Tensor) -> None:
         """Write the tile of the node's matrix; ``out`` may be strided."""
@@ -52,13 +76,7 @@ class Bound(Protocol):
         ...
 
 
-def bind(expression: Expression, arguments: tuple[Tensor, ...], dtype: torch.dtype, size: int) -> Bound:
-    """Nodes that compute tiles of at most ``size`` x ``size`` in ``dtype``; ``arguments`` as ``embed`` returns them."""
-    like = arguments[0].new_empty(0, dtype=dtype)
-    return _bind(expression, iter([argument.detach() for argument in arguments]), like, size)
-
-
-def _bind(expression: Expression, arguments: Iterator[Tensor], like: Tensor, size: int) -> Bound:
+def _bind(expression: Expression, arguments: Iterator[Tensor], like: Tensor, size: int) -> _Node:
     if isinstance(expression, Stationary):
         coordinates = next(arguments)
         alpha = float(next(arguments)) if expression.kind == "rq" else None
@@ -172,7 +190,7 @@ class _ConstantNode:
 
 
 class _ScaleNode:
-    def __init__(self, factor: float, child: Bound, like: Tensor, size: int) -> None:
+    def __init__(self, factor: float, child: _Node, like: Tensor, size: int) -> None:
         self._factor, self._child = factor, child
         self._storage = Scratch(like, size)
         self._gradient = like.new_zeros((), dtype=torch.float64)
@@ -196,7 +214,7 @@ class _ScaleNode:
 
 
 class _SumNode:
-    def __init__(self, children: list[Bound], like: Tensor, size: int) -> None:
+    def __init__(self, children: list[_Node], like: Tensor, size: int) -> None:
         self._children = children
         self._storage = Scratch(like, size)
 
@@ -227,7 +245,7 @@ class _SumNode:
 
 
 class _ProductNode:
-    def __init__(self, children: list[Bound], like: Tensor, size: int) -> None:
+    def __init__(self, children: list[_Node], like: Tensor, size: int) -> None:
         self._children = children
         self._storage, self._weight_storage = Scratch(like, size), Scratch(like, size)
 

@@ -17,9 +17,9 @@ import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor, distributed
 
+from gp_rangeformer.kernels.bind import bind
 from gp_rangeformer.kernels.evaluate import evaluate_arguments, evaluate_rows, self_covariance
 from gp_rangeformer.kernels.expression import Expression
-from gp_rangeformer.kernels.nodes import bind
 from gp_rangeformer.kernels.tiles import Block, tile_size
 
 # Sums of the same numbers in the same order: processes on unlike machines may round differently.

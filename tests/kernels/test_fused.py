@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import pytest
 import torch
 from gpytorch.kernels import MaternKernel, RBFKernel, RQKernel, ScaleKernel
 
+from gp_rangeformer import settings
 from gp_rangeformer.kernels.tiles import tile_size
 from tests.kernels.market import (
     DIM,
@@ -33,6 +35,12 @@ PROFILES = {
     1.5: lambda r: (1 + math.sqrt(3) * r) * (-math.sqrt(3) * r).exp(),
     2.5: lambda r: (1 + math.sqrt(5) * r + 5 / 3 * r**2) * (-math.sqrt(5) * r).exp(),
 }
+
+
+@pytest.fixture(autouse=True, params=[True, False], ids=["compiled", "tensors"])
+def made_both_ways(request: pytest.FixtureRequest) -> Iterator[None]:
+    with settings.compiled_kernels(request.param):
+        yield
 
 
 def dense_weight(n: int) -> torch.Tensor:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from gp_rangeformer.kernels.storage import empty_matrix, keep_at_most, kept_bytes, release
+from gp_rangeformer.workspace import empty_matrix, keep_at_most, kept_bytes, release
 
 CPU = torch.device("cpu")
 N = 1000

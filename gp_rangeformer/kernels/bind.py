@@ -1,0 +1,47 @@
+"""Who computes the tiles of an expression: the compiled library on a CPU, where there is one, or tensor operations."""
+
+from __future__ import annotations
+
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from gp_rangeformer import settings
+from gp_rangeformer.kernels.compiler import native_library
+from gp_rangeformer.kernels.expression import Expression
+from gp_rangeformer.kernels.native_tiles import NativeTiles
+from gp_rangeformer.kernels.nodes import TensorTiles
+from gp_rangeformer.kernels.tiles import Block
+
+
+@runtime_checkable
+class KernelTiles(Protocol):
+    """An expression with its arguments.
+
+    ``mirrored``: whether a tile below the diagonal is better copied from its mirror image than computed.
+    """
+
+    mirrored: bool
+
+    def value(self, block: Block, out: Tensor) -> None:
+        """Write the tile; ``out`` may have distant rows."""
+        ...
+
+    def pull(self, block: Block, weight: Tensor) -> None:
+        """Add the tile's part of d sum(weight * tile). ``weight`` is left as it is."""
+        ...
+
+    def gradients(self) -> list[Tensor]:
+        """The sums over all tiles, for every argument, in float64."""
+        ...
+
+
+def bind(expression: Expression, arguments: tuple[Tensor, ...], dtype: torch.dtype, size: int) -> KernelTiles:
+    """Tiles of at most ``size`` x ``size`` in ``dtype``; ``arguments`` as
+    :func:`~gp_rangeformer.kernels.embedding.embed` returns them. Tiles that need no mirror image may have any size."""
+    if arguments[0].device.type == "cpu" and settings.compiled_kernels.on():
+        library = native_library()
+        if library is not None:
+            return NativeTiles(library, expression, arguments, dtype)
+    return TensorTiles(expression, arguments, dtype, size)

@@ -1,0 +1,110 @@
+// Tiles of a kernel matrix, and the gradient through them: the rows of a tile are shared out among the threads.
+
+#include <algorithm>
+#include <cstdint>
+#include <utility>
+#include <vector>
+
+#ifdef _OPENMP
+#include <omp.h>
+#else
+static int omp_get_thread_num() { return 0; }
+static int omp_get_num_threads() { return 1; }
+#endif
+
+#include "program.h"
+
+namespace {
+
+// The part of 0 ... size - 1 that is this thread's, as a half-open range.
+void own_share(int64_t size, int64_t &first, int64_t &last) {
+    const int64_t threads = omp_get_num_threads(), thread = omp_get_thread_num();
+    first = size * thread / threads;
+    last = size * (thread + 1) / threads;
+}
+
+template <typename T>
+void value(const Program &program, int64_t row, int64_t rows, int64_t column, int64_t columns, T *out, int64_t stride,
+           int threads) {
+#pragma omp parallel num_threads(threads)
+    {
+        int64_t first, last;
+        own_share(rows, first, last);
+        Row<T> work(program);
+        for (int64_t i = first; i < last; ++i)
+            for (int64_t start = 0; start < columns; start += WIDTH) {
+                const int count = int(std::min<int64_t>(WIDTH, columns - start));
+                const T *found = work.values(row + i, column + start, count);
+                std::copy(found, found + count, out + i * stride + start);
+            }
+    }
+}
+
+template <typename T>
+void pull(const Program &program, int64_t row, int64_t rows, int64_t column, int64_t columns, const T *weight,
+          int64_t stride, int threads) {
+    const int coordinates = Row<T>(program).coordinates();
+    std::vector<double *> gradients;  // of every coordinate
+    for (int number = 0; number < program.node_count; ++number)
+        if (program.nodes[number].operation == STATIONARY)
+            for (int c = 0; c < program.nodes[number].dimensions; ++c)
+                gradients.push_back(program.nodes[number].gradient + c * program.n);
+    // One part per thread, added up in their order: the same bits every time.
+    std::vector<std::vector<T>> parts(threads);
+    std::vector<std::vector<double>> scalars(threads, std::vector<double>(program.node_count));
+#pragma omp parallel num_threads(threads)
+    {
+        int64_t first, last;
+        own_share(rows, first, last);
+        Row<T> work(program);
+        std::vector<T> others(size_t(coordinates) * columns);
+        std::vector<double> own(coordinates);
+        for (int64_t start = 0; start < columns; start += WIDTH) {
+            const int count = int(std::min<int64_t>(WIDTH, columns - start));
+            for (int64_t i = first; i < last; ++i) {
+                std::fill(own.begin(), own.end(), 0.0);
+                work.pull(row + i, column + start, count, weight + i * stride + start, own.data(),
+                          others.data() + start, columns, scalars[omp_get_thread_num()].data());
+                for (int c = 0; c < coordinates; ++c) gradients[c][row + i] += own[c];
+            }
+        }
+        parts[omp_get_thread_num()] = std::move(others);
+        // On the diagonal the columns are rows of other threads.
+#pragma omp barrier
+        own_share(columns, first, last);
+        for (int c = 0; c < coordinates; ++c)
+            for (int thread = 0; thread < omp_get_num_threads(); ++thread) {
+                const T *part = &parts[thread][size_t(c) * columns];
+                for (int64_t j = first; j < last; ++j) gradients[c][column + j] += part[j];
+            }
+    }
+    for (int number = 0; number < program.node_count; ++number)
+        if (program.nodes[number].parameter_gradient != nullptr)
+            for (int thread = 0; thread < threads; ++thread)
+                *program.nodes[number].parameter_gradient += scalars[thread][number];
+}
+
+}  // namespace
+
+extern "C" {
+
+void value_float(const Program *program, int64_t row, int64_t rows, int64_t column, int64_t columns, float *out,
+                 int64_t stride, int threads) {
+    value(*program, row, rows, column, columns, out, stride, threads);
+}
+
+void value_double(const Program *program, int64_t row, int64_t rows, int64_t column, int64_t columns, double *out,
+                  int64_t stride, int threads) {
+    value(*program, row, rows, column, columns, out, stride, threads);
+}
+
+void pull_float(const Program *program, int64_t row, int64_t rows, int64_t column, int64_t columns,
+                const float *weight, int64_t stride, int threads) {
+    pull(*program, row, rows, column, columns, weight, stride, threads);
+}
+
+void pull_double(const Program *program, int64_t row, int64_t rows, int64_t column, int64_t columns,
+                 const double *weight, int64_t stride, int threads) {
+    pull(*program, row, rows, column, columns, weight, stride, threads);
+}
+}

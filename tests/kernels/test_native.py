@@ -1,0 +1,186 @@
+"""Tiles by the compiled library: its arithmetic, its threads, and what it refuses."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor
+
+from gp_rangeformer.kernels.compiler import native_library
+from gp_rangeformer.kernels.embedding import embed
+from gp_rangeformer.kernels.expression import Constant, Expression, Product, Scale, Stationary, Sum
+from gp_rangeformer.kernels.native_tiles import NativeTiles
+from gp_rangeformer.kernels.nodes import TensorTiles
+from gp_rangeformer.kernels.tiles import Block
+
+DTYPES = [torch.float32, torch.float64]
+ONE = torch.ones(1)
+TREE = Sum((Scale(Product((Stationary("matern32"), Stationary("rq", (1,)), Constant()))), Stationary("periodic")))
+PARAMETERS = (
+    *(torch.tensor(0.7), torch.tensor([[0.5, 0.9, 1.4]]), torch.tensor([[0.8]]), torch.tensor([1.3])),
+    *(torch.tensor([0.6]), torch.tensor([[1.1]]), torch.tensor([[2.0]])),
+)
+
+
+@pytest.fixture(autouse=True)
+def compiled() -> None:
+    if native_library() is None:
+        pytest.skip("nothing here compiles C++")
+
+
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+def points(n: int, d: int = 3) -> Tensor:
+    return torch.randn(n, d, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+
+def native(expression: Expression, x: Tensor, parameters: tuple[Tensor, ...], dtype: torch.dtype) -> NativeTiles:
+    library = native_library()
+    assert library is not None
+    return NativeTiles(library, expression, embed(expression, x, parameters), dtype)
+
+
+def whole(tiles: NativeTiles | TensorTiles, n: int, dtype: torch.dtype) -> Tensor:
+    kernel = torch.empty(n, n, dtype=dtype)
+    tiles.value(Block(slice(0, n), slice(0, n)), kernel)
+    return kernel
+
+
+def of_distances(kind: str, distances: list[float], dtype: torch.dtype, alpha: float = 1.0) -> Tensor:
+    """k at the scaled distances, from points on a line."""
+    x = torch.tensor([0.0, *distances], dtype=torch.float64).unsqueeze(-1)
+    shape = (torch.tensor([alpha]),) if kind == "rq" else ()
+    expression = Stationary(kind)  # type: ignore[arg-type]
+    return whole(native(expression, x, (torch.ones(1, 1), *shape), dtype), len(x), dtype)[0, 1:]
+
+
+EXACT = {
+    "rbf": lambda r: (-0.5 * r**2).exp(),
+    "matern12": lambda r: (-r).exp(),
+    "matern32": lambda r: (1 + math.sqrt(3) * r) * (-math.sqrt(3) * r).exp(),
+    "matern52": lambda r: (1 + math.sqrt(5) * r + 5 / 3 * r**2) * (-math.sqrt(5) * r).exp(),
+    "rq": lambda r: (1 + 0.5 * r**2).reciprocal(),
+}
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("kind", EXACT)
+def test_values_are_exact_to_a_few_roundings_over_the_whole_range(kind, dtype) -> None:
+    distances = torch.logspace(-6, 1, 4000, dtype=torch.float64)
+    # Coordinates and their squared distance are rounded too: relative to k, by at most 2 eps q |k'| / k <= 20 eps here.
+    found = of_distances(kind, distances.tolist(), dtype).double()
+    exact = EXACT[kind](distances)
+    condition = 1 + distances if kind != "rbf" else 1 + distances**2
+    error = ((found - exact).abs() / exact / condition).max()
+    assert error < 4 * torch.finfo(dtype).eps
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("alpha", [0.05, 0.7, 30.0])
+def test_the_rational_quadratic_is_exact_for_any_alpha(alpha, dtype) -> None:
+    distances = torch.logspace(-4, 2, 2000, dtype=torch.float64)
+    found = of_distances("rq", distances.tolist(), dtype, alpha).double()
+    alpha32 = float(torch.tensor(alpha))
+    exact = (-alpha32 * (0.5 * distances**2 / alpha32).log1p()).exp()
+    held = exact < math.exp(-60)  # as little as makes no difference, in float32
+    error = ((found - exact).abs() / exact / (1 - exact.log()))[~held].max()
+    assert float(found[held].max() if held.any() else 0) < 1.01 * math.exp(-60)
+    assert error < 6 * torch.finfo(dtype).eps
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("n", [1, 2, 255, 256, 257, 700])
+def test_matrices_of_any_size_are_those_of_tensor_operations(n, dtype, two_threads) -> None:
+    x = points(n)
+    tensors = TensorTiles(TREE, embed(TREE, x, PARAMETERS), torch.float64, n)
+    found = whole(native(TREE, x, PARAMETERS, dtype), n, dtype)
+    torch.testing.assert_close(
+        found.double(), whole(tensors, n, torch.float64), rtol=0, atol=20 * torch.finfo(dtype).eps
+    )
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_gradients_are_those_of_tensor_operations(dtype, two_threads) -> None:
+    n, x = 700, points(700)
+    weight = torch.randn(n, n, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    tensors = TensorTiles(TREE, embed(TREE, x, PARAMETERS), torch.float64, n)
+    ours = native(TREE, x, PARAMETERS, dtype)
+    for rows in (slice(0, 300), slice(300, n)):
+        for columns in (slice(0, 511), slice(511, n)):
+            block = Block(rows, columns)
+            tensors.pull(block, weight[rows, columns])
+            ours.pull(block, weight[rows, columns].to(dtype))
+    for own, reference in zip(ours.gradients(), tensors.gradients(), strict=True):
+        assert own.shape == reference.shape
+        assert float((own - reference).norm() / reference.norm()) < 200 * torch.finfo(dtype).eps
+
+
+def test_an_entry_has_the_same_bits_in_every_tile() -> None:
+    n, x = 700, points(700)
+    tiles = native(TREE, x, PARAMETERS, torch.float32)
+    kernel = whole(tiles, n, torch.float32)
+    assert torch.equal(kernel, kernel.mT)
+    for block in (Block(slice(3, 400), slice(137, 138)), Block(slice(699, 700), slice(1, 700))):
+        tile = torch.empty(block.shape)
+        tiles.value(block, tile)
+        assert torch.equal(tile, kernel[block.rows, block.columns])
+
+
+def test_threads_change_no_bit_of_a_value_and_hardly_a_gradient(two_threads) -> None:
+    n, x = 600, points(600)
+    weight = torch.randn(n, n, generator=torch.Generator().manual_seed(1))
+    found = []
+    for threads in (1, 2, 2):
+        torch.set_num_threads(threads)
+        tiles = native(TREE, x, PARAMETERS, torch.float32)
+        kernel = whole(tiles, n, torch.float32)
+        tiles.pull(Block(slice(0, n), slice(0, n)), weight)
+        found.append((kernel, tiles.gradients()))
+    (alone, of_one), (shared, of_two), (_, again) = found
+    assert torch.equal(alone, shared)
+    assert all(torch.equal(one, other) for one, other in zip(of_two, again, strict=True))
+    for one, other in zip(of_one, of_two, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5 * float(one.abs().max()))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("kind", EXACT)
+def test_not_a_number_stays_one_and_far_is_nothing(kind, dtype) -> None:
+    found = of_distances(kind, [math.nan, 1e15, 1.0], dtype)
+    # The mean of the points is not a number either.
+    assert found.isnan().all()
+    far = of_distances(kind, [1e15, 1.0], dtype)[0]
+    assert 0 <= float(far) < 1e-8
+
+
+@pytest.mark.parametrize("kind", EXACT)
+def test_coincident_points_add_nothing_to_the_gradient(kind) -> None:
+    x = torch.full((40, 2), 0.3, dtype=torch.float64)
+    shape = (ONE,) if kind == "rq" else ()
+    tiles = native(Stationary(kind), x, (torch.ones(1, 1), *shape), torch.float32)
+    block = Block(slice(0, 40), slice(0, 40))
+    tiles.pull(block, torch.full((40, 40), 1e6))
+    coordinates, *others = tiles.gradients()
+    assert torch.equal(coordinates, torch.zeros_like(coordinates))
+    assert all(float(other.abs()) < 1e-20 for other in others)
+    assert torch.equal(whole(tiles, 40, torch.float32), torch.ones(40, 40))
+
+
+def test_a_tile_of_another_shape_or_precision_is_refused() -> None:
+    tiles = native(TREE, points(20), PARAMETERS, torch.float32)
+    block = Block(slice(0, 10), slice(0, 20))
+    with pytest.raises(ValueError, match="10 x 20"):
+        tiles.value(block, torch.empty(20, 10))
+    with pytest.raises(ValueError, match="float32"):
+        tiles.pull(block, torch.empty(10, 20, dtype=torch.float64))
+    with pytest.raises(ValueError, match="neighbours in memory"):
+        tiles.value(block, torch.empty(20, 10).mT)
