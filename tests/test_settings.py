@@ -37,6 +37,7 @@ FLAGS = [
     (settings.verbose, False),
     (settings.exact_line_search, True),
     (settings.fused_kernels, True),
+    (settings.compiled_kernels, True),
     (settings.adaptive_rank, True),
 ]
 

@@ -1,4 +1,4 @@
-"""The tiles of a CPU in C++: compiled by the system's compiler when first needed, kept for the next process.
+"""Tiles and products of a CPU in C++: compiled by the system's compiler when first needed, kept for the next process.
 
 One library for every kernel, size and value: expressions are data to it. What is kept is named by a digest of the
 sources, the flags and what the compiler says of this processor, so that a change of any of them compiles anew.
@@ -20,7 +20,6 @@ from pathlib import Path
 
 import platformdirs
 
-_SOURCE = "tiles.cpp"
 # Exact arithmetic but for what no formula here relies on: errno, traps, the sign of zero. Infinity and NaN stay.
 _FLAGS = ("-std=c++17", "-O3", "-fPIC", "-shared", "-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros")
 # In the order of preference: OpenMP's threads are PyTorch's own where both use the same library. Half the width costs
@@ -40,13 +39,13 @@ class CompilerError(RuntimeError):
 
 @functools.cache
 def native_library() -> ctypes.CDLL | None:
-    """The compiled tiles, or None where nothing compiles them: the tensor operations answer, two to three times slower,
-    and a warning says so once. Two to three seconds the first time on a machine, 0.02 after that."""
+    """The compiled functions, or None where nothing compiles them: tensor operations answer, about twice slower, and a
+    warning says so once. Four seconds the first time on a machine, 0.02 after that."""
     try:
         return _load(_compiler())
     except (CompilerError, OSError, subprocess.SubprocessError) as error:
         warnings.warn(
-            f"kernel matrices on this CPU are made by PyTorch's own operations, two to three times slower: {error}. "
+            f"kernel matrices on this CPU are made by PyTorch's own operations, about twice slower: {error}. "
             "Install a C++ compiler (g++ or clang++; CXX names another one), or say "
             "settings.compiled_kernels.on(False) to do without",
             RuntimeWarning,
@@ -81,7 +80,8 @@ def _load(compiler: list[str]) -> ctypes.CDLL:
         with resources.as_file(sources) as folder:
             for file in sorted(Path(folder).iterdir()):
                 digest.update(file.read_bytes())
-            library, failure = _kept(digest.hexdigest()[:32], [*compiler, *flags, str(Path(folder) / _SOURCE)])
+            units = [str(file) for file in sorted(Path(folder).glob("*.cpp"))]
+            library, failure = _kept(digest.hexdigest()[:32], [*compiler, *flags, *units])
         if library is not None:
             return _declared(ctypes.CDLL(str(library)))
         failures.append(failure)
@@ -133,12 +133,15 @@ def _cache() -> Path:
 
 def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
     """:raises OSError: if a function is missing."""
-    size = ctypes.c_int64
-    for name in ("value_float", "value_double", "pull_float", "pull_double"):
-        try:
-            function = getattr(library, name)
-        except AttributeError as error:
-            raise OSError(str(error)) from error
-        function.argtypes = [ctypes.c_void_p, size, size, size, size, ctypes.c_void_p, size, ctypes.c_int]
-        function.restype = None
+    size, number, address = ctypes.c_int64, ctypes.c_int, ctypes.c_void_p
+    on_tiles = [address, size, size, size, size, address, size, number]
+    signatures = {"value": on_tiles, "pull": on_tiles}
+    signatures["multiply"] = [address, size, size, address, address, number, address, number]
+    for name, signature in signatures.items():
+        for suffix in ("float", "double"):
+            try:
+                function = getattr(library, f"{name}_{suffix}")
+            except AttributeError as error:
+                raise OSError(str(error)) from error
+            function.argtypes, function.restype = signature, None
     return library

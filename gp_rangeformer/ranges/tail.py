@@ -136,15 +136,21 @@ def moment_evidence(
     def weighted(left: Tensor, right: Tensor) -> Tensor:
         return torch.linalg.vecdot(left.double(), right.double(), dim=0)
 
-    half = preconditioner.solve(probes)
-    zero = weighted(probes, half)
-    first = quadratic.double()
-    whitened = solutions * preconditioner.root_noise.unsqueeze(-1)
-    projected = (preconditioner.basis.mT @ whitened).double()
-    second = whitened.double().square().sum(0) + (projected.square() * spectrum.unsqueeze(-1)).sum(0)
-    plain = weighted(solutions, solutions * system.noise.unsqueeze(-1))
-    plain_zero = weighted(half, half * system.noise.unsqueeze(-1))
     shares = spectrum / (1 + spectrum)
+    root_noise = preconditioner.root_noise.unsqueeze(-1)
+
+    def in_range(whitened: Tensor) -> tuple[Tensor, Tensor]:
+        """Squares of the coordinates in the basis, r x p, and |whitened|^2, p; float64."""
+        coordinates = (preconditioner.basis.mT @ whitened).double().square()
+        return coordinates, weighted(whitened, whitened)
+
+    # z'P^-1 z = |w|^2 - sum share c^2, with w = D^-1/2 z and its coordinates c; |D^1/2 P^-1 z|^2 likewise.
+    seen, size = in_range(probes / root_noise)
+    zero = size - shares @ seen
+    plain_zero = size - (shares * (2 - shares)) @ seen
+    first = quadratic.double()
+    seen, plain = in_range(solutions * root_noise)
+    second = plain + spectrum @ seen
     leverage = 1 - (preconditioner.basis.square() @ shares.to(preconditioner.basis.dtype)).double()
     trace = (leverage / noise).sum()  # of P^-1
     ratio = first.sum() / zero.sum()

@@ -29,12 +29,16 @@ _INDEPENDENT = 1e-2
 
 @dataclass(frozen=True)
 class BlockCGResult:
-    """X, the residual that its updates leave (each with the rounding of a product), iterations and why it stopped."""
+    """X, the residual R that its updates leave (each with the rounding of a product), iterations and why it stopped.
+
+    ``correction``: P^-1 R, which the recurrence knows, with the same rounding; None unless converged.
+    """
 
     value: Float[Tensor, "n m"]
     residual: Float[Tensor, "n m"]
     iterations: int
     reason: Reason
+    correction: Float[Tensor, "n m"] | None = None
 
 
 def block_cg(
@@ -71,7 +75,8 @@ def block_cg(
         energy = coefficients.square().sum(0)
         worst = float(torch.maximum(norm / stop_norm, (energy / stop_energy).sqrt()).max())
         if worst <= 1:
-            return BlockCGResult(solution, carried, iterations, Reason.CONVERGED)
+            correction = preconditioned @ coefficients.to(preconditioned.dtype)
+            return BlockCGResult(solution, carried, iterations, Reason.CONVERGED, correction)
         if not worst < float("inf"):
             return BlockCGResult(solution, carried, iterations, Reason.NOT_PSD)
         if iterations >= max_passes:

@@ -8,6 +8,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from gp_rangeformer.kernels.native_product import multiply
+
 
 @runtime_checkable
 class KernelMatrix(Protocol):
@@ -75,7 +77,7 @@ class DenseKernelMatrix:
         return self._value.device
 
     def matmul(self, vectors: Float[Tensor, "n k"]) -> Float[Tensor, "n k"]:
-        return self._value @ vectors
+        return multiply(self._value, vectors)
 
     def columns(self, index: Int[Tensor, " r"]) -> Float[Tensor, "n r"]:
         """Gathers rows, which are contiguous, and uses the symmetry of K."""

@@ -266,14 +266,14 @@ class RangeFormerPrepared:
             carried = (1 + _ROUNDING_OF_AN_UPDATE * result.iterations) * rounding
             residual, error = result.residual, torch.linalg.vector_norm(result.residual, dim=0) + carried
             if fresh and result.iterations <= _CARRIED and bool((error <= target).all()):
-                rounding = carried
+                rounding, correction = carried, result.correction
             else:
-                residual, fresh = rhs - system.matmul(solution), True
+                residual, fresh, correction = rhs - system.matmul(solution), True, None
                 if bool((rounding > target).any()):
                     return self._failed(rhs, Reason.ROUNDING, iterations)
                 error = torch.linalg.vector_norm(residual, dim=0) + rounding
             if bool((error <= target).all()):
-                correction = self.preconditioner.solve(residual)
+                correction = self.preconditioner.solve(residual) if correction is None else correction
                 quadratic, bounds = inv_quad_bounds(
                     system, self.preconditioner, rhs, solution, residual, correction, rounding
                 )

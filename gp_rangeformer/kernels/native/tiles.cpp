@@ -5,23 +5,10 @@
 #include <utility>
 #include <vector>
 
-#ifdef _OPENMP
-#include <omp.h>
-#else
-static int omp_get_thread_num() { return 0; }
-static int omp_get_num_threads() { return 1; }
-#endif
-
 #include "program.h"
+#include "threads.h"
 
 namespace {
-
-// The part of 0 ... size - 1 that is this thread's, as a half-open range.
-void own_share(int64_t size, int64_t &first, int64_t &last) {
-    const int64_t threads = omp_get_num_threads(), thread = omp_get_thread_num();
-    first = size * thread / threads;
-    last = size * (thread + 1) / threads;
-}
 
 template <typename T>
 void value(const Program &program, int64_t row, int64_t rows, int64_t column, int64_t columns, T *out, int64_t stride,
