@@ -32,16 +32,20 @@ class KernelTiles(Protocol):
         """Add the tile's part of d sum(weight * tile). ``weight`` is left as it is."""
         ...
 
+    def multiply(self, vectors: Tensor) -> Tensor | None:
+        """K @ vectors, n x k, or None: tile by tile then."""
+        ...
+
     def gradients(self) -> list[Tensor]:
         """The sums over all tiles, for every argument, in float64."""
         ...
 
 
-def bind(expression: Expression, arguments: tuple[Tensor, ...], dtype: torch.dtype, size: int) -> KernelTiles:
-    """Tiles of at most ``size`` x ``size`` in ``dtype``; ``arguments`` as
+def bind(expression: Expression, arguments: tuple[Tensor, ...], n: int, dtype: torch.dtype, size: int) -> KernelTiles:
+    """Tiles of at most ``size`` x ``size`` in ``dtype``, of ``n`` points whose ``arguments`` are as
     :func:`~gp_rangeformer.kernels.embedding.embed` returns them. Tiles that need no mirror image may have any size."""
     if arguments[0].device.type == "cpu" and settings.compiled_kernels.on():
         library = native_library()
         if library is not None:
-            return NativeTiles(library, expression, arguments, dtype)
+            return NativeTiles(library, expression, arguments, n, dtype)
     return TensorTiles(expression, arguments, dtype, size)

@@ -136,7 +136,9 @@ def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
     size, number, address = ctypes.c_int64, ctypes.c_int, ctypes.c_void_p
     on_tiles = [address, size, size, size, size, address, size, number]
     signatures = {"value": on_tiles, "pull": on_tiles}
-    signatures["multiply"] = [address, size, size, address, address, number, address, number]
+    block = [address, number, address, number]
+    signatures["multiply_dense"] = [address, size, size, *block, address, number]
+    signatures["multiply_made"] = [address, *block, address, number]
     for name, signature in signatures.items():
         for suffix in ("float", "double"):
             try:

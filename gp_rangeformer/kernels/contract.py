@@ -53,7 +53,7 @@ def contract(
     factors = _factors(weight, dtype)
     n = len(weight.value if isinstance(weight, DenseWeight) else weight.left)
     size = min(tile_size(arguments[0].device), n)
-    tiles = bind(expression, arguments, dtype, size)
+    tiles = bind(expression, arguments, n, dtype, size)
     storage = arguments[0].new_empty(size * size, dtype=dtype)
     for block in share.blocks(upper_blocks(n, size)):
         tiles.pull(block, factors.tile(block, block.of(storage)))

@@ -32,7 +32,7 @@ def evaluate_arguments(
     """The same from :func:`~gp_rangeformer.kernels.embedding.embed`'s result for ``n`` points."""
     size = min(tile_size(arguments[0].device), n)
     kernel = empty_matrix(n, n, dtype, arguments[0].device)
-    tiles = bind(expression, arguments, dtype, size)
+    tiles = bind(expression, arguments, n, dtype, size)
     if not tiles.mirrored:
         everything = slice(0, n)
         tiles.value(Block(everything, everything), kernel)
@@ -54,7 +54,7 @@ def evaluate_rows(
     """
     size = min(tile_size(arguments[0].device), n)
     part = empty_matrix(rows.stop - rows.start, n, dtype, arguments[0].device)
-    tiles = bind(expression, arguments, dtype, size)
+    tiles = bind(expression, arguments, n, dtype, size)
     if not tiles.mirrored:
         tiles.value(Block(rows, slice(0, n)), part)
         return part
@@ -80,7 +80,7 @@ def evaluate_columns(
     size, r = min(tile_size(device), n), len(index)
     # The chosen points once more, behind all points: then their columns are a range.
     positions = torch.cat([torch.arange(n, device=device), index])
-    tiles = bind(expression, of_points(arguments, positions), dtype, size)
+    tiles = bind(expression, of_points(arguments, positions), n + r, dtype, size)
     found = arguments[0].new_empty(n, r, dtype=dtype)
     if not tiles.mirrored:
         size = n

@@ -18,8 +18,8 @@ class RecomputedKernelMatrix:
     """K of ``n`` points, of which only the arguments are kept; a
     :class:`~gp_rangeformer.solvers.kernel_matrix.KernelMatrix`. Memory: a few tiles and O(n D).
 
-    A product evaluates half of K: a tile above the diagonal serves its rows and, transposed, its columns. Not for two
-    threads at once: the tiles share their buffers.
+    A product evaluates K where compiled code makes a row and multiplies it in one go, else half of K: a tile above the
+    diagonal serves its rows and, transposed, its columns. Not for two threads at once: the tiles share their buffers.
 
     :param arguments: as :func:`~gp_rangeformer.kernels.embedding.embed` returns them.
     :param share: the tiles that are this process's.
@@ -38,7 +38,7 @@ class RecomputedKernelMatrix:
         self._expression, self._n, self._share = expression, n, share
         self._arguments = tuple(argument.detach() for argument in arguments)
         self._size = min(tile_size(self.device), n)
-        self._tiles = bind(expression, self._arguments, dtype, self._size)
+        self._tiles = bind(expression, self._arguments, n, dtype, self._size)
         self._like = self._arguments[0].new_empty(0, dtype=dtype)
         self._tile = Scratch(self._like, self._size)
         self._stream = streamed(expression, self._arguments, dtype) if share is ALONE else None
@@ -56,9 +56,13 @@ class RecomputedKernelMatrix:
         return self._arguments[0].device
 
     def matmul(self, vectors: Float[Tensor, "n k"]) -> Float[Tensor, "n k"]:
-        """K @ vectors, summed over tiles in the dtype of K. 2 n^2 k flops and one evaluation of half of K."""
+        """K @ vectors, summed over tiles in the dtype of K. 2 n^2 k flops and one evaluation of K,
+        or of half of it."""
         if self._stream is not None:
             return self._stream.matmul(vectors)
+        product = self._tiles.multiply(vectors) if self._share is ALONE else None
+        if product is not None:
+            return product
         total = torch.zeros_like(vectors, memory_format=torch.contiguous_format)
         for block in self._share.blocks(upper_blocks(self._n, self._size)):
             tile = self._tile.of(block)

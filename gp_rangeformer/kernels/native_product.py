@@ -1,6 +1,9 @@
-"""Products of a dense matrix with the block of a training step, by the compiled library where that is the fastest."""
+"""Products with a thin block by the compiled library: of a dense matrix where that is the fastest, and of a kernel
+matrix that is made on the way."""
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -9,25 +12,55 @@ from torch import Tensor
 from gp_rangeformer import settings
 from gp_rangeformer.kernels.compiler import native_library
 
-# Of native/product.cpp: one sweep over the matrix with 32 columns in registers, and a few by dot products. For other
-# widths the library of PyTorch is as fast or faster.
-_COLUMNS, _FURTHER = 32, 2
-_SMALLEST = 1500  # rows; below, packing costs what the product saves
+# Of native/product.cpp: panels of 32 columns are summed in registers, a few more as dot products.
+_PANEL, _FURTHER = 32, 4
+# One sweep with one panel; for other widths the library of PyTorch is as fast or faster.
+_DENSE_WIDTHS = range(32, 35)
+_DENSE_ROWS = 1500  # below, packing costs what the product saves
+
+
+class PackedBlock(NamedTuple):
+    """Columns as the library reads them; zero columns fill the last panel.
+
+    ``packed``: panels x n x 32. ``further``: k x n.
+    """
+
+    packed: Float[Tensor, "panels n 32"]
+    further: Float[Tensor, "k n"]
+
+    @property
+    def width(self) -> int:
+        return self.packed.shape[0] * _PANEL + len(self.further)
+
+    def pointers(self) -> tuple[int, int, int, int]:
+        """Arguments of the library's functions; valid while the block lives."""
+        return self.packed.data_ptr(), len(self.packed), self.further.data_ptr(), len(self.further)
+
+
+def pack(vectors: Float[Tensor, "n k"]) -> PackedBlock:
+    """A copy of the columns. At most four that fill no panel are further ones."""
+    n, k = vectors.shape
+    rest = k % _PANEL
+    whole = k - rest if rest <= _FURTHER else k
+    panels = -(-whole // _PANEL)
+    packed = vectors.new_zeros(panels, n, _PANEL)
+    for panel, start in enumerate(range(0, whole, _PANEL)):
+        columns = vectors[:, start : min(start + _PANEL, whole)]
+        packed[panel, :, : columns.shape[1]] = columns
+    return PackedBlock(packed, vectors[:, whole:].mT.contiguous())
 
 
 def multiply(matrix: Float[Tensor, "n n"], vectors: Float[Tensor, "n k"]) -> Float[Tensor, "n k"]:
     """matrix @ vectors, summed in their dtype, with the rounding of :func:`torch.matmul` or less."""
     n, k = vectors.shape
-    fits = _COLUMNS <= k <= _COLUMNS + _FURTHER and n >= _SMALLEST
-    plain = matrix.device.type == "cpu" and matrix.dtype in (torch.float32, torch.float64) and matrix.stride(1) == 1
-    library = native_library() if fits and plain and settings.compiled_kernels.on() else None
-    if library is None or vectors.dtype != matrix.dtype or vectors.device != matrix.device:
+    fits = k in _DENSE_WIDTHS and n >= _DENSE_ROWS and matrix.device.type == "cpu" and matrix.stride(1) == 1
+    alike = vectors.dtype == matrix.dtype and vectors.device == matrix.device
+    known = matrix.dtype in (torch.float32, torch.float64)
+    library = native_library() if fits and alike and known and settings.compiled_kernels.on() else None
+    if library is None:
         return matrix @ vectors
-    out = torch.empty(n, k, dtype=matrix.dtype)
-    packed, further = vectors[:, :_COLUMNS].contiguous(), vectors[:, _COLUMNS:].mT.contiguous()
-    function = library.multiply_float if matrix.dtype == torch.float32 else library.multiply_double
-    function(
-        matrix.data_ptr(), n, matrix.stride(0), packed.data_ptr(), further.data_ptr(), k - _COLUMNS, out.data_ptr(),
-        torch.get_num_threads(),
-    )  # fmt: skip
-    return out
+    block = pack(vectors)
+    out = vectors.new_empty(n, block.width)
+    function = library.multiply_dense_float if matrix.dtype == torch.float32 else library.multiply_dense_double
+    function(matrix.data_ptr(), n, matrix.stride(0), *block.pointers(), out.data_ptr(), torch.get_num_threads())
+    return out[:, :k]

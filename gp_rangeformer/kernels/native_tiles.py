@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from gp_rangeformer.kernels.expression import Constant, Expression, Scale, Stationary, Sum
+from gp_rangeformer.kernels.native_product import pack
 from gp_rangeformer.kernels.profiles import largest_squared_distance, profile
 from gp_rangeformer.kernels.tiles import Block
 
@@ -50,6 +51,7 @@ class NativeTiles:
 
     :param library: from :func:`~gp_rangeformer.kernels.compiler.native_library`.
     :param arguments: as :func:`~gp_rangeformer.kernels.embedding.embed` returns them, on the CPU.
+    :param n: the number of points.
     :param dtype: of the tiles, float32 or float64.
     """
 
@@ -57,16 +59,17 @@ class NativeTiles:
     mirrored = False
 
     def __init__(
-        self, library: ctypes.CDLL, expression: Expression, arguments: tuple[Tensor, ...], dtype: torch.dtype
+        self, library: ctypes.CDLL, expression: Expression, arguments: tuple[Tensor, ...], n: int, dtype: torch.dtype
     ) -> None:
         suffix = "float" if dtype == torch.float32 else "double"
         self._value, self._pull = getattr(library, f"value_{suffix}"), getattr(library, f"pull_{suffix}")
+        self._multiply = getattr(library, f"multiply_made_{suffix}")
         self._dtype = dtype
         self._nodes: list[_Node] = []
         self._children: list[int] = []
         self._coordinates: list[Tensor] = []  # held while the library points into them
         self._gradients: list[Tensor] = []  # in the order of the arguments
-        self._count = max((len(argument) for argument in arguments if argument.dim() == 2), default=1)
+        self._count = n
         self._add(expression, iter([argument.detach() for argument in arguments]))
         self._node_array = (_Node * len(self._nodes))(*self._nodes)
         self._child_array = (ctypes.c_int32 * len(self._children))(*self._children)
@@ -83,6 +86,17 @@ class NativeTiles:
     def pull(self, block: Block, weight: Tensor) -> None:
         """Add the tile's part of d sum(weight * tile) to the gradients."""
         self._call(self._pull, block, weight.contiguous())
+
+    def multiply(self, vectors: Tensor) -> Tensor:
+        """K @ vectors, n x k, without K: every entry is made once for a product, and summed in the dtype of the tiles.
+        Rounds as :func:`~gp_rangeformer.kernels.native_product.multiply`."""
+        if vectors.dtype != self._dtype or len(vectors) != self._count:
+            raise ValueError(f"the columns must have {self._count} numbers of {self._dtype}, got {vectors.dtype}")
+        block = pack(vectors)
+        out = vectors.new_empty(self._count, block.width)
+        program, threads = ctypes.addressof(self._program), torch.get_num_threads()
+        self._multiply(program, *block.pointers(), out.data_ptr(), threads)
+        return out[:, : vectors.shape[1]]
 
     def gradients(self) -> list[Tensor]:
         """The sums over all tiles so far, for every argument, in float64."""

@@ -47,6 +47,9 @@ class TensorTiles:
         self._root.open(block)
         self._root.pull(block, weight, 1.0)
 
+    def multiply(self, vectors: Tensor) -> None:
+        """Tile by tile."""
+
     def gradients(self) -> list[Tensor]:
         return self._root.gradients()
 

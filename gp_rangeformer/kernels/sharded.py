@@ -169,7 +169,8 @@ class ShardedKernelMatrix:
 
     def diagonal(self) -> Float[Tensor, " n"]:
         """One number, n times. O(n)."""
-        return self_covariance(bind(self._expression, self._arguments, self.dtype, 1), self._rows).repeat(self._n)
+        tiles = bind(self._expression, self._arguments, self._n, self.dtype, 1)
+        return self_covariance(tiles, self._rows).repeat(self._n)
 
     def to_dense(self, dtype: torch.dtype) -> Float[Tensor, "n n"]:
         """All of K in every process, without communication."""

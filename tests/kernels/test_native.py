@@ -46,7 +46,7 @@ def points(n: int, d: int = 3) -> Tensor:
 def native(expression: Expression, x: Tensor, parameters: tuple[Tensor, ...], dtype: torch.dtype) -> NativeTiles:
     library = native_library()
     assert library is not None
-    return NativeTiles(library, expression, embed(expression, x, parameters), dtype)
+    return NativeTiles(library, expression, embed(expression, x, parameters), len(x), dtype)
 
 
 def whole(tiles: NativeTiles | TensorTiles, n: int, dtype: torch.dtype) -> Tensor:
@@ -173,6 +173,29 @@ def test_coincident_points_add_nothing_to_the_gradient(kind) -> None:
     assert torch.equal(coordinates, torch.zeros_like(coordinates))
     assert all(float(other.abs()) < 1e-20 for other in others)
     assert torch.equal(whole(tiles, 40, torch.float32), torch.ones(40, 40))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("columns", [1, 4, 5, 31, 32, 33, 37, 64, 70])
+@pytest.mark.parametrize("n", [1, 13, 300, 1543])
+def test_products_with_a_matrix_that_is_made_on_the_way_are_those_with_it(n, columns, dtype, two_threads) -> None:
+    x, vectors = points(n), torch.randn(n, columns, generator=torch.Generator().manual_seed(1)).to(dtype)
+    kernel = whole(native(TREE, x, PARAMETERS, torch.float64), n, torch.float64)
+    found = native(TREE, x, PARAMETERS, dtype).multiply(vectors)
+    scale = kernel.norm(dim=1, keepdim=True) * vectors.double().norm(dim=0) / n**0.5
+    assert float(((found.double() - kernel @ vectors.double()) / scale).abs().max()) < 40 * torch.finfo(dtype).eps
+
+
+def test_a_constant_kernel_multiplies_too() -> None:
+    tiles = native(Constant(), points(40), (torch.tensor([2.5]),), torch.float32)
+    torch.testing.assert_close(tiles.multiply(torch.ones(40, 3)), torch.full((40, 3), 100.0))
+
+
+def test_columns_of_another_length_or_precision_are_refused() -> None:
+    tiles = native(TREE, points(20), PARAMETERS, torch.float32)
+    for wrong in (torch.ones(19, 2), torch.ones(20, 2, dtype=torch.float64)):
+        with pytest.raises(ValueError, match="20 numbers of torch"):
+            tiles.multiply(wrong)
 
 
 def test_a_tile_of_another_shape_or_precision_is_refused() -> None:

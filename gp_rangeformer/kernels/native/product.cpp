@@ -1,4 +1,5 @@
-// A product of a dense matrix with a block of 32 columns, or a few more: the shape of a training step.
+// Products of a matrix with a block of 32 columns, or a few more: the shape of a training step. The matrix is there, or
+// a kernel matrix whose entries are made while they are needed.
 //
 // Libraries reach two thirds of this speed for blocks so thin (MKL, n = 8000, 33 float columns, AVX-512: 23 ms against
 // 16). A dozen rows at once are multiplied with a stretch of all columns, so that the sums stay in registers and a
@@ -6,14 +7,24 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <type_traits>
 #include <vector>
 
+#include "program.h"
 #include "threads.h"
 
 namespace {
 
-constexpr int COLUMNS = 32;   // in registers; gp_rangeformer/kernels/native_product.py packs them
+constexpr int COLUMNS = 32;   // in registers; native_product.py packs them
 constexpr int STRETCH = 256;  // numbers of a row that are summed before they join the total, which keeps rounding low
+
+// The columns to multiply with: panels of 32, `packed` row by row, and `further` ones, each in one piece.
+template <typename T> struct Block {
+    const T *packed;
+    int panels;
+    const T *further;
+    int further_count;
+};
 
 template <typename T> struct Registers {
     static constexpr int lanes = 64 / sizeof(T), count = COLUMNS / lanes, rows = 24 / count;
@@ -39,11 +50,10 @@ void add_dots(const T *__restrict matrix, int64_t stride, int depth, const T *__
     }
 }
 
-// total (ROWS x COLUMNS) += matrix (ROWS x depth) packed (depth x COLUMNS); the same of the further columns by dot
-// products.
+// total (ROWS rows of `width`, of which 32 columns) += matrix (ROWS x depth) packed (depth x 32).
 template <typename T, int ROWS>
-void add_stretch(const T *__restrict matrix, int64_t stride, int depth, const T *__restrict packed, const T *further,
-                 int64_t n, int further_count, T *__restrict total, T *further_total) {
+void add_stretch(const T *__restrict matrix, int64_t stride, int depth, const T *__restrict packed,
+                 T *__restrict total, int width) {
     using Vector = typename Registers<T>::type;
     constexpr int lanes = Registers<T>::lanes, count = Registers<T>::count;
     Vector sums[ROWS][count] = {};
@@ -61,46 +71,90 @@ void add_stretch(const T *__restrict matrix, int64_t stride, int depth, const T 
         }
     }
     for (int r = 0; r < ROWS; ++r)
-        for (int c = 0; c < count; ++c) *reinterpret_cast<Vector *>(total + r * COLUMNS + c * lanes) += sums[r][c];
-    for (int k = 0; k < further_count; ++k)
-        add_dots<T, ROWS>(matrix, stride, depth, further + k * n, further_total + k, further_count);
+        for (int c = 0; c < count; ++c) *reinterpret_cast<Vector *>(total + r * width + c * lanes) += sums[r][c];
+}
+
+// Rows of a matrix that is there.
+template <typename T> struct Dense {
+    const T *matrix;
+    int64_t stride;
+
+    const T *stretch(int64_t i, int, int64_t j, int, int64_t &step) {
+        step = stride;
+        return matrix + i * stride + j;
+    }
+};
+
+// Rows of a kernel matrix that are made when they are asked for, and forgotten.
+template <typename T> struct Made {
+    explicit Made(const Program &program) : row(program), made(size_t(STRETCH) * Registers<T>::rows * 2) {}
+    Row<T> row;
+    std::vector<T> made;  // as long again behind it: the next rows, of which only the addresses are used
+
+    const T *stretch(int64_t i, int rows, int64_t j, int depth, int64_t &step) {
+        step = STRETCH;
+        for (int r = 0; r < rows; ++r) {
+            const T *found = row.values(i + r, j, depth);
+            std::copy(found, found + depth, made.data() + r * STRETCH);
+        }
+        return made.data();
+    }
+};
+
+// out (n x width) = matrix (n x n) times panels of 32 columns, packed, and a few further ones.
+template <typename T, typename Source>
+void multiply(Source &source, int64_t first, int64_t last, int64_t n, const Block<T> &block, T *out) {
+    constexpr int ROWS = Registers<T>::rows, BATCH = 8 * ROWS;  // a stretch of the block serves a batch of rows
+    const int width = block.panels * COLUMNS + block.further_count;
+    std::vector<T> total(size_t(BATCH) * width);
+    const auto add = [&](auto rows, int64_t start, int64_t i, int64_t j, int depth) {
+        int64_t stride;
+        const T *matrix = source.stretch(i, rows, j, depth, stride);
+        T *own = &total[(i - start) * width];
+        for (int panel = 0; panel < block.panels; ++panel)
+            add_stretch<T, rows>(matrix, stride, depth, block.packed + (panel * n + j) * COLUMNS, own + panel * COLUMNS,
+                                 width);
+        for (int k = 0; k < block.further_count; ++k)
+            add_dots<T, rows>(matrix, stride, depth, block.further + k * n + j, own + block.panels * COLUMNS + k, width);
+    };
+    for (int64_t start = first; start < last; start += BATCH) {
+        const int64_t stop = std::min<int64_t>(last, start + BATCH);
+        std::fill(total.begin(), total.end(), T(0));
+        for (int64_t j = 0; j < n; j += STRETCH) {
+            const int depth = int(std::min<int64_t>(STRETCH, n - j));
+            int64_t i = start;
+            for (; i + ROWS <= stop; i += ROWS) add(std::integral_constant<int, ROWS>(), start, i, j, depth);
+            for (; i < stop; ++i) add(std::integral_constant<int, 1>(), start, i, j, depth);
+        }
+        std::copy(total.begin(), total.begin() + (stop - start) * width, out + start * width);
+    }
+}
+
+template <typename T> void own_rows(int64_t n, int64_t &first, int64_t &last) {
+    constexpr int ROWS = Registers<T>::rows;
+    own_share((n + ROWS - 1) / ROWS, first, last);
+    first *= ROWS;
+    last = std::min(n, last * ROWS);
 }
 
 template <typename T>
-void multiply(const T *matrix, int64_t n, int64_t stride, const T *packed, const T *further, int further_count, T *out,
-              int threads) {
-    constexpr int ROWS = Registers<T>::rows, BATCH = 8 * ROWS;  // a stretch of the block serves a batch of rows
-    const int width = COLUMNS + further_count;
+void multiply_dense(const T *matrix, int64_t n, int64_t stride, const Block<T> &block, T *out, int threads) {
 #pragma omp parallel num_threads(threads)
     {
         int64_t first, last;
-        own_share((n + ROWS - 1) / ROWS, first, last);
-        first *= ROWS;
-        last = std::min(n, last * ROWS);
-        std::vector<T> total(BATCH * COLUMNS), further_total(BATCH * further_count);
-        for (int64_t start = first; start < last; start += BATCH) {
-            const int64_t stop = std::min<int64_t>(last, start + BATCH);
-            std::fill(total.begin(), total.end(), T(0));
-            std::fill(further_total.begin(), further_total.end(), T(0));
-            for (int64_t j = 0; j < n; j += STRETCH) {
-                const int depth = int(std::min<int64_t>(STRETCH, n - j));
-                int64_t i = start;
-                for (; i + ROWS <= stop; i += ROWS)
-                    add_stretch<T, ROWS>(matrix + i * stride + j, stride, depth, packed + j * COLUMNS, further + j, n,
-                                         further_count, &total[(i - start) * COLUMNS],
-                                         further_total.data() + (i - start) * further_count);
-                for (; i < stop; ++i)
-                    add_stretch<T, 1>(matrix + i * stride + j, stride, depth, packed + j * COLUMNS, further + j, n,
-                                      further_count, &total[(i - start) * COLUMNS],
-                                      further_total.data() + (i - start) * further_count);
-            }
-            for (int64_t i = start; i < stop; ++i) {
-                const T *own = &total[(i - start) * COLUMNS];
-                std::copy(own, own + COLUMNS, out + i * width);
-                const T *rest = further_total.data() + (i - start) * further_count;
-                std::copy(rest, rest + further_count, out + i * width + COLUMNS);
-            }
-        }
+        own_rows<T>(n, first, last);
+        Dense<T> source{matrix, stride};
+        multiply(source, first, last, n, block, out);
+    }
+}
+
+template <typename T> void multiply_made(const Program &program, const Block<T> &block, T *out, int threads) {
+#pragma omp parallel num_threads(threads)
+    {
+        int64_t first, last;
+        own_rows<T>(program.n, first, last);
+        Made<T> source(program);
+        multiply(source, first, last, program.n, block, out);
     }
 }
 
@@ -108,13 +162,23 @@ void multiply(const T *matrix, int64_t n, int64_t stride, const T *packed, const
 
 extern "C" {
 
-void multiply_float(const float *matrix, int64_t n, int64_t stride, const float *packed, const float *further,
-                    int further_count, float *out, int threads) {
-    multiply(matrix, n, stride, packed, further, further_count, out, threads);
+void multiply_dense_float(const float *matrix, int64_t n, int64_t stride, const float *packed, int panels,
+                          const float *further, int further_count, float *out, int threads) {
+    multiply_dense(matrix, n, stride, Block<float>{packed, panels, further, further_count}, out, threads);
 }
 
-void multiply_double(const double *matrix, int64_t n, int64_t stride, const double *packed, const double *further,
-                     int further_count, double *out, int threads) {
-    multiply(matrix, n, stride, packed, further, further_count, out, threads);
+void multiply_dense_double(const double *matrix, int64_t n, int64_t stride, const double *packed, int panels,
+                           const double *further, int further_count, double *out, int threads) {
+    multiply_dense(matrix, n, stride, Block<double>{packed, panels, further, further_count}, out, threads);
+}
+
+void multiply_made_float(const Program *program, const float *packed, int panels, const float *further,
+                         int further_count, float *out, int threads) {
+    multiply_made(*program, Block<float>{packed, panels, further, further_count}, out, threads);
+}
+
+void multiply_made_double(const Program *program, const double *packed, int panels, const double *further,
+                          int further_count, double *out, int threads) {
+    multiply_made(*program, Block<double>{packed, panels, further, further_count}, out, threads);
 }
 }
