@@ -27,6 +27,7 @@ class Memory:
 
     landmarks: Landmarks | None = None
     rank: int | None = None  # landmarks that the last steps found worthwhile, where that is adaptive
+    iterations: tuple[int, ...] = ()  # of the last warm steps with that rank
     solutions: tuple[Float[Tensor, "n m"], ...] = ()  # oldest first
     corrections: tuple[Float[Tensor, "n m"], ...] = ()  # P^-1 residual of the last solutions, oldest first
     baseline_iterations: float | None = None  # of the first converged step after the landmarks were drawn

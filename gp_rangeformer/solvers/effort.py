@@ -1,16 +1,18 @@
 """How many landmarks are worth their cost: a rule from sizes and iteration counts, the same on every run.
 
 A preconditioner of rank r costs about 8 n r^2 + 30 r^3 flops of a float32 product to build in every step (its cores are
-float64), an iteration 2 n^2 m for the pass and about half as much again for the rest. Twice the landmarks save about a
-quarter of the iterations of a warm step (measured with the "rows" predictor on UCI data, n = 4000, ranks 100 to 400:
-1.14, 1.00, 0.76 on pol; 2.81, 2.24, 1.67 on protein). Seconds would decide better, but not reproducibly.
+float64); an iteration 2 n^2 m for the pass and 5000 n m for the rest, which is memory traffic and small operations
+(measured: 4700 to 5300 from n = 2000 to 8000, m = 33, two cores). Twice the landmarks save about a quarter of the
+iterations of a warm step (measured with the "rows" predictor on UCI data, n = 4000, ranks 100 to 400: 1.14, 1.00, 0.76
+on pol; 2.81, 2.24, 1.67 on protein). Seconds would decide better, but not reproducibly.
 """
 
 from __future__ import annotations
 
 STARTING_RANK = 128
+# Steps over which iterations are averaged: the first warm ones take more than those that follow.
+WINDOW = 4
 _SAVED_BY_DOUBLING = 0.25
-_ITERATION_OVERHEAD = 1.6
 
 
 def building_cost(n: int, rank: int) -> float:
@@ -18,14 +20,19 @@ def building_cost(n: int, rank: int) -> float:
     return 8.0 * n * rank**2 + 30.0 * rank**3
 
 
-def worthwhile_rank(n: int, columns: int, rank: int, iterations: int, largest: int) -> int:
+def iteration_cost(n: int, columns: int) -> float:
+    """Of an iteration of block CG, in the same unit."""
+    return 2.0 * n * n * columns + 5000.0 * n * columns
+
+
+def worthwhile_rank(n: int, columns: int, rank: int, iterations: float, largest: int) -> int:
     """``rank``, or twice that (at most ``largest``) where it saves more than it costs.
 
     :param columns: right-hand sides of the block solve.
-    :param iterations: of a warm step with ``rank`` landmarks.
+    :param iterations: of a warm step with ``rank`` landmarks, on average.
     """
     doubled = min(2 * rank, largest, n)
     if doubled <= rank:
         return rank
-    saved = _SAVED_BY_DOUBLING * iterations * _ITERATION_OVERHEAD * 2.0 * n * n * columns
+    saved = _SAVED_BY_DOUBLING * iterations * iteration_cost(n, columns)
     return doubled if saved > building_cost(n, doubled) - building_cost(n, rank) else rank

@@ -23,7 +23,7 @@ from gp_rangeformer.solvers.base import Evaluation, Interval, InverseRoot, Linea
 from gp_rangeformer.solvers.block_cg import block_cg
 from gp_rangeformer.solvers.certificate import inv_quad_bounds
 from gp_rangeformer.solvers.cholesky import ExactPrepared, ExactSolver
-from gp_rangeformer.solvers.effort import STARTING_RANK, worthwhile_rank
+from gp_rangeformer.solvers.effort import STARTING_RANK, WINDOW, worthwhile_rank
 from gp_rangeformer.solvers.galerkin import galerkin
 from gp_rangeformer.solvers.gradient_weight import GradientWeight
 from gp_rangeformer.solvers.logdet_value import checked_logdet, lanczos_value
@@ -323,7 +323,12 @@ class RangeFormerPrepared:
         if self.solver.adaptive_rank and warm:
             columns = solution.value.shape[1]
             rank = memory.rank or self.solver.rank
-            memory.rank = worthwhile_rank(self.system.size, columns, rank, solution.iterations, self.solver.rank)
+            memory.iterations = (*memory.iterations, solution.iterations)[-WINDOW:]
+            # Over the whole window also before it is full: a handful of iterations in one step proves little.
+            average = sum(memory.iterations) / WINDOW
+            memory.rank = worthwhile_rank(self.system.size, columns, rank, average, self.solver.rank)
+            if memory.rank != rank:
+                memory.iterations = ()
         if memory.baseline_iterations is None:
             memory.baseline_iterations = max(solution.iterations, 4)
         elif solution.iterations > _REFRESH_FACTOR * memory.baseline_iterations:

@@ -15,7 +15,7 @@ from torch import Tensor
 from gp_rangeformer import datasets, settings
 from gp_rangeformer.bench import contenders as contenders_module
 from gp_rangeformer.bench.contenders import ModelContender
-from gp_rangeformer.bench.learning import PARTS, Cell, grids, learning_table, measure_cell
+from gp_rangeformer.bench.learning import PARTS, Cell, best_fixed, grids, learning_table, measure_cell
 from gp_rangeformer.bench.replay import WARM_UP, Outcome, record_trajectory, replay
 from gp_rangeformer.compare.audit import ExactEvaluator, Parameters, snapshot
 from gp_rangeformer.compare.solvers import SolverSpec
@@ -217,3 +217,16 @@ def test_sizes_come_in_tables_of_their_own(cell: Cell) -> None:
     assert [table.title for table in tables] == ["n = 150", "n = 300"]
     assert all(len(table.rows) == len(PARTS) for table in tables)
     assert all(len(row) == len(table.headers) for table in tables for row in table.rows)
+
+
+def test_the_best_fixed_effort_is_found_for_every_set() -> None:
+    efforts = [number for number, contender in enumerate(PARTS) if contender.effort]
+    faster, others = timed([1, 1, 1, 0.5, 0.5, 0.5]), timed([1, 1, 1, 2, 2, 2])
+    outcomes = [timed([1] * 6), *[others] * (len(PARTS) - 1)]
+    improved = list(outcomes)
+    improved[efforts[1]] = faster
+    best = best_fixed([Cell("a", N, 0, 6, outcomes), Cell("b", N, 0, 6, improved), Cell("b", N, 1, 6, improved)])
+    assert best["a"] == (PARTS[0].state, 1.0)
+    assert best["b"] == (PARTS[efforts[1]].name, pytest.approx(0.5))
+    # What answers another question does not compete.
+    assert not any(PARTS[number].part.startswith(("log", "probes", "kernel", "all")) for number in efforts)
