@@ -333,7 +333,8 @@ class seed(_count):
 class memory_limit(_count):
     """
     Bytes that remembered solutions and landmarks of all models together may take; the least recently used go first. On
-    a CPU as many again may be kept, between steps, of memory in which the next kernel matrix is put.
+    a CPU as many again may be kept, between steps, of memory in which the next kernel matrix is put, and the memory of
+    one larger matrix where three of its size are free (:func:`gp_rangeformer.clear_memory` returns it).
 
     (Default: 512 MiB)
     """

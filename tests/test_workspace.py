@@ -9,7 +9,9 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from gp_rangeformer.workspace import empty_matrix, keep_at_most, kept_bytes, release
+from gp_rangeformer import workspace
+from gp_rangeformer.free_memory import Demand
+from gp_rangeformer.workspace import empty_matrix, keep_at_most, kept_bytes, release, shortage
 
 CPU = torch.device("cpu")
 N = 1000
@@ -88,6 +90,60 @@ def test_no_more_is_kept_than_allowed() -> None:
     assert kept_bytes() == pytest.approx(MATRIX, rel=1e-3)
     keep_at_most(0)
     assert kept_bytes() == 0
+
+
+def test_one_matrix_beyond_the_limit_is_kept_where_memory_is_plentiful(monkeypatch) -> None:
+    monkeypatch.setattr(workspace, "free_bytes", lambda device: 4 * MATRIX)
+    keep_at_most(MATRIX // 2)
+    several = [matrix() for _ in range(3)]
+    place = several[-1].data_ptr()
+    while several:
+        several.pop(0)
+    assert kept_bytes() == pytest.approx(MATRIX, rel=1e-3)
+    assert matrix().data_ptr() == place
+
+
+def test_small_ones_keep_their_limit_beside_it(monkeypatch) -> None:
+    monkeypatch.setattr(workspace, "free_bytes", lambda device: 4 * MATRIX)
+    keep_at_most(MATRIX // 2)
+    several = [matrix(), *(matrix(600) for _ in range(3))]
+    several.clear()
+    assert kept_bytes() == pytest.approx(MATRIX + 4 * 600**2, rel=1e-2)
+
+
+@pytest.mark.parametrize(("free", "limit"), [(2 * MATRIX, MATRIX // 2), (9 * MATRIX, 0)])
+def test_none_beyond_the_limit_is_kept_where_memory_is_short_or_nothing_may_be(monkeypatch, free, limit) -> None:
+    monkeypatch.setattr(workspace, "free_bytes", lambda device: free)
+    keep_at_most(limit)
+    del_me = [matrix()]
+    del_me.clear()
+    assert kept_bytes() == 0
+
+
+def test_a_matrix_of_another_size_does_not_stand_beside_the_kept_one(monkeypatch) -> None:
+    monkeypatch.setattr(workspace, "free_bytes", lambda device: 9 * MATRIX)
+    keep_at_most(MATRIX // 2)
+    del_me = [matrix()]
+    del_me.clear()
+    other = matrix(N + 100)
+    assert kept_bytes() == 0
+    del other
+
+
+def test_what_is_kept_is_returned_before_memory_is_said_to_be_lacking(monkeypatch) -> None:
+    del_me = [matrix()]
+    del_me.clear()
+    asked = []
+
+    def free(n, device) -> int:
+        asked.append(kept_bytes())
+        return 10 * MATRIX - kept_bytes()
+
+    monkeypatch.setattr(workspace, "free_bytes_for", free)
+    fits_without = Demand(9.4 * MATRIX / (4 * N * N), 0, 4)
+    assert shortage(fits_without, N, CPU) is None
+    assert asked[-1] == 0 < asked[0]
+    assert shortage(Demand(20, 0, 4), N, CPU) is not None
 
 
 def test_a_matrix_may_be_dropped_in_another_thread() -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from gp_rangeformer import settings
+from gp_rangeformer import settings, workspace
 from gp_rangeformer.free_memory import Demand, InsufficientMemoryError, free_bytes_for
 from gp_rangeformer.kernels.fused import FusedKernel
 from gp_rangeformer.kernels.sharded import ProcessShare, ShardedKernelMatrix
@@ -44,6 +44,7 @@ def choose_storage(n: int, dtype: torch.dtype, device: torch.device) -> Storage:
     if asked == "tiles":
         return Storage(False, f"K is recomputed at every product{over}, as settings.kernel_storage asks", share)
     demand = Demand(1 if share is None else 1 / share.count, _thin_columns(), dtype.itemsize)
+    workspace.shortage(demand, n, device)  # returns what is kept where that is needed
     free = free_bytes_for(n, device)
     if share is not None:
         # A GPU belongs to one process; processes on one machine share its memory.
@@ -75,7 +76,7 @@ def require_dense(why: str, n: int, dtype: torch.dtype, device: torch.device) ->
     :param why: a clause that says who needs it.
     :raises InsufficientMemoryError: if it does not.
     """
-    lacking = Demand(1, 0, dtype.itemsize).shortage(n, free_bytes_for(n, device))
+    lacking = workspace.shortage(Demand(1, 0, dtype.itemsize), n, device)
     if lacking is not None:
         raise InsufficientMemoryError(
             f"{why}, of n = {n}, in {_name(dtype)}, which does not fit on {device}: {lacking}"

@@ -18,9 +18,10 @@ from linear_operator.utils.errors import NanError, NotPSDError
 from linear_operator.utils.warnings import NumericalWarning
 from torch import Tensor
 
-from gp_rangeformer.free_memory import Demand, InsufficientMemoryError, free_bytes_for
+from gp_rangeformer.free_memory import Demand, InsufficientMemoryError
 from gp_rangeformer.solvers.base import Evaluation, Interval, InverseRoot, LinearSystem, LogDet, Solution
 from gp_rangeformer.solvers.reason import Reason
+from gp_rangeformer.workspace import shortage
 
 
 @dataclass(frozen=True)
@@ -76,8 +77,7 @@ def exact_path_fits(system: LinearSystem, columns: int) -> bool:
 
 
 def _shortage(system: LinearSystem, dtype: torch.dtype, matrices: float, columns: int = 0) -> str | None:
-    n = system.size
-    return Demand(matrices, columns, dtype.itemsize).shortage(n, free_bytes_for(n, system.device))
+    return shortage(Demand(matrices, columns, dtype.itemsize), system.size, system.device)
 
 
 def _dense(system: LinearSystem, dtype: torch.dtype) -> Tensor:
@@ -85,11 +85,11 @@ def _dense(system: LinearSystem, dtype: torch.dtype) -> Tensor:
 
     :raises InsufficientMemoryError: if there is not.
     """
-    shortage = _shortage(system, dtype, _FACTOR)
-    if shortage is not None:
+    lacking = _shortage(system, dtype, _FACTOR)
+    if lacking is not None:
         raise InsufficientMemoryError(
             f"the exact path needs K + D as a dense {str(dtype).removeprefix('torch.')} matrix of n = {system.size}, "
-            f"and its Cholesky factor, which do not fit on {system.device} ({shortage}). The RangeFormer solver needs "
+            f"and its Cholesky factor, which do not fit on {system.device} ({lacking}). The RangeFormer solver needs "
             "neither: where it could not certify its answer, raise settings.rank, settings.max_passes, "
             "settings.tolerance or the likelihood's noise; float64 helps where rounding is the cause"
         )
@@ -198,11 +198,11 @@ class ExactPrepared:
 
         :raises InsufficientMemoryError: if it does not fit.
         """
-        shortage = _shortage(self.system, self.factor.dtype, _ROOT)
-        if shortage is not None:
+        lacking = _shortage(self.system, self.factor.dtype, _ROOT)
+        if lacking is not None:
             raise InsufficientMemoryError(
                 f"an exact root of the inverse of n = {self.system.size} does not fit on {self.system.device} "
-                f"({shortage}): predict without gpytorch.settings.fast_pred_var, or raise settings.rank or "
+                f"({lacking}): predict without gpytorch.settings.fast_pred_var, or raise settings.rank or "
                 "settings.prediction_tolerance so that a low-rank root serves"
             )
         identity = torch.eye(self.system.size, dtype=self.factor.dtype, device=self.factor.device)

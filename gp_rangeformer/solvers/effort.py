@@ -25,7 +25,7 @@ def iteration_cost(n: int, columns: int) -> float:
     return 2.0 * n * n * columns + 5000.0 * n * columns
 
 
-def worthwhile_rank(n: int, columns: int, rank: int, iterations: float, largest: int) -> int:
+def worthwhile_rank(n: int, columns: int, rank: int, iterations: int | float, largest: int) -> int:
     """``rank``, or twice that (at most ``largest``) where it saves more than it costs.
 
     :param columns: right-hand sides of the block solve.
