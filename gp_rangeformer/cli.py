@@ -222,6 +222,7 @@ def info(data_dir: _DataDir = None) -> None:
 
         from gp_rangeformer import datasets, settings
         from gp_rangeformer.compare import machine
+        from gp_rangeformer.kernels.compiler import describe
         from gp_rangeformer.model.checkpoint import described, pretrained_names
 
         names = datasets.available(data_dir)
@@ -233,6 +234,7 @@ def info(data_dir: _DataDir = None) -> None:
     table.add_row("torch threads", str(torch.get_num_threads()))
     accelerator = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
     table.add_row("CUDA device", accelerator)
+    table.add_row("compiled kernels", describe())
     table.add_row("data sets", ", ".join(names))
     table.add_row("pretrained", ", ".join(pretrained_names()) or "none: reinstall gp-rangeformer")
     console.print(table)

@@ -19,17 +19,16 @@ from importlib import resources
 from pathlib import Path
 
 import platformdirs
+import torch
 
 # Exact arithmetic but for what no formula here relies on: errno, traps, the sign of zero. Infinity and NaN stay.
 _FLAGS = ("-std=c++17", "-O3", "-fPIC", "-shared", "-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros")
 # In the order of preference: OpenMP's threads are PyTorch's own where both use the same library. Half the width costs
 # a quarter of the speed (Matern-3/2, AVX-512).
-_TUNINGS = (
-    ("-march=native", "-mprefer-vector-width=512", "-fopenmp"),
-    ("-march=native", "-fopenmp"),
-    ("-march=native", "-fopenmp-simd"),
-    ("-mcpu=native", "-fopenmp-simd"),
-)
+_WITH_THREADS = (("-march=native", "-mprefer-vector-width=512", "-fopenmp"), ("-march=native", "-fopenmp"))
+_WITHOUT = (("-march=native", "-fopenmp-simd"), ("-mcpu=native", "-fopenmp-simd"))
+# One thread of compiled code is as fast as so many of tensor operations.
+_EQUIVALENT_THREADS = 2
 _SECONDS = 300  # that a compiler may take
 
 
@@ -46,12 +45,22 @@ def native_library() -> ctypes.CDLL | None:
     except (CompilerError, OSError, subprocess.SubprocessError) as error:
         warnings.warn(
             f"kernel matrices on this CPU are made by PyTorch's own operations, about twice slower: {error}. "
-            "Install a C++ compiler (g++ or clang++; CXX names another one), or say "
-            "settings.compiled_kernels.on(False) to do without",
+            "Install a C++ compiler with OpenMP (g++, or clang++ with libomp; CXX names another one), or do without "
+            "under settings.compiled_kernels(False)",
             RuntimeWarning,
             stacklevel=2,
         )
         return None
+
+
+def describe() -> str:
+    """Where the compiled functions are, or why there are none."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        library = native_library()
+    if library is not None:
+        return str(library._name)
+    return str(caught[0].message) if caught else "none"
 
 
 def _compiler() -> list[str]:
@@ -69,7 +78,8 @@ def _compiler() -> list[str]:
 def _load(compiler: list[str]) -> ctypes.CDLL:
     sources = resources.files("gp_rangeformer.kernels") / "native"
     failures = []
-    for tuning in _TUNINGS:
+    tunings = _WITH_THREADS if torch.get_num_threads() > _EQUIVALENT_THREADS else _WITH_THREADS + _WITHOUT
+    for tuning in tunings:
         flags = [*_FLAGS, *tuning]
         # What the flags mean here: instruction sets, and the compiler's version.
         described = _run([*compiler, *flags, "-dM", "-E", "-x", "c++", os.devnull])

@@ -13,7 +13,7 @@ import torch
 from gp_rangeformer import settings
 from gp_rangeformer.bench.products import matern_kernel
 from gp_rangeformer.kernels import compiler
-from gp_rangeformer.kernels.compiler import native_library
+from gp_rangeformer.kernels.compiler import describe, native_library
 
 X = torch.rand(50, 2, generator=torch.Generator().manual_seed(0))
 
@@ -94,6 +94,26 @@ def test_a_compiler_that_fails_is_quoted(monkeypatch, tmp_path, cache) -> None:
     with pytest.warns(RuntimeWarning, match="I am tired"):
         assert native_library() is None
     assert list(cache.iterdir()) == []
+
+
+@needs_compiler
+def test_without_openmp_one_thread_of_compiled_code_does_not_replace_many_of_pytorch(monkeypatch, tmp_path) -> None:
+    script = 'case "$*" in *-fopenmp\\ *) echo no OpenMP here >&2; exit 1;; esac; exec c++ "$@"'
+    monkeypatch.setenv("CXX", write_compiler(tmp_path / "single", script))
+    monkeypatch.setattr(compiler.torch, "get_num_threads", lambda: 3)
+    with pytest.warns(RuntimeWarning, match="no OpenMP here"):
+        assert native_library() is None
+    native_library.cache_clear()
+    monkeypatch.setattr(compiler.torch, "get_num_threads", lambda: 2)
+    assert native_library() is not None
+
+
+@needs_compiler
+def test_the_description_names_the_library_or_the_reason(monkeypatch, cache) -> None:
+    assert describe().startswith(str(cache))
+    native_library.cache_clear()
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    assert "not there" in describe()
 
 
 @needs_compiler
