@@ -12,7 +12,7 @@ import pytest
 CHECKED = ["gp_rangeformer.solvers", "gp_rangeformer.ranges", "gp_rangeformer.model"]
 # All but expression, which refuses wrong arguments itself.
 KERNELS = ("contract", "embedding", "evaluate", "fused", "matrix_free", "nodes", "plain", "profiles", "tiles")
-KERNELS += ("bind", "compiler", "native_tiles", "share", "sharded")
+KERNELS += ("bind", "compiler", "expression_matrix", "native_product", "native_tiles", "share", "sharded")
 CHECKED += [f"gp_rangeformer.kernels.{name}" for name in KERNELS]
 jaxtyping.install_import_hook(CHECKED, "beartype.beartype")
 

@@ -17,8 +17,8 @@ from gp_rangeformer.workspace import empty_matrix
 def evaluate(expression: Expression, x: Float[Tensor, "n d"], parameters: tuple[Tensor, ...]) -> Float[Tensor, "n n"]:
     """K of the points ``x`` in their dtype (float32 or float64), without a graph; symmetric to the last bit.
 
-    ``parameters`` as :mod:`~gp_rangeformer.kernels.expression` orders them. n^2 (D + 2) flops and four to ten passes
-    over a cached tile per stationary kernel, D its number of dimensions; memory K and a few tiles.
+    ``parameters`` as :mod:`~gp_rangeformer.kernels.expression` orders them. Per stationary kernel of D dimensions
+    3 n^2 D flops by compiled code, else n^2 (D + 2) and four to ten passes over a cached tile. Memory: K, a few tiles.
 
     :raises ValueError: if the number of parameters is not the expression's.
     """

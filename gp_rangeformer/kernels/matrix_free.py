@@ -7,14 +7,15 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from gp_rangeformer.kernels.bind import bind
-from gp_rangeformer.kernels.evaluate import evaluate_arguments, evaluate_columns, evaluate_tile, self_covariance
+from gp_rangeformer.kernels.evaluate import evaluate_columns, evaluate_tile
 from gp_rangeformer.kernels.expression import Expression
+from gp_rangeformer.kernels.expression_matrix import ExpressionMatrix
 from gp_rangeformer.kernels.share import ALONE, Share
 from gp_rangeformer.kernels.streamed import streamed
 from gp_rangeformer.kernels.tiles import Scratch, tile_size, upper_blocks
 
 
-class RecomputedKernelMatrix:
+class RecomputedKernelMatrix(ExpressionMatrix):
     """K of ``n`` points, of which only the arguments are kept; a
     :class:`~gp_rangeformer.solvers.kernel_matrix.KernelMatrix`. Memory: a few tiles and O(n D).
 
@@ -25,8 +26,6 @@ class RecomputedKernelMatrix:
     :param share: the tiles that are this process's.
     """
 
-    held_dense = False
-
     def __init__(
         self,
         expression: Expression,
@@ -35,25 +34,12 @@ class RecomputedKernelMatrix:
         dtype: torch.dtype,
         share: Share = ALONE,
     ) -> None:
-        self._expression, self._n, self._share = expression, n, share
-        self._arguments = tuple(argument.detach() for argument in arguments)
+        super().__init__(expression, arguments, n, dtype)
+        self._share = share
         self._size = min(tile_size(self.device), n)
         self._tiles = bind(expression, self._arguments, n, dtype, self._size)
-        self._like = self._arguments[0].new_empty(0, dtype=dtype)
-        self._tile = Scratch(self._like, self._size)
+        self._tile = Scratch(self._arguments[0].new_empty(0, dtype=dtype), self._size)
         self._stream = streamed(expression, self._arguments, dtype) if share is ALONE else None
-
-    @property
-    def shape(self) -> torch.Size:
-        return torch.Size((self._n, self._n))
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self._like.dtype
-
-    @property
-    def device(self) -> torch.device:
-        return self._arguments[0].device
 
     def matmul(self, vectors: Float[Tensor, "n k"]) -> Float[Tensor, "n k"]:
         """K @ vectors, summed over tiles in the dtype of K. 2 n^2 k flops and one evaluation of K,
@@ -75,14 +61,6 @@ class RecomputedKernelMatrix:
     def columns(self, index: Int[Tensor, " r"]) -> Float[Tensor, "n r"]:
         """K[:, index], in every process."""
         return evaluate_columns(self._expression, self._arguments, self._n, self.dtype, index)
-
-    def diagonal(self) -> Float[Tensor, " n"]:
-        """One number, n times. O(n)."""
-        return self_covariance(self._tiles, self._like).repeat(self._n)
-
-    def to_dense(self, dtype: torch.dtype) -> Float[Tensor, "n n"]:
-        """K after all: n^2 memory, in every process."""
-        return evaluate_arguments(self._expression, self._arguments, self._n, self.dtype).to(dtype)
 
     def is_finite(self) -> bool:
         """Whether the sums of K's rows are: one product."""

@@ -7,7 +7,7 @@ zero; every entry has the same bits in whatever tile it is computed.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -102,7 +102,7 @@ class NativeTiles:
         """The sums over all tiles so far, for every argument, in float64."""
         return [gradient.mT if gradient.dim() == 2 else gradient for gradient in self._gradients]
 
-    def _call(self, function: ctypes._NamedFuncPointer, block: Block, tile: Tensor) -> None:
+    def _call(self, function: Callable[..., None], block: Block, tile: Tensor) -> None:
         rows, columns = block.shape
         if tile.dtype != self._dtype or tuple(tile.shape) != block.shape:
             raise ValueError(f"the tile must be {rows} x {columns} of {self._dtype}")

@@ -17,9 +17,9 @@ import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor, distributed
 
-from gp_rangeformer.kernels.bind import bind
-from gp_rangeformer.kernels.evaluate import evaluate_arguments, evaluate_rows, self_covariance
+from gp_rangeformer.kernels.evaluate import evaluate_rows
 from gp_rangeformer.kernels.expression import Expression
+from gp_rangeformer.kernels.expression_matrix import ExpressionMatrix
 from gp_rangeformer.kernels.tiles import Block, tile_size
 
 # Sums of the same numbers in the same order: processes on unlike machines may round differently.
@@ -127,7 +127,7 @@ def _different(what: str) -> ProcessGroupError:
     )
 
 
-class ShardedKernelMatrix:
+class ShardedKernelMatrix(ExpressionMatrix):
     """K with some rows in every process; a :class:`~gp_rangeformer.solvers.kernel_matrix.KernelMatrix`.
 
     Memory: n^2 / p numbers, rounded up to tiles. A product takes 2 n^2 k / p flops, and every process receives n k
@@ -137,44 +137,21 @@ class ShardedKernelMatrix:
         every process.
     """
 
-    held_dense = False
-
     def __init__(
         self, expression: Expression, arguments: tuple[Tensor, ...], n: int, dtype: torch.dtype, share: ProcessShare
     ) -> None:
-        self._expression, self._n, self._share = expression, n, share
-        self._arguments = tuple(argument.detach() for argument in arguments)
+        super().__init__(expression, arguments, n, dtype)
+        self._share = share
         bounds = row_bounds(n, tile_size(self._arguments[0].device), share.count)
         self._counts = [stop - start for start, stop in itertools.pairwise(bounds)]
         own = slice(bounds[share.rank], bounds[share.rank + 1])
         self._rows = evaluate_rows(expression, self._arguments, n, dtype, own)
-
-    @property
-    def shape(self) -> torch.Size:
-        return torch.Size((self._n, self._n))
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self._rows.dtype
-
-    @property
-    def device(self) -> torch.device:
-        return self._rows.device
 
     def matmul(self, vectors: Float[Tensor, "n k"]) -> Float[Tensor, "n k"]:
         return self._share.gather(self._rows @ vectors, self._counts)
 
     def columns(self, index: Int[Tensor, " r"]) -> Float[Tensor, "n r"]:
         return self._share.gather(self._rows.index_select(1, index), self._counts)
-
-    def diagonal(self) -> Float[Tensor, " n"]:
-        """One number, n times. O(n)."""
-        tiles = bind(self._expression, self._arguments, self._n, self.dtype, 1)
-        return self_covariance(tiles, self._rows).repeat(self._n)
-
-    def to_dense(self, dtype: torch.dtype) -> Float[Tensor, "n n"]:
-        """All of K in every process, without communication."""
-        return evaluate_arguments(self._expression, self._arguments, self._n, self.dtype).to(dtype)
 
     def is_finite(self) -> bool:
         finite = bool(self._rows.sum(dtype=torch.float64).isfinite())

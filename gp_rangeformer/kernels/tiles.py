@@ -10,12 +10,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-# Rows and columns of a tile. On a CPU the buffers of one kernel stay in a level-2 cache of 2 MiB: a Matern-3/2 matrix
-# of n = 4000, written to memory already in use, takes 37 ms with tiles of 128, 24 with 256, 26 with 384 and 25 with
-# 512 (float32, one thread; 51, 48, 52, 55 ms in float64). Threads share a tile, and wait for each other after every
-# operation on it: two of them take 208 ms with tiles of 256 beside another process, 37 with 512 and 55 with 1024 (new
-# memory). On an H100, n = 32,000, K takes 12 ms with tiles of 2048, 10 with 4096 and 12 with 8192, and a gradient from
-# tiles 41, 14 and 14.
+# Rows and columns of a tile. By tensor operations on a CPU the buffers of one kernel stay in a level-2 cache of 2 MiB: a
+# Matern-3/2 matrix of n = 4000, written to memory already in use, takes 37 ms with tiles of 128, 24 with 256, 26 with
+# 384 and 25 with 512 (float32, one thread; 51, 48, 52, 55 ms in float64). Threads share a tile, and wait for each other
+# after every operation on it: two of them take 208 ms with tiles of 256 beside another process, 37 with 512 and 55 with
+# 1024 (new memory). Compiled code needs tiles for gradients alone, whose weight they hold, and does not mind: n = 8000,
+# two threads, 56, 51, 53 ms with 256, 512, 1024. On an H100, n = 32,000, K takes 12 ms with tiles of 2048, 10 with 4096
+# and 12 with 8192, and a gradient from tiles 41, 14 and 14.
 _ONE_THREAD, _CUDA = 256, 4096
 
 
