@@ -10,8 +10,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-# Rows and columns of a tile. By tensor operations on a CPU the buffers of one kernel stay in a level-2 cache of 2 MiB: a
-# Matern-3/2 matrix of n = 4000, written to memory already in use, takes 37 ms with tiles of 128, 24 with 256, 26 with
+# Rows and columns of a tile. By tensor operations on a CPU the buffers of one kernel stay in a level-2 cache of 2 MiB:
+# a Matern-3/2 matrix of n = 4000, written to memory already in use, takes 37 ms with tiles of 128, 24 with 256, 26 with
 # 384 and 25 with 512 (float32, one thread; 51, 48, 52, 55 ms in float64). Threads share a tile, and wait for each other
 # after every operation on it: two of them take 208 ms with tiles of 256 beside another process, 37 with 512 and 55 with
 # 1024 (new memory). Compiled code needs tiles for gradients alone, whose weight they hold, and does not mind: n = 8000,
