@@ -83,7 +83,7 @@ class compiled_kernels(_checked_flag):
 
 class adaptive_rank(_checked_flag):
     """
-    Whether training starts with 128 landmarks and doubles them, up to settings.rank, where the iterations of a step say
+    Whether training starts with 64 landmarks and doubles them, up to settings.rank, where the iterations of a step say
     that it pays. Off: settings.rank from the start. Predictions use settings.rank in any case.
 
     (Default: True)

@@ -102,8 +102,10 @@ def _tokens(
     stacked = whitened_blocks(system, preconditioner, block)
     half = len(block) // 2
     # Rounding of a float32 K may leave E slightly indefinite; I + E then still has eigenvalues near 1, not near 0.
-    factor = torch.linalg.cholesky_ex(stacked).L
-    explained = factor[:, half:, :half].square().cumsum(-1)
+    # The first half of the columns of the block's factor: all that the curves of the second half of its points need.
+    factor = torch.linalg.cholesky_ex(stacked[:, :half, :half]).L
+    rest = torch.linalg.solve_triangular(factor, stacked[:, :half, half:], upper=False)
+    explained = rest.mT.square().cumsum(-1)
     seen = [max(1, half * level // _LEVELS[-1]) for level in _LEVELS[1:]]
     prior = stacked.diagonal(dim1=-2, dim2=-1)[:, half:]
     curves = [prior, *(prior - explained[..., k - 1] for k in seen)]

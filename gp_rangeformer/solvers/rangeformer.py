@@ -23,9 +23,9 @@ from gp_rangeformer.solvers.base import Evaluation, Interval, InverseRoot, Linea
 from gp_rangeformer.solvers.block_cg import block_cg
 from gp_rangeformer.solvers.certificate import inv_quad_bounds
 from gp_rangeformer.solvers.cholesky import ExactPrepared, ExactSolver
-from gp_rangeformer.solvers.effort import STARTING_RANK, WINDOW, worthwhile_rank
+from gp_rangeformer.solvers.effort import STARTING_RANK, WINDOW, control_within_reach, worthwhile_rank
 from gp_rangeformer.solvers.galerkin import galerkin
-from gp_rangeformer.solvers.gradient_weight import GradientWeight
+from gp_rangeformer.solvers.gradient_weight import CONTROL_GAP, GradientWeight
 from gp_rangeformer.solvers.logdet_value import checked_logdet, lanczos_value
 from gp_rangeformer.solvers.low_rank_root import low_rank_root
 from gp_rangeformer.solvers.nystrom import NystromPreconditioner, PreconditionerError, nystrom_preconditioner
@@ -52,7 +52,7 @@ class RangeFormerSolver:
 
     :param tolerance: relative residual of every column; also bounds the error of the quadratic term.
     :param rank: landmarks of the preconditioner, at most. O(n rank^2) per call, n x rank memory.
-    :param adaptive_rank: start with 128 landmarks, and double them where the iterations say that it pays.
+    :param adaptive_rank: start with 64 landmarks, and double them where the iterations say that it pays.
     :param num_probes: Rademacher probes of the gradient; its relative error falls as 1 / sqrt(num_probes).
     :param num_logdet_probes: how many of them also serve the Lanczos log determinant.
     :param history: solutions kept between calls (n x (1 + num_probes) each).
@@ -327,12 +327,22 @@ class RangeFormerPrepared:
             # Over the whole window also before it is full: a handful of iterations in one step proves little.
             average = sum(memory.iterations) / WINDOW
             memory.rank = worthwhile_rank(self.system.size, columns, rank, average, self.solver.rank)
+            if memory.rank == rank and self._control_is_near():
+                memory.rank = min(2 * rank, self.solver.rank)
             if memory.rank != rank:
                 memory.iterations = ()
         if memory.baseline_iterations is None:
             memory.baseline_iterations = max(solution.iterations, 4)
         elif solution.iterations > _REFRESH_FACTOR * memory.baseline_iterations:
             memory.forget_landmarks()
+
+    def _control_is_near(self) -> bool:
+        assert self.preconditioner is not None
+        gap, spectrum = self.preconditioner.gap, self.preconditioner.spectrum
+        if len(spectrum) < 2:
+            return False
+        mean, smallest, halfway = torch.stack([gap.mean(), spectrum[-1], spectrum[len(spectrum) // 2 - 1]]).tolist()
+        return control_within_reach(mean, smallest / halfway, CONTROL_GAP)
 
     def _exact_prepared(self, reason: Reason) -> ExactPrepared:
         if self.exact is None:
