@@ -347,7 +347,8 @@ class kernel_storage(_choice):
     """
     How K is held. "dense": n^2 numbers; where they do not fit an error says so beforehand. "tiles": recomputed at every
     product, any n, O(n) memory; an early training step takes 1.1 times as long (n = 4000 and 8000, Matern-3/2, float32,
-    two threads, compiled code), one of many iterations up to twice. "auto": dense where that fits into free memory, else tiles, with a note in the report.
+    two threads, compiled code), one of many iterations up to twice. "auto": dense where that fits into free memory,
+    else tiles, with a note in the report.
     Kernels that settings.fused_kernels does not cover, and sums of matrices, are always dense. A model that is pickled
     with the caches of its predictions needs this package to be loaded, unless K was dense.
 
