@@ -115,7 +115,8 @@ def nystrom_preconditioner(
     # Transposed, the columns of a dense K and of the root are neighbours in memory; in place, half a dozen n x r copies
     # are spared, which cost as much as the arithmetic (n = 8000, r = 256: 34 ms with them, 18 without).
     root = empty_matrix(r, n, torch.float64, columns.device).copy_(columns.mT).div_(root_noise.double())
-    torch.linalg.solve_triangular(factor.mT, root.mT, upper=True, left=False, out=root.mT)
+    whitened = root.mT
+    torch.linalg.solve_triangular(factor.mT, whitened, upper=True, left=False, out=whitened)
     gram = root @ root.mT
     if not bool(gram.sum().isfinite()):
         raise PreconditionerError("the proposed range or the kernel matrix is not finite")
