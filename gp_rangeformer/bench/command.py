@@ -147,10 +147,11 @@ def learning(
             raise typer.BadParameter(
                 f"{json} is not a result of this command ({error}): choose another --json"
             ) from None
-        cells = [cell for cell in cells if cell.steps == steps]
     console = Console(width=140, highlight=False)
+    # What the file holds besides, of other steps or an earlier version's contenders, stays in it.
+    chosen = [cell for cell in cells if cell.steps == steps and cell.complete]
     for n, name, seed in wanted:
-        if any((cell.n, cell.data, cell.seed) == (n, name, seed) for cell in cells):
+        if any((cell.n, cell.data, cell.seed) == (n, name, seed) for cell in chosen):
             continue
         try:
             loaded = datasets.load(name, n=n, n_test=1, seed=seed, data_dir=data_dir)
@@ -158,12 +159,12 @@ def learning(
             raise typer.BadParameter(str(error)) from None
         cell = measure_cell(loaded, steps=steps, seed=seed, device=device)
         cells.append(cell)
+        chosen.append(cell)
         summary = cell.outcomes[0].summary()
         console.print(f"{name} n={n} seed={seed}: {summary['seconds']:.3f} s a step", markup=False)
         if json is not None:
             write_json(json, {"machine": machine.describe(device), "cells": [each.to_json() for each in cells]})
-    chosen = [cell for cell in cells if (cell.n, cell.data, cell.seed) in wanted]
-    tables = grids(chosen, machine.one_line(device))
+    tables = grids([cell for cell in chosen if (cell.n, cell.data, cell.seed) in wanted], machine.one_line(device))
     for grid in tables:
         console.print(grid.to_rich())
     if markdown is not None:

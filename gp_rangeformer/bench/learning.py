@@ -68,6 +68,11 @@ class Cell:
     steps: int
     outcomes: list[Outcome]
 
+    @property
+    def complete(self) -> bool:
+        """Whether it holds the contenders of today's table."""
+        return [outcome.name for outcome in self.outcomes] == [contender.name for contender in PARTS]
+
     def to_json(self) -> dict[str, object]:
         return {
             **{key: value for key, value in asdict(self).items()},

@@ -6,17 +6,22 @@ import itertools
 import json
 import math
 from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from typer.testing import CliRunner
 
 from gp_rangeformer import datasets, settings
 from gp_rangeformer.bench import contenders as contenders_module
+from gp_rangeformer.bench import learning as learning_module
 from gp_rangeformer.bench.contenders import ModelContender
 from gp_rangeformer.bench.learning import PARTS, Cell, best_fixed, grids, learning_table, measure_cell
 from gp_rangeformer.bench.replay import WARM_UP, Outcome, record_trajectory, replay
+from gp_rangeformer.cli import app
 from gp_rangeformer.compare.audit import ExactEvaluator, Parameters, snapshot
 from gp_rangeformer.compare.solvers import SolverSpec
 from gp_rangeformer.datasets import Dataset
@@ -230,3 +235,31 @@ def test_the_best_fixed_effort_is_found_for_every_set() -> None:
     assert best["b"] == (PARTS[efforts[1]].name, pytest.approx(0.5))
     # What answers another question does not compete.
     assert not any(PARTS[number].part.startswith(("log", "probes", "kernel", "all")) for number in efforts)
+
+
+def test_cells_of_other_steps_or_contenders_stay_in_the_file(
+    cell: Cell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured = []
+
+    def measure(loaded: Dataset, *, steps: int, seed: int, device: str) -> Cell:
+        measured.append((steps, seed))
+        return replace(cell, data=loaded.name, n=N, seed=seed, steps=steps)
+
+    monkeypatch.setattr(learning_module, "measure_cell", measure)
+    file = tmp_path / "cells.json"
+    earlier = replace(cell, data="robot_arm", seed=0, steps=9, outcomes=cell.outcomes[:3])
+    file.write_text(json.dumps({"cells": [earlier.to_json()]}))
+    command = ["bench", "learning", "--dataset", "robot_arm", "--sizes", str(N), "--json", str(file)]
+    for steps, seeds in (("9", "0"), ("5", "0,1"), ("9", "0,1")):
+        result = CliRunner().invoke(app, [*command, "--steps", steps, "--seeds", seeds])
+        assert result.exit_code == 0, result.output
+    assert measured == [(9, 0), (5, 0), (5, 1), (9, 1)]
+    kept = [Cell.from_json(content) for content in json.loads(file.read_text())["cells"]]
+    assert [(each.steps, each.seed, each.complete) for each in kept] == [
+        (9, 0, False),
+        (9, 0, True),
+        (5, 0, True),
+        (5, 1, True),
+        (9, 1, True),
+    ]
