@@ -35,7 +35,7 @@ template <typename T, Kind kind> inline Jet<T> jet(T q, T alpha) {
     }
 }
 
-// `q` is clamped in place: zero makes slopes infinite, and beyond `largest` nothing is left but underflow.
+// q within the limits of the profiles: zero makes slopes infinite, and beyond `largest` nothing is left but underflow.
 template <typename T> inline T clamp(T q, T largest) {
     const T above = q < T(1e-36) ? T(1e-36) : q;  // written so that NaN stays
     return above > largest ? largest : above;
