@@ -44,13 +44,13 @@ def choose_storage(n: int, dtype: torch.dtype, device: torch.device) -> Storage:
     if asked == "tiles":
         return Storage(False, f"K is recomputed at every product{over}, as settings.kernel_storage asks", share)
     demand = Demand(1 if share is None else 1 / share.count, _thin_columns(), dtype.itemsize)
-    workspace.shortage(demand, n, device)  # returns what is kept where that is needed
-    free = free_bytes_for(n, device)
+    lacking = workspace.shortage(demand, n, device)
     if share is not None:
+        free = free_bytes_for(n, device)
         # A GPU belongs to one process; processes on one machine share its memory.
         users = share.neighbours(device) if device.type == "cpu" else 1
         free = share.smallest(_PLENTY if free is None else free // users, device)
-    lacking = demand.shortage(n, free)
+        lacking = demand.shortage(n, free)
     if lacking is None:
         return Storage(True, None if share is None else f"K is held in rows{over}", share)
     shortage = f"as a dense {_name(dtype)} matrix{over} it does not fit on {device} ({lacking})"

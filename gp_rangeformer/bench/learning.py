@@ -7,8 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from math import exp, log
-from statistics import mean
+from statistics import geometric_mean, mean
 
 import torch
 
@@ -111,7 +110,7 @@ def learning_table(cells: Sequence[Cell]) -> list[dict[str, float | str]]:
         summaries = [cell.outcomes[number].summary() for cell in cells]
         ratios = [ratio(cell.outcomes[number], cell.outcomes[0]) for cell in cells]
         row: dict[str, float | str] = {"part": contender.part, "state": contender.state}
-        row["ratio"] = exp(mean(map(log, ratios)))
+        row["ratio"] = geometric_mean(ratios)
         for key in ("seconds", "iterations", "passes", "value_error", "gradient_error"):
             row[key] = mean(summary[key] for summary in summaries)
         row["largest_value_error"] = max(summary["largest_value_error"] for summary in summaries)
@@ -128,7 +127,7 @@ def best_fixed(cells: Sequence[Cell]) -> dict[str, tuple[str, float]]:
         ratios = {PARTS[0].state: 1.0}
         for number, contender in enumerate(PARTS):
             if contender.effort:
-                ratios[contender.name] = exp(mean(log(ratio(cell.outcomes[number], cell.outcomes[0])) for cell in own))
+                ratios[contender.name] = geometric_mean(ratio(cell.outcomes[number], cell.outcomes[0]) for cell in own)
         name = min(ratios, key=ratios.__getitem__)
         found[data] = name, ratios[name]
     return found
@@ -158,7 +157,7 @@ def grids(cells: Sequence[Cell], machine: str) -> list[Grid]:
         seeds = ", ".join(str(seed) for seed in sorted({cell.seed for cell in members}))
         steps = max(cell.steps for cell in members)
         best = best_fixed(members)
-        gained = exp(mean(log(value) for _, value in best.values()))
+        gained = geometric_mean(value for _, value in best.values())
         chosen = ", ".join(f"{data} {value:.2f} ({name})" for data, (name, value) in best.items())
         notes = (
             f"{names}; seeds {seeds}; {steps} Adam steps, float32; means over data sets and seeds; {machine}",
