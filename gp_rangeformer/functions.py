@@ -82,6 +82,8 @@ class FusedInvQuadLogDet(torch.autograd.Function):
             if evaluation.thin_gradient is not None:
                 left, right, diagonal = evaluation.thin_gradient(g_inv_quad, g_logdet)
                 found = fused.contract(left, right, diagonal)
+                noise_grad = (left * right).sum(-1)
+                noise_grad = noise_grad if diagonal is None else noise_grad + diagonal
             else:
                 weight = evaluation.kernel_gradient(g_inv_quad, g_logdet)
                 noise_grad = weight.diagonal().clone()

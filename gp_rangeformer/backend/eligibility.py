@@ -167,7 +167,8 @@ def check_rhs(system: EligibleSystem, rhs: Tensor) -> None:
             f"the right-hand side is on {rhs.device}, the kernel matrix on {system.kernel.device}: "
             "move the targets with .to(device)"
         )
-    if not bool(rhs.isfinite().all()):  # not the sum: finite numbers may overflow in it
+    # The sum first, which is one operation; finite numbers may overflow in it.
+    if not bool(rhs.sum(dtype=torch.float64).isfinite()) and not bool(rhs.isfinite().all()):
         raise NanError(
             "the right-hand side (targets minus mean) holds NaN or infinity: clean the targets, or use "
             "gpytorch.settings.observation_nan_policy('mask')"

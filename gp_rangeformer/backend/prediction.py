@@ -14,7 +14,7 @@ from torch import Tensor
 from gp_rangeformer import settings
 from gp_rangeformer.ranges.memory import Memory
 from gp_rangeformer.solvers.base import Solution
-from gp_rangeformer.solvers.certificate import inv_quad_bounds
+from gp_rangeformer.solvers.certificate import inv_quad_bounds, relative_residual
 from gp_rangeformer.solvers.cholesky import ExactPrepared, ExactSolver
 from gp_rangeformer.solvers.direct import DirectPrepared
 from gp_rangeformer.solvers.galerkin import galerkin
@@ -42,11 +42,12 @@ def mean_solve(prepared: Prepared, rhs: Tensor) -> Solution:
     system, preconditioner = prepared.system, prepared.preconditioner
     assert preconditioner is not None
     start = system.passes - solution.passes
-    variance = float(system.diagonal().max()) + float(system.noise.max())
-    share = settings.tolerance.value() ** 2 * float(system.noise.min()) / variance
+    facts = system.diagonal_facts
+    variance = float(system.diagonal().max()) + facts.largest_noise
+    share = settings.tolerance.value() ** 2 * facts.smallest_noise / variance
     allowed = (share * solution.quadratic / system.size).clamp_min(torch.finfo(torch.float64).tiny)
     residual = rhs - system.matmul(solution.value)
-    energy = (residual * preconditioner.solve(residual)).double().sum(0)
+    energy = (residual * preconditioner.solve(residual)).double().sum(0).cpu()
     excess = float((energy / allowed).max())
     if excess > 1:
         target = max(0.5 * excess**-0.5, _MEAN_REDUCTION)
@@ -54,15 +55,13 @@ def mean_solve(prepared: Prepared, rhs: Tensor) -> Solution:
         correction = refiner.attempt(residual, None)
         value = solution.value + correction.value
         refined = rhs - system.matmul(value)
-        if bool(((refined * preconditioner.solve(refined)).double().sum(0) <= energy).all()):
+        if bool(((refined * preconditioner.solve(refined)).double().sum(0).cpu() <= energy).all()):
             residual = refined
             solution = replace(solution, value=value, iterations=solution.iterations + correction.iterations)
-    norm = torch.linalg.vector_norm(rhs, dim=0)
-    error = torch.linalg.vector_norm(residual, dim=0) + system.residual_rounding(solution.value)
     quadratic, bounds = inv_quad_bounds(system, preconditioner, rhs, solution.value, residual)
     return replace(
         solution,
-        residual=torch.where(norm > 0, error / norm, 0),
+        residual=relative_residual(system, rhs, solution.value, residual),
         quadratic=quadratic,
         inv_quad=bounds,
         passes=system.passes - start,
@@ -83,14 +82,12 @@ def covariance_solve(prepared: Prepared, rhs: Tensor) -> Solution:
         return solution
     system, preconditioner = prepared.system, prepared.preconditioner
     assert preconditioner is not None
-    allowed = settings.tolerance.value() * float(system.noise.min())
-    norm = torch.linalg.vector_norm(rhs, dim=0)
+    allowed = settings.tolerance.value() * system.diagonal_facts.smallest_noise
     iterations, start = solution.iterations, system.passes - solution.passes
     value, residual = galerkin(system, solution.value, rhs)
     for refinement in range(1 + _REFINEMENTS):
         quadratic, bounds = inv_quad_bounds(system, preconditioner, rhs, value, residual)
-        error = torch.linalg.vector_norm(residual, dim=0) + system.residual_rounding(value)
-        relative = torch.where(norm > 0, error / norm, 0)
+        relative = relative_residual(system, rhs, value, residual)
         excess = max(interval.width for interval in bounds) / allowed
         if excess <= 1 and bool((relative <= prepared.solver.tolerance).all()):
             passes = system.passes - start

@@ -10,7 +10,7 @@ leave the interval:
 Three quantiles come out (5, 50 and 95 %), trained with the pinball loss: the middle one is the value, the outer ones
 are its stated 90 % interval. After training the interval is calibrated on kernels unlike those that a head has seen:
 widened by a factor that grows with n and z, and by a floor that matters where the tail is so small that the rounding of
-the evidence decides.
+the evidence decides. :mod:`gp_rangeformer.model.tail_reader` is the trained network at work.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ LOG_SIZE = 0  # position of log n among the scalars
 # Upper ends of the bins of n and of the predicted z in which the interval is widened alike.
 SIZE_BINS = (4096, 12_000)
 VALUE_BINS = (0.3, 1.0, 2.0)
-_CLIP = 6.0  # standard deviations beyond which a feature no longer moves the answer
-_LEAST_WAY = 0.05  # of the estimate: noisy moments may put it at the upper end already
+CLIP = 6.0  # standard deviations beyond which a feature no longer moves the answer
+LEAST_WAY = 0.05  # of the estimate: noisy moments may put it at the upper end already
 
 
 @dataclass(frozen=True)
@@ -95,13 +95,6 @@ class LogDetTail(nn.Module):
         self.token_mean.copy_(tokens.mean((0, 1)))
         self.token_scale.copy_(tokens.std((0, 1)) + 1e-6)
 
-    def farthest_outside(self, scalars: Float[Tensor, "1 f"]) -> tuple[int, float]:
-        """(index of the feature that is farthest outside the range seen in training, how far in standard deviations);
-        the distance is 0 if all are inside."""
-        excess = torch.maximum(self.scalar_low - scalars, scalars - self.scalar_high) / self.scalar_scale
-        distance, feature = excess.clamp_min(0).squeeze(0).max(-1)
-        return int(feature), float(distance)
-
     def bins(
         self, log_size: Float[Tensor, " b"], value: Float[Tensor, " b"]
     ) -> tuple[Int[Tensor, " b"], Int[Tensor, " b"]]:
@@ -117,12 +110,12 @@ class LogDetTail(nn.Module):
         upper: Float[Tensor, " b"],
     ) -> Float[Tensor, "b 3"]:
         """Quantiles of z in nats per point, ascending, within 0..upper. O(g dim^2) per system."""
-        given = ((scalars - self.scalar_mean) / self.scalar_scale).clamp(-_CLIP, _CLIP)
-        rows = ((tokens - self.token_mean) / self.token_scale).clamp(-_CLIP, _CLIP)
+        given = ((scalars - self.scalar_mean) / self.scalar_scale).clamp(-CLIP, CLIP)
+        rows = ((tokens - self.token_mean) / self.token_scale).clamp(-CLIP, CLIP)
         state = nn.functional.gelu(self.token(rows) + self.context(given).unsqueeze(-2))
         pooled = [state.mean(-2), state.square().mean(-2).add(1e-6).sqrt()]
         middle, below, above = self.read(torch.cat([given, *pooled], dim=-1)).unbind(-1)
-        way = upper - estimate + _LEAST_WAY * estimate
+        way = upper - estimate + LEAST_WAY * estimate
         widening = self.widening[self.bins(scalars[:, LOG_SIZE], estimate + way * middle)]
         softplus = nn.functional.softplus
         below, above = softplus(below) * widening, softplus(above) * widening

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -11,11 +13,12 @@ from torch import Tensor
 from gp_rangeformer.solvers.base import LinearSystem
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Landmarks:
     """The range of K[:, index]: a proposal that costs no pass over K, because its sketch is already there.
 
-    ``requested``: how many were asked for, where a selection stopped early because nothing was left to explain.
+    ``requested``: how many were asked for, where a selection stopped early because nothing was left to explain. Each
+    is equal to itself alone.
     """
 
     index: Int[Tensor, " r"]
@@ -24,6 +27,17 @@ class Landmarks:
     def suffice(self, rank: int) -> bool:
         """Whether asking for ``rank`` of them would not give more."""
         return max(self.requested, len(self.index)) >= rank
+
+    @functools.cached_property
+    def _smallest_size(self) -> int | None:
+        """The smallest n of which they are distinct points; None if they are none or not distinct."""
+        index = self.index.cpu().numpy()
+        distinct = len(index) > 0 and index.min() >= 0 and len(np.unique(index)) == len(index)
+        return int(index.max()) + 1 if distinct else None
+
+    def belong_to(self, n: int) -> bool:
+        """Whether they are distinct points of a system of this size. One transfer, once."""
+        return self._smallest_size is not None and self._smallest_size <= n
 
     def sketch(self, system: LinearSystem) -> tuple[Float[Tensor, "n r"], Float[Tensor, "r r"]]:
         """K Omega and Omega' K Omega for Omega = the columns of the identity that ``index`` names."""

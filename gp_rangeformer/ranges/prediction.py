@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
 from gp_rangeformer.solvers.base import LinearSystem
+from gp_rangeformer.solvers.host import to_host
 
 SAMPLED_ROWS = 16
 # Of the singular values of a least-squares problem whose float32 columns have unit norm.
@@ -49,11 +51,14 @@ def fit_to_rows(
     """
     if not basis or not len(rows):
         return None
-    kernel = system.columns(rows).mT
-    noise = system.noise[rows].unsqueeze(-1)
-    images = torch.stack([torch.addcmul(kernel @ vector, noise, vector[rows]) for vector in basis])
-    norm = torch.linalg.vector_norm(rhs, dim=0).clamp_min(torch.finfo(rhs.dtype).tiny)
-    coefficients = least_squares(images, rhs[rows], norm)
+    # Rows of A itself: out of place, for the columns may be K's own memory.
+    own = torch.arange(len(rows), device=rows.device)
+    chosen = system.columns(rows).mT.index_put((own, rows), system.diagonal()[rows] + system.noise[rows])
+    images, target, norm = to_host(
+        torch.cat([chosen @ vector for vector in basis]), rhs[rows], torch.linalg.vector_norm(rhs, dim=0)
+    )
+    images = images.reshape(len(basis), len(rows), -1)
+    coefficients = least_squares(images, target, np.maximum(norm, torch.finfo(rhs.dtype).tiny))
     if coefficients is None:
         return None
     total = torch.zeros_like(rhs)
@@ -63,19 +68,19 @@ def fit_to_rows(
 
 
 def least_squares(
-    images: Float[Tensor, "k s m"], target: Float[Tensor, "s m"], norm: Float[Tensor, " m"]
-) -> Float64[Tensor, " k"] | None:
-    """The c that minimise the sum over columns of |target - sum_k c_k images_k|^2 / norm^2, or None if not finite."""
-    # A handful of unknowns: their Gram matrix, of unit columns and in float64, decides on the CPU. One transfer.
-    design = (images / norm).flatten(1).double()
-    scale = torch.linalg.vector_norm(design, dim=1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
-    design = design / scale
-    wanted = (target / norm).flatten().double().unsqueeze(-1)
-    small = torch.cat([design @ design.mT, design @ wanted, scale], dim=1).cpu()
-    gram, moments, lengths = small[:, :-2], small[:, -2], small[:, -1]
-    if not bool(small.isfinite().all()):
+    images: Float64[np.ndarray, "k s m"], target: Float64[np.ndarray, "s m"], norm: Float64[np.ndarray, " m"]
+) -> Float64[np.ndarray, " k"] | None:
+    """The c that minimise the sum over columns of |target - sum_k c_k images_k|^2 / norm^2, or None if not finite.
+
+    A handful of unknowns: their Gram matrix, of unit columns and in float64, decides.
+    """
+    design = (images / norm).reshape(len(images), -1)
+    wanted = (target / norm).reshape(-1)
+    if not (np.isfinite(design).all() and np.isfinite(wanted).all()):
         return None
-    eigenvalues, vectors = torch.linalg.eigh(gram)
+    lengths = np.maximum(np.linalg.norm(design, axis=1), np.finfo(np.float32).tiny)
+    design = design / lengths[:, None]
+    eigenvalues, vectors = np.linalg.eigh(design @ design.T)
     kept = eigenvalues > _RCOND**2 * eigenvalues[-1]
-    inverse = torch.where(kept, 1 / torch.where(kept, eigenvalues, 1), 0)
-    return vectors @ (inverse * (vectors.mT @ moments)) / lengths
+    projected = vectors[:, kept].T @ (design @ wanted) / eigenvalues[kept]
+    return vectors[:, kept] @ projected / lengths

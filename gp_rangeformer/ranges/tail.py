@@ -14,13 +14,16 @@ The network of :mod:`gp_rangeformer.model.tail` extrapolates from this evidence.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
 from gp_rangeformer.solvers.base import LinearSystem
+from gp_rangeformer.solvers.host import to_host
 from gp_rangeformer.solvers.nystrom import NystromPreconditioner
 
 LARGEST_BLOCK = 256
@@ -76,9 +79,16 @@ def tail_evidence(
     :param block: random points, at least 2 GROUPS of them, e.g. from :func:`sample_block`.
     Cost: O(n r p + b^2 r + b^3).
     """
-    tokens = _tokens(system, preconditioner, probes, solutions, block)
-    moments = moment_evidence(system, preconditioner, probes, solutions, quadratic)
-    return TailEvidence(**vars(moments), tokens=tokens)
+    rows, *measured = to_host(
+        _point_features(system, preconditioner, probes, solutions, block),
+        *_measurements(system, preconditioner, probes, solutions),
+    )
+    (quadratic_on_host,) = to_host(quadratic)
+    moments = _moments(system, preconditioner, quadratic_on_host, *measured)
+    # By the variance of I + E that half a block leaves: the last of its learning curve.
+    order = rows[:, len(_LEVELS) - 1].argsort(kind="stable")
+    tokens = np.stack([group.mean(0) for group in np.array_split(rows[order], GROUPS)])
+    return TailEvidence(**vars(moments), tokens=torch.from_numpy(tokens))
 
 
 def whitened_blocks(
@@ -96,26 +106,25 @@ def whitened_blocks(
     return stacked
 
 
-def _tokens(
+def _point_features(
     system: LinearSystem, preconditioner: NystromPreconditioner, probes: Tensor, solutions: Tensor, block: Tensor
-) -> Tensor:
+) -> Float64[Tensor, "half c"]:
+    """Of every point in the second half of the block: learning curves, leverage, and its share of tr(A^-1)."""
     stacked = whitened_blocks(system, preconditioner, block)
     half = len(block) // 2
     # Rounding of a float32 K may leave E slightly indefinite; I + E then still has eigenvalues near 1, not near 0.
     # The first half of the columns of the block's factor: all that the curves of the second half of its points need.
     factor = torch.linalg.cholesky_ex(stacked[:, :half, :half]).L
     rest = torch.linalg.solve_triangular(factor, stacked[:, :half, half:], upper=False)
-    explained = rest.mT.square().cumsum(-1)
-    seen = [max(1, half * level // _LEVELS[-1]) for level in _LEVELS[1:]]
+    seen = [max(1, half * level // _LEVELS[-1]) - 1 for level in _LEVELS[1:]]
     prior = stacked.diagonal(dim1=-2, dim2=-1)[:, half:]
-    curves = [prior, *(prior - explained[..., k - 1] for k in seen)]
-    schur_curve, full, ranged = torch.stack(curves, dim=-1).clamp_min(1).log().unbind(0)
-    late, spectrum = block[half:], preconditioner.spectrum
-    leverage = 1 - preconditioner.basis[late].double().square() @ (spectrum / (1 + spectrum))
-    own = (probes[late] * solutions[late]).double().mean(-1) * preconditioner.root_noise[late].double().square()
-    rows = torch.cat([schur_curve, full - ranged, ranged, torch.stack([leverage, own], dim=-1)], dim=-1)
-    rows = rows[schur_curve[:, -1].argsort()]
-    return torch.stack([group.mean(0) for group in rows.tensor_split(GROUPS)]).cpu()
+    explained = rest.square_().cumsum_(1)[:, seen].mT
+    curves = torch.cat([prior.unsqueeze(-1), prior.unsqueeze(-1) - explained], dim=-1)
+    schur_curve, full, ranged = curves.clamp_min_(1).log_().unbind(0)
+    late = block[half:]
+    own = (probes[late] * solutions[late]).mean(-1, dtype=torch.float64) * system.noise[late]
+    others = torch.stack([preconditioner.leverage[late], own], dim=-1)
+    return torch.cat([schur_curve, full - ranged, ranged, others], dim=-1)
 
 
 def moment_evidence(
@@ -126,59 +135,88 @@ def moment_evidence(
     quadratic: Float[Tensor, " p"],
 ) -> MomentEvidence:
     """Features of the whole system: diagonal, spectrum of Q, moments of the probes. O(n r p)."""
-    n, p = probes.shape
-    noise = system.noise.double()
-    gap, spectrum = preconditioner.gap, preconditioner.spectrum
-    logs = gap.log1p()
-    upper = logs.mean()
-    # log|A| <= sum log A_ii as well
-    hadamard = ((system.diagonal() + system.noise).double().log().sum() - preconditioner.logdet()) / n
-    upper = torch.minimum(upper, hadamard).clamp_min(1e-12)
+    measured = to_host(quadratic, *_measurements(system, preconditioner, probes, solutions))
+    return _moments(system, preconditioner, *measured)
 
-    def weighted(left: Tensor, right: Tensor) -> Tensor:
-        return torch.linalg.vecdot(left.double(), right.double(), dim=0)
 
-    shares = spectrum / (1 + spectrum)
+def _measurements(
+    system: LinearSystem, preconditioner: NystromPreconditioner, probes: Tensor, solutions: Tensor
+) -> tuple[Tensor, ...]:
+    """Sums over all points, which :func:`_moments` takes on the host."""
+    p = probes.shape[1]
     root_noise = preconditioner.root_noise.unsqueeze(-1)
+    whitened = torch.cat([probes / root_noise, solutions * root_noise], dim=1)
+    coordinates = (preconditioner.basis.mT @ whitened).double().square_()
+    spectrum = preconditioner.spectrum
+    shares = spectrum / (1 + spectrum)
+    weighted = torch.stack([shares, shares * (2 - shares), spectrum]) @ coordinates
+    sizes = torch.linalg.vector_norm(whitened.double(), dim=0).square()
+    gap = preconditioner.gap
+    return (
+        weighted,
+        sizes.reshape(2, p),
+        gap.sort().values[_around_quantiles(len(gap))],
+        (gap / (1 + gap)).mean(),
+        (preconditioner.leverage / system.noise).sum(),
+    )
 
-    def in_range(whitened: Tensor) -> tuple[Tensor, Tensor]:
-        """Squares of the coordinates in the basis, r x p, and |whitened|^2, p; float64."""
-        coordinates = (preconditioner.basis.mT @ whitened).double().square()
-        return coordinates, weighted(whitened, whitened)
+
+def _around_quantiles(n: int) -> list[int]:
+    """Places in an ordered list of n numbers between which the quantiles lie, two for each."""
+    places = [q * (n - 1) for q in _QUANTILES]
+    return [index for place in places for index in (math.floor(place), math.ceil(place))]
+
+
+def _moments(
+    system: LinearSystem,
+    preconditioner: NystromPreconditioner,
+    quadratic: Float64[np.ndarray, " p"],
+    weighted: Float64[np.ndarray, "3 twice"],
+    sizes: Float64[np.ndarray, "2 p"],
+    around: Float64[np.ndarray, " twelve"],
+    damped: Float64[np.ndarray, ""],
+    trace: Float64[np.ndarray, ""],
+) -> MomentEvidence:
+    n, p = system.size, len(quadratic)
+    facts, diagonal = preconditioner.facts, system.diagonal_facts
+    spectrum, mean_gap = facts.spectrum, facts.mean_gap
+    shares = spectrum / (1 + spectrum)
+    # log|A| <= sum log A_ii as well
+    hadamard = (diagonal.log_total_sum - preconditioner.logdet()) / n
+    upper = max(min(facts.log_gap_sum / n, hadamard), 1e-12)
 
     # z'P^-1 z = |w|^2 - sum share c^2, with w = D^-1/2 z and its coordinates c; |D^1/2 P^-1 z|^2 likewise.
-    seen, size = in_range(probes / root_noise)
-    zero = size - shares @ seen
-    plain_zero = size - (shares * (2 - shares)) @ seen
-    first = quadratic.double()
-    seen, plain = in_range(solutions * root_noise)
-    second = plain + spectrum @ seen
-    leverage = 1 - (preconditioner.basis.square() @ shares.to(preconditioner.basis.dtype)).double()
-    trace = (leverage / noise).sum()  # of P^-1
+    zero = sizes[0] - weighted[0, :p]
+    plain_zero = (sizes[0] - weighted[1, :p]).sum()
+    first = quadratic
+    plain = sizes[1].sum()
+    second = plain + weighted[2, p:].sum()
     ratio = first.sum() / zero.sum()
-    ratio2 = (second.sum() / zero.sum()).minimum(ratio)
+    ratio2 = min(second / zero.sum(), ratio)
     # Gauss-Radau with one node at 1: matches the moments 0, -1 and -2 of the spectrum of P^-1 A.
-    node = ((ratio - ratio2) / (1 - ratio).clamp_min(1e-12)).clamp(_SMALLEST, 1)
-    radau = -(1 - ratio) / (1 - node).clamp_min(1e-8) * node.log()
-    gauss = -ratio.clamp_min(1e-12).log()
+    node = min(max((ratio - ratio2) / max(1 - ratio, 1e-12), _SMALLEST), 1)
+    radau = -(1 - ratio) / max(1 - node, 1e-8) * math.log(node)
+    gauss = -math.log(max(ratio, 1e-12))
     # The moments are means with respect to P^-1, which hardly sees the range of Q; nor does the tail.
-    estimate = (radau.maximum(gauss) * leverage.mean()).minimum(upper).clamp_min(1e-12)
-    quantiles = torch.quantile(logs, logs.new_tensor(_QUANTILES))
+    leverage = 1 - shares.sum() / n
+    estimate = max(min(max(radau, gauss) * leverage, upper), 1e-12)
+    logs = np.log1p(around).reshape(-1, 2)
+    between = np.array([q * (n - 1) % 1 for q in _QUANTILES])
+    quantiles = (1 - between) * logs[:, 0] + between * logs[:, 1]
     ranks = [int(q * (len(spectrum) - 1)) for q in (0, 0.25, 0.5, 0.75, 1)]
-    ends = spectrum[ranks].log1p() if len(spectrum) else spectrum.new_zeros(5)
-    spread = (first / zero).std() / p**0.5
-    damped = (gap / (1 + gap)).mean()
-    relative = plain.sum() / plain_zero.sum()
+    ends = np.log1p(spectrum[ranks]) if len(spectrum) else np.zeros(5)
+    spread = float((first / zero).std(ddof=1)) / p**0.5
+    relative = plain / plain_zero
     values = [
-        upper.new_tensor(float(n)).log(),  # at LOG_SIZE of the model
-        upper.new_tensor(max(len(spectrum), 1) / n).log(),
-        noise.log().std(),
+        math.log(n),  # at LOG_SIZE of the model
+        math.log(max(len(spectrum), 1) / n),
+        diagonal.log_noise_deviation * (n / max(n - 1, 1)) ** 0.5,
         upper,
-        gap.mean().log1p(),
+        math.log1p(mean_gap),
         damped,
         *quantiles,
         shares.sum() / n,
-        spectrum.log1p().sum() / n,
+        np.log1p(spectrum).sum() / n,
         *ends,
         1 - ratio,
         ratio - ratio2,
@@ -187,20 +225,20 @@ def moment_evidence(
         zero.mean() / trace - 1,
         spread,
         1 - relative,
-        estimate.log(),
+        math.log(estimate),
         estimate / upper,
-        leverage.mean(),
+        leverage,
         # The same again where the hard end can be told apart: there the ratios are nearly zero.
-        (ratio2 / ratio).clamp_min(_SMALLEST).log(),
-        node.log(),
+        math.log(max(ratio2 / ratio, _SMALLEST)),
+        math.log(node),
         radau - gauss,
-        (upper - estimate).clamp_min(_SMALLEST).log(),
-        (upper - radau).clamp_min(0).log1p(),
-        gap.mean().log1p() - radau,
-        relative.clamp_min(_SMALLEST).log(),
+        math.log(max(upper - estimate, _SMALLEST)),
+        math.log1p(max(upper - radau, 0)),
+        math.log1p(mean_gap) - radau,
+        math.log(max(relative, _SMALLEST)),
         spread / ratio,
         damped - (1 - ratio),
-        (1 - damped).clamp_min(_SMALLEST).log(),
+        math.log(max(1 - damped, _SMALLEST)),
     ]
-    definite = float(ratio) < _LARGEST_RATIO
-    return MomentEvidence(torch.stack(values).cpu(), float(upper), float(estimate), definite)
+    scalars = torch.tensor([float(value) for value in values], dtype=torch.float64)
+    return MomentEvidence(scalars, upper, float(estimate), bool(ratio < _LARGEST_RATIO))

@@ -7,14 +7,16 @@ answer them. Results carry their own evidence: residuals, bounds, passes over K,
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
+from gp_rangeformer.solvers.host import to_host
 from gp_rangeformer.solvers.kernel_matrix import DenseKernelMatrix, KernelMatrix
 from gp_rangeformer.solvers.reason import Reason
 
@@ -68,7 +70,6 @@ class LinearSystem:
         if noise.shape != self._kernel.shape[:1]:
             raise ValueError(f"noise must have shape ({self.size},), got {tuple(noise.shape)}: expand a scalar")
         self.noise = noise
-        self._largest_column: Tensor | None = None
         self.passes = 0
         self.columns_multiplied = 0
 
@@ -119,8 +120,9 @@ class LinearSystem:
         """Whether K and D hold no NaN and no infinity."""
         return bool(self.noise.sum(dtype=torch.float64).isfinite()) and self._kernel.is_finite()
 
-    def residual_rounding(self, solution: Float[Tensor, "n m"]) -> Float[Tensor, " m"]:
-        """Estimated norm of the rounding error in ``rhs - A @ solution``, per column.
+    @functools.cached_property
+    def rounding_scale(self) -> float:
+        """The estimated norm of the rounding error in ``rhs - A @ solution``, per column, over that of the solution.
 
         A row of K x sums n products k_ij x_j, each rounded with a relative error of eps and either sign: over all rows
         eps |x| times the norm of K's columns, of which the largest of 64 is taken. A model, not a bound, for solutions,
@@ -129,15 +131,38 @@ class LinearSystem:
         does not depend on the order of the sum, so it holds as well where K comes in tiles, whose products are added
         up in the same dtype.
         """
-        scale = _ROUNDING * torch.finfo(self.dtype).eps * (self._column_norm() + self.noise.max())
-        return scale * torch.linalg.vector_norm(solution, dim=0)
+        sample = torch.linspace(0, self.size - 1, min(_SAMPLED_COLUMNS, self.size), device=self.device).long()
+        largest = float(torch.linalg.vector_norm(self._kernel.columns(sample), dim=0).max())
+        return _ROUNDING * torch.finfo(self.dtype).eps * (largest + self.diagonal_facts.largest_noise)
 
-    def _column_norm(self) -> Float[Tensor, ""]:
-        largest = self._largest_column
-        if largest is None:
-            sample = torch.linspace(0, self.size - 1, min(_SAMPLED_COLUMNS, self.size), device=self.device).long()
-            largest = self._largest_column = torch.linalg.vector_norm(self._kernel.columns(sample), dim=0).max()
-        return largest
+    @functools.cached_property
+    def diagonal_facts(self) -> DiagonalFacts:
+        """What certificates ask of the diagonals of K and D, in one transfer. O(n)."""
+        kernel, noise = self.diagonal(), self.noise
+        total, logs = kernel + noise, noise.double().log()
+        found = [
+            noise.amin(),
+            noise.amax(),
+            total.amax(),
+            (kernel / noise).abs().amax(),
+            logs.sum(),
+            logs.std(correction=0),
+            total.double().log().sum(),
+        ]
+        return DiagonalFacts(*(float(number) for number in to_host(*found)))
+
+
+@dataclass(frozen=True)
+class DiagonalFacts:
+    """Of the noise D, of A_ii = K_ii + D_ii, of K_ii / D_ii; sums of logarithms in nats, accumulated in float64."""
+
+    smallest_noise: float
+    largest_noise: float
+    largest_total: float
+    largest_ratio: float
+    log_noise_sum: float
+    log_noise_deviation: float
+    log_total_sum: float
 
 
 @dataclass(frozen=True)
@@ -145,13 +170,14 @@ class Solution:
     """Approximate solution of A X = B with its evidence.
 
     ``residual``: relative norms |b - A x| / |b| per column, recomputed from X with one pass over K, or carried from
-    such a pass through a few updates of X; widened by the rounding estimate of either. ``inv_quad``: rigorous interval
-    of b' A^-1 b per column, in nats when b = y (twice the quadratic term of the likelihood).
+    such a pass through a few updates of X; widened by the rounding estimate of either. ``quadratic``: b'x + r'x, which
+    is b' A^-1 b from below. Both are on the host. ``inv_quad``: rigorous interval of b' A^-1 b per column, in nats when
+    b = y (twice the quadratic term of the likelihood).
     """
 
     value: Float[Tensor, "n m"]
     residual: Float[Tensor, " m"]
-    quadratic: Float[Tensor, " m"]  # b' A^-1 b from below: b'x + r'x, float64
+    quadratic: Float64[Tensor, " m"]
     inv_quad: list[Interval]
     iterations: int
     passes: int

@@ -8,22 +8,27 @@ One iteration is one pass over K.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Float64
+from scipy.linalg import get_lapack_funcs
 from torch import Tensor
 
 from gp_rangeformer.solvers.base import LinearSystem
+from gp_rangeformer.solvers.host import symmetric, to_device, to_host
 from gp_rangeformer.solvers.nystrom import NystromPreconditioner
 from gp_rangeformer.solvers.reason import Reason
 
+# LAPACK itself: what scipy.linalg checks and copies around it costs more than a core of 33 columns.
+_potrf, _potri, _trtri = get_lapack_funcs(("potrf", "potri", "trtri"), dtype=np.float64)
 # Give up when this many iterations have not halved the largest residual: rounding has taken over. Shorter plateaus are
 # the usual start of a hard system.
 _PATIENCE = 50
 # Columns whose share outside the span of the others is larger than this, in the norm of P^-1, are orthonormalised by a
-# Cholesky factor; an eigendecomposition, which can drop directions, costs ten times as much (on a GPU, hundreds of
-# launches).
+# Cholesky factor, which costs a tenth of an eigendecomposition; that can drop directions.
 _INDEPENDENT = 1e-2
 
 
@@ -58,24 +63,25 @@ def block_cg(
     :param max_passes: the most passes over K to spend.
     Cost per iteration: one pass with at most m columns, O(n r m) for P, O(n m^2); no n x n memory.
     """
-    if not bool(residual.sum().isfinite()):
+    norms, norm_target, energy_target = to_host(torch.linalg.vector_norm(residual, dim=0), stop_norm, stop_energy)
+    if not np.isfinite(norms).all():
         return BlockCGResult(initial, residual, 0, Reason.NOT_PSD)
-    scale = torch.linalg.vector_norm(residual, dim=0)
-    scale = torch.where(scale > 0, scale, torch.ones_like(scale))
+    scale = np.where(norms > 0, norms, 1)
     solution, carried = initial.clone(), residual.clone()
-    shared, preconditioned, coefficients = _orthonormalise(preconditioner, residual / scale)
-    coefficients = coefficients * scale.double()
+    block = _orthonormalise(preconditioner, residual / to_device(scale, residual))
+    coefficients = block.coefficients * scale
+    shared, preconditioned = block.vectors()
     directions = preconditioned
     best, since_best = float("inf"), 0
     iterations = 0
     while True:
         # R = S Phi: norms from the Gram matrix of S, energies from Phi alone.
-        gram = shared.mT.double() @ shared.double()
-        norm = torch.linalg.vecdot(coefficients, gram @ coefficients, dim=0).clamp_min(0).sqrt()
-        energy = coefficients.square().sum(0)
-        worst = float(torch.maximum(norm / stop_norm, (energy / stop_energy).sqrt()).max())
+        norm = np.sqrt(np.maximum(np.einsum("km,km->m", coefficients, block.gram @ coefficients), 0))
+        energy = np.square(coefficients).sum(0)
+        # NaN must not look small: the maximum hands it on.
+        worst = float(np.maximum(norm / norm_target, np.sqrt(energy / energy_target)).max())
         if worst <= 1:
-            correction = preconditioned @ coefficients.to(preconditioned.dtype)
+            correction = preconditioned @ to_device(coefficients, preconditioned)
             return BlockCGResult(solution, carried, iterations, Reason.CONVERGED, correction)
         if not worst < float("inf"):
             return BlockCGResult(solution, carried, iterations, Reason.NOT_PSD)
@@ -89,40 +95,77 @@ def block_cg(
             return BlockCGResult(solution, carried, iterations, Reason.STAGNATION)
 
         image = system.matmul(directions)
-        curvature = directions.mT.double() @ image.double()
-        factor, info = torch.linalg.cholesky_ex(0.5 * (curvature + curvature.mT))
-        if bool(info):
+        (curvature,) = to_host(directions.mT.double() @ image.double())
+        inverse = _inverse(symmetric(curvature))
+        if inverse is None:
             return BlockCGResult(solution, carried, iterations, Reason.NOT_PSD)
-        inverse = torch.cholesky_inverse(factor)
-        step_sizes = (inverse @ coefficients).to(solution.dtype)
+        k = len(inverse)
+        both = to_device(np.concatenate([inverse @ coefficients, inverse], axis=1), solution)
+        step_sizes, inverse_on_device = both[:, :-k], both[:, -k:]
         solution.addmm_(directions, step_sizes)
         carried.addmm_(image, step_sizes, alpha=-1)
-        remainder = torch.addmm(shared, image, inverse.to(image.dtype), alpha=-1)
-        shared, preconditioned, step = _orthonormalise(preconditioner, remainder)
-        coefficients = step @ coefficients
-        directions = torch.addmm(preconditioned, directions, step.mT.to(directions.dtype))
+        block = _orthonormalise(preconditioner, torch.addmm(shared, image, inverse_on_device, alpha=-1))
+        coefficients = block.coefficients @ coefficients
+        shared, preconditioned = block.vectors()
+        directions = torch.addmm(preconditioned, directions, to_device(block.coefficients.T, directions))
         iterations += 1
 
 
-def _orthonormalise(
-    preconditioner: NystromPreconditioner, block: Float[Tensor, "n m"]
-) -> tuple[Float[Tensor, "n k"], Float[Tensor, "n k"], Float[Tensor, "k m"]]:
-    """S, P^-1 S and Phi with block = S Phi, S' P^-1 S = I, k <= m; dependent columns are dropped. Phi is float64."""
+def _inverse(core: Float64[np.ndarray, "k k"]) -> Float64[np.ndarray, "k k"] | None:
+    """The inverse of a positive definite matrix, None if it is not, or not finite."""
+    factor, info = _potrf(core, lower=1)
+    if info or not np.isfinite(factor).all():
+        return None
+    inverse, _ = _potri(factor, lower=1)
+    return np.tril(inverse) + np.tril(inverse, -1).T
+
+
+@dataclass(frozen=True)
+class _Orthonormalised:
+    """A block W = S Phi with S = W T and S' P^-1 S = I, k <= m columns.
+
+    ``coefficients``: Phi; ``gram``: S'S.
+    """
+
+    block: Float[Tensor, "n m"]
+    preconditioned: Float[Tensor, "n m"]  # P^-1 W
+    transform: Float64[np.ndarray, "m k"]
+    coefficients: Float64[np.ndarray, "k m"]
+    gram: Float64[np.ndarray, "k k"]
+
+    def vectors(self) -> tuple[Float[Tensor, "n k"], Float[Tensor, "n k"]]:
+        """S and P^-1 S."""
+        transform = to_device(self.transform, self.block)
+        return self.block @ transform, self.preconditioned @ transform
+
+
+def _orthonormalise(preconditioner: NystromPreconditioner, block: Float[Tensor, "n m"]) -> _Orthonormalised:
+    """Dependent columns are dropped."""
     preconditioned = preconditioner.solve(block)
-    gram = block.mT.double() @ preconditioned.double()
-    gram = 0.5 * (gram + gram.mT)
-    scale = gram.diagonal().sqrt()
-    factor, info = torch.linalg.cholesky_ex(gram / scale / scale.unsqueeze(-1))
-    # NaN, from a zero column, fails the comparison.
-    if bool((info == 0) & (factor.diagonal().amin() > _INDEPENDENT)):
-        coefficients = factor.mT * scale
-        identity = torch.eye(len(scale), dtype=gram.dtype, device=gram.device)
-        transform = torch.linalg.solve_triangular(coefficients, identity, upper=True).to(block.dtype)
-        return block @ transform, preconditioned @ transform, coefficients
-    eigenvalues, vectors = torch.linalg.eigh(gram)
+    wide = block.double()
+    energy, gram = to_host(wide.mT @ preconditioned.double(), wide.mT @ wide)
+    transform, coefficients = _root(symmetric(energy), torch.finfo(block.dtype).eps)
+    return _Orthonormalised(block, preconditioned, transform, coefficients, transform.T @ gram @ transform)
+
+
+def _root(
+    energy: Float64[np.ndarray, "m m"], eps: float
+) -> tuple[Float64[np.ndarray, "m k"], Float64[np.ndarray, "k m"]]:
+    """T and Phi with T'ET = I and Phi'Phi = E up to what is dropped.
+
+    :param eps: of the vectors whose Gram matrix E is.
+    """
+    if not np.isfinite(energy).all():
+        return np.full_like(energy, math.nan), energy
+    scale = np.sqrt(np.maximum(energy.diagonal(), 0))
+    if scale.all():
+        factor, info = _potrf(energy / scale / scale[:, None], lower=0)
+        if not info and factor.diagonal().min() > _INDEPENDENT:
+            coefficients = factor * scale
+            transform, _ = _trtri(coefficients, lower=0)
+            return transform, coefficients
+    eigenvalues, vectors = np.linalg.eigh(energy)
     # Below this the Gram matrix holds rounding only: of float32 vectors (squared, eps^2) or of float64 sums (eps).
-    cut = max(torch.finfo(block.dtype).eps ** 1.5, 1e-14)
-    keep = eigenvalues > cut * eigenvalues[-1].clamp_min(1e-300)
-    eigenvalues, vectors = eigenvalues[keep], vectors[:, keep]
-    transform = (vectors * eigenvalues.rsqrt()).to(block.dtype)
-    return block @ transform, preconditioned @ transform, eigenvalues.sqrt().unsqueeze(-1) * vectors.mT
+    keep = eigenvalues > max(eps**1.5, 1e-14) * max(eigenvalues[-1], 1e-300)
+    roots, vectors = np.sqrt(eigenvalues[keep]), vectors[:, keep]
+    return vectors / roots, roots[:, None] * vectors.T

@@ -2,13 +2,66 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
+import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Float64
 from torch import Tensor
 
 from gp_rangeformer.solvers.base import Interval, LinearSystem
 from gp_rangeformer.solvers.cholesky import logdet_rounding_per_point
+from gp_rangeformer.solvers.host import to_host
 from gp_rangeformer.solvers.nystrom import NystromPreconditioner
+
+
+@dataclass(frozen=True)
+class SolutionEvidence:
+    """What an approximate solution v of A v = b with residual r proves, per column, on the host in float64.
+
+    ``residual_norm``: |r|; ``solution_norm``: |v|; ``quadratic``: b'v + r'v; ``energy``: r'P^-1 r from above.
+    """
+
+    residual_norm: Float64[np.ndarray, " m"]
+    solution_norm: Float64[np.ndarray, " m"]
+    quadratic: Float64[np.ndarray, " m"]
+    energy: Float64[np.ndarray, " m"]
+
+    @classmethod
+    def gather(
+        cls,
+        system: LinearSystem,
+        preconditioner: NystromPreconditioner,
+        rhs: Float[Tensor, "n m"],
+        solution: Float[Tensor, "n m"],
+        residual: Float[Tensor, "n m"],
+        correction: Float[Tensor, "n m"] | None = None,
+    ) -> SolutionEvidence:
+        """One transfer; O(n m), and O(n r m) without ``correction``, which is P^-1 r."""
+        correction = preconditioner.solve(residual) if correction is None else correction
+        wide = residual.double()
+        squares = wide.square()
+        residual_square, whitened, solution_norm, quadratic, energy = to_host(
+            squares.sum(0),
+            # P^-1 subtracts nearly all of the whitened residual where P is large: its rounding is that of r' D^-1 r.
+            (squares / system.noise.unsqueeze(-1)).sum(0),
+            torch.linalg.vector_norm(solution, dim=0),
+            ((rhs + residual).double() * solution).sum(0),
+            (wide * correction).sum(0),
+        )
+        energy = np.maximum(energy, 0) + 8 * torch.finfo(system.dtype).eps * whitened
+        return cls(np.sqrt(residual_square), solution_norm, quadratic, energy)
+
+    def bounds(self, rounding: Float64[np.ndarray, " m"]) -> list[Interval]:
+        """Rigorous intervals of b' A^-1 b. b' A^-1 b = 2 b'v - v'Av + r' A^-1 r, and 0 <= r' A^-1 r <= r' P^-1 r
+        because A >= P. With Av = b - r the first two terms are b'v + r'v: no further pass over K.
+
+        :param rounding: |dr| / sqrt(n) for the rounding error dr of the residual: it moves the value by v'dr, which for
+            random signs is |v| |dr| / sqrt(n), with four standard deviations of room.
+        """
+        margin = 4 * rounding * self.solution_norm
+        ends = zip((self.quadratic - margin).tolist(), (self.quadratic + self.energy + margin).tolist(), strict=True)
+        return [Interval(low, high) for low, high in ends]
 
 
 def inv_quad_bounds(
@@ -17,29 +70,27 @@ def inv_quad_bounds(
     rhs: Float[Tensor, "n m"],
     solution: Float[Tensor, "n m"],
     residual: Float[Tensor, "n m"],
-    correction: Float[Tensor, "n m"] | None = None,
-    rounding: Float[Tensor, " m"] | None = None,
-) -> tuple[Float[Tensor, " m"], list[Interval]]:
-    """Value and interval of b' A^-1 b per column, for any approximate solution v with residual r = b - A v.
+) -> tuple[Float64[Tensor, " m"], list[Interval]]:
+    """Value and interval of b' A^-1 b per column, for any approximate solution v with residual r = b - A v, computed by
+    one product. O(n r m).
 
-    b' A^-1 b = 2 b'v - v'Av + r' A^-1 r, and 0 <= r' A^-1 r <= r' P^-1 r because A >= P. With Av = b - r the first two
-    terms are b'v + r'v: no further pass over K. O(n r m). They are the value (its gradient at fixed v, -v' dA v, is
-    that of the exact form to first order); the interval is widened by the rounding of r.
-
-    :param correction: P^-1 r, if it is there already.
-    :param rounding: norm of the rounding error of r per column, if it is more than that of one product.
+    The value is b'v + r'v (its gradient at fixed v, -v' dA v, is that of the exact form to first order), on the host.
     """
-    lower = ((rhs + residual).double() * solution.double()).sum(0)
-    correction = preconditioner.solve(residual) if correction is None else correction
-    error = (residual.double() * correction.double()).sum(0).clamp_min(0)
-    # P^-1 subtracts nearly all of the whitened residual where P is large: its rounding is that of r' D^-1 r.
-    whitened = (residual.double().square() / system.noise.double().unsqueeze(-1)).sum(0)
-    error = error + 8 * torch.finfo(system.dtype).eps * whitened
-    # |v' dr| for a rounding error dr of random sign: |v| |dr| / sqrt(n), with four standard deviations of room.
-    rounding = system.residual_rounding(solution) if rounding is None else rounding
-    margin = (4 * rounding * torch.linalg.vector_norm(solution, dim=0) / system.size**0.5).double()
-    ends = zip((lower - margin).tolist(), (lower + error + margin).tolist(), strict=True)
-    return lower, [Interval(low, high) for low, high in ends]
+    evidence = SolutionEvidence.gather(system, preconditioner, rhs, solution, residual)
+    rounding = system.rounding_scale * evidence.solution_norm / system.size**0.5
+    return torch.from_numpy(evidence.quadratic), evidence.bounds(rounding)
+
+
+def relative_residual(
+    system: LinearSystem,
+    rhs: Float[Tensor, "n m"],
+    solution: Float[Tensor, "n m"],
+    residual: Float[Tensor, "n m"],
+) -> Float64[Tensor, " m"]:
+    """|b - A v| / |b| per column (0 where b is), widened by the rounding of ``residual``; on the host. O(n m)."""
+    norms = [torch.linalg.vector_norm(block, dim=0) for block in (residual, solution, rhs)]
+    left, length, norm = (torch.from_numpy(found) for found in to_host(*norms))
+    return torch.where(norm > 0, (left + system.rounding_scale * length) / norm, 0)
 
 
 def logdet_bounds(system: LinearSystem, preconditioner: NystromPreconditioner) -> Interval:
@@ -50,7 +101,6 @@ def logdet_bounds(system: LinearSystem, preconditioner: NystromPreconditioner) -
     bound of A itself, sum_i log A_ii, is taken where it is smaller. Widened by the rounding of log|A|.
     """
     base = preconditioner.logdet()
-    hadamard = float((system.diagonal() + system.noise).double().log().sum())
     rounding = system.size * logdet_rounding_per_point(system)
-    upper = min(base + float(preconditioner.gap.log1p().sum()), hadamard)
+    upper = min(base + preconditioner.facts.log_gap_sum, system.diagonal_facts.log_total_sum)
     return Interval(base - rounding, max(upper, base) + rounding)

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import math
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from linear_operator import settings as host_settings
@@ -20,6 +21,7 @@ from torch import Tensor
 
 from gp_rangeformer.free_memory import Demand, InsufficientMemoryError
 from gp_rangeformer.solvers.base import Evaluation, Interval, InverseRoot, LinearSystem, LogDet, Solution
+from gp_rangeformer.solvers.host import to_host
 from gp_rangeformer.solvers.reason import Reason
 from gp_rangeformer.workspace import shortage
 
@@ -60,10 +62,10 @@ def logdet_rounding_per_point(system: LinearSystem) -> float:
     First order: d log|A| = tr(A^-1 E) with entries of E of size eps A_ii and random sign; the diagonal of A^-1 is
     at most 1 / min noise. tests/solvers/test_certificate.py measures that the true error stays below.
     """
-    floor = float(system.noise.min())
-    if floor <= 0:
+    facts = system.diagonal_facts
+    if facts.smallest_noise <= 0:
         return math.inf
-    return torch.finfo(system.dtype).eps * float((system.diagonal() + system.noise).max()) / floor
+    return torch.finfo(system.dtype).eps * facts.largest_total / facts.smallest_noise
 
 
 # n x n matrices beside K: the matrix and its factor, or the factor and the copies that LAPACK's other routines make of
@@ -153,36 +155,45 @@ class ExactPrepared:
 
     def solve(self, rhs: Float[Tensor, "n m"]) -> Solution:
         """A^-1 rhs by two triangular solves, and one pass over K for the residual. O(n^2 m)."""
-        solution, residual = self._solve_once(rhs)
-        if self.factor.dtype == torch.float32 and bool((residual > self.tolerance).any()):
+        found = self._solve_once(rhs)
+        if self.factor.dtype == torch.float32 and bool((found.residual > self.tolerance).any()):
             promoted = _factorise(self.system, torch.float64)
             if promoted is not None:
                 self.factor = promoted.factor
-                solution, residual = self._solve_once(rhs)
-        value = solution.to(self.system.dtype)
-        quadratic, inv_quad = self._quadratic(rhs, solution, residual)
-        reason = Reason.CONVERGED if bool((residual <= self.tolerance).all()) else Reason.ROUNDING
-        return Solution(value, residual, quadratic, inv_quad, iterations=0, passes=1, reason=reason)
+                found = self._solve_once(rhs)
+        return replace(
+            found, reason=Reason.CONVERGED if bool((found.residual <= self.tolerance).all()) else Reason.ROUNDING
+        )
 
-    def _quadratic(self, rhs: Tensor, solution: Tensor, residual: Tensor) -> tuple[Tensor, list[Interval]]:
-        """b' A^-1 b = b'x + r'x + r' A^-1 r with |r'x| <= |r| |x| and r' A^-1 r <= |r|^2 / min noise."""
-        quadratic = (rhs.double() * solution.double()).sum(0)
-        if self.factor.dtype == torch.float64:
-            error = 1e-9 * quadratic.abs()
-        else:
-            norm = residual.double() * torch.linalg.vector_norm(rhs.double(), dim=0)
-            error = norm * torch.linalg.vector_norm(solution.double(), dim=0)
-            error = error + norm.square() / float(self.system.noise.min())
-        ends = zip((quadratic - error).tolist(), (quadratic + error).tolist(), strict=True)
-        return quadratic, [Interval(low, high) for low, high in ends]
-
-    def _solve_once(self, rhs: Float[Tensor, "n m"]) -> tuple[Tensor, Float[Tensor, " m"]]:
-        solution = torch.cholesky_solve(rhs.to(self.factor.dtype), self.factor)
-        value = solution.to(self.system.dtype)
+    def _solve_once(self, rhs: Float[Tensor, "n m"]) -> Solution:
+        unrounded = torch.cholesky_solve(rhs.to(self.factor.dtype), self.factor)
+        value = unrounded.to(self.system.dtype)
         # Also for a float64 factor: the answer and this residual are rounded to the system's dtype.
-        error = torch.linalg.vector_norm(rhs - self.system.matmul(value), dim=0) + self.system.residual_rounding(value)
-        norm = torch.linalg.vector_norm(rhs, dim=0)
-        return solution, torch.where(norm > 0, error / norm, error)
+        residual, norm, length, quadratic = to_host(
+            torch.linalg.vector_norm(rhs - self.system.matmul(value), dim=0),
+            torch.linalg.vector_norm(rhs, dim=0),
+            torch.linalg.vector_norm(value, dim=0),
+            (rhs.double() * unrounded).sum(0),
+        )
+        error = residual + self.system.rounding_scale * length
+        relative = np.divide(error, norm, out=error.copy(), where=norm > 0)
+        # b' A^-1 b = b'x + r'x + r' A^-1 r with |r'x| <= |r| |x| and r' A^-1 r <= |r|^2 / min noise.
+        if self.factor.dtype == torch.float64:
+            room = 1e-9 * np.abs(quadratic)
+        else:
+            with np.errstate(divide="ignore", invalid="ignore"):  # zero noise proves nothing
+                room = error * length + error**2 / self.system.diagonal_facts.smallest_noise
+        ends = zip((quadratic - room).tolist(), (quadratic + room).tolist(), strict=True)
+        intervals = [Interval(low, high) for low, high in ends]
+        return Solution(
+            value,
+            torch.from_numpy(relative),
+            torch.from_numpy(quadratic),
+            intervals,
+            iterations=0,
+            passes=1,
+            reason=Reason.CONVERGED,
+        )
 
     def logdet(self) -> LogDet:
         """2 sum log diag(L): no further cost."""
@@ -225,6 +236,6 @@ class ExactPrepared:
             logdet=self.logdet() if with_logdet else None,
             kernel_gradient=kernel_gradient,
             noise_gradient=lambda g_inv_quad, g_logdet: kernel_gradient(g_inv_quad, g_logdet).diagonal().clone(),
-            inv_quad=solution.quadratic.to(dtype),
+            inv_quad=solution.quadratic.to(rhs),
             residual=float(solution.residual.max()) if rhs.shape[1] else 0.0,
         )

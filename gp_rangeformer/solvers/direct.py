@@ -15,7 +15,7 @@ from torch import Tensor
 
 from gp_rangeformer.ranges.memory import Memory
 from gp_rangeformer.solvers.base import Evaluation, Interval, InverseRoot, LinearSystem, LogDet, Solution
-from gp_rangeformer.solvers.certificate import inv_quad_bounds, logdet_bounds
+from gp_rangeformer.solvers.certificate import inv_quad_bounds, logdet_bounds, relative_residual
 from gp_rangeformer.solvers.cholesky import ExactPrepared, ExactSolver
 from gp_rangeformer.solvers.gradient_weight import GradientWeight
 from gp_rangeformer.solvers.nystrom import (
@@ -103,14 +103,12 @@ class DirectPrepared:
         answer = self.solver.network(system, rhs)
         value = answer.solution
         residual = rhs - system.matmul(value) if rhs.shape[1] else rhs
-        norm = torch.linalg.vector_norm(rhs, dim=0)
-        error = torch.linalg.vector_norm(residual, dim=0) + system.residual_rounding(value)
-        relative = torch.where(norm > 0, error / norm, 0)
+        relative = relative_residual(system, rhs, value, residual)
         try:
             preconditioner = nystrom_preconditioner(system, ProposedTestMatrix(answer.range))
             quadratic, bounds = inv_quad_bounds(system, preconditioner, rhs, value, residual)
         except PreconditionerError:
-            preconditioner, quadratic = None, (rhs.double() * value.double()).sum(0)
+            preconditioner, quadratic = None, (rhs.double() * value.double()).sum(0).cpu()
             bounds = [Interval(-float("inf"), float("inf"))] * rhs.shape[1]
         within = bool((relative <= self.solver.certified.tolerance).all())
         reason = Reason.CONVERGED if within else Reason.DIRECT

@@ -44,7 +44,7 @@ class GradientWeight:
     ) -> GradientWeight:
         """Decide about the control variate by the preconditioner's gap. O(n r p) if it is used."""
         inverse = None
-        if probes.shape[1] and float(preconditioner.gap.mean()) < CONTROL_GAP:
+        if probes.shape[1] and preconditioner.facts.mean_gap < CONTROL_GAP:
             inverse = preconditioner.inverse_factor()
             probe_solutions = probe_solutions - preconditioner.solve(probes)
         return cls(solutions, probes, probe_solutions, noise, inverse)

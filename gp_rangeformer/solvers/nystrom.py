@@ -6,14 +6,17 @@ Omega is. So P is positive definite, P <= A, log|P| <= log|A|, and r' A^-1 r <= 
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
+import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Float64
 from torch import Tensor
 
 from gp_rangeformer.solvers.base import LinearSystem
+from gp_rangeformer.solvers.host import to_host
 from gp_rangeformer.workspace import empty_matrix
 
 
@@ -45,23 +48,46 @@ class PreconditionerError(RuntimeError):
 class NystromPreconditioner:
     """P = D^1/2 (I + V diag(spectrum) V') D^1/2 with orthonormal V: the eigenvectors of D^-1/2 Q D^-1/2.
 
-    ``gap``: the diagonal of D^-1/2 (K - Q) D^-1/2, clamped at zero, for the upper bound of log|A|.
+    ``gap``: the diagonal of D^-1/2 (K - Q) D^-1/2, clamped at zero, for the upper bound of log|A|; ``leverage``: the
+    diagonal of D^1/2 P^-1 D^1/2; ``facts``: what decisions and bounds ask, on the host.
     """
 
     basis: Float[Tensor, "n r"]
     spectrum: Float[Tensor, " r"]  # float64, descending
     root_noise: Float[Tensor, " n"]
     gap: Float[Tensor, " n"]  # float64
+    leverage: Float[Tensor, " n"]  # float64
+    facts: PreconditionerFacts
+
+    @classmethod
+    def on_range(
+        cls, system: LinearSystem, basis: Float[Tensor, "n r"], spectrum: Float[Tensor, " r"]
+    ) -> NystromPreconditioner:
+        """With what else is asked of it, for the noise and the diagonal of ``system``. O(n r)."""
+        weights = torch.stack([spectrum, spectrum / (1 + spectrum)], dim=-1)
+        explained, covered = (basis.square() @ weights.to(basis.dtype)).double().unbind(-1)
+        unclamped = (system.diagonal() / system.noise).double() - explained
+        gap = unclamped.clamp_min(0)
+        values, *numbers = to_host(spectrum, unclamped.amin(), gap.mean(), gap.log1p().sum())
+        least, mean, logs = map(float, numbers)
+        facts = PreconditionerFacts(values, least, mean, logs, system.diagonal_facts.log_noise_sum)
+        return cls(basis, spectrum, system.noise.sqrt(), gap, 1 - covered, facts)
 
     @property
     def rank(self) -> int:
         return self.spectrum.shape[0]
 
+    @functools.cached_property
+    def _solve_weights(self) -> Tensor:
+        return (-self.spectrum / (1 + self.spectrum)).to(self.basis.dtype).unsqueeze(-1)
+
+    @functools.cached_property
+    def _root_weights(self) -> Tensor:
+        return ((1 + self.spectrum).rsqrt() - 1).to(self.basis.dtype).unsqueeze(-1)
+
     def solve(self, rhs: Float[Tensor, "n m"]) -> Float[Tensor, "n m"]:
         """P^-1 rhs. O(n r m)."""
-        return self._function(self._unscale(rhs), -self.spectrum / (1 + self.spectrum)).div_(
-            self.root_noise.unsqueeze(-1)
-        )
+        return self._function(self._unscale(rhs), self._solve_weights).div_(self.root_noise.unsqueeze(-1))
 
     def inverse_factor(self) -> Float[Tensor, "n r"]:
         """U with P^-1 = D^-1 - U U'. O(n r)."""
@@ -70,23 +96,34 @@ class NystromPreconditioner:
 
     def root_solve(self, rhs: Float[Tensor, "n m"]) -> Float[Tensor, "n m"]:
         """C^-1 rhs for the root C = D^1/2 (I + V spectrum V')^1/2 of P = C C'. O(n r m)."""
-        return self._function(self._unscale(rhs), (1 + self.spectrum).rsqrt() - 1)
+        return self._function(self._unscale(rhs), self._root_weights)
 
     def root_solve_transposed(self, rhs: Float[Tensor, "n m"]) -> Float[Tensor, "n m"]:
         """C^-T rhs. O(n r m)."""
-        return self._function(rhs, (1 + self.spectrum).rsqrt() - 1).div_(self.root_noise.unsqueeze(-1))
+        return self._function(rhs, self._root_weights).div_(self.root_noise.unsqueeze(-1))
 
     def logdet(self) -> float:
-        """log|P|, accumulated in float64. O(n + r)."""
-        return float(self.spectrum.log1p().sum() + 2 * self.root_noise.double().log().sum())
+        """log|P|, accumulated in float64. O(r)."""
+        return float(np.log1p(self.facts.spectrum).sum()) + self.facts.log_noise_sum
 
     def _unscale(self, rhs: Tensor) -> Tensor:
         return rhs / self.root_noise.unsqueeze(-1)
 
     def _function(self, rhs: Tensor, weights: Tensor) -> Tensor:
         """(I + V diag(weights) V') rhs."""
-        inner = (self.basis.mT @ rhs).mul_(weights.to(rhs.dtype).unsqueeze(-1))
-        return torch.addmm(rhs, self.basis, inner)
+        return torch.addmm(rhs, self.basis, (self.basis.mT @ rhs).mul_(weights))
+
+
+@dataclass(frozen=True)
+class PreconditionerFacts:
+    """The spectrum of D^-1/2 Q D^-1/2, descending; the smallest gap before it was clamped, the mean of the gap, the sum
+    of log(1 + gap) over all points; log|D|."""
+
+    spectrum: Float64[np.ndarray, " r"]
+    least_gap: float
+    mean_gap: float
+    log_gap_sum: float
+    log_noise_sum: float
 
 
 def nystrom_preconditioner(
@@ -101,34 +138,34 @@ def nystrom_preconditioner(
     :raises PreconditionerError: if the sketch is not finite or its core has a clearly negative eigenvalue.
     """
     columns, core = proposal.sketch(system)
-    root_noise = system.noise.sqrt()
     core = core.double()
     core = 0.5 * (core + core.mT)
     # The shift absorbs the rounding of the entries of K. It makes Q smaller, so Q <= K survives.
-    core.diagonal().add_(2 * torch.finfo(system.dtype).eps * float(core.diagonal().sum()))
+    core.diagonal().add_(core.diagonal().sum(), alpha=2 * torch.finfo(system.dtype).eps)
     factor, info = torch.linalg.cholesky_ex(core)
-    if bool(info):
-        raise PreconditionerError("K is not finite, or not positive semi-definite on the proposed range")
     # Root first, Gram matrix second: the other order multiplies the rounding of the Gram matrix by 1 / (smallest core
     # eigenvalue) and can push log|P| above log|A|.
     n, r = columns.shape
     # Transposed, the columns of a dense K and of the root are neighbours in memory; in place, half a dozen n x r copies
     # are spared, which cost as much as the arithmetic (n = 8000, r = 256: 34 ms with them, 18 without).
-    root = empty_matrix(r, n, torch.float64, columns.device).copy_(columns.mT).div_(root_noise.double())
+    root = empty_matrix(r, n, torch.float64, columns.device).copy_(columns.mT).div_(system.noise.sqrt().double())
     whitened = root.mT
     torch.linalg.solve_triangular(factor.mT, whitened, upper=True, left=False, out=whitened)
     gram = root @ root.mT
-    if not bool(gram.sum().isfinite()):
+    failed, total = to_host(info, gram.sum())
+    if failed:
+        raise PreconditionerError("K is not finite, or not positive semi-definite on the proposed range")
+    if not np.isfinite(total):
         raise PreconditionerError("the proposed range or the kernel matrix is not finite")
-    spectrum, vectors = torch.linalg.eigh(gram)
-    keep = spectrum > negligible
-    spectrum, vectors = spectrum[keep].flip(0), vectors[:, keep].flip(1)
+    ascending, vectors = torch.linalg.eigh(gram)
+    (values,) = to_host(ascending)
+    kept = int((values > negligible).sum())
+    spectrum, vectors = ascending[r - kept :].flip(0), vectors[:, r - kept :].flip(1)
     rounded = empty_matrix(r, n, system.dtype, columns.device).copy_(root)
     transform = (vectors * spectrum.rsqrt()).mT.to(system.dtype)
-    basis = torch.mm(transform, rounded, out=empty_matrix(len(spectrum), n, system.dtype, columns.device)).mT
-    explained = basis.square() @ spectrum.to(basis.dtype)
-    gap = (system.diagonal() / system.noise).double() - explained.double()
-    rounding = 64 * torch.finfo(system.dtype).eps * float((system.diagonal() / system.noise).abs().max())
-    if float(gap.min()) < -max(rounding, 1e-3 * (1 + float(spectrum[0]) if len(spectrum) else 1)):
+    basis = torch.mm(transform, rounded, out=empty_matrix(kept, n, system.dtype, columns.device)).mT
+    preconditioner = NystromPreconditioner.on_range(system, basis, spectrum)
+    rounding = 64 * torch.finfo(system.dtype).eps * system.diagonal_facts.largest_ratio
+    if preconditioner.facts.least_gap < -max(rounding, 1e-3 * (1 + values[-1] if kept else 1)):
         raise PreconditionerError("the diagonal of K - Q is negative: K is not positive semi-definite")
-    return NystromPreconditioner(basis, spectrum, root_noise, gap.clamp_min(0))
+    return preconditioner

@@ -11,8 +11,10 @@ import math
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+import numpy as np
 import torch
 from jaxtyping import Float
+from numpy.typing import NDArray
 from torch import Tensor
 
 from gp_rangeformer.free_memory import because
@@ -21,11 +23,12 @@ from gp_rangeformer.ranges.memory import Memory
 from gp_rangeformer.ranges.prediction import extrapolate, fit_to_rows, sample_rows
 from gp_rangeformer.solvers.base import Evaluation, Interval, InverseRoot, LinearSystem, LogDet, Solution
 from gp_rangeformer.solvers.block_cg import block_cg
-from gp_rangeformer.solvers.certificate import inv_quad_bounds
+from gp_rangeformer.solvers.certificate import SolutionEvidence
 from gp_rangeformer.solvers.cholesky import ExactPrepared, ExactSolver
 from gp_rangeformer.solvers.effort import STARTING_RANK, WINDOW, control_within_reach, worthwhile_rank
 from gp_rangeformer.solvers.galerkin import galerkin
 from gp_rangeformer.solvers.gradient_weight import CONTROL_GAP, GradientWeight
+from gp_rangeformer.solvers.host import to_host
 from gp_rangeformer.solvers.logdet_value import checked_logdet, lanczos_value
 from gp_rangeformer.solvers.low_rank_root import low_rank_root
 from gp_rangeformer.solvers.nystrom import NystromPreconditioner, PreconditionerError, nystrom_preconditioner
@@ -81,7 +84,7 @@ class RangeFormerSolver:
         """Build the preconditioner. Never raises for bad numbers: what fails here is answered by the exact path."""
         memory = memory if memory is not None else Memory()
         generator = torch.Generator().manual_seed(self.seed)
-        if not float(system.noise.min()) > 0:
+        if not system.diagonal_facts.smallest_noise > 0:
             return RangeFormerPrepared(self, system, memory, None, Reason.ZERO_NOISE)
         if memory.pause > 0:
             memory.pause -= 1
@@ -100,7 +103,7 @@ class RangeFormerSolver:
         if self.adaptive_rank:
             wanted = memory.rank = min(memory.rank or STARTING_RANK, self.rank)
         known = memory.landmarks
-        if known is not None and _valid(known.index, system.size) and known.suffice(min(wanted, system.size)):
+        if known is not None and known.belong_to(system.size) and known.suffice(min(wanted, system.size)):
             return known
         draw = rp_cholesky_landmarks if self.landmarks == "rp_cholesky" else uniform_landmarks
         drawn = draw(system, wanted, generator)
@@ -118,11 +121,6 @@ class RangeFormerSolver:
 
 def _permutation(n: int, seed: int) -> Tensor:
     return torch.randperm(n, generator=torch.Generator().manual_seed(seed))
-
-
-def _valid(index: Tensor, n: int) -> bool:
-    """Remembered landmarks must be distinct points of this system."""
-    return bool(len(index) > 0 and (index >= 0).all() and (index < n).all() and len(index.unique()) == len(index))
 
 
 @dataclass
@@ -173,7 +171,7 @@ class RangeFormerPrepared:
         m = rhs.shape[1]
         probes = self._probes() if with_logdet else rhs.new_empty(system.size, 0)
         block = torch.cat([rhs, probes], dim=1)
-        energy = torch.full((block.shape[1],), math.inf, dtype=system.dtype, device=system.device)
+        energy = np.full(block.shape[1], math.inf)
         energy[:m] = 2 * _ENERGY_SHARE * solver.tolerance * system.size
         solution = self.attempt(block, self._predict(block), stop_energy=energy)
         if not solution.converged:
@@ -194,7 +192,7 @@ class RangeFormerPrepared:
             kernel_gradient=weight.dense,
             noise_gradient=weight.diagonal,
             thin_gradient=weight.thin,
-            inv_quad=solution.quadratic[:m].to(rhs.dtype),
+            inv_quad=solution.quadratic[:m].to(rhs),
         )
 
     def _probes(self) -> Float[Tensor, "n p"]:
@@ -217,84 +215,94 @@ class RangeFormerPrepared:
         landmarks = self.memory.landmarks
         assert landmarks is not None
         n, seed = self.system.size, self.solver.seed + 4
-        order = self.memory.drawn("rows", (n, seed), lambda: _permutation(n, seed).to(self.system.device))
-        rows = sample_rows(order, landmarks.index)
+
+        def draw() -> Tensor:
+            return sample_rows(_permutation(n, seed).to(landmarks.index.device), landmarks.index)
+
+        rows = self.memory.drawn("rows", (n, seed, landmarks), draw)
         return fit_to_rows(self.system, block, (*solutions, *corrections), rows)
 
     def attempt(
-        self, rhs: Tensor, initial: Tensor | tuple[Tensor, Tensor] | None, *, stop_energy: Tensor | float = math.inf
+        self,
+        rhs: Tensor,
+        initial: Tensor | tuple[Tensor, Tensor] | None,
+        *,
+        stop_energy: NDArray[np.float64] | float = math.inf,
     ) -> Solution:
         """Refine ``initial`` and verify; what fails comes back as zeros with the reason, never from the exact path.
 
         :param initial: a first X, or X with its residual, or None for zero.
         :param stop_energy: r' P^-1 r to reach besides ``tolerance``, per column.
         """
-        system, tolerance = self.system, self.solver.tolerance
+        system, preconditioner, tolerance = self.system, self.preconditioner, self.solver.tolerance
         start = system.passes
-        if self.preconditioner is None:
+        if preconditioner is None:
             return self._failed(rhs, self.failure or Reason.NOT_PSD, 0)
-        norm = torch.linalg.vector_norm(rhs, dim=0)
-        if not bool(norm.isfinite().all()):
-            return self._failed(rhs, Reason.NOT_PSD, 0)
+        fresh = not isinstance(initial, tuple)  # the residual was computed from this very solution
         if initial is None:
             solution, residual = torch.zeros_like(rhs), rhs
         else:
             solution, residual = initial if isinstance(initial, tuple) else (initial, rhs - system.matmul(initial))
+        norm, left = to_host(torch.linalg.vector_norm(rhs, dim=0), torch.linalg.vector_norm(residual, dim=0))
+        if not np.isfinite(norm).all():
+            return self._failed(rhs, Reason.NOT_PSD, 0)
+        worse = ~(left < norm)
+        if initial is not None and worse.any():
             # A column that the memory makes worse than zero, or not a number, starts from zero.
-            useful = torch.linalg.vector_norm(residual, dim=0) < norm
-            solution, residual = torch.where(useful, solution, 0), torch.where(useful, residual, rhs)
-        if not isinstance(stop_energy, Tensor):
-            stop_energy = torch.full_like(norm, stop_energy)
-        target = (tolerance * norm).clamp_min(torch.finfo(rhs.dtype).tiny)
+            start_over = torch.from_numpy(worse).to(rhs.device)
+            solution, residual = torch.where(start_over, 0, solution), torch.where(start_over, rhs, residual)
+        energy = np.broadcast_to(np.asarray(stop_energy, dtype=np.float64), norm.shape)
+        target = np.maximum(tolerance * norm, torch.finfo(rhs.dtype).tiny)
         iterations, shrink = 0, 0.95
-        fresh = not isinstance(initial, tuple)  # the residual was computed from this very solution
         for _ in range(_RESTARTS):
             result = block_cg(
                 system,
-                self.preconditioner,
+                preconditioner,
                 solution,
                 residual,
-                stop_norm=shrink * target,
-                stop_energy=shrink * stop_energy,
+                stop_norm=torch.from_numpy(shrink * target),
+                stop_energy=torch.from_numpy(shrink * energy),
                 max_passes=self.solver.max_passes - iterations,
             )
             iterations += result.iterations
-            solution = result.value
+            solution, residual, correction = result.value, result.residual, result.correction
             if result.reason is not Reason.CONVERGED:
                 return self._failed(rhs, result.reason, iterations)
-            rounding = system.residual_rounding(solution)
-            carried = (1 + _ROUNDING_OF_AN_UPDATE * result.iterations) * rounding
-            residual, error = result.residual, torch.linalg.vector_norm(result.residual, dim=0) + carried
-            if fresh and result.iterations <= _CARRIED and bool((error <= target).all()):
-                rounding, correction = carried, result.correction
-            else:
-                residual, fresh, correction = rhs - system.matmul(solution), True, None
-                if bool((rounding > target).any()):
+            evidence, certified = None, False
+            if fresh and result.iterations <= _CARRIED:
+                evidence = SolutionEvidence.gather(system, preconditioner, rhs, solution, residual, correction)
+                updates = 1 + _ROUNDING_OF_AN_UPDATE * result.iterations
+                rounding = updates * system.rounding_scale * evidence.solution_norm
+                certified = bool((evidence.residual_norm + rounding <= target).all())
+            if evidence is None or not certified:
+                residual, fresh = rhs - system.matmul(solution), True
+                correction = preconditioner.solve(residual)
+                evidence = SolutionEvidence.gather(system, preconditioner, rhs, solution, residual, correction)
+                rounding = system.rounding_scale * evidence.solution_norm
+                if (rounding > target).any():
                     return self._failed(rhs, Reason.ROUNDING, iterations)
-                error = torch.linalg.vector_norm(residual, dim=0) + rounding
-            if bool((error <= target).all()):
-                correction = self.preconditioner.solve(residual) if correction is None else correction
-                quadratic, bounds = inv_quad_bounds(
-                    system, self.preconditioner, rhs, solution, residual, correction, rounding
-                )
-                if not self._tight(bounds, stop_energy):
+                certified = bool((evidence.residual_norm + rounding <= target).all())
+            if certified:
+                bounds = evidence.bounds(rounding / system.size**0.5)
+                if not self._tight(bounds, energy):
                     return self._failed(rhs, Reason.ROUNDING, iterations)
-                relative = torch.where(norm > 0, error / norm, 0)
-                passes = system.passes - start
+                error = evidence.residual_norm + rounding
+                relative = torch.from_numpy(np.divide(error, norm, out=np.zeros_like(error), where=norm > 0))
+                quadratic, passes = torch.from_numpy(evidence.quadratic), system.passes - start
                 return Solution(solution, relative, quadratic, bounds, iterations, passes, Reason.CONVERGED, correction)
             shrink *= 0.5
         return self._failed(rhs, Reason.ROUNDING, iterations)
 
-    def _tight(self, bounds: list[Interval], stop_energy: Tensor) -> bool:
+    def _tight(self, bounds: list[Interval], stop_energy: NDArray[np.float64]) -> bool:
         """Whether the quadratic forms that enter the likelihood (finite energy) are known to half the tolerance."""
         asked = [bound for bound, energy in zip(bounds, stop_energy.tolist(), strict=True) if energy < math.inf]
         return all(bound.width <= self.solver.tolerance * max(self.system.size, bound.upper) for bound in asked)
 
     def _failed(self, rhs: Tensor, reason: Reason, iterations: int) -> Solution:
-        nothing = torch.full((rhs.shape[1],), math.inf, dtype=rhs.dtype, device=rhs.device)
-        unbounded = [Interval(-math.inf, math.inf)] * rhs.shape[1]
-        zeros = torch.zeros_like(rhs)
-        return Solution(zeros, nothing, zeros.double().sum(0), unbounded, iterations, self.system.passes, reason)
+        m = rhs.shape[1]
+        nothing, unbounded = torch.full((m,), math.inf), [Interval(-math.inf, math.inf)] * m
+        none = torch.zeros(m, dtype=torch.float64)
+        return Solution(torch.zeros_like(rhs), nothing, none, unbounded, iterations, self.system.passes, reason)
 
     def _logdet_of_step(self, probes: Tensor, solution: Solution, m: int) -> LogDet | None:
         solver, system, preconditioner = self.solver, self.system, self.preconditioner
@@ -338,11 +346,11 @@ class RangeFormerPrepared:
 
     def _control_is_near(self) -> bool:
         assert self.preconditioner is not None
-        gap, spectrum = self.preconditioner.gap, self.preconditioner.spectrum
-        if len(spectrum) < 2:
+        facts = self.preconditioner.facts
+        if len(facts.spectrum) < 2:
             return False
-        mean, smallest, halfway = torch.stack([gap.mean(), spectrum[-1], spectrum[len(spectrum) // 2 - 1]]).tolist()
-        return control_within_reach(mean, smallest / halfway, CONTROL_GAP)
+        halfway = facts.spectrum[len(facts.spectrum) // 2 - 1]
+        return control_within_reach(facts.mean_gap, float(facts.spectrum[-1] / halfway), CONTROL_GAP)
 
     def _exact_prepared(self, reason: Reason) -> ExactPrepared:
         if self.exact is None:

@@ -16,7 +16,7 @@ import math
 import os
 import time
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -142,10 +142,7 @@ def _rescaled(base: NystromPreconditioner, system: LinearSystem, factor: float) 
     """The preconditioner of the same landmarks at ``factor`` times the noise: the same basis, another spectrum."""
     keep = base.spectrum / factor > 1e-3
     spectrum, basis = base.spectrum[keep] / factor, base.basis[:, keep]
-    gap = (system.diagonal() / system.noise).double() - (basis.square() @ spectrum.to(basis.dtype)).double()
-    return replace(
-        base, basis=basis, spectrum=spectrum, root_noise=base.root_noise * math.sqrt(factor), gap=gap.clamp_min(0)
-    )
+    return NystromPreconditioner.on_range(system, basis, spectrum)
 
 
 def write_shard(path: Path, seed: int, recipe: Recipe) -> str:

@@ -6,6 +6,7 @@ import dataclasses
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from torch import Tensor
 from gp_rangeformer.model.checkpoint import load_checkpoint, load_pretrained, save_checkpoint
 from gp_rangeformer.model.rangeformer import RangeFormer, RangeFormerConfig
 from gp_rangeformer.model.tail import LOG_SIZE, VALUE_BINS, LogDetTail, LogDetTailConfig
+from gp_rangeformer.model.tail_reader import TailReader
 
 CONFIG = LogDetTailConfig(scalars=5, token_features=3, dim=8, hidden=16)
 RANGEFORMER = RangeFormerConfig(dim=16, rank=4, heads=2, loops=2)
@@ -136,18 +138,38 @@ def test_the_feature_farthest_outside_the_training_range_is_named() -> None:
     model = network()
     scalars, tokens = evidence()
     model.standardise(scalars, tokens)
-    inside = scalars[:1]
-    assert model.farthest_outside(inside)[1] == 0
-    outside = inside.clone()
-    outside[0, 1] = scalars[:, 1].amin() - 0.4 * model.scalar_scale[1]
-    outside[0, 3] = scalars[:, 3].amax() + 2.5 * model.scalar_scale[3]
-    feature, distance = model.farthest_outside(outside)
+    reader = TailReader(model)
+    inside = scalars[0].double().numpy()
+    assert reader.farthest_outside(inside)[1] == 0
+    outside = inside.copy()
+    outside[1] = float(scalars[:, 1].amin() - 0.4 * model.scalar_scale[1])
+    outside[3] = float(scalars[:, 3].amax() + 2.5 * model.scalar_scale[3])
+    feature, distance = reader.farthest_outside(outside)
     assert feature == 3
     assert distance == pytest.approx(2.5, rel=1e-4)
 
 
 def test_without_a_training_set_nothing_is_outside() -> None:
-    assert network().farthest_outside(torch.full((1, 5), 1e30))[1] == 0
+    assert TailReader(network()).farthest_outside(np.full(5, 1e30))[1] == 0
+
+
+@pytest.mark.parametrize("spread", [0.5, 5.0])
+def test_the_reader_answers_as_the_network(spread: float) -> None:
+    """Also beyond the clipped features, at both ends of the interval, and in every bin of the widening."""
+    model = network(spread)
+    scalars, tokens = evidence(scale=4.0)
+    scalars[:, LOG_SIZE] = torch.linspace(5, 11, BATCH)
+    model.standardise(*evidence())
+    model.widening.copy_(torch.arange(1.0, 1 + model.widening.numel()).reshape(model.widening.shape))
+    model.floor.fill_(1e-3)
+    estimate, upper = ends()
+    expected = model(scalars, tokens, estimate, upper)
+    reader = TailReader(model)
+    for index in range(BATCH):
+        found = reader(
+            scalars[index].double().numpy(), tokens[index].double().numpy(), float(estimate[index]), float(upper[index])
+        )
+        torch.testing.assert_close(torch.from_numpy(found).float(), expected[index], rtol=1e-4, atol=1e-5)
 
 
 def test_a_checkpoint_brings_back_the_tail_with_its_training_range(tmp_path: Path) -> None:

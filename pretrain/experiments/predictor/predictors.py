@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
@@ -16,6 +17,7 @@ from torch import Tensor
 from gp_rangeformer.ranges.prediction import extrapolate, least_squares
 from gp_rangeformer.solvers.base import LinearSystem
 from gp_rangeformer.solvers.galerkin import galerkin
+from gp_rangeformer.solvers.host import to_host
 from pretrain.experiments.predictor.replay import Past, Situation
 
 
@@ -102,14 +104,14 @@ def _basis(situation: Situation, solutions: int, corrections: int) -> list[Tenso
     return [item.solution for item in past[:solutions]] + [item.correction for item in past[:corrections]]
 
 
-def _coefficients(images: Tensor, target: Tensor, norm: Tensor) -> Float64[Tensor, " k"]:
-    found = least_squares(images, target, norm)
+def _coefficients(images: Tensor, target: Tensor, norm: Tensor) -> Float64[np.ndarray, " k"]:
+    found = least_squares(*to_host(images, target, norm))
     assert found is not None  # the paths of the experiment are finite
     return found
 
 
 def _combine(
-    situation: Situation, solutions: int, corrections: int, fits: list[tuple[slice, Float64[Tensor, " k"]]]
+    situation: Situation, solutions: int, corrections: int, fits: list[tuple[slice, Float64[np.ndarray, " k"]]]
 ) -> Float[Tensor, "n m"]:
     basis = _basis(situation, solutions, corrections)
     total = torch.zeros_like(situation.rhs)

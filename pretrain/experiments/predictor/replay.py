@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -101,7 +102,7 @@ def walk(
         rows = system.columns(index).mT.contiguous()
         rows[torch.arange(len(index)), index] += system.noise[index]
         # The solver's own rule: half of it, in nats, is a tenth of the tolerance per point.
-        energy = torch.full((block.shape[1],), math.inf)
+        energy = np.full(block.shape[1], math.inf)
         energy[0] = 2 * 0.1 * solver.tolerance * system.size
         found = {}
         for name, predictor in predictors.items():
