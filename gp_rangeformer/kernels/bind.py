@@ -32,8 +32,8 @@ class KernelTiles(Protocol):
         """Add the tile's part of d sum(weight * tile). ``weight`` is left as it is."""
         ...
 
-    def multiply(self, vectors: Tensor) -> Tensor | None:
-        """K @ vectors, n x k, or None: tile by tile then."""
+    def multiply(self, vectors: Tensor, rows: slice | None = None) -> Tensor | None:
+        """K @ vectors, n x k, with zeros outside ``rows`` (None for all of them); or None: tile by tile then."""
         ...
 
     def gradients(self) -> list[Tensor]:

@@ -147,8 +147,8 @@ def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
     on_tiles = [address, size, size, size, size, address, size, number]
     signatures = {"value": on_tiles, "pull": on_tiles}
     block = [address, number, address, number]
-    signatures["multiply_dense"] = [address, size, size, *block, address, number]
-    signatures["multiply_made"] = [address, *block, address, number]
+    signatures["multiply_dense"] = [address, size, size, size, *block, address, number]
+    signatures["multiply_made"] = [address, size, size, *block, address, number]
     for name, signature in signatures.items():
         for suffix in ("float", "double"):
             try:

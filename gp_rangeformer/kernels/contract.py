@@ -45,13 +45,15 @@ def contract(
     weight of a streamed kernel (:mod:`~gp_rangeformer.kernels.streamed`) needs no tile in memory.
 
     :param arguments: as :func:`~gp_rangeformer.kernels.embedding.embed` returns them.
-    :param share: the tiles that are this process's; the sums over them are added up in float64.
+    :param share: the tiles (rows of a streamed kernel) that are this process's; the sums over them are added up in
+        float64.
     """
-    stream = streamed(expression, arguments, dtype) if isinstance(weight, ThinWeight) and share is ALONE else None
-    if stream is not None and isinstance(weight, ThinWeight):
-        return _as_arguments(stream.contract(weight.left, weight.right, weight.diagonal), arguments)
-    factors = _factors(weight, dtype)
     n = len(weight.value if isinstance(weight, DenseWeight) else weight.left)
+    stream = streamed(expression, arguments, dtype) if isinstance(weight, ThinWeight) else None
+    if stream is not None and isinstance(weight, ThinWeight):
+        parts = stream.contract(weight.left, weight.right, weight.diagonal, share.rows(n))
+        return _as_arguments([share.sum(part) for part in parts], arguments)
+    factors = _factors(weight, dtype)
     size = min(tile_size(arguments[0].device), n)
     tiles = bind(expression, arguments, n, dtype, size)
     storage = arguments[0].new_empty(size * size, dtype=dtype)

@@ -23,7 +23,7 @@ class RecomputedKernelMatrix(ExpressionMatrix):
     diagonal serves its rows and, transposed, its columns. Not for two threads at once: the tiles share their buffers.
 
     :param arguments: as :func:`~gp_rangeformer.kernels.embedding.embed` returns them.
-    :param share: the tiles that are this process's.
+    :param share: the rows or tiles that are this process's.
     """
 
     def __init__(
@@ -39,16 +39,16 @@ class RecomputedKernelMatrix(ExpressionMatrix):
         self._size = min(tile_size(self.device), n)
         self._tiles = bind(expression, self._arguments, n, dtype, self._size)
         self._tile = Scratch(self._arguments[0].new_empty(0, dtype=dtype), self._size)
-        self._stream = streamed(expression, self._arguments, dtype) if share is ALONE else None
+        self._stream = streamed(expression, self._arguments, dtype)
 
     def matmul(self, vectors: Float[Tensor, "n k"]) -> Float[Tensor, "n k"]:
         """K @ vectors, summed over tiles in the dtype of K. 2 n^2 k flops and one evaluation of K,
         or of half of it."""
-        if self._stream is not None:
-            return self._stream.matmul(vectors)
-        product = self._tiles.multiply(vectors) if self._share is ALONE else None
-        if product is not None:
-            return product
+        rows = self._share.rows(self._n)
+        part = self._tiles.multiply(vectors, rows) if self._stream is None else self._stream.matmul(vectors, rows)
+        return self._share.sum(self._of_tiles(vectors) if part is None else part)
+
+    def _of_tiles(self, vectors: Float[Tensor, "n k"]) -> Float[Tensor, "n k"]:
         total = torch.zeros_like(vectors, memory_format=torch.contiguous_format)
         for block in self._share.blocks(upper_blocks(self._n, self._size)):
             tile = self._tile.of(block)
@@ -56,7 +56,7 @@ class RecomputedKernelMatrix(ExpressionMatrix):
             total[block.rows].addmm_(tile, vectors[block.columns])
             if not block.on_diagonal:
                 total[block.columns].addmm_(tile.mT, vectors[block.rows])
-        return self._share.sum(total)
+        return total
 
     def columns(self, index: Int[Tensor, " r"]) -> Float[Tensor, "n r"]:
         """K[:, index], in every process."""

@@ -50,17 +50,18 @@ def pack(vectors: Float[Tensor, "n k"]) -> PackedBlock:
     return PackedBlock(packed, vectors[:, whole:].mT.contiguous())
 
 
-def multiply(matrix: Float[Tensor, "n n"], vectors: Float[Tensor, "n k"]) -> Float[Tensor, "n k"]:
+def multiply(matrix: Float[Tensor, "rows n"], vectors: Float[Tensor, "n k"]) -> Float[Tensor, "rows k"]:
     """matrix @ vectors, summed in their dtype, with the rounding of :func:`torch.matmul` or less."""
-    n, k = vectors.shape
-    fits = k in _DENSE_WIDTHS and n >= _DENSE_ROWS and matrix.device.type == "cpu" and matrix.stride(1) == 1
-    alike = vectors.dtype == matrix.dtype and vectors.device == matrix.device
+    rows, n = matrix.shape
+    k = vectors.shape[1]
+    fits = k in _DENSE_WIDTHS and rows >= _DENSE_ROWS and matrix.device.type == "cpu" and matrix.stride(1) == 1
+    alike = len(vectors) == n and vectors.dtype == matrix.dtype and vectors.device == matrix.device
     known = matrix.dtype in (torch.float32, torch.float64)
     library = native_library() if fits and alike and known and settings.compiled_kernels.on() else None
     if library is None:
         return matrix @ vectors
     block = pack(vectors)
-    out = vectors.new_empty(n, block.width)
+    out = vectors.new_empty(rows, block.width)
     function = library.multiply_dense_float if matrix.dtype == torch.float32 else library.multiply_dense_double
-    function(matrix.data_ptr(), n, matrix.stride(0), *block.pointers(), out.data_ptr(), torch.get_num_threads())
+    function(matrix.data_ptr(), rows, n, matrix.stride(0), *block.pointers(), out.data_ptr(), torch.get_num_threads())
     return out[:, :k]

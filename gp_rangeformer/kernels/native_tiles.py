@@ -87,15 +87,20 @@ class NativeTiles:
         """Add the tile's part of d sum(weight * tile) to the gradients."""
         self._call(self._pull, block, weight.contiguous())
 
-    def multiply(self, vectors: Tensor) -> Tensor:
+    def multiply(self, vectors: Tensor, rows: slice | None = None) -> Tensor:
         """K @ vectors, n x k, without K: every entry is made once for a product, and summed in the dtype of the tiles.
-        Rounds as :func:`~gp_rangeformer.kernels.native_product.multiply`."""
+        Rounds as :func:`~gp_rangeformer.kernels.native_product.multiply`.
+
+        :param rows: the only ones to compute, others are zero; None for all. Cut at multiples of 12, they have the bits
+            of the whole product.
+        """
         if vectors.dtype != self._dtype or len(vectors) != self._count:
             raise ValueError(f"the columns must have {self._count} numbers of {self._dtype}, got {vectors.dtype}")
         block = pack(vectors)
-        out = vectors.new_empty(self._count, block.width)
+        rows = rows or slice(0, self._count)
+        out = vectors.new_zeros(self._count, block.width)
         program, threads = ctypes.addressof(self._program), torch.get_num_threads()
-        self._multiply(program, *block.pointers(), out.data_ptr(), threads)
+        self._multiply(program, rows.start, rows.stop, *block.pointers(), out.data_ptr(), threads)
         return out[:, : vectors.shape[1]]
 
     def gradients(self) -> list[Tensor]:

@@ -47,7 +47,7 @@ class TensorTiles:
         self._root.open(block)
         self._root.pull(block, weight, 1.0)
 
-    def multiply(self, vectors: Tensor) -> None:
+    def multiply(self, vectors: Tensor, rows: slice | None = None) -> None:
         """Tile by tile."""
 
     def gradients(self) -> list[Tensor]:

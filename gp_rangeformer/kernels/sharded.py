@@ -1,7 +1,7 @@
 """K over the processes of a torch.distributed group: every process runs the same script, and holds a part.
 
 All that is long and thin is replicated: each process has all points and all vectors, and takes the same decisions from
-the same bits. K is either held, each process some rows, or recomputed, each process some tiles
+the same bits. K is either held, each process some rows, or recomputed, each process some rows or tiles
 (:class:`~gp_rangeformer.kernels.matrix_free.RecomputedKernelMatrix`). A product communicates n x k numbers.
 """
 
@@ -17,13 +17,19 @@ import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor, distributed
 
+from gp_rangeformer import settings
+from gp_rangeformer.kernels.compiler import native_library
+from gp_rangeformer.kernels.device_tiles import triton_works
 from gp_rangeformer.kernels.evaluate import evaluate_rows
 from gp_rangeformer.kernels.expression import Expression
 from gp_rangeformer.kernels.expression_matrix import ExpressionMatrix
+from gp_rangeformer.kernels.native_product import multiply
 from gp_rangeformer.kernels.tiles import Block, tile_size
 
 # Sums of the same numbers in the same order: processes on unlike machines may round differently.
 _SAME = 1e-6
+# Rows are dealt out in multiples of what native/product.cpp makes at once: several processes then have the bits of one.
+_BATCH = 96
 
 
 class ProcessGroupError(RuntimeError):
@@ -32,7 +38,7 @@ class ProcessGroupError(RuntimeError):
 
 @dataclass(frozen=True)
 class ProcessShare:
-    """This process in its group; a :class:`~gp_rangeformer.kernels.share.Share`. Tiles go round."""
+    """This process in its group; a :class:`~gp_rangeformer.kernels.share.Share`. Tiles go round, rows in one piece."""
 
     group: distributed.ProcessGroup
     rank: int
@@ -43,7 +49,7 @@ class ProcessShare:
         """:param group: None for torch.distributed's default group.
         :param device: where the tensors are; the group's backend must serve it (gloo CPUs, nccl GPUs).
         :raises ProcessGroupError: without an initialised group of which this process is a member, or if it does not
-            serve the device.
+            serve the device, or if its processes would divide K in different ways. Every process raises that.
         """
         if not distributed.is_available() or not distributed.is_initialized():
             raise ProcessGroupError(
@@ -64,10 +70,21 @@ class ProcessShare:
                 "nccl for GPUs, gloo for CPUs, or move model and data"
             )
         assert group is not None
-        return cls(group, rank, count)
+        share, way = cls(group, rank, count), _way_of_dividing(device)
+        if share.smallest(way, device) != -share.smallest(-way, device):
+            raise ProcessGroupError(
+                "the processes of settings.process_group would divide K in different ways: give all of them the same "
+                "number of threads (OMP_NUM_THREADS, torch.set_num_threads), and all or none compiled kernels (a C++ "
+                "compiler on CPUs, Triton on GPUs; settings.compiled_kernels)"
+            )
+        return share
 
     def blocks(self, blocks: Iterator[Block]) -> Iterator[Block]:
         return itertools.islice(blocks, self.rank, None, self.count)
+
+    def rows(self, n: int) -> slice:
+        bounds = row_bounds(n, _BATCH, self.count)
+        return slice(bounds[self.rank], bounds[self.rank + 1])
 
     def sum(self, part: Tensor) -> Tensor:
         part = part.contiguous()
@@ -112,6 +129,15 @@ class ProcessShare:
             raise _different(what)
 
 
+def _way_of_dividing(device: torch.device) -> int:
+    """A number for all that decides it: parts of different divisions would add up to another matrix, unnoticed."""
+    if device.type == "cuda":
+        compiled = triton_works(device.index, torch.float32)
+    else:
+        compiled = (native_library() if settings.compiled_kernels.on() else None) is not None
+    return 2 * tile_size(device) + compiled
+
+
 def _fingerprint(tensor: Tensor) -> tuple[Tensor, ...]:
     """Its size, and two sums that notice other numbers and another order. NaN equals NaN here: others report it."""
     flat = tensor.detach().double().nan_to_num().reshape(-1)
@@ -148,7 +174,7 @@ class ShardedKernelMatrix(ExpressionMatrix):
         self._rows = evaluate_rows(expression, self._arguments, n, dtype, own)
 
     def matmul(self, vectors: Float[Tensor, "n k"]) -> Float[Tensor, "n k"]:
-        return self._share.gather(self._rows @ vectors, self._counts)
+        return self._share.gather(multiply(self._rows, vectors), self._counts)
 
     def columns(self, index: Int[Tensor, " r"]) -> Float[Tensor, "n r"]:
         return self._share.gather(self._rows.index_select(1, index), self._counts)
@@ -159,7 +185,7 @@ class ShardedKernelMatrix(ExpressionMatrix):
 
 
 def row_bounds(n: int, size: int, count: int) -> list[int]:
-    """Where the rows of process 0, 1, ... start, and n: whole tiles, as equal as they allow."""
+    """Where the rows of process 0, 1, ... start, and n: multiples of ``size``, as equal as they allow."""
     size = min(size, n)
     tiles = -(-n // size)
     return [min(number * tiles // count * size, n) for number in range(count + 1)]

@@ -1,4 +1,4 @@
-"""A sum over tiles, and whose part of it is computed here."""
+"""A sum over tiles, or over rows of them, and whose part of it is computed here."""
 
 from __future__ import annotations
 
@@ -12,10 +12,15 @@ from gp_rangeformer.kernels.tiles import Block
 
 @runtime_checkable
 class Share(Protocol):
-    """Deals the tiles out, and adds up what the processes made of theirs."""
+    """Deals the tiles out, or the rows where they are made and used up one after another, and adds up what the
+    processes made of theirs."""
 
     def blocks(self, blocks: Iterator[Block]) -> Iterator[Block]:
         """Those of ``blocks`` that are summed in this process."""
+        ...
+
+    def rows(self, n: int) -> slice:
+        """Those of the ``n`` rows that are made in this process: neighbours, perhaps none."""
         ...
 
     def sum(self, part: Tensor) -> Tensor:
@@ -28,6 +33,9 @@ class Alone:
 
     def blocks(self, blocks: Iterator[Block]) -> Iterator[Block]:
         return blocks
+
+    def rows(self, n: int) -> slice:
+        return slice(0, n)
 
     def sum(self, part: Tensor) -> Tensor:
         return part

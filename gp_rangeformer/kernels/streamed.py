@@ -38,22 +38,34 @@ class StreamedKernel:
         self._has_shape = alpha is not None
         self._products: TritonProducts = TritonProducts(stationary.kind, coordinates, alpha, unresolved)
 
-    def matmul(self, vectors: Float[Tensor, "n m"]) -> Float[Tensor, "n m"]:
-        """K @ vectors in float32."""
-        return self._products.matmul(vectors).mul_(self._factor().to(vectors.dtype))
+    def matmul(self, vectors: Float[Tensor, "n m"], rows: slice | None = None) -> Float[Tensor, "n m"]:
+        """K @ vectors in float32, with zeros outside ``rows`` (None for all of them)."""
+        rows = rows or slice(0, len(vectors))
+        found = self._products.matmul(vectors, rows).mul_(self._factor().to(vectors.dtype))
+        return torch.nn.functional.pad(found, (0, 0, rows.start, len(vectors) - rows.stop))
 
     def contract(
-        self, left: Float[Tensor, "n m"], right: Float[Tensor, "n m"], diagonal: Float[Tensor, " n"] | None
+        self,
+        left: Float[Tensor, "n m"],
+        right: Float[Tensor, "n m"],
+        diagonal: Float[Tensor, " n"] | None,
+        rows: slice | None = None,
     ) -> list[Tensor]:
-        """d sum(W * K) for W = left right' + diag(diagonal): float64, for every scale, the coordinates and alpha."""
-        sums = self._products.pull(left, right)
+        """d sum(W * K) for W = left right' + diag(diagonal): float64, for every scale, the coordinates and alpha.
+
+        :param rows: the part of the sums that they contribute, in the shape of the whole; None for all of them.
+        """
+        rows = rows or slice(0, len(left))
+        sums = self._products.pull(left, right, rows)
         # Every profile is 1 at distance zero, and does not change there.
-        value = sums.value if diagonal is None else sums.value + diagonal.sum(dtype=torch.float64)
+        value = sums.value if diagonal is None else sums.value + diagonal[rows].sum(dtype=torch.float64)
         others = [self._scales[:index] + self._scales[index + 1 :] for index in range(len(self._scales))]
         factor = self._factor()
-        pulled = sums.slopes[:, -1:] * self._points - sums.slopes[:, :-1]
+        pulled = sums.slopes[:, -1:] * self._points[rows] - sums.slopes[:, :-1]
+        coordinates = torch.zeros_like(self._points)
+        coordinates[rows] = 2 * self._slope_factor * factor * pulled
         gradients = [value * math.prod(rest) for rest in others]
-        gradients.append(2 * self._slope_factor * factor * pulled)
+        gradients.append(coordinates)
         return [*gradients, factor * sums.shape] if self._has_shape else gradients
 
     def _factor(self) -> Tensor:

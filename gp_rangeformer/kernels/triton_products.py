@@ -32,14 +32,14 @@ _PROGRAMS = 1024  # enough to keep every multiprocessor of a large GPU busy; col
 
 
 class PulledSums(NamedTuple):
-    """Of a weight W = left right': sums over all pairs, without the profile's slope factor.
+    """Of a weight W = left right': sums over all pairs of some i and any j, without the profile's slope factor.
 
-    ``value``: sum_ij W_ij k_ij. ``slopes``: sum_j S_ij [z_j, 1] per row i, S = (W + W') * slope without its diagonal.
-    ``shape``: sum_ij W_ij dk_ij/dalpha (a rational quadratic's).
+    ``value``: sum_ij V_ij k_ij, V = (W + W') / 2. ``slopes``: sum_j S_ij [z_j, 1] per row i, S = (W + W') * slope
+    without its diagonal. ``shape``: sum_ij V_ij dk_ij/dalpha (a rational quadratic's).
     """
 
     value: Float64[Tensor, ""]
-    slopes: Float64[Tensor, "n d_plus_1"]
+    slopes: Float64[Tensor, "rows d_plus_1"]
     shape: Float64[Tensor, ""]
 
 
@@ -53,25 +53,27 @@ class TritonProducts:
 
     def __init__(self, kind: Kind, points: Float[Tensor, "n d"], alpha: float | None, unresolved: float) -> None:
         self._code = CODES[kind]
-        self._rows = points
+        self._points_by_row = points
         self._points = points.mT.contiguous()
         self._numbers = numbers_of(kind, alpha, unresolved, points)
 
-    def matmul(self, vectors: Float[Tensor, "n m"]) -> Float[Tensor, "n m"]:
-        """K @ vectors. n^2 (2 m + 3 D) flops, of which the second part once for every 64 columns."""
+    def matmul(self, vectors: Float[Tensor, "n m"], rows: slice) -> Float[Tensor, "rows m"]:
+        """K[rows] @ vectors. n (2 m + 3 D) flops a row, of which the second part once for every 64 columns."""
         n, m = vectors.shape
         if m > _WIDEST:
-            return torch.cat([self.matmul(part) for part in vectors.split(_WIDEST, dim=1)], dim=1)
+            return torch.cat([self.matmul(part, rows) for part in vectors.split(_WIDEST, dim=1)], dim=1)
         width = max(16, triton.next_power_of_2(m))
         padded = _padded(vectors, width)
-        blocks, splits, steps = _schedule(n, _PRODUCT)
-        out = vectors.new_empty(splits, n, width)
+        blocks, splits, steps = _schedule(rows.stop - rows.start, n, _PRODUCT)
+        out = vectors.new_empty(splits, rows.stop - rows.start, width)
         _multiply[(blocks, splits)](
             self._points,
             self._numbers,
             padded,
             out,
             n,
+            rows.start,
+            rows.stop,
             steps,
             DIMENSIONS=self._points.shape[0],
             CODE=self._code,
@@ -80,25 +82,29 @@ class TritonProducts:
         )
         return out.sum(0)[:, :m]
 
-    def pull(self, left: Float[Tensor, "n m"], right: Float[Tensor, "n m"]) -> PulledSums:
-        """The sums that the gradient of sum_ij W_ij K_ij needs. n^2 (4 m + 6 D) flops."""
-        n, dimensions = self._rows.shape
+    def pull(self, left: Float[Tensor, "n m"], right: Float[Tensor, "n m"], rows: slice) -> PulledSums:
+        """The sums that the gradient of sum_ij W_ij K_ij needs, those over i as far as ``rows`` go. n (4 m + 6 D) flops
+        a row."""
+        n, dimensions = self._points_by_row.shape
         first, second = torch.cat([left, right], dim=1), torch.cat([right, left], dim=1)
         inner = _GRADIENT["CHUNK"] * triton.cdiv(first.shape[1], _GRADIENT["CHUNK"])
         width = max(16, triton.next_power_of_2(dimensions + 1))
-        ones = self._rows.new_ones(n, 1)
-        blocks, splits, steps = _schedule(n, _GRADIENT)
-        slopes = torch.empty(splits, n, width, dtype=torch.float64, device=left.device)
-        sums = torch.empty(splits, 2, n, dtype=torch.float64, device=left.device)
+        ones = self._points_by_row.new_ones(n, 1)
+        own = rows.stop - rows.start
+        blocks, splits, steps = _schedule(own, n, _GRADIENT)
+        slopes = torch.empty(splits, own, width, dtype=torch.float64, device=left.device)
+        sums = torch.empty(splits, 2, own, dtype=torch.float64, device=left.device)
         _pull[(blocks, splits)](
             self._points,
             self._numbers,
             _padded(first, inner),
             _padded(second, inner),
-            _padded(torch.cat([self._rows, ones], dim=1), width),
+            _padded(torch.cat([self._points_by_row, ones], dim=1), width),
             slopes,
             sums,
             n,
+            rows.start,
+            rows.stop,
             steps,
             DIMENSIONS=dimensions,
             CODE=self._code,
@@ -106,7 +112,7 @@ class TritonProducts:
             WIDTH=width,
             **_GRADIENT,
         )
-        # Every pair was met twice, with W + W'.
+        # The weight of a pair was W + W'.
         value, shape = 0.5 * sums.sum((0, 2))
         return PulledSums(value, slopes.sum(0)[:, : dimensions + 1], shape)
 
@@ -115,12 +121,12 @@ def _padded(matrix: Tensor, width: int) -> Tensor:
     return torch.nn.functional.pad(matrix, (0, width - matrix.shape[1])).contiguous()
 
 
-def _schedule(n: int, shape: dict[str, int]) -> tuple[int, int, int]:
+def _schedule(rows: int, n: int, shape: dict[str, int]) -> tuple[int, int, int]:
     """Row blocks, parts that the columns are split into, and column blocks in a part."""
-    rows, columns = triton.cdiv(n, shape["ROWS"]), triton.cdiv(n, shape["COLUMNS"])
-    splits = min(columns, triton.cdiv(_PROGRAMS, rows))
+    blocks, columns = triton.cdiv(rows, shape["ROWS"]), triton.cdiv(n, shape["COLUMNS"])
+    splits = min(columns, triton.cdiv(_PROGRAMS, max(1, blocks)))
     steps = triton.cdiv(columns, splits)
-    return rows, triton.cdiv(columns, steps), steps
+    return blocks, triton.cdiv(columns, steps), steps
 
 
 @triton.jit
@@ -130,6 +136,8 @@ def _multiply(
     vectors,
     out,
     n,
+    row_start,
+    row_stop,
     steps,
     DIMENSIONS: tl.constexpr,
     CODE: tl.constexpr,
@@ -137,21 +145,22 @@ def _multiply(
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    row = row_start + tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    row_mask = row < row_stop
     entry = tl.arange(0, WIDTH)
     total = tl.zeros((ROWS, WIDTH), dtype=tl.float32)
     for step in range(steps):
         column = (tl.program_id(1) * steps + step) * COLUMNS + tl.arange(0, COLUMNS)
         q = tl.zeros((ROWS, COLUMNS), dtype=tl.float32)
-        q = squared_distances(q, points + row, points + column, row < n, column < n, n, DIMENSIONS)
+        q = squared_distances(q, points + row, points + column, row_mask, column < n, n, DIMENSIONS)
         value, _, _ = profile(q, numbers, CODE)
         # Zero behind the last point, whatever the profile makes of those columns.
         block = tl.load(
             vectors + column.to(tl.int64)[:, None] * WIDTH + entry[None, :], mask=(column < n)[:, None], other=0
         )
         total = tl.dot(value, block, total, input_precision="tf32x3")
-    place = (tl.program_id(1).to(tl.int64) * n + row)[:, None] * WIDTH + entry[None, :]
-    tl.store(out + place, total, mask=(row < n)[:, None])
+    place = (tl.program_id(1).to(tl.int64) * (row_stop - row_start) + row - row_start)[:, None] * WIDTH + entry[None, :]
+    tl.store(out + place, total, mask=row_mask[:, None])
 
 
 @triton.jit
@@ -164,6 +173,8 @@ def _pull(
     slopes_out,
     sums_out,
     n,
+    row_start,
+    row_stop,
     steps,
     DIMENSIONS: tl.constexpr,
     CODE: tl.constexpr,
@@ -173,8 +184,8 @@ def _pull(
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    row_mask = row < n
+    row = row_start + tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    row_mask = row < row_stop
     entry = tl.arange(0, WIDTH)
     chunk = tl.arange(0, CHUNK)
     slopes = tl.zeros((ROWS, WIDTH), dtype=tl.float64)
@@ -205,7 +216,7 @@ def _pull(
             augmented + column.to(tl.int64)[:, None] * WIDTH + entry[None, :], mask=column_mask[:, None], other=0
         )
         slopes += tl.dot(pulled, block, input_precision="tf32x3").to(tl.float64)
-    part = tl.program_id(1).to(tl.int64)
-    tl.store(slopes_out + (part * n + row)[:, None] * WIDTH + entry[None, :], slopes, mask=row_mask[:, None])
-    tl.store(sums_out + 2 * part * n + row, values, mask=row_mask)
-    tl.store(sums_out + (2 * part + 1) * n + row, shapes, mask=row_mask)
+    part, own, place = tl.program_id(1).to(tl.int64), row_stop - row_start, row - row_start
+    tl.store(slopes_out + (part * own + place)[:, None] * WIDTH + entry[None, :], slopes, mask=row_mask[:, None])
+    tl.store(sums_out + 2 * part * own + place, values, mask=row_mask)
+    tl.store(sums_out + (2 * part + 1) * own + place, shapes, mask=row_mask)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,13 @@ import torch
 from torch import distributed
 
 from gp_rangeformer import settings
+from gp_rangeformer.kernels import native_product
+from gp_rangeformer.kernels.compiler import native_library
 from gp_rangeformer.kernels.fused import FusedKernel
-from gp_rangeformer.kernels.sharded import ProcessGroupError, ProcessShare, ShardedKernelMatrix
+from gp_rangeformer.kernels.native_product import multiply, pack
+from gp_rangeformer.kernels.sharded import ProcessGroupError, ProcessShare, ShardedKernelMatrix, row_bounds
 from gp_rangeformer.kernels.share import ALONE, Share
+from gp_rangeformer.kernels.streamed import streamed
 from gp_rangeformer.kernels.tiles import upper_blocks
 from gp_rangeformer.solvers.kernel_matrix import KernelMatrix
 from tests.backend.market import DIM, build, rangeformer_path
@@ -21,6 +26,7 @@ from tests.kernels.market import factors, make, points, recognised
 
 CPU = torch.device("cpu")
 SIZE = 600
+needs_library = pytest.mark.skipif(native_library() is None, reason="nothing here compiles C++")
 
 
 @pytest.fixture
@@ -71,14 +77,24 @@ def test_every_tile_is_dealt_to_one_process_and_none_gets_many_more(count: int) 
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
 
+def in_parts(whole: FusedKernel, count: int) -> list[FusedKernel]:
+    return [
+        FusedKernel.of_arguments(whole.expression, whole.arguments, whole.n, whole.dtype, dealt(rank, count))
+        for rank in range(count)
+    ]
+
+
 @pytest.mark.usefixtures("group")
-def test_the_parts_of_products_and_gradients_add_up() -> None:
+@pytest.mark.parametrize("compiled", [True, False])
+def test_the_parts_of_products_and_gradients_add_up(compiled: bool) -> None:
+    with settings.compiled_kernels(compiled):
+        check_that_parts_add_up()
+
+
+def check_that_parts_add_up() -> None:
     whole = recognised(make("sum_of_products"), points(SIZE))
     left, right, diagonal = factors(SIZE)
-    parts = [
-        FusedKernel.of_arguments(whole.expression, whole.arguments, SIZE, torch.float64, dealt(rank, 3))
-        for rank in range(3)
-    ]
+    parts = in_parts(whole, 3)
     assert whole.share is ALONE
     product = sum(part.recomputed().matmul(left) for part in parts)
     torch.testing.assert_close(product, whole.dense().detach() @ left)
@@ -89,6 +105,73 @@ def test_the_parts_of_products_and_gradients_add_up() -> None:
     ):
         assert not torch.allclose(pieces[0], expected)
         torch.testing.assert_close(sum(pieces), expected)
+
+
+@needs_library
+@pytest.mark.usefixtures("group")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("count", [2, 3, 11])
+@pytest.mark.parametrize("columns", [5, 33])
+def test_compiled_products_of_several_processes_have_the_bits_of_one(
+    columns: int, count: int, dtype: torch.dtype
+) -> None:
+    whole = recognised(make("sum_of_products", dtype), points(SIZE, dtype))
+    vectors = torch.randn(SIZE, columns, generator=torch.Generator().manual_seed(1)).to(dtype)
+    total = torch.zeros_like(vectors)
+    for part in in_parts(whole, count):
+        total += part.recomputed().matmul(vectors)
+    assert torch.equal(total, whole.recomputed().matmul(vectors))
+
+
+@pytest.mark.usefixtures("group")
+@pytest.mark.parametrize("count", [1, 2, 3, 11])
+@pytest.mark.parametrize("n", [1, 96, 97, 2000])
+def test_every_row_is_dealt_to_one_process_and_none_gets_a_batch_more(n: int, count: int) -> None:
+    shares = [dealt(rank, count).rows(n) for rank in range(count)]
+    assert [row for rows in shares for row in range(rows.start, rows.stop)] == list(range(n))
+    assert max(rows.stop - rows.start for rows in shares) <= n / count + 96
+
+
+@needs_library
+@pytest.mark.usefixtures("group")
+def test_rows_that_are_held_go_through_the_library_with_the_block_of_a_training_step(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    n = 1500
+    fused = recognised(make("matern32", torch.float32), points(n, torch.float32))
+    held = ShardedKernelMatrix(fused.expression, fused.arguments, n, torch.float32, ProcessShare.of(None, CPU))
+    vectors = torch.randn(n, 33, generator=torch.Generator().manual_seed(1))
+    asked = []
+    monkeypatch.setattr(native_product, "pack", lambda block: asked.append(block.shape) or pack(block))
+    product = held.matmul(vectors)
+    assert asked == [(n, 33)]
+    assert torch.equal(product, multiply(fused.dense().detach(), vectors))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_products_with_some_rows_are_those_rows_of_the_product(dtype: torch.dtype) -> None:
+    n, own = 2100, slice(517, 2057)
+    matrix = torch.randn(n, n, generator=torch.Generator().manual_seed(0), dtype=dtype)
+    vectors = torch.randn(n, 33, generator=torch.Generator().manual_seed(1), dtype=dtype)
+    exact = matrix[own].double() @ vectors.double()
+    assert float((multiply(matrix[own], vectors) - exact).norm() / exact.norm()) < 4 * torch.finfo(dtype).eps
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("name", ["matern32", "rq"])
+def test_the_parts_of_streamed_products_and_gradients_add_up(name: str) -> None:
+    fused = recognised(make(name, torch.float32).cuda(), points(SIZE, torch.float32).cuda())
+    stream = streamed(fused.expression, fused.arguments, torch.float32)
+    assert stream is not None
+    left, right, diagonal = (factor.cuda() for factor in factors(SIZE, dtype=torch.float32))
+    bounds = row_bounds(SIZE, 96, 4)
+    rows = [slice(start, stop) for start, stop in itertools.pairwise([*bounds, SIZE])]  # the last one is empty
+    product = sum(stream.matmul(left, own) for own in rows)
+    torch.testing.assert_close(product, stream.matmul(left), rtol=1e-5, atol=1e-4)
+    parts = [stream.contract(left, right, diagonal, own) for own in rows]
+    for pieces, expected in zip(zip(*parts, strict=True), stream.contract(left, right, diagonal), strict=True):
+        assert not torch.allclose(pieces[0], expected)
+        torch.testing.assert_close(sum(pieces), expected, rtol=1e-5, atol=1e-4)
 
 
 def test_without_a_process_group_the_error_says_how_to_make_one() -> None:

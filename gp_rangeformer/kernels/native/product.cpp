@@ -101,7 +101,8 @@ template <typename T> struct Made {
     }
 };
 
-// out (n x width) = matrix (n x n) times panels of 32 columns, packed, and a few further ones.
+// Rows first ... last - 1 of out = those of the matrix, of n columns, times panels of 32 columns, packed, and a few
+// further ones. Parts of the rows have the bits of all if they are cut at multiples of ROWS.
 template <typename T, typename Source>
 void multiply(Source &source, int64_t first, int64_t last, int64_t n, const Block<T> &block, T *out) {
     constexpr int ROWS = Registers<T>::rows, BATCH = 8 * ROWS;  // a stretch of the block serves a batch of rows
@@ -130,29 +131,32 @@ void multiply(Source &source, int64_t first, int64_t last, int64_t n, const Bloc
     }
 }
 
-template <typename T> void own_rows(int64_t n, int64_t &first, int64_t &last) {
+// This thread's part of the rows start ... stop - 1.
+template <typename T> void own_rows(int64_t start, int64_t stop, int64_t &first, int64_t &last) {
     constexpr int ROWS = Registers<T>::rows;
-    own_share((n + ROWS - 1) / ROWS, first, last);
-    first *= ROWS;
-    last = std::min(n, last * ROWS);
+    own_share((stop - start + ROWS - 1) / ROWS, first, last);
+    first = start + first * ROWS;
+    last = std::min(stop, start + last * ROWS);
 }
 
 template <typename T>
-void multiply_dense(const T *matrix, int64_t n, int64_t stride, const Block<T> &block, T *out, int threads) {
+void multiply_dense(const T *matrix, int64_t rows, int64_t n, int64_t stride, const Block<T> &block, T *out,
+                    int threads) {
 #pragma omp parallel num_threads(threads)
     {
         int64_t first, last;
-        own_rows<T>(n, first, last);
+        own_rows<T>(0, rows, first, last);
         Dense<T> source{matrix, stride};
         multiply(source, first, last, n, block, out);
     }
 }
 
-template <typename T> void multiply_made(const Program &program, const Block<T> &block, T *out, int threads) {
+template <typename T>
+void multiply_made(const Program &program, int64_t start, int64_t stop, const Block<T> &block, T *out, int threads) {
 #pragma omp parallel num_threads(threads)
     {
         int64_t first, last;
-        own_rows<T>(program.n, first, last);
+        own_rows<T>(start, stop, first, last);
         Made<T> source(program);
         multiply(source, first, last, program.n, block, out);
     }
@@ -162,23 +166,23 @@ template <typename T> void multiply_made(const Program &program, const Block<T> 
 
 extern "C" {
 
-void multiply_dense_float(const float *matrix, int64_t n, int64_t stride, const float *packed, int panels,
+void multiply_dense_float(const float *matrix, int64_t rows, int64_t n, int64_t stride, const float *packed, int panels,
                           const float *further, int further_count, float *out, int threads) {
-    multiply_dense(matrix, n, stride, Block<float>{packed, panels, further, further_count}, out, threads);
+    multiply_dense(matrix, rows, n, stride, Block<float>{packed, panels, further, further_count}, out, threads);
 }
 
-void multiply_dense_double(const double *matrix, int64_t n, int64_t stride, const double *packed, int panels,
-                           const double *further, int further_count, double *out, int threads) {
-    multiply_dense(matrix, n, stride, Block<double>{packed, panels, further, further_count}, out, threads);
+void multiply_dense_double(const double *matrix, int64_t rows, int64_t n, int64_t stride, const double *packed,
+                           int panels, const double *further, int further_count, double *out, int threads) {
+    multiply_dense(matrix, rows, n, stride, Block<double>{packed, panels, further, further_count}, out, threads);
 }
 
-void multiply_made_float(const Program *program, const float *packed, int panels, const float *further,
-                         int further_count, float *out, int threads) {
-    multiply_made(*program, Block<float>{packed, panels, further, further_count}, out, threads);
+void multiply_made_float(const Program *program, int64_t start, int64_t stop, const float *packed, int panels,
+                         const float *further, int further_count, float *out, int threads) {
+    multiply_made(*program, start, stop, Block<float>{packed, panels, further, further_count}, out, threads);
 }
 
-void multiply_made_double(const Program *program, const double *packed, int panels, const double *further,
-                          int further_count, double *out, int threads) {
-    multiply_made(*program, Block<double>{packed, panels, further, further_count}, out, threads);
+void multiply_made_double(const Program *program, int64_t start, int64_t stop, const double *packed, int panels,
+                          const double *further, int further_count, double *out, int threads) {
+    multiply_made(*program, start, stop, Block<double>{packed, panels, further, further_count}, out, threads);
 }
 }
