@@ -19,7 +19,7 @@ from gp_rangeformer.ranges.tail import (
     TRAINED_PROBES,
     TailEvidence,
     moment_evidence,
-    sample_block,
+    sample_points,
     tail_evidence,
 )
 from gp_rangeformer.solvers.base import Interval, LinearSystem
@@ -95,7 +95,7 @@ def tail(
 ) -> TailEstimate:
     """The network's tail of log|A|; a :class:`~gp_rangeformer.solvers.tail.TailEstimator`.
 
-    :param seed: of the sampled block; the same seed gives the same answer.
+    :param seed: of the sampled points; the same seed gives the same answer.
     :raises CheckpointError: as :func:`pretrained`, or if the checkpoint has no head for the tail.
     Cost: :func:`~gp_rangeformer.ranges.tail.tail_evidence`, and 0.1 ms for the network, which stays on the CPU.
     """
@@ -104,8 +104,8 @@ def tail(
         return _refused(f"n = {n} is not in {SMALLEST_SIZE} to {_LARGEST_SIZE}, where its errors are known")
     if count < TRAINED_PROBES:
         return _refused(f"it was trained on {TRAINED_PROBES} probes, settings.num_probes is {count}")
-    block = _block(n, seed + 3, system.device)
-    return read(tail_evidence(system, preconditioner, probes, solutions, quadratic, block), name=name)
+    chosen = _points(n, seed + 3, system.device)
+    return read(tail_evidence(system, preconditioner, probes, solutions, quadratic, chosen), name=name)
 
 
 @torch.no_grad()
@@ -138,8 +138,8 @@ def _tail_reader(name: str) -> TailReader:
 
 
 @functools.lru_cache(maxsize=8)
-def _block(n: int, seed: int, device: torch.device) -> Int[Tensor, " b"]:
-    return sample_block(n, torch.Generator().manual_seed(seed)).to(device)
+def _points(n: int, seed: int, device: torch.device) -> Int[Tensor, " b"]:
+    return sample_points(n, torch.Generator().manual_seed(seed)).to(device)
 
 
 def _refused(reason: str) -> TailEstimate:

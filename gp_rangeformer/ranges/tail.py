@@ -3,9 +3,10 @@
 Nothing here multiplies with K. In whitened units (A~ = D^-1/2 A D^-1/2) three sources see the tail:
 
 * The diagonal of E = D^-1/2 (K - Q) D^-1/2, known at every point: Hadamard's inequality turns it into an upper bound.
-* Principal blocks of I + E, A~ and P~ on a few random points. Their Cholesky factors hold learning curves: the variance
-  of a point given k others, for every k. By the chain rule of determinants the mean of log v_E over points and over
-  k = 0..n-1 is log|I + E| / n >= z, and that of log v_A - log v_P is z itself: a block shows how both curves begin.
+* Rows of I + E, A~ and P~ at up to 256 random points. The Cholesky factors of their principal blocks hold learning
+  curves of every other point: its variance given k of them, for every k. By the chain rule of determinants the mean of
+  log v_E over points and over k = 0..n-1 is log|I + E| / n >= z, and that of log v_A - log v_P is z itself: the rows
+  show how both curves begin. Which points are given hardly matters; whose curves are averaged does, so many are.
 * The probe solutions X = A^-1 Z, which the gradient needs anyway: moments z'P^-1 z, z'A^-1 z and x'P x of the spectrum
   of P^-1 A, averaged over all points. A quadrature rule with two nodes reads a first estimate from them.
 
@@ -14,6 +15,7 @@ The network of :mod:`gp_rangeformer.model.tail` extrapolates from this evidence.
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 
@@ -26,11 +28,15 @@ from gp_rangeformer.solvers.base import LinearSystem
 from gp_rangeformer.solvers.host import to_host
 from gp_rangeformer.solvers.nystrom import NystromPreconditioner
 
-LARGEST_BLOCK = 256
+# Points that the others' learning curves are given: 128, and one in 64 of all from there to 256.
+_GIVEN = (128, 256)
+# Points whose curves are averaged: a quarter of all, up to 1024, and an eighth where that is more. Averages over 128 of
+# them varied by 0.004 nats per point with the draw where z > 1, and did not with n.
+_ASKED = 1024
 SMALLEST_SIZE = 256  # of the cached training set
 TRAINED_PROBES = 32  # of the cached training set: fewer make the moments noisier than the network expects
 GROUPS = 16  # of sampled points, by the variance that remains: the tokens of the network
-_LEVELS = (0, 1, 2, 4, 8, 16, 32)  # of 32: how much of the block's first half a learning curve has seen
+_LEVELS = (0, 1, 2, 4, 8, 16, 32)  # of 32: how many of the given points a learning curve has seen
 _SMALLEST = 1e-8  # argument of a logarithm
 _LARGEST_RATIO = 1.001  # of z'A^-1 z to z'P^-1 z: at most 1 but for rounding
 _QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9, 0.97)
@@ -58,9 +64,15 @@ class TailEvidence(MomentEvidence):
     tokens: Float[Tensor, "g c"]
 
 
-def sample_block(n: int, generator: torch.Generator) -> Int[Tensor, " b"]:
-    """Indices of min(256, n / 4) distinct points, an even number of them."""
-    return torch.randperm(n, generator=generator)[: 2 * (min(LARGEST_BLOCK, n // 4) // 2)]
+def given_points(n: int) -> int:
+    """How many points learning curves are given: the first of :func:`sample_points`."""
+    return min(n // 8, max(_GIVEN[0], min(_GIVEN[1], n // 64)))
+
+
+def sample_points(n: int, generator: torch.Generator) -> Int[Tensor, " b"]:
+    """Indices of distinct random points: those that learning curves are given, then those whose curves they are."""
+    asked = min(n // 4, max(_ASKED, n // 8))
+    return torch.randperm(n, generator=generator)[: given_points(n) + asked]
 
 
 def tail_evidence(
@@ -69,62 +81,69 @@ def tail_evidence(
     probes: Float[Tensor, "n p"],
     solutions: Float[Tensor, "n p"],
     quadratic: Float[Tensor, " p"],
-    block: Int[Tensor, " b"],
+    chosen: Int[Tensor, " b"],
 ) -> TailEvidence:
-    """Gather the evidence. No pass over K; reads b of its columns.
+    """Gather the evidence. No pass over K; reads at most 256 of its columns.
 
     :param probes: Z, Rademacher vectors.
     :param solutions: X = A^-1 Z, to the solver's tolerance.
     :param quadratic: z'A^-1 z per probe, corrected to second order in the residual.
-    :param block: random points, at least 2 GROUPS of them, e.g. from :func:`sample_block`.
-    Cost: O(n r p + b^2 r + b^3).
+    :param chosen: points from :func:`sample_points`, or others in such an order.
+    Cost: O(n r p + c b (r + c)) for b points, c of them given.
     """
     rows, *measured = to_host(
-        _point_features(system, preconditioner, probes, solutions, block),
+        _point_features(system, preconditioner, probes, solutions, chosen),
         *_measurements(system, preconditioner, probes, solutions),
     )
     (quadratic_on_host,) = to_host(quadratic)
     moments = _moments(system, preconditioner, quadratic_on_host, *measured)
-    # By the variance of I + E that half a block leaves: the last of its learning curve.
+    # By the variance of I + E that all given points leave: the last of its learning curve.
     order = rows[:, len(_LEVELS) - 1].argsort(kind="stable")
     tokens = np.stack([group.mean(0) for group in np.array_split(rows[order], GROUPS)])
     return TailEvidence(**vars(moments), tokens=torch.from_numpy(tokens))
 
 
-def whitened_blocks(
-    system: LinearSystem, preconditioner: NystromPreconditioner, block: Int[Tensor, " b"]
-) -> Float[Tensor, "3 b b"]:
-    """I + E, A~ and P~ on some points, float64. Reads b columns of K; O(b^2 r)."""
-    root = preconditioner.root_noise[block].double()
-    basis = preconditioner.basis[block].double()
-    kernel = system.columns(block).index_select(0, block).double() / root / root.unsqueeze(-1)
-    low_rank = (basis * preconditioner.spectrum) @ basis.mT
+def whitened_rows(
+    system: LinearSystem, preconditioner: NystromPreconditioner, chosen: Int[Tensor, " b"], count: int
+) -> tuple[Float64[Tensor, "3 c b"], Float64[Tensor, "3 b"]]:
+    """The first ``count`` rows of I + E, A~ and P~ on some points, and their diagonals at all of these points. Reads
+    ``count`` columns of K; O(c b r)."""
+    root, noise = preconditioner.root_noise[chosen].double(), system.noise[chosen].double()
+    basis, gap = preconditioner.basis[chosen].double(), preconditioner.gap[chosen]
+    kernel = system.columns(chosen[:count]).index_select(0, chosen).mT.double() / root / root[:count].unsqueeze(-1)
+    scaled = basis * preconditioner.spectrum
+    low_rank = scaled[:count] @ basis.mT
     schur = kernel - low_rank
-    schur.diagonal().copy_(preconditioner.gap[block])  # clamped at zero there
-    stacked = torch.stack([schur, kernel, low_rank])
-    stacked.diagonal(dim1=-2, dim2=-1).add_(1)
-    return stacked
+    schur.diagonal().copy_(gap[:count])  # clamped at zero there
+    rows = torch.stack([schur, kernel, low_rank])
+    rows.diagonal(dim1=-2, dim2=-1).add_(1)
+    diagonals = torch.stack([gap, system.diagonal()[chosen].double() / noise, torch.linalg.vecdot(scaled, basis)])
+    return rows, diagonals.add_(1)
 
 
 def _point_features(
-    system: LinearSystem, preconditioner: NystromPreconditioner, probes: Tensor, solutions: Tensor, block: Tensor
-) -> Float64[Tensor, "half c"]:
-    """Of every point in the second half of the block: learning curves, leverage, and its share of tr(A^-1)."""
-    stacked = whitened_blocks(system, preconditioner, block)
-    half = len(block) // 2
+    system: LinearSystem, preconditioner: NystromPreconditioner, probes: Tensor, solutions: Tensor, chosen: Tensor
+) -> Float64[Tensor, "asked c"]:
+    """Of every point that is not given: its learning curves, its leverage, and its share of tr(A^-1)."""
+    count = given_points(system.size)
+    stacked, diagonals = whitened_rows(system, preconditioner, chosen, count)
+    asked, prior = chosen[count:], diagonals[:, count:].unsqueeze(1)
     # Rounding of a float32 K may leave E slightly indefinite; I + E then still has eigenvalues near 1, not near 0.
-    # The first half of the columns of the block's factor: all that the curves of the second half of its points need.
-    factor = torch.linalg.cholesky_ex(stacked[:, :half, :half]).L
-    rest = torch.linalg.solve_triangular(factor, stacked[:, :half, half:], upper=False)
-    seen = [max(1, half * level // _LEVELS[-1]) - 1 for level in _LEVELS[1:]]
-    prior = stacked.diagonal(dim1=-2, dim2=-1)[:, half:]
-    explained = rest.square_().cumsum_(1)[:, seen].mT
-    curves = torch.cat([prior.unsqueeze(-1), prior.unsqueeze(-1) - explained], dim=-1)
-    schur_curve, full, ranged = curves.clamp_min_(1).log_().unbind(0)
-    late = block[half:]
-    own = (probes[late] * solutions[late]).mean(-1, dtype=torch.float64) * system.noise[late]
-    others = torch.stack([preconditioner.leverage[late], own], dim=-1)
+    factor = torch.linalg.cholesky_ex(stacked[..., :count]).L
+    rest = torch.linalg.solve_triangular(factor, stacked[..., count:], upper=False)
+    explained = _levels(count, system.device) @ rest.square_()
+    curves = torch.cat([prior, prior - explained], dim=1)
+    schur_curve, full, ranged = curves.clamp_min_(1).log_().mT.unbind(0)
+    own = (probes[asked] * solutions[asked]).mean(-1, dtype=torch.float64) * system.noise[asked]
+    others = torch.stack([preconditioner.leverage[asked], own], dim=-1)
     return torch.cat([schur_curve, full - ranged, ranged, others], dim=-1)
+
+
+@functools.lru_cache(maxsize=8)
+def _levels(count: int, device: torch.device) -> Float64[Tensor, "levels c"]:
+    """Ones where a learning curve has seen a given point, for every level but the first, at which it has seen none."""
+    seen = [max(1, count * level // _LEVELS[-1]) for level in _LEVELS[1:]]
+    return torch.tensor([[float(k < number) for k in range(count)] for number in seen], dtype=torch.float64).to(device)
 
 
 def moment_evidence(

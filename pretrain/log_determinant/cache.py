@@ -28,7 +28,7 @@ from torch import Tensor
 
 from gp_rangeformer.atomic import write_bytes
 from gp_rangeformer.ranges.landmarks import rp_cholesky_landmarks, uniform_landmarks
-from gp_rangeformer.ranges.tail import sample_block, tail_evidence
+from gp_rangeformer.ranges.tail import sample_points, tail_evidence
 from gp_rangeformer.solvers.base import LinearSystem
 from gp_rangeformer.solvers.nystrom import NystromPreconditioner, nystrom_preconditioner
 from pretrain.log_determinant.systems import NOISES, RANKS, SIZES, draw_composite, draw_kernel
@@ -96,7 +96,7 @@ def _systems_of_one_kernel(identity: int, recipe: Recipe, generator: torch.Gener
             base = nystrom_preconditioner(single, draw(single, rank, generator), negligible=1e-3)
         except RuntimeError:
             continue
-        plans.append((size, reduced, base, sample_block(size, generator).to(device)))
+        plans.append((size, reduced, base, sample_points(size, generator).to(device)))
     records = []
     matrix = torch.empty_like(kernel)
     for level in levels:
@@ -105,14 +105,14 @@ def _systems_of_one_kernel(identity: int, recipe: Recipe, generator: torch.Gener
         if factor is None:
             continue
         logs = 2 * factor.diagonal().log().cumsum(0).cpu()
-        for size, reduced, base, block in plans:
-            leading, chosen = factor[:size, :size], probes[:size]
-            half = torch.linalg.solve_triangular(leading, chosen, upper=False)
+        for size, reduced, base, points in plans:
+            leading, signs = factor[:size, :size], probes[:size]
+            half = torch.linalg.solve_triangular(leading, signs, upper=False)
             solutions = torch.linalg.solve_triangular(leading.mT, half, upper=True)
             system = LinearSystem(reduced, (level * shape[:size]).float())
             preconditioner = _rescaled(base, system, level / levels[0])
             evidence = tail_evidence(
-                system, preconditioner, chosen.float(), solutions.float(), half.square().sum(0), block
+                system, preconditioner, signs.float(), solutions.float(), half.square().sum(0), points
             )
             exact = (float(logs[size - 1]) - preconditioner.logdet()) / size
             records.append(

@@ -37,7 +37,7 @@ from gp_rangeformer.compare.solvers import SolverSpec
 from gp_rangeformer.datasets import Dataset
 from gp_rangeformer.models import build_model
 from gp_rangeformer.ranges import learned
-from gp_rangeformer.ranges.tail import TailEvidence, sample_block, tail_evidence, whitened_blocks
+from gp_rangeformer.ranges.tail import TailEvidence, sample_points, tail_evidence, whitened_rows
 from gp_rangeformer.solvers.base import LinearSystem
 from gp_rangeformer.solvers.lanczos import lanczos_logdet
 from gp_rangeformer.solvers.rangeformer import RangeFormerSolver
@@ -54,6 +54,7 @@ _SIMULATED_SIZE = 1000
 _TRAINED_SIZE = 2500
 _CPU = torch.device("cpu")
 _KERNEL = "matern32"
+_LARGEST_BLOCK = 256  # whose determinant is taken
 _PLUGIN = SolverSpec("rangeformer", "rangeformer", "float32")
 RESULT = Path(__file__).resolve().parents[1] / "results" / "log_determinant.json"
 Record = dict[str, float | int | str]
@@ -116,10 +117,10 @@ def measure(
         synchronize(system.device)
         return time.perf_counter()
 
-    block = sample_block(n, torch.Generator().manual_seed(solver.seed + 3)).to(system.device)
-    learned.read(tail_evidence(*given, block))  # loads the network
+    chosen = sample_points(n, torch.Generator().manual_seed(solver.seed + 3)).to(system.device)
+    learned.read(tail_evidence(*given, chosen))  # loads the network
     started = clock()
-    evidence = tail_evidence(*given, block)
+    evidence = tail_evidence(*given, chosen)
     estimate = learned.read(evidence)
     learned_seconds = clock() - started
     record: Record = {"z": (exact - base) / n, **answer(estimate), "learned_seconds": learned_seconds}
@@ -131,7 +132,8 @@ def measure(
             f"lanczos{count}_passes": trace.passes,
             f"lanczos{count}_seconds": clock() - started,
         }
-    matrix = whitened_blocks(system, preconditioner, block)[0].cpu()
+    block = chosen[: min(_LARGEST_BLOCK, n // 4)]
+    matrix = whitened_rows(system, preconditioner, block, len(block))[0][0].cpu()
     record |= {
         "quadrature": evidence.estimate,
         "block": block_alone(matrix),

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from gp_rangeformer.model.tail import LogDetTail
 from gp_rangeformer.ranges.landmarks import rp_cholesky_landmarks
-from gp_rangeformer.ranges.tail import SMALLEST_SIZE, sample_block, whitened_blocks
+from gp_rangeformer.ranges.tail import SMALLEST_SIZE, sample_points, whitened_rows
 from gp_rangeformer.solvers.nystrom import nystrom_preconditioner
 from pretrain.log_determinant import cache, train
 from pretrain.log_determinant.baselines import BlockMLP, block_alone, extrapolated
@@ -250,7 +250,8 @@ def competitors(seed: int) -> tuple[float, float, float]:
     linear_system = system(draw_kernel(n, generator).matrix, 0.02)
     preconditioner = nystrom_preconditioner(linear_system, rp_cholesky_landmarks(linear_system, 48, generator))
     exact = (float(torch.linalg.slogdet(linear_system.to_dense()).logabsdet) - preconditioner.logdet()) / n
-    blocks = [whitened_blocks(linear_system, preconditioner, sample_block(n, generator))[0] for _ in range(4)]
+    chosen = [sample_points(n, generator)[:128] for _ in range(4)]
+    blocks = [whitened_rows(linear_system, preconditioner, block, 128)[0][0] for block in chosen]
     alone = float(np.mean([block_alone(block) for block in blocks]))
     return exact, alone, float(np.mean([extrapolated(block, n) for block in blocks]))
 

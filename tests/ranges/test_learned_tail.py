@@ -128,7 +128,7 @@ def test_systems_larger_than_measured_are_refused_before_anything_is_read() -> N
 
 def test_reading_kept_evidence_gives_the_tail_of_its_system() -> None:
     given = solve(600, 2, "matern32", 0.01)
-    block = learned.sample_block(600, torch.Generator().manual_seed(3))
+    block = learned.sample_points(600, torch.Generator().manual_seed(3))
     assert learned.read(learned.tail_evidence(*given, block)) == tail(*given)
 
 
@@ -162,7 +162,7 @@ def test_the_shipped_network_reads_every_feature_of_the_evidence() -> None:
     head = pretrained("base", torch.float32, torch.device("cpu")).tail
     assert head is not None
     given = solve(600, 2, "matern32", 0.01)
-    block = learned.sample_block(600, torch.Generator().manual_seed(0))
+    block = learned.sample_points(600, torch.Generator().manual_seed(0))
     evidence = learned.tail_evidence(*given, block)
     assert (len(evidence.scalars), evidence.tokens.shape[1]) == (head.config.scalars, head.config.token_features)
     assert QUANTILES[2] - QUANTILES[0] == pytest.approx(0.9)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from gp_rangeformer.ranges.landmarks import Landmarks
-from gp_rangeformer.ranges.tail import TailEvidence, sample_block, tail_evidence
+from gp_rangeformer.ranges.tail import TailEvidence, given_points, sample_points, tail_evidence, whitened_rows
 from gp_rangeformer.solvers.base import LinearSystem
 from gp_rangeformer.solvers.nystrom import nystrom_preconditioner
 from tests.solvers.systems import kernel_matrix, points, spectrum_matrix, system
@@ -32,8 +32,9 @@ def pick(n: int, count: int, seed: int) -> Tensor:
     return torch.randperm(n, generator=torch.Generator().manual_seed(seed))[:count]
 
 
-LANDMARKS = pick(N, RANK, 1)
-BLOCK = sample_block(N, torch.Generator().manual_seed(2))
+BLOCK = sample_points(N, torch.Generator().manual_seed(2))
+# None of the chosen points: of a landmark nothing remains but rounding, which would order them among themselves.
+LANDMARKS = torch.tensor([index for index in pick(N, N, 1).tolist() if index not in BLOCK][:RANK])
 SIGNS = torch.randint(0, 2, (N, PROBES), generator=torch.Generator().manual_seed(3)).double() * 2 - 1
 
 
@@ -78,7 +79,7 @@ def test_other_probes_and_another_block_are_seen() -> None:
     linear_system = system(kernel_matrix(X), 0.02)
     first = gather(linear_system).evidence
     assert not torch.equal(gather(linear_system, signs=SIGNS.flip(0)).evidence.scalars, first.scalars)
-    other = sample_block(N, torch.Generator().manual_seed(9))
+    other = sample_points(N, torch.Generator().manual_seed(9))
     assert not torch.equal(gather(linear_system, block=other).evidence.tokens, first.tokens)
 
 
@@ -101,7 +102,7 @@ def test_the_exact_tail_and_the_first_estimate_lie_between_zero_and_the_upper_en
 def test_nothing_is_left_where_the_range_holds_the_kernel_matrix(negligible_rank: int) -> None:
     spectrum = torch.zeros(N, dtype=torch.float64)
     spectrum[:negligible_rank] = torch.linspace(5, 1, negligible_rank, dtype=torch.float64)
-    found = gather(system(spectrum_matrix(spectrum), 0.1))
+    found = gather(system(spectrum_matrix(spectrum), 0.1), pick(N, RANK, 1))
     assert found.tail == pytest.approx(0, abs=1e-9)
     assert 0 <= found.evidence.estimate <= found.evidence.upper < 1e-9
     assert bool(found.evidence.scalars.isfinite().all() and found.evidence.tokens.isfinite().all())
@@ -116,8 +117,7 @@ def test_noise_that_differs_from_point_to_point_keeps_the_bounds() -> None:
 
 @pytest.mark.parametrize("kernel", ["matern12", "matern32"])
 def test_float32_gives_the_evidence_of_float64(kernel: str) -> None:
-    """Measured: 4e-4 in the scalars. Of landmarks in the block nothing remains but rounding: their order among
-    themselves, so their group, is not the same, and means over all groups are compared."""
+    """Measured: 4e-4 in the scalars. Rounding may move points between groups: means over all of them are compared."""
     double = gather(system(kernel_matrix(X, kernel), 0.02)).evidence
     single = gather(system(kernel_matrix(X, kernel), 0.02, torch.float32)).evidence
     assert single.scalars.dtype == single.tokens.dtype == torch.float64
@@ -153,14 +153,33 @@ def test_the_learning_curve_falls_from_the_diagonal_towards_the_tail(kernel: str
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_the_difference_of_the_other_two_learning_curves_rises(kernel: str) -> None:
     linear_system = system(kernel_matrix(X, kernel), 0.02)
-    blocks = [sample_block(N, torch.Generator().manual_seed(seed)) for seed in range(8)]
+    blocks = [sample_points(N, torch.Generator().manual_seed(seed)) for seed in range(8)]
     tokens = torch.stack([gather(linear_system, block=block).evidence.tokens for block in blocks])
     means = tokens[..., LEVELS : 2 * LEVELS].mean((0, 1))
     assert float(means.diff().min()) > 0
 
 
-def test_a_block_holds_distinct_points_and_an_even_number_of_them() -> None:
-    for n, expected in ((256, 64), (300, 74), (1023, 254), (5000, 256)):
-        block = sample_block(n, torch.Generator().manual_seed(0))
-        assert len(block.unique()) == len(block) == expected
-        assert int(block.max()) < n
+def test_chosen_points_are_distinct_and_a_fifth_of_them_or_fewer_are_given() -> None:
+    counts = []
+    for n in (256, 1023, 5000, 20_000):
+        chosen = sample_points(n, torch.Generator().manual_seed(0))
+        assert len(chosen.unique()) == len(chosen)
+        assert int(chosen.max()) < n
+        counts.append((given_points(n), len(chosen) - given_points(n)))
+    assert counts == [(32, 64), (127, 255), (128, 1024), (256, 2500)]
+
+
+def test_rows_of_some_points_are_those_of_the_whole_matrices() -> None:
+    linear_system = system(kernel_matrix(X), torch.linspace(0.01, 0.1, N, dtype=torch.float64))
+    preconditioner = nystrom_preconditioner(linear_system, Landmarks(LANDMARKS))
+    few, diagonals = whitened_rows(linear_system, preconditioner, BLOCK, 20)
+    whole, all_diagonals = whitened_rows(linear_system, preconditioner, BLOCK, len(BLOCK))
+    torch.testing.assert_close(few, whole[:, :20], rtol=1e-12, atol=1e-12)
+    assert torch.equal(diagonals, all_diagonals)
+    torch.testing.assert_close(diagonals, whole.diagonal(dim1=-2, dim2=-1), rtol=1e-10, atol=1e-10)
+    root = linear_system.noise.sqrt()[BLOCK]
+    torch.testing.assert_close(
+        whole[1], linear_system.to_dense()[BLOCK][:, BLOCK] / root / root.unsqueeze(-1), rtol=1e-10, atol=1e-10
+    )
+    schur, full, ranged = whole
+    torch.testing.assert_close(full - ranged, schur - torch.eye(len(BLOCK)), rtol=1e-8, atol=1e-8)
