@@ -21,30 +21,22 @@ from gp_rangeformer.free_memory import because
 from gp_rangeformer.ranges.landmarks import Landmarks, rp_cholesky_landmarks, uniform_landmarks
 from gp_rangeformer.ranges.memory import Memory
 from gp_rangeformer.ranges.prediction import extrapolate, fit_to_rows, sample_rows
-from gp_rangeformer.solvers.base import Evaluation, Interval, InverseRoot, LinearSystem, LogDet, Solution
-from gp_rangeformer.solvers.block_cg import block_cg
-from gp_rangeformer.solvers.certificate import SolutionEvidence
+from gp_rangeformer.solvers.base import Evaluation, InverseRoot, LinearSystem, LogDet, Solution
 from gp_rangeformer.solvers.cholesky import ExactPrepared, ExactSolver
 from gp_rangeformer.solvers.effort import STARTING_RANK, WINDOW, control_within_reach, worthwhile_rank
 from gp_rangeformer.solvers.galerkin import galerkin
 from gp_rangeformer.solvers.gradient_weight import CONTROL_GAP, GradientWeight
-from gp_rangeformer.solvers.host import to_host
 from gp_rangeformer.solvers.logdet_value import checked_logdet, lanczos_value
 from gp_rangeformer.solvers.low_rank_root import low_rank_root
 from gp_rangeformer.solvers.nystrom import NystromPreconditioner, PreconditionerError, nystrom_preconditioner
 from gp_rangeformer.solvers.reason import Reason
+from gp_rangeformer.solvers.refinement import failed, refine
 from gp_rangeformer.solvers.tail import TailEstimator
 
 Predictor = Literal["rows", "extrapolate", "galerkin", "previous", "none"]
 
 # The quadratic form may miss this share of the tolerance, in nats per point: 0.5 r'P^-1 r <= 0.1 * tolerance * n.
 _ENERGY_SHARE = 0.1
-# Updates through which a residual is carried instead of being recomputed from the solution, which costs a pass. Each
-# rounds as a product does, and rounds the solution: counted as twice the rounding of a product. Measured, all of four
-# together stay below twice (tests/solvers/test_certificate.py).
-_CARRIED, _ROUNDING_OF_AN_UPDATE = 4, 2
-# Refinements after a residual that, recomputed, missed its target: float32 recurrences drift by a few per cent.
-_RESTARTS = 3
 # Landmarks are drawn again once a step takes this many times the iterations of the first one after the last draw.
 _REFRESH_FACTOR = 2.0
 
@@ -229,80 +221,18 @@ class RangeFormerPrepared:
         *,
         stop_energy: NDArray[np.float64] | float = math.inf,
     ) -> Solution:
-        """Refine ``initial`` and verify; what fails comes back as zeros with the reason, never from the exact path.
-
-        :param initial: a first X, or X with its residual, or None for zero.
-        :param stop_energy: r' P^-1 r to reach besides ``tolerance``, per column.
-        """
-        system, preconditioner, tolerance = self.system, self.preconditioner, self.solver.tolerance
-        start = system.passes
-        if preconditioner is None:
-            return self._failed(rhs, self.failure or Reason.NOT_PSD, 0)
-        fresh = not isinstance(initial, tuple)  # the residual was computed from this very solution
-        if initial is None:
-            solution, residual = torch.zeros_like(rhs), rhs
-        else:
-            solution, residual = initial if isinstance(initial, tuple) else (initial, rhs - system.matmul(initial))
-        norm, left = to_host(torch.linalg.vector_norm(rhs, dim=0), torch.linalg.vector_norm(residual, dim=0))
-        if not np.isfinite(norm).all():
-            return self._failed(rhs, Reason.NOT_PSD, 0)
-        worse = ~(left < norm)
-        if initial is not None and worse.any():
-            # A column that the memory makes worse than zero, or not a number, starts from zero.
-            start_over = torch.from_numpy(worse).to(rhs.device)
-            solution, residual = torch.where(start_over, 0, solution), torch.where(start_over, rhs, residual)
-        energy = np.broadcast_to(np.asarray(stop_energy, dtype=np.float64), norm.shape)
-        target = np.maximum(tolerance * norm, torch.finfo(rhs.dtype).tiny)
-        iterations, shrink = 0, 0.95
-        for _ in range(_RESTARTS):
-            result = block_cg(
-                system,
-                preconditioner,
-                solution,
-                residual,
-                stop_norm=torch.from_numpy(shrink * target),
-                stop_energy=torch.from_numpy(shrink * energy),
-                max_passes=self.solver.max_passes - iterations,
-            )
-            iterations += result.iterations
-            solution, residual, correction = result.value, result.residual, result.correction
-            if result.reason is not Reason.CONVERGED:
-                return self._failed(rhs, result.reason, iterations)
-            evidence, certified = None, False
-            if fresh and result.iterations <= _CARRIED:
-                evidence = SolutionEvidence.gather(system, preconditioner, rhs, solution, residual, correction)
-                updates = 1 + _ROUNDING_OF_AN_UPDATE * result.iterations
-                rounding = updates * system.rounding_scale * evidence.solution_norm
-                certified = bool((evidence.residual_norm + rounding <= target).all())
-            if evidence is None or not certified:
-                residual, fresh = rhs - system.matmul(solution), True
-                correction = preconditioner.solve(residual)
-                evidence = SolutionEvidence.gather(system, preconditioner, rhs, solution, residual, correction)
-                rounding = system.rounding_scale * evidence.solution_norm
-                if (rounding > target).any():
-                    return self._failed(rhs, Reason.ROUNDING, iterations)
-                certified = bool((evidence.residual_norm + rounding <= target).all())
-            if certified:
-                bounds = evidence.bounds(rounding / system.size**0.5)
-                if not self._tight(bounds, energy):
-                    return self._failed(rhs, Reason.ROUNDING, iterations)
-                error = evidence.residual_norm + rounding
-                relative = torch.from_numpy(np.divide(error, norm, out=np.zeros_like(error), where=norm > 0))
-                quadratic, passes = torch.from_numpy(evidence.quadratic), system.passes - start
-                return Solution(solution, relative, quadratic, bounds, iterations, passes, Reason.CONVERGED, correction)
-            shrink *= 0.5
-        return self._failed(rhs, Reason.ROUNDING, iterations)
-
-    def _tight(self, bounds: list[Interval], stop_energy: NDArray[np.float64]) -> bool:
-        """Whether the quadratic forms that enter the likelihood (finite energy) are known to half the tolerance."""
-        asked = [bound for bound, energy in zip(bounds, stop_energy.tolist(), strict=True) if energy < math.inf]
-        return all(bound.width <= self.solver.tolerance * max(self.system.size, bound.upper) for bound in asked)
-
-    def _failed(self, rhs: Tensor, reason: Reason, iterations: int) -> Solution:
-        m = rhs.shape[1]
-        nothing, unbounded = torch.full((m,), math.inf), [Interval(-math.inf, math.inf)] * m
-        none = torch.zeros(m, dtype=torch.float64)
-        return Solution(torch.zeros_like(rhs), nothing, none, unbounded, iterations, self.system.passes, reason)
+        """As :func:`~gp_rangeformer.solvers.refinement.refine`: what fails is never answered by the exact path."""
+        if self.preconditioner is None:
+            return failed(rhs, self.failure or Reason.NOT_PSD, 0, 0)
+        return refine(
+            self.system,
+            self.preconditioner,
+            rhs,
+            initial,
+            tolerance=self.solver.tolerance,
+            stop_energy=stop_energy,
+            max_passes=self.solver.max_passes,
+        )
 
     def _logdet_of_step(self, probes: Tensor, solution: Solution, m: int) -> LogDet | None:
         solver, system, preconditioner = self.solver, self.system, self.preconditioner

@@ -12,7 +12,7 @@ from gp_rangeformer.solvers.block_cg import block_cg
 from gp_rangeformer.solvers.certificate import inv_quad_bounds, logdet_bounds
 from gp_rangeformer.solvers.cholesky import ExactPrepared, logdet_rounding_per_point
 from gp_rangeformer.solvers.nystrom import nystrom_preconditioner
-from gp_rangeformer.solvers.rangeformer import _ROUNDING_OF_AN_UPDATE
+from gp_rangeformer.solvers.refinement import ROUNDING_OF_AN_UPDATE
 from tests.solvers.systems import kernel_matrix, points, system, targets
 
 N = 200
@@ -110,6 +110,6 @@ def test_the_rounding_counted_for_a_carried_residual_covers_what_is_measured(nam
     assert result.iterations == updates
     true = rhs.double() - single.to_dense(torch.float64) @ result.value.double()
     measured = torch.linalg.vector_norm(result.residual.double() - true, dim=0)
-    counted = (1 + _ROUNDING_OF_AN_UPDATE * updates) * rounding(single, result.value)
+    counted = (1 + ROUNDING_OF_AN_UPDATE * updates) * rounding(single, result.value)
     assert bool((measured <= counted).all())
     assert bool((counted <= 1e4 * measured).all())
