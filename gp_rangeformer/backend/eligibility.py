@@ -16,7 +16,6 @@ from linear_operator.operators import (
     ConstantMulLinearOperator,
     DenseLinearOperator,
     DiagLinearOperator,
-    LinearOperator,
     MatmulLinearOperator,
     RootLinearOperator,
     SumLinearOperator,
@@ -132,10 +131,10 @@ def eligible(operator: AddedDiagLinearOperator) -> EligibleSystem | Reason:
             f"the kernel matrix is on {kernel_operator.device}, the noise on {noise.device}: move model and likelihood "
             "together"
         )
-    batch_shape = operator.batch_shape
+    *batch, n, _ = operator.shape  # asked once: linear_operator derives it anew from all parts
+    batch_shape = torch.Size(batch)
     if isinstance(kernel_operator, FusedLinearOperator) and not batch_shape:
         return _not_one_tensor(kernel_operator, noise)
-    n = operator.shape[-1]
     fused = None if batch_shape else fused_origin(kernel_operator)
     kernel = kernel_operator.to_dense().expand(*batch_shape, n, n)
     note = None
@@ -215,10 +214,10 @@ def _called_by(function: str) -> bool:
     return False
 
 
-def shapes_match(operator: LinearOperator, rhs: Tensor) -> bool:
-    """The host's own condition on the right-hand side of inv_quad_logdet."""
+def shapes_match(shape: torch.Size, rhs: Tensor) -> bool:
+    """The host's own condition on the right-hand side of inv_quad_logdet, for an operator of this shape."""
     if rhs.numel() == 0:
         return False
-    if operator.dim() == 2 and rhs.dim() == 1:
-        return operator.shape[-1] == rhs.numel()
-    return rhs.dim() == operator.dim() and operator.shape[:-1] == rhs.shape[:-1]
+    if len(shape) == 2 and rhs.dim() == 1:
+        return shape[-1] == rhs.numel()
+    return rhs.dim() == len(shape) and shape[:-1] == rhs.shape[:-1]

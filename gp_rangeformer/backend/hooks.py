@@ -56,7 +56,7 @@ def inv_quad_logdet(
     if not isinstance(system, Reason) and inv_quad_rhs is not None:
         if inv_quad_rhs.dtype != self.dtype:
             system = Reason.MIXED_DTYPE
-        elif not shapes_match(self, inv_quad_rhs):
+        elif not shapes_match(system.kernel.shape, inv_quad_rhs):
             system = Reason.SHAPE
     if isinstance(system, Reason):
         report_declined("inv_quad_logdet", self, system, _columns(inv_quad_rhs))
@@ -64,10 +64,10 @@ def inv_quad_logdet(
     if inv_quad_rhs is None and not logdet:
         raise RuntimeError("Either `inv_quad_rhs` or `logdet` must be specifed.")
 
-    n = self.shape[-1]
+    n, batch_shape = system.kernel.shape[-1], system.kernel.shape[:-2]
     with_logdet = bool(logdet)
     vector = inv_quad_rhs is not None and inv_quad_rhs.dim() == 1
-    rhs = system.noise.new_zeros(*self.batch_shape, n, 0) if inv_quad_rhs is None else inv_quad_rhs
+    rhs = system.noise.new_zeros(*batch_shape, n, 0) if inv_quad_rhs is None else inv_quad_rhs
     rhs = rhs.unsqueeze(-1) if vector else rhs
     if inv_quad_rhs is not None:
         check_rhs(system, rhs)
@@ -76,7 +76,7 @@ def inv_quad_logdet(
     inv_quads, logdets = [], []
     for index, ((kernel, noise), b) in enumerate(
         # not reshape(-1, ...): there may be no columns
-        zip(system.elements(), rhs.reshape(self.batch_shape.numel(), n, rhs.shape[-1]).unbind(0), strict=True)
+        zip(system.elements(), rhs.reshape(batch_shape.numel(), n, rhs.shape[-1]).unbind(0), strict=True)
     ):
         linear_system = _linear_system(kernel, noise)
         memory = memory_of(system.owners, system.kernel, index)
@@ -100,7 +100,6 @@ def inv_quad_logdet(
         inv_quads.append(inv_quad)
         logdets.append(log_determinant)
     call.publish()
-    batch_shape = self.batch_shape
     inv_quad = torch.stack(inv_quads).reshape(*batch_shape, rhs.shape[-1])
     log_determinant = torch.stack(logdets).reshape(batch_shape)
     if inv_quad_rhs is None:
