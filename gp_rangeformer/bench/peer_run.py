@@ -96,7 +96,7 @@ def run(
     largest = datasets.load(plan.dataset, n=max(sizes), n_test=1, seed=plan.seed, data_dir=data_dir)
     check_kernel(plan.kernel, largest)
     kernel = plan.kernel or default_kernel(largest)
-    first_calls = True
+    first_calls, described = True, machine.describe(plan.device)
     for n in sizes:
         if not any(size.n == n for size in known):
             dataset = datasets.load(plan.dataset, n=n, n_test=1, seed=plan.seed, data_dir=data_dir)
@@ -115,7 +115,6 @@ def run(
             known.append(measured)
             if path is not None:
                 content = [size.to_json() for size in sorted(known, key=lambda size: size.n)]
-                described = machine.describe(plan.device)
                 write_json(path, {"format": FORMAT, "plan": asdict(plan), "machine": described, "sizes": content})
         show(next(size for size in known if size.n == n))
     return sorted((size for size in known if size.n in sizes), key=lambda size: size.n)

@@ -14,7 +14,14 @@ _PACKAGES = ("gp-rangeformer", "torch", "gpytorch", "linear-operator", "numpy")
 
 def versions() -> dict[str, str]:
     """Installed versions of this package and what its numbers depend on."""
-    return {"python": platform.python_version(), **{name: metadata.version(name) for name in _PACKAGES}}
+    return {"python": platform.python_version(), **{name: _version(name) for name in _PACKAGES}}
+
+
+def _version(name: str) -> str:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return "not installed"  # run from its source folder
 
 
 def describe(device: str = "cpu") -> dict[str, object]:

@@ -14,16 +14,20 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from jaxtyping import Float, Float64
-from scipy.linalg import get_lapack_funcs
 from torch import Tensor
 
 from gp_rangeformer.solvers.base import LinearSystem
-from gp_rangeformer.solvers.host import symmetric, to_device, to_host
+from gp_rangeformer.solvers.host import (
+    NotPositiveDefiniteError,
+    cholesky_with_inverse,
+    product,
+    symmetric,
+    to_device,
+    to_host,
+)
 from gp_rangeformer.solvers.nystrom import NystromPreconditioner
 from gp_rangeformer.solvers.reason import Reason
 
-# LAPACK itself: what scipy.linalg checks and copies around it costs more than a core of 33 columns.
-_potrf, _potri, _trtri = get_lapack_funcs(("potrf", "potri", "trtri"), dtype=np.float64)
 # Give up when this many iterations have not halved the largest residual: rounding has taken over. Shorter plateaus are
 # the usual start of a hard system.
 _PATIENCE = 50
@@ -76,7 +80,7 @@ def block_cg(
     iterations = 0
     while True:
         # R = S Phi: norms from the Gram matrix of S, energies from Phi alone.
-        norm = np.sqrt(np.maximum(np.einsum("km,km->m", coefficients, block.gram @ coefficients), 0))
+        norm = np.sqrt(np.maximum((coefficients * product(block.gram, coefficients)).sum(0), 0))
         energy = np.square(coefficients).sum(0)
         # NaN must not look small: the maximum hands it on.
         worst = float(np.maximum(norm / norm_target, np.sqrt(energy / energy_target)).max())
@@ -96,28 +100,20 @@ def block_cg(
 
         image = system.matmul(directions)
         (curvature,) = to_host(directions.mT.double() @ image.double())
-        inverse = _inverse(symmetric(curvature))
-        if inverse is None:
+        try:
+            _, root = cholesky_with_inverse(symmetric(curvature))
+        except NotPositiveDefiniteError:
             return BlockCGResult(solution, carried, iterations, Reason.NOT_PSD)
-        k = len(inverse)
-        both = to_device(np.concatenate([inverse @ coefficients, inverse], axis=1), solution)
+        k, inverse = len(root), product(root.T, root)
+        both = to_device(np.concatenate([product(inverse, coefficients), inverse], axis=1), solution)
         step_sizes, inverse_on_device = both[:, :-k], both[:, -k:]
         solution.addmm_(directions, step_sizes)
         carried.addmm_(image, step_sizes, alpha=-1)
         block = _orthonormalise(preconditioner, torch.addmm(shared, image, inverse_on_device, alpha=-1))
-        coefficients = block.coefficients @ coefficients
+        coefficients = product(block.coefficients, coefficients)
         shared, preconditioned = block.vectors()
         directions = torch.addmm(preconditioned, directions, to_device(block.coefficients.T, directions))
         iterations += 1
-
-
-def _inverse(core: Float64[np.ndarray, "k k"]) -> Float64[np.ndarray, "k k"] | None:
-    """The inverse of a positive definite matrix, None if it is not, or not finite."""
-    factor, info = _potrf(core, lower=1)
-    if info or not np.isfinite(factor).all():
-        return None
-    inverse, _ = _potri(factor, lower=1)
-    return np.tril(inverse) + np.tril(inverse, -1).T
 
 
 @dataclass(frozen=True)
@@ -145,7 +141,8 @@ def _orthonormalise(preconditioner: NystromPreconditioner, block: Float[Tensor, 
     wide = block.double()
     energy, gram = to_host(wide.mT @ preconditioned.double(), wide.mT @ wide)
     transform, coefficients = _root(symmetric(energy), torch.finfo(block.dtype).eps)
-    return _Orthonormalised(block, preconditioned, transform, coefficients, transform.T @ gram @ transform)
+    shared_gram = product(product(transform.T, gram), transform)
+    return _Orthonormalised(block, preconditioned, transform, coefficients, shared_gram)
 
 
 def _root(
@@ -159,12 +156,15 @@ def _root(
         return np.full_like(energy, math.nan), energy
     scale = np.sqrt(np.maximum(energy.diagonal(), 0))
     if scale.all():
-        factor, info = _potrf(energy / scale / scale[:, None], lower=0)
-        if not info and factor.diagonal().min() > _INDEPENDENT:
-            coefficients = factor * scale
-            transform, _ = _trtri(coefficients, lower=0)
-            return transform, coefficients
-    eigenvalues, vectors = np.linalg.eigh(energy)
+        try:
+            factor, inverse = cholesky_with_inverse(energy / scale / scale[:, None])
+        except NotPositiveDefiniteError:
+            pass
+        else:
+            if factor.diagonal().min() > _INDEPENDENT:
+                return inverse.T / scale[:, None], factor.T * scale
+    # In PyTorch's threads, not NumPy's.
+    eigenvalues, vectors = (found.numpy() for found in torch.linalg.eigh(torch.from_numpy(energy)))
     # Below this the Gram matrix holds rounding only: of float32 vectors (squared, eps^2) or of float64 sums (eps).
     keep = eigenvalues > max(eps**1.5, 1e-14) * max(eigenvalues[-1], 1e-300)
     roots, vectors = np.sqrt(eigenvalues[keep]), vectors[:, keep]

@@ -1,7 +1,7 @@
 """Between the device of the big matrices and the host, where what is small is decided and computed.
 
 A GPU waits for every number that is read from it, and takes as long to start an operation on 33 x 33 numbers as on a
-million. So numbers that decide come over together, and cores of a few dozen rows are LAPACK's, in float64.
+million. So numbers that decide come over together, and cores of a few dozen rows are factorised here, in float64.
 """
 
 from __future__ import annotations
@@ -10,7 +10,12 @@ import numpy as np
 import torch
 from jaxtyping import Float64
 from numpy.typing import NDArray
+from scipy.linalg import get_lapack_funcs
 from torch import Tensor
+
+# LAPACK itself: what scipy.linalg checks and copies around it costs more than a core of 33 columns.
+_potrf, _trtri = get_lapack_funcs(("potrf", "trtri"), dtype=np.float64)
+_UNDIVIDED = 32  # rows of a core that no LAPACK hands to several threads
 
 
 def to_host(*tensors: Tensor) -> list[NDArray[np.float64]]:
@@ -34,3 +39,41 @@ def to_device(array: NDArray[np.float64], like: Tensor) -> Tensor:
 def symmetric(core: Float64[np.ndarray, "k k"]) -> Float64[np.ndarray, "k k"]:
     """The symmetric part."""
     return 0.5 * (core + core.T)
+
+
+def product(left: Float64[np.ndarray, "k l"], right: Float64[np.ndarray, "l m"]) -> Float64[np.ndarray, "k m"]:
+    """left @ right in one thread.
+
+    NumPy's BLAS wakes threads of its own from 33 x 33 on, which then wait, busily, on the cores that PyTorch's threads
+    need: a step at n = 2000 on two cores took 0.136 s instead of 0.022.
+    """
+    return np.einsum("ij,jk->ik", left, right)
+
+
+class NotPositiveDefiniteError(ValueError):
+    """A core is not positive definite, or not finite."""
+
+
+def cholesky_with_inverse(
+    core: Float64[np.ndarray, "k k"],
+) -> tuple[Float64[np.ndarray, "k k"], Float64[np.ndarray, "k k"]]:
+    """L and L^-1 for core = L L', lower triangular, in one thread: LAPACK for blocks that it does not divide, the rest
+    by :func:`product`. O(k^3); 40 microseconds for k = 33.
+
+    :raises NotPositiveDefiniteError: if there is no L.
+    """
+    k = len(core)
+    if k <= _UNDIVIDED:
+        factor, info = _potrf(core, lower=1)
+        if info or not np.isfinite(factor).all():
+            raise NotPositiveDefiniteError
+        return factor, _trtri(factor, lower=1)[0]
+    half = k // 2
+    factor, inverse = np.zeros_like(core), np.zeros_like(core)
+    first, last = slice(0, half), slice(half, k)
+    factor[first, first], inverse[first, first] = cholesky_with_inverse(core[first, first])
+    below = product(core[last, first], inverse[first, first].T)
+    factor[last, first] = below
+    factor[last, last], inverse[last, last] = cholesky_with_inverse(core[last, last] - product(below, below.T))
+    inverse[last, first] = -product(inverse[last, last], product(below, inverse[first, first]))
+    return factor, inverse

@@ -148,7 +148,7 @@ def main(folder: Path, out: Path, steps: int, seed: int, ship: str | None) -> No
     model = build(data, seed)
     print(f"{len(data['tail'])} systems, {len(held['tail'])} held out", flush=True)
     fit(model, data, held, config, out)
-    calibrate(model, answers_from_outside(data, config, out), data)
+    calibrate(model, answers_from_outside(data, config, out), data, groups(data))
     print(f"widened by {model.widening.tolist()}, floor {float(model.floor):.2g}: {measures(model, held)}", flush=True)
     if ship is not None:
         ship_tail(ship, model, data, held, config)

@@ -62,9 +62,17 @@ def test_sizes_without_systems_inherit_the_factors_of_smaller_ones() -> None:
     torch.testing.assert_close(model.widening, torch.full((3, 4), 1.8), rtol=0.05, atol=0)
 
 
+def narrow(value: float, upper: float, count: int = 2000) -> tuple[Tensor, Systems]:
+    """(answers, systems): intervals of 4e-8 around ``value``, missed by up to 2e-5."""
+    error = 2e-5 * (2 * torch.rand(count, generator=torch.Generator().manual_seed(2)) - 1)
+    answers = torch.tensor([value - 2e-8, value, value + 2e-8]).expand(count, 3)
+    scalars = torch.zeros(count, FEATURES).index_fill(1, torch.tensor(0), math.log(SIZES[0]))
+    return answers, {"scalars": scalars, "tail": value + error, "upper": torch.full((count,), upper)}
+
+
 def test_tiny_intervals_are_covered_by_the_floor_and_not_by_widening_the_others() -> None:
     answers, systems = answered(torch.full((3, 4), 2.0))
-    tiny_answers, tiny = answered(torch.full((3, 4), 1e3), half_width=2e-8)  # errors up to 2e-5
+    tiny_answers, tiny = narrow(1e-3, upper=5e-3)
     model = network()
     calibrate(model, torch.cat([answers, tiny_answers]), {k: torch.cat([systems[k], tiny[k]]) for k in tiny})
     torch.testing.assert_close(model.widening, torch.full((3, 4), 1.8), rtol=0.05, atol=0)
@@ -73,9 +81,27 @@ def test_tiny_intervals_are_covered_by_the_floor_and_not_by_widening_the_others(
     assert float(model.floor) == pytest.approx(2e-5, rel=0.05)
 
 
+def test_narrow_intervals_do_not_set_the_floor_where_the_certain_interval_is_wide() -> None:
+    model = network()
+    calibrate(model, *narrow(1.0, upper=1.001))
+    assert float(model.floor) == 0
+
+
+def test_groups_weigh_the_same_however_many_systems_they_have() -> None:
+    answers, systems = answered(torch.ones(3, 4))
+    wide_answers, wide = answered(torch.full((3, 4), 4.0))
+    # Three quarters of the systems miss by up to 1 half width, a quarter by up to 4: a factor f covers (1 + f / 4) / 2
+    # of both groups on average.
+    both = torch.cat([answers, answers, answers, wide_answers])
+    group = torch.cat([torch.zeros(3 * len(answers)), torch.ones(len(wide_answers))]).long()
+    model = network()
+    calibrate(model, both, {k: torch.cat([systems[k]] * 3 + [wide[k]]) for k in wide}, group, level=0.9)
+    torch.testing.assert_close(model.widening, torch.full((3, 4), 3.2), rtol=0.1, atol=0)
+
+
 def test_rounding_of_z_beyond_the_certain_interval_counts_as_its_end() -> None:
     answers = torch.tensor([0.0, 1e-9, 1e-8]).expand(50, 3)
-    systems = {"scalars": torch.zeros(50, FEATURES), "tail": torch.full((50,), -1e-3), "upper": torch.full((50,), 1e-2)}
+    systems = {"scalars": torch.zeros(50, FEATURES), "tail": torch.full((50,), -1e-3), "upper": torch.full((50,), 5e-3)}
     model = network()
     calibrate(model, answers, systems)
     assert float(model.floor) == 0
