@@ -139,11 +139,25 @@ def measure(
         "block": block_alone(matrix),
         "extrapolated": min(extrapolated(matrix, n), evidence.upper),
     }
-    if mlp is not None:
-        ends = [torch.tensor([value]) for value in (evidence.estimate, evidence.upper)]
-        given_features = (evidence.scalars.float().unsqueeze(0), evidence.tokens.float().unsqueeze(0))
-        record["block_mlp"] = float(mlp(*given_features, *ends)[0, 1])
-    return record, evidence
+    return record | ({} if mlp is None else {"block_mlp": mlp_answer(mlp, evidence)}), evidence
+
+
+def trained_mlp(folder: Path, out: Path, *, steps: int, seed: int) -> BlockMLP:
+    """The MLP on block features after the same training as the network, which resumes beside ``out``."""
+    data, held = split(load(folder))
+    torch.manual_seed(seed)
+    mlp = BlockMLP(data["scalars"], data["tokens"].float(), hidden=192)
+    run = out.with_suffix(".mlp")
+    run.mkdir(exist_ok=True)
+    fit(mlp, data, held, TrainConfig(steps=steps, seed=seed), run, log_every=2000)
+    return mlp
+
+
+@torch.no_grad()
+def mlp_answer(mlp: BlockMLP, evidence: TailEvidence) -> float:
+    """Its z in nats per point."""
+    ends = [torch.tensor([value]) for value in (evidence.estimate, evidence.upper)]
+    return float(mlp(evidence.scalars.float().unsqueeze(0), evidence.tokens.float().unsqueeze(0), *ends)[0, 1])
 
 
 def answer(estimate: TailEstimate) -> Record:
@@ -247,14 +261,7 @@ def main(
     """Measure and write OUT."""
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     place = torch.device(device)
-    mlp = None
-    if folder is not None:
-        data, held = split(load(folder))
-        torch.manual_seed(seed)
-        mlp = BlockMLP(data["scalars"], data["tokens"].float(), hidden=192)
-        run = out.with_suffix(".mlp")
-        run.mkdir(exist_ok=True)
-        fit(mlp, data, held, TrainConfig(steps=mlp_steps, seed=seed), run, log_every=2000)
+    mlp = None if folder is None else trained_mlp(folder, out, steps=mlp_steps, seed=seed)
     records: list[Record] = []
     evidence: list[TailEvidence] = []
     left_out: list[str] = []
