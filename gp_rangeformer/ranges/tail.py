@@ -44,7 +44,7 @@ _QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9, 0.97)
 
 @dataclass(frozen=True)
 class MomentEvidence:
-    """Evidence about one system that needs no block, float64 on the CPU.
+    """Evidence about one system that needs no sampled points, float64 on the CPU.
 
     ``scalars``: of the whole system. ``upper``: the rigorous upper end of z in nats per point; the lower is zero.
     ``estimate``: the quadrature rule's. ``definite``: False if the solutions contradict A >= P, so that K has a
