@@ -39,10 +39,15 @@ def systems(shard: dict[str, np.ndarray]) -> Systems:
     return {name: torch.from_numpy(value) for name, value in shard.items()}
 
 
+@pytest.fixture(autouse=True)
+def one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the commands set PyTorch's threads to."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+
 @pytest.fixture
 def few_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cache, "KERNELS_PER_SHARD", 2)
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
 
 
 def fill(folder: Path, shards: str, *options: str) -> str:
