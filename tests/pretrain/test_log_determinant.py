@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -40,14 +41,17 @@ def systems(shard: dict[str, np.ndarray]) -> Systems:
 
 
 @pytest.fixture(autouse=True)
-def one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the commands set PyTorch's threads to."""
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+def threads_as_before() -> Iterator[None]:
+    """The commands set PyTorch's threads to OMP_NUM_THREADS."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture
 def few_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cache, "KERNELS_PER_SHARD", 2)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
 
 
 def fill(folder: Path, shards: str, *options: str) -> str:
