@@ -14,6 +14,7 @@ from torch import Tensor
 
 from gp_rangeformer.kernels.fused import FusedKernel
 from gp_rangeformer.solvers.base import Evaluation
+from gp_rangeformer.solvers.gradient_weight import thin_diagonal
 
 
 class InvQuadLogDet(torch.autograd.Function):
@@ -82,8 +83,7 @@ class FusedInvQuadLogDet(torch.autograd.Function):
             if evaluation.thin_gradient is not None:
                 left, right, diagonal = evaluation.thin_gradient(g_inv_quad, g_logdet)
                 found = fused.contract(left, right, diagonal)
-                noise_grad = (left * right).sum(-1)
-                noise_grad = noise_grad if diagonal is None else noise_grad + diagonal
+                noise_grad = thin_diagonal(left, right, diagonal) if ctx.needs_input_grad[0] else None
             else:
                 weight = evaluation.kernel_gradient(g_inv_quad, g_logdet)
                 noise_grad = weight.diagonal().clone()

@@ -134,7 +134,7 @@ def _way_of_dividing(device: torch.device) -> int:
     if device.type == "cuda":
         compiled = triton_works(device.index, torch.float32)
     else:
-        compiled = (native_library() if settings.compiled_kernels.on() else None) is not None
+        compiled = bool(settings.compiled_kernels.on()) and native_library() is not None
     return 2 * tile_size(device) + compiled
 
 

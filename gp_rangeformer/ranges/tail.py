@@ -93,10 +93,10 @@ def tail_evidence(
     """
     rows, *measured = to_host(
         _point_features(system, preconditioner, probes, solutions, chosen),
+        quadratic,
         *_measurements(system, preconditioner, probes, solutions),
     )
-    (quadratic_on_host,) = to_host(quadratic)
-    moments = _moments(system, preconditioner, quadratic_on_host, *measured)
+    moments = _moments(system, preconditioner, *measured)
     # By the variance of I + E that all given points leave: the last of its learning curve.
     order = rows[:, len(_LEVELS) - 1].argsort(kind="stable")
     tokens = np.stack([group.mean(0) for group in np.array_split(rows[order], GROUPS)])
@@ -166,9 +166,8 @@ def _measurements(
     root_noise = preconditioner.root_noise.unsqueeze(-1)
     whitened = torch.cat([probes / root_noise, solutions * root_noise], dim=1)
     coordinates = (preconditioner.basis.mT @ whitened).double().square_()
-    spectrum = preconditioner.spectrum
-    shares = spectrum / (1 + spectrum)
-    weighted = torch.stack([shares, shares * (2 - shares), spectrum]) @ coordinates
+    shares = preconditioner.shares
+    weighted = torch.stack([shares, shares * (2 - shares), preconditioner.spectrum]) @ coordinates
     sizes = torch.linalg.vector_norm(whitened.double(), dim=0).square()
     gap = preconditioner.gap
     return (

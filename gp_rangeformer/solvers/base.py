@@ -188,10 +188,6 @@ class Solution:
     def converged(self) -> bool:
         return self.reason is Reason.CONVERGED
 
-    def after(self, iterations: int, passes: int) -> Solution:
-        """The same with what it has cost."""
-        return replace(self, iterations=iterations, passes=passes)
-
     def leading(self, count: int) -> Solution:
         """The first ``count`` columns with their evidence."""
         return replace(

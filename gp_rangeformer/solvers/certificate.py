@@ -89,8 +89,13 @@ def relative_residual(
 ) -> Float64[Tensor, " m"]:
     """|b - A v| / |b| per column (0 where b is), widened by the rounding of ``residual``; on the host. O(n m)."""
     norms = [torch.linalg.vector_norm(block, dim=0) for block in (residual, solution, rhs)]
-    left, length, norm = (torch.from_numpy(found) for found in to_host(*norms))
-    return torch.where(norm > 0, (left + system.rounding_scale * length) / norm, 0)
+    left, length, norm = to_host(*norms)
+    return relative(left + system.rounding_scale * length, norm)
+
+
+def relative(error: Float64[np.ndarray, " m"], norm: Float64[np.ndarray, " m"]) -> Float64[Tensor, " m"]:
+    """error / norm, and 0 where the norm is."""
+    return torch.from_numpy(np.divide(error, norm, out=np.zeros_like(error), where=norm > 0))
 
 
 def logdet_bounds(system: LinearSystem, preconditioner: NystromPreconditioner) -> Interval:

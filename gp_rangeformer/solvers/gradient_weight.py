@@ -59,9 +59,7 @@ class GradientWeight:
 
     def diagonal(self, g_inv_quad: Float[Tensor, " m"], g_logdet: Float[Tensor, ""]) -> Float[Tensor, " n"]:
         """The diagonal of W alone. O(n (m + p + r))."""
-        left, right, diagonal = self.thin(g_inv_quad, g_logdet)
-        product = (left * right).sum(-1)
-        return product if diagonal is None else product + diagonal
+        return thin_diagonal(*self.thin(g_inv_quad, g_logdet))
 
     def thin(
         self, g_inv_quad: Float[Tensor, " m"], g_logdet: Float[Tensor, ""]
@@ -74,3 +72,11 @@ class GradientWeight:
             right.append(self.inverse)
         diagonal = None if self.inverse is None else g_logdet / self.noise
         return torch.cat(left, dim=1), torch.cat(right, dim=1), diagonal
+
+
+def thin_diagonal(
+    left: Float[Tensor, "n k"], right: Float[Tensor, "n k"], diagonal: Float[Tensor, " n"] | None
+) -> Float[Tensor, " n"]:
+    """The diagonal of left right' + diag(diagonal). O(n k)."""
+    product = (left * right).sum(-1)
+    return product if diagonal is None else product + diagonal

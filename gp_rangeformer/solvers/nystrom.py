@@ -78,8 +78,13 @@ class NystromPreconditioner:
         return self.spectrum.shape[0]
 
     @functools.cached_property
+    def shares(self) -> Float64[Tensor, " r"]:
+        """spectrum / (1 + spectrum): of the whitened variance along V, what is not noise."""
+        return self.spectrum / (1 + self.spectrum)
+
+    @functools.cached_property
     def _solve_weights(self) -> Tensor:
-        return (-self.spectrum / (1 + self.spectrum)).to(self.basis.dtype).unsqueeze(-1)
+        return -self.shares.to(self.basis.dtype).unsqueeze(-1)
 
     @functools.cached_property
     def _root_weights(self) -> Tensor:
@@ -91,7 +96,7 @@ class NystromPreconditioner:
 
     def inverse_factor(self) -> Float[Tensor, "n r"]:
         """U with P^-1 = D^-1 - U U'. O(n r)."""
-        weights = (self.spectrum / (1 + self.spectrum)).sqrt().to(self.basis.dtype)
+        weights = self.shares.sqrt().to(self.basis.dtype)
         return self.basis * weights / self.root_noise.unsqueeze(-1)
 
     def root_solve(self, rhs: Float[Tensor, "n m"]) -> Float[Tensor, "n m"]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from gp_rangeformer.solvers.base import Interval, LinearSystem, Solution
 from gp_rangeformer.solvers.block_cg import block_cg
-from gp_rangeformer.solvers.certificate import SolutionEvidence
+from gp_rangeformer.solvers.certificate import SolutionEvidence, relative
 from gp_rangeformer.solvers.host import to_host
 from gp_rangeformer.solvers.nystrom import NystromPreconditioner
 from gp_rangeformer.solvers.reason import Reason
@@ -101,7 +101,7 @@ def refine(
     passes = system.passes - start
     if not isinstance(found, Solution):
         return failed(rhs, found or Reason.ROUNDING, iterations, passes)
-    return found.after(iterations, passes)
+    return replace(found, iterations=iterations, passes=passes)
 
 
 def failed(rhs: Float[Tensor, "n m"], reason: Reason, iterations: int, passes: int) -> Solution:
@@ -146,9 +146,8 @@ class _Asked:
         bounds = evidence.bounds(rounding / system.size**0.5)
         if not self._tight(bounds):
             return Reason.ROUNDING
-        relative = torch.from_numpy(np.divide(error, self.norm, out=np.zeros_like(error), where=self.norm > 0))
         quadratic = torch.from_numpy(evidence.quadratic)
-        return Solution(solution, relative, quadratic, bounds, 0, 0, Reason.CONVERGED, correction)
+        return Solution(solution, relative(error, self.norm), quadratic, bounds, 0, 0, Reason.CONVERGED, correction)
 
     def _tight(self, bounds: list[Interval]) -> bool:
         """Whether the quadratic forms that enter the likelihood (finite energy) are known to half the tolerance."""
