@@ -168,7 +168,7 @@ def _measurements(
     coordinates = (preconditioner.basis.mT @ whitened).double().square_()
     shares = preconditioner.shares
     weighted = torch.stack([shares, shares * (2 - shares), preconditioner.spectrum]) @ coordinates
-    sizes = torch.linalg.vector_norm(whitened.double(), dim=0).square()
+    sizes = whitened.square().sum(0, dtype=torch.float64)
     gap = preconditioner.gap
     return (
         weighted,

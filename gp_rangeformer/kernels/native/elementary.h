@@ -34,14 +34,24 @@ template <typename To, typename From> inline To reinterpret(From value) {
     return bits;
 }
 
+constexpr double inverse_factorial(int k) { return k < 2 ? 1.0 : inverse_factorial(k - 1) / k; }
+
+// The terms x^(k - first) / k! for k = first ... last, in one multiplication and addition each.
+template <typename T, int first, int last> inline T exponential_series(T x) {
+    constexpr T coefficient = T(inverse_factorial(first));
+    if constexpr (first == last)
+        return coefficient;
+    else
+        return exponential_series<T, first + 1, last>(x) * x + coefficient;
+}
+
 // exp(x) for x between -80 (float; -700 in double) and 0, to about one unit in the last place.
 template <typename T> inline T exp(T x) {
     using F = Format<T>;
     const T shifted = x * T(1.44269504088896340736) + F::round;
     const T power = shifted - F::round;
     const T rest = (x - power * F::ln2_high) - power * F::ln2_low;  // at most ln(2) / 2
-    T series = 1;
-    for (int k = F::exp_terms; k > 0; --k) series = series * rest * (T(1) / T(k)) + T(1);
+    const T series = exponential_series<T, 0, F::exp_terms>(rest);
     // The lowest bits of `shifted` are the integer `power`.
     const auto exponent = typename F::Bits(reinterpret<typename F::Bits>(shifted) << F::mantissa);
     const auto one = typename F::Bits(typename F::Bits(F::bias) << F::mantissa);

@@ -48,17 +48,19 @@ template <typename T> class Row {
     void pull(int64_t i, int64_t start, int count, const T *weight, double *own, T *others, int64_t stride,
               double *scalars) {
         const int last = program_.node_count - 1;
-        for (int number = 0; number <= last; ++number) forward<true>(number, i, start, count);
-        for (int j = 0; j < count; ++j) adjoint(last)[j] = weight[j];
+        // What the root is composed to is nobody's factor.
+        const int needed = program_.nodes[last].operation == STATIONARY ? last : last - 1;
+        for (int number = 0; number <= needed; ++number) forward<true>(number, i, start, count);
         int coordinate = coordinates();
         for (int number = last; number >= 0; --number) {
             const Node &node = program_.nodes[number];
+            const T *arriving = number == last ? weight : adjoint(number);
             if (node.operation == STATIONARY) {
                 coordinate -= node.dimensions;
-                pull_stationary(number, i, start, count, own + coordinate, others + coordinate * stride, stride,
-                                scalars[number]);
+                pull_stationary(number, i, start, count, arriving, own + coordinate, others + coordinate * stride,
+                                stride, scalars[number]);
             } else {
-                pull_composite(number, count, scalars[number]);
+                pull_composite(number, count, arriving, scalars[number]);
             }
         }
     }
@@ -157,10 +159,9 @@ template <typename T> class Row {
     }
 
     // q_ij = |z_i - z_j|^2: dk/dz_i = 2 dk/dq (z_i - z_j), and for z_j the opposite.
-    void pull_stationary(int number, int64_t i, int64_t start, int count, double *own, T *others, int64_t stride,
-                         double &scalar) {
+    void pull_stationary(int number, int64_t i, int64_t start, int count, const T *__restrict weight, double *own,
+                         T *others, int64_t stride, double &scalar) {
         const Node &node = program_.nodes[number];
-        const T *__restrict weight = adjoint(number);
         T *__restrict slopes = slope(number);
         if (node.kind == profiles::RATIONAL_QUADRATIC) scalar += dot(count, weight, shape(number));
         for (int j = 0; j < count; ++j) slopes[j] *= T(2) * weight[j];
@@ -197,9 +198,8 @@ template <typename T> class Row {
         }
     }
 
-    void pull_composite(int number, int count, double &scalar) {
+    void pull_composite(int number, int count, const T *__restrict weight, double &scalar) {
         const Node &node = program_.nodes[number];
-        const T *__restrict weight = adjoint(number);
         if (node.operation == CONSTANT) {
             T sum = 0;
 #pragma omp simd reduction(+ : sum)

@@ -6,13 +6,18 @@
 #include <vector>
 
 #include "program.h"
+#include "streaming.h"
 #include "threads.h"
 
 namespace {
 
+// From here on a matrix is written past the caches, which would not hold it until its first product.
+constexpr int64_t STREAMED_BYTES = 1 << 25;
+
 template <typename T>
 void value(const Program &program, int64_t row, int64_t rows, int64_t column, int64_t columns, T *out, int64_t stride,
            int threads) {
+    const bool streams = rows * columns * int64_t(sizeof(T)) >= STREAMED_BYTES;
 #pragma omp parallel num_threads(threads)
     {
         int64_t first, last;
@@ -22,8 +27,12 @@ void value(const Program &program, int64_t row, int64_t rows, int64_t column, in
             for (int64_t start = 0; start < columns; start += WIDTH) {
                 const int count = int(std::min<int64_t>(WIDTH, columns - start));
                 const T *found = work.values(row + i, column + start, count);
-                std::copy(found, found + count, out + i * stride + start);
+                if (streams)
+                    streaming::copy(found, count, out + i * stride + start);
+                else
+                    std::copy(found, found + count, out + i * stride + start);
             }
+        if (streams) streaming::finish();
     }
 }
 
