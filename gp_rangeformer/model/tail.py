@@ -121,5 +121,6 @@ class LogDetTail(nn.Module):
         below, above = softplus(below) * widening, softplus(above) * widening
         share = torch.stack([middle - below, middle, middle + above], dim=-1)
         answer = estimate.unsqueeze(-1) + way.unsqueeze(-1) * share
-        answer = answer + self.floor * answer.new_tensor([-1, 0, 1])
+        # Before the floor too: what is pressed against an end is no surer than other answers.
+        answer = answer.clamp_min(0).minimum(upper.unsqueeze(-1)) + self.floor * answer.new_tensor([-1, 0, 1])
         return answer.clamp_min(0).minimum(upper.unsqueeze(-1))

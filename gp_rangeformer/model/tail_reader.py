@@ -43,7 +43,8 @@ class TailReader:
         widening = buffers["widening"][row, np.searchsorted(buffers["value_ends"], estimate + way * middle)]
         below, above = np.logaddexp(0, [below, above]) * widening
         share = np.array([middle - below, middle, middle + above])
-        return (estimate + way * share + buffers["floor"] * np.array([-1, 0, 1])).clip(0, upper)
+        inside = (estimate + way * share).clip(0, upper)
+        return (inside + buffers["floor"] * np.array([-1, 0, 1])).clip(0, upper)
 
     def farthest_outside(self, scalars: Float[np.ndarray, " f"]) -> tuple[int, float]:
         """(index of the feature that is farthest outside the range seen in training, how far in standard deviations);

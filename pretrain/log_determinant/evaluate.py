@@ -16,14 +16,12 @@ OMP_NUM_THREADS says otherwise. With --evidence what the network reads is kept a
 from __future__ import annotations
 
 import functools
-import io
 import json
 import os
 import time
 from pathlib import Path
 
 import click
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -43,6 +41,7 @@ from gp_rangeformer.solvers.lanczos import lanczos_logdet
 from gp_rangeformer.solvers.rangeformer import RangeFormerSolver
 from gp_rangeformer.solvers.tail import TailEstimate
 from pretrain.log_determinant.baselines import BlockMLP, block_alone, extrapolated
+from pretrain.log_determinant.evidence import Record, write_evidence
 from pretrain.log_determinant.pack import load
 from pretrain.log_determinant.train import TrainConfig, fit, split
 
@@ -57,7 +56,6 @@ _KERNEL = "matern32"
 _LARGEST_BLOCK = 256  # whose determinant is taken
 _PLUGIN = SolverSpec("rangeformer", "rangeformer", "float32")
 RESULT = Path(__file__).resolve().parents[1] / "results" / "log_determinant.json"
-Record = dict[str, float | int | str]
 
 
 @functools.lru_cache(maxsize=2)
@@ -214,19 +212,6 @@ def write_result(out: Path, described: dict[str, object], records: list[Record])
         print(title)
         for row in rows:
             print("  ", ", ".join(f"{k} {v:.4f}" if isinstance(v, float) else str(v) for k, v in row.items()))
-
-
-def write_evidence(path: Path, evidence: list[TailEvidence]) -> None:
-    """What the network read, one row per record, as .npz."""
-    buffer = io.BytesIO()
-    np.savez_compressed(
-        buffer,
-        scalars=np.stack([one.scalars.float().numpy() for one in evidence]),
-        tokens=np.stack([one.tokens.float().numpy() for one in evidence]),
-        estimate=np.array([one.estimate for one in evidence]),
-        upper=np.array([one.upper for one in evidence]),
-    )
-    write_bytes(path, buffer.getvalue())
 
 
 def _numbers(text: str) -> tuple[int, ...]:

@@ -12,13 +12,12 @@ import json
 from pathlib import Path
 
 import click
-import numpy as np
-import torch
 
 from gp_rangeformer.ranges import learned
 from gp_rangeformer.ranges.tail import TailEvidence
 from pretrain.log_determinant.baselines import BlockMLP
-from pretrain.log_determinant.evaluate import RESULT, Record, answer, mlp_answer, trained_mlp, write_result
+from pretrain.log_determinant.evaluate import RESULT, answer, mlp_answer, trained_mlp, write_result
+from pretrain.log_determinant.evidence import Record, read_evidence
 
 _TABLES = ("uci", "uci_by_size", "simulated", "records")
 
@@ -28,20 +27,15 @@ def rescored(records: list[Record], evidence: Path, mlp: BlockMLP | None = None)
 
     :raises ValueError: the evidence is not that of the records.
     """
-    with np.load(evidence) as stored:
-        arrays = {name: stored[name] for name in stored.files}
-    if len(arrays["scalars"]) != len(records):
-        raise ValueError(f"{evidence} holds {len(arrays['scalars'])} systems, the result file {len(records)} records")
+    kept = read_evidence(evidence, records)
     found = []
     for index, record in enumerate(records):
-        if not np.isclose(arrays["estimate"][index], float(record["quadrature"]), rtol=1e-6, atol=0):
-            raise ValueError(f"row {index} of {evidence} belongs to another system than that record")
         read = TailEvidence(
-            scalars=torch.from_numpy(arrays["scalars"][index]),
-            upper=float(arrays["upper"][index]),
-            estimate=float(arrays["estimate"][index]),
+            scalars=kept["scalars"][index],
+            upper=float(kept["upper"][index]),
+            estimate=float(kept["estimate"][index]),
             definite=True,
-            tokens=torch.from_numpy(arrays["tokens"][index]),
+            tokens=kept["tokens"][index],
         )
         further: Record = {} if mlp is None else {"block_mlp": mlp_answer(mlp, read)}
         found.append({**record, **answer(learned.read(read)), **further})

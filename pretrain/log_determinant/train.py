@@ -15,6 +15,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -109,10 +110,9 @@ def fit(model: nn.Module, data: Systems, held: Systems, config: TrainConfig, out
             print(f"step {step + 1}: {found}, {time.perf_counter() - started:.0f} s", flush=True)
 
 
-def answers_from_outside(data: Systems, config: TrainConfig, out: Path) -> Float[Tensor, "s 3"]:
-    """Quantiles of every system by a head that was trained on the other groups of kernels. ``GROUPS`` trainings."""
+def heads_from_outside(data: Systems, config: TrainConfig, out: Path) -> Iterator[tuple[LogDetTail, Tensor]]:
+    """(head, which systems it answers) per group of kernels, trained on the others. ``GROUPS`` trainings."""
     group = groups(data)
-    answers = torch.empty(len(group), len(QUANTILES))
     for number in range(GROUPS):
         away = group == number
         own, others = ({name: value[chosen] for name, value in data.items()} for chosen in (away, ~away))
@@ -121,8 +121,15 @@ def answers_from_outside(data: Systems, config: TrainConfig, out: Path) -> Float
         head = build(others, config.seed)
         print(f"group {number} left out: {len(own['tail'])} systems", flush=True)
         fit(head, others, own, config, run, log_every=5000)
+        yield head, away
+
+
+def answers_from_outside(data: Systems, config: TrainConfig, out: Path) -> Float[Tensor, "s 3"]:
+    """Quantiles of every system by a head that was trained on the other groups of kernels."""
+    answers = torch.empty(len(data["tail"]), len(QUANTILES))
+    for head, away in heads_from_outside(data, config, out):
         with torch.no_grad():
-            answers[away] = quantiles(head, own)
+            answers[away] = quantiles(head, data, away)
     return answers
 
 
