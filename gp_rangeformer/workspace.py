@@ -24,8 +24,8 @@ from gp_rangeformer.free_memory import Demand, free_bytes, free_bytes_for
 
 _SMALLEST = 2**20  # bytes; malloc keeps what is smaller
 _ALIGNMENT = 64  # bytes of a cache line
-# glibc's malloc returns memory at the end of its heap once that is twice the largest mapped block that was freed so far,
-# where blocks up to 32 MiB count (mallopt(3), M_MMAP_THRESHOLD). A step frees dozens of blocks of a few MiB.
+# glibc's malloc returns memory at the end of its heap once it is twice the largest mapped block that was freed so far;
+# blocks up to 32 MiB count (mallopt(3), M_MMAP_THRESHOLD). A step frees dozens of blocks of a few MiB.
 _LARGEST_COUNTED = 2**25 - 2**13
 _SHARE = 3  # one matrix beyond the limit is kept if three of its size are free
 _lock = threading.RLock()  # re-entrant: a matrix may be collected while this thread holds it
