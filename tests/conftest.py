@@ -57,6 +57,7 @@ def _host_state() -> dict[str, object]:
 def isolated() -> Iterator[None]:
     """Seeded, with empty memories and the host's defaults; fails the test if it leaves a setting changed."""
     torch.manual_seed(0)
+    torch.set_num_threads(1)  # a fixture of a whole module may have run a command that sets them
     gp_rangeformer.clear_memory()
     for setting, attribute, value in HOST_DEFAULTS:
         setattr(setting, attribute, value)
