@@ -271,6 +271,22 @@ class landmarks(_choice):
     _global_value = "rp_cholesky"
 
 
+class landmark_refresh(_checked_value):
+    """
+    Training draws its landmarks again once a step takes more than this many times the iterations of the first one after
+    the last draw (at least 4). 1: at every increase; infinity: never.
+
+    (Default: 2.0)
+    """
+
+    _global_value = 2.0
+
+    @classmethod
+    def _check(cls, value) -> None:
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not value >= 1:
+            cls._refuse(value, "a number of at least 1, or infinity")
+
+
 class _ByDevice(int):
     """A default that is another one on CUDA."""
 

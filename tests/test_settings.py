@@ -53,7 +53,7 @@ def everything() -> set[str]:
 
 def test_this_file_knows_every_setting() -> None:
     known = {setting.__name__ for setting, _ in [*COUNTS, *CHOICES, *FLAGS]} | {setting.__name__ for setting in SHARES}
-    assert known | {"process_group"} == everything()
+    assert known | {"process_group", "landmark_refresh"} == everything()
 
 
 def test_current_lists_every_setting_with_its_present_value() -> None:
@@ -92,6 +92,17 @@ def test_shares_refuse_what_is_no_share(setting: Any) -> None:
         with pytest.raises(ValueError, match=rf"settings\.{setting.__name__} must be a number between 0 and 1"):
             setting(bad)
     assert setting.value() == before
+
+
+def test_the_refresh_of_landmarks_refuses_what_is_no_factor() -> None:
+    before = settings.landmark_refresh.value()
+    for bad in (0.99, 0, -1, math.nan, -math.inf, "2", None, True, [2.0]):
+        with pytest.raises(ValueError, match=r"settings\.landmark_refresh must be a number of at least 1, or infinity"):
+            settings.landmark_refresh(bad)
+    for good in (1, 1.5, math.inf):
+        with settings.landmark_refresh(good):
+            assert settings.landmark_refresh.value() == good
+    assert settings.landmark_refresh.value() == before
 
 
 @pytest.mark.parametrize(("setting", "choices"), CHOICES)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import gc
+import platform
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 
@@ -71,6 +74,32 @@ def test_two_matrices_at_a_time_have_memory_of_their_own() -> None:
     first.fill_(1)
     second.fill_(2)
     assert bool((first == 1).all())
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another malloc keeps what it likes")
+def test_thin_temporaries_fault_no_pages_once_a_matrix_was_asked_for() -> None:
+    """Eight blocks of 4 MiB at a time: more than malloc would keep by itself. In a process of its own, because any
+    large block that was freed earlier counts."""
+    script = """
+import resource, sys, torch
+from gp_rangeformer.workspace import empty_matrix
+
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(3):
+        [torch.ones(1024, 1024) for _ in range(8)]
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+if sys.argv[1] == "matrix":
+    empty_matrix(1000, 1000, torch.float32, torch.device("cpu"))
+faults()
+print(faults())
+"""
+    found = {}
+    for asked in ("nothing", "matrix"):
+        command = [sys.executable, "-c", script, asked]
+        found[asked] = int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    assert found["matrix"] < 0.05 * found["nothing"]
 
 
 def test_another_size_or_precision_gets_other_memory() -> None:

@@ -288,6 +288,7 @@ def _rangeformer_solver(tolerance: float, adaptive: bool = False) -> RangeFormer
         max_passes=settings.max_passes.value(),
         seed=settings.seed.value(),
         landmarks=settings.landmarks.value(),
+        refresh=float(settings.landmark_refresh.value()),
         tail=_tail_estimator(),
         logdet_tolerance=settings.logdet_tolerance.value(),
     )

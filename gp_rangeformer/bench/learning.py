@@ -5,6 +5,7 @@ One part is learned: the log determinant. The others are here to give its gain a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from statistics import geometric_mean, mean
@@ -52,6 +53,10 @@ PARTS = (
     Contender("rank (adaptive)", "128", {"adaptive_rank": False, "rank": 128}, effort=True),
     Contender("rank (adaptive)", "400", {"adaptive_rank": False}, effort=True),
     Contender("landmarks (RPCholesky)", "uniform", {"landmarks": "uniform"}, effort=True),
+    Contender("landmarks (drawn again when iterations double)", "never", {"landmark_refresh": math.inf}, effort=True),
+    Contender(
+        "landmarks (drawn again when iterations double)", "at every increase", {"landmark_refresh": 1}, effort=True
+    ),
     Contender("kernel (fused)", "tensor operations instead of compiled code", {"compiled_kernels": False}),
     Contender("kernel (fused)", "GPyTorch's own evaluation", {"fused_kernels": False}),
 )

@@ -37,8 +37,8 @@ Predictor = Literal["rows", "extrapolate", "galerkin", "previous", "none"]
 
 # The quadratic form may miss this share of the tolerance, in nats per point: 0.5 r'P^-1 r <= 0.1 * tolerance * n.
 _ENERGY_SHARE = 0.1
-# Landmarks are drawn again once a step takes this many times the iterations of the first one after the last draw.
-_REFRESH_FACTOR = 2.0
+# Iterations that the first step after a draw of landmarks counts for at least: more than one tell landmarks apart.
+_FEWEST_ITERATIONS = 4
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,8 @@ class RangeFormerSolver:
     :param max_passes: passes over K per solve before the exact path takes over.
     :param seed: of probes and landmarks; same inputs, same seed, same bits.
     :param landmarks: "rp_cholesky" or "uniform".
+    :param refresh: landmarks are drawn again once a step takes more than this many times the iterations of the first
+        one after the last draw.
     :param tail: estimates log|A| from the probe solutions of a step; None leaves it to Lanczos.
     :param logdet_tolerance: uncertainty in nats per point above which ``tail`` hands over to Lanczos.
     """
@@ -69,6 +71,7 @@ class RangeFormerSolver:
     max_passes: int = 100
     seed: int = 0
     landmarks: Literal["rp_cholesky", "uniform"] = "rp_cholesky"
+    refresh: float = 2.0
     tail: TailEstimator | None = None
     logdet_tolerance: float = 0.01
 
@@ -270,8 +273,8 @@ class RangeFormerPrepared:
             if memory.rank != rank:
                 memory.iterations = ()
         if memory.baseline_iterations is None:
-            memory.baseline_iterations = max(solution.iterations, 4)
-        elif solution.iterations > _REFRESH_FACTOR * memory.baseline_iterations:
+            memory.baseline_iterations = max(solution.iterations, _FEWEST_ITERATIONS)
+        elif solution.iterations > self.solver.refresh * memory.baseline_iterations:
             memory.forget_landmarks()
 
     def _control_is_near(self) -> bool:

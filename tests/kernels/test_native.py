@@ -135,6 +135,22 @@ def test_an_entry_has_the_same_bits_in_every_tile() -> None:
         assert torch.equal(tile, kernel[block.rows, block.columns])
 
 
+@pytest.mark.parametrize(("n", "dtype"), [(2951, torch.float32), (2101, torch.float64)])
+def test_a_matrix_written_past_the_caches_has_the_same_bits_and_no_others(n, dtype, two_threads) -> None:
+    """Rows that start anywhere within a cache line, in a matrix that others surround; 32 MiB and more are streamed."""
+    tiles = native(Stationary("matern32"), points(n), (ONE.reshape(1, 1),), dtype)
+    around = torch.full((n + 2, n + 5), 7.0, dtype=dtype)
+    inside = around[1:-1, 3:-2]
+    assert inside.numel() * dtype.itemsize >= 2**25
+    tiles.value(Block(slice(0, n), slice(0, n)), inside)
+    for rows in (slice(0, n // 2), slice(n // 2, n)):
+        part = torch.empty(rows.stop - rows.start, n, dtype=dtype)
+        tiles.value(Block(rows, slice(0, n)), part)
+        assert torch.equal(inside[rows], part)
+    inside.fill_(7.0)
+    assert bool((around == 7.0).all())
+
+
 def test_threads_change_no_bit_of_a_value_and_hardly_a_gradient(two_threads) -> None:
     n, x = 600, points(600)
     weight = torch.randn(n, n, generator=torch.Generator().manual_seed(1))

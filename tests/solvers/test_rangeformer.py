@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
@@ -163,15 +165,18 @@ def test_systems_without_a_certificate_are_answered_exactly(kernel, noise, reaso
     torch.testing.assert_close(evaluation.solution.value, expected, rtol=1e-8, atol=1e-8)
 
 
-def test_landmarks_are_drawn_again_when_they_have_grown_old() -> None:
-    solver = RangeFormerSolver(rank=30, predictor="none")
+@pytest.mark.parametrize(("refresh", "again"), [(1.0, True), (2.0, True), (math.inf, False)])
+def test_landmarks_are_drawn_again_when_they_have_grown_old(refresh: float, again: bool) -> None:
+    solver = RangeFormerSolver(rank=30, predictor="none", refresh=refresh)
     memory = Memory()
     easy = system(kernel_matrix(X, "rbf", 6.0), 0.5)
     solver.prepare(easy, memory).evaluate(targets(N))
-    assert memory.landmarks is not None
+    drawn = memory.landmarks
+    assert drawn is not None
     hard = system(kernel_matrix(X, "matern32", 1.0), 0.003)
     solver.prepare(hard, memory).evaluate(targets(N))
-    assert memory.landmarks is None  # this step took far more iterations than the one after the last draw
+    # This step took far more iterations than the one after the last draw.
+    assert memory.landmarks is (None if again else drawn)
 
 
 def test_a_tall_inverse_root_only_overestimates_variances_and_says_by_how_much() -> None:
