@@ -203,3 +203,51 @@ def products(
         write_json(json, {"machine": machine.describe(device), "sizes": cells})
     if markdown is not None:
         write_text(markdown, "\n\n".join(grid.to_markdown() for grid in tables) + "\n")
+
+
+@bench_app.command()
+def stages(
+    dataset: Annotated[str, typer.Option(help="One name from `info`.")] = "kin40k",
+    kernel: Annotated[
+        str | None, typer.Option(help="As in `compare`.", show_default="the data set's default, matern32 for most")
+    ] = None,
+    sizes: Annotated[str, typer.Option(help="Training rows, separated by commas.")] = "2000,4000,8000,16000",
+    steps: Annotated[int, typer.Option(min=4, help="Adam steps; the first three are not counted.")] = 12,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of data and probes.")] = 0,
+    dtype: Annotated[str, typer.Option(help="float32 or float64.")] = "float32",
+    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
+    data_dir: Annotated[Path | None, typer.Option(help="Folder that contains uci/.")] = None,
+    json: Annotated[Path | None, typer.Option(help="Write every number to this file.")] = None,
+    markdown: Annotated[Path | None, typer.Option(help="Write the table to this file.")] = None,
+) -> None:
+    """Where the seconds of a training step go, and how fast products with K are beside the library's fastest."""
+    from dataclasses import asdict
+
+    from rich.console import Console
+
+    from gp_rangeformer import datasets
+    from gp_rangeformer.bench.contenders import Problem, UnavailableError
+    from gp_rangeformer.bench.peer_run import PlanError, parse_sizes
+    from gp_rangeformer.bench.stages import measure_stages, stages_grid
+    from gp_rangeformer.compare import machine
+    from gp_rangeformer.compare.result import write_json, write_text
+    from gp_rangeformer.models import KernelError, check_kernel, default_kernel
+
+    if dtype not in ("float32", "float64"):
+        raise typer.BadParameter(f"no dtype {dtype!r}: float32 or float64")
+    _check_device(device)
+    found = []
+    try:
+        for n in parse_sizes(sizes):
+            loaded = datasets.load(dataset, n=n, n_test=1, seed=seed, data_dir=data_dir)
+            check_kernel(kernel, loaded)
+            problem = Problem(loaded, kernel or default_kernel(loaded), dtype, device)
+            found.append(measure_stages(problem, steps=steps, seed=seed))
+    except (PlanError, UnavailableError, datasets.DatasetError, KernelError) as error:
+        raise typer.BadParameter(str(error)) from None
+    grid = stages_grid(found, f"{dataset}, {dtype}, seed {seed}, {steps} Adam steps; {machine.one_line(device)}")
+    Console(width=140, highlight=False).print(grid.to_rich())
+    if json is not None:
+        write_json(json, {"machine": machine.describe(device), "sizes": [asdict(size) for size in found]})
+    if markdown is not None:
+        write_text(markdown, grid.to_markdown() + "\n")
