@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -99,9 +99,9 @@ def measure_stages(problem: Problem, *, steps: int = 12, seed: int = 0) -> Break
 
 
 @contextlib.contextmanager
-def timed(device: torch.device) -> Iterator[Counter[str]]:
+def timed(device: torch.device) -> Iterator[dict[str, float]]:
     """Sums of seconds by stage, of all calls inside; what a stage spends in another is the other's."""
-    seconds: Counter[str] = Counter()
+    seconds: dict[str, float] = defaultdict(float)
     inner = [0.0]  # seconds of the stages that each running stage, or the caller, has called
 
     def clocked(stage: str, function: Callable[..., Any]) -> Callable[..., Any]:
