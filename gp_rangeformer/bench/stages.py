@@ -152,10 +152,7 @@ def stages_grid(found: list[Breakdown], where: str) -> Grid:
         *(row(stage, share(stage)) for stage in STAGES),
         row("a step", lambda size: f"{1e3 * size.step:.1f}"),
         row("over K and its gradient", lambda size: f"{size.step / size.floor:.2f}"),
-        row(
-            "the same without products",
-            lambda size: f"{(size.step - size.seconds['products with K']) / size.floor:.2f}",
-        ),
+        row("were products free", lambda size: f"{(size.step - size.seconds[PRODUCTS]) / size.floor:.2f}"),
         row("iterations, passes", lambda size: f"{size.iterations:.1f}, {size.passes:.1f}"),
         row("Gflop/s: products, square ones", lambda size: f"{size.rate / 1e9:.0f}, {size.fastest / 1e9:.0f}"),
     )
