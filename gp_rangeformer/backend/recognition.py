@@ -47,8 +47,9 @@ def recognise(kernel: Kernel, x1: Tensor) -> FusedKernel | None:
     """The fused form of ``kernel(x1, x1)``, or None where GPyTorch must evaluate it.
 
     Recognised are RBF, Matern, rational quadratic, periodic and constant kernels, scaled, added and multiplied in any
-    nesting; their subclasses are not. ``kernel`` is taken as called with ``x1``: its own ``active_dims`` select from
-    the columns of ``x1``. O(n d).
+    nesting; their subclasses are not. A class of one's own is, if it says what its ``forward`` computes: its method
+    ``fused_composition()`` returns a kernel of these, with its own parameters. ``kernel`` is taken as called with
+    ``x1``: its own ``active_dims`` select from the columns of ``x1``. O(n d).
 
     :param x1: n x d, float32 or float64, dtype and device of the kernel's parameters; other shapes give None.
     """
@@ -120,6 +121,10 @@ def _forward(kernel: Any, x: Tensor, columns: tuple[int, ...]) -> Found:
         children = tuple(expression for expression, _ in found)
         expression = Sum(children) if kind is AdditiveKernel else Product(children)
         return expression, tuple(parameter for _, parameters in found for parameter in parameters)
+    if "fused_composition" in vars(kind):
+        # Of this very class, beside its forward: a subclass that computes something else may have inherited either.
+        _require("forward" in vars(kind))
+        return _forward(kernel.fused_composition(), x, columns)
     return _stationary(kernel, x, columns)
 
 

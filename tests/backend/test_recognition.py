@@ -11,6 +11,7 @@ from gpytorch.kernels import (
     AdditiveKernel,
     CosineKernel,
     GridInterpolationKernel,
+    Kernel,
     LinearKernel,
     MaternKernel,
     PolynomialKernel,
@@ -22,14 +23,30 @@ from gpytorch.kernels import (
 )
 from linear_operator.operators import DenseLinearOperator
 from linear_operator.settings import trace_mode
+from torch import Tensor
 
 from gp_rangeformer.backend.recognition import recognise
 from gp_rangeformer.kernels.expression import Constant, Product, Scale, Stationary, Sum
+from gp_rangeformer.models import DecayingPeriodicKernel
 from tests.kernels.market import KERNELS, make, points
 
 
 class Derived(RBFKernel):
     """A subclass may override anything."""
+
+
+class Louder(DecayingPeriodicKernel):
+    """Computes something else than what it inherits to say."""
+
+    def forward(self, x1: Tensor, x2: Tensor, **options: Any) -> Tensor:
+        return 2 * super().forward(x1, x2, **options)
+
+
+class Relabelled(DecayingPeriodicKernel):
+    """Says something of a forward that is another class's."""
+
+    def fused_composition(self) -> Kernel:
+        return ProductKernel(self.drift, RBFKernel())
 
 
 def with_forward_on_the_instance() -> RBFKernel:
@@ -51,6 +68,8 @@ DECLINED = {
     "spectral_mixture": lambda: SpectralMixtureKernel(num_mixtures=2, ard_num_dims=3),
     "interpolation": lambda: GridInterpolationKernel(RBFKernel(), grid_size=8, num_dims=3),
     "subclass": Derived,
+    "composed_with_another_forward": lambda: Louder(1.0, 2.0),
+    "composed_otherwise_than_its_forward": lambda: Relabelled(1.0, 2.0),
     "batch": lambda: RBFKernel(batch_shape=torch.Size([2])),
     "batch_inside": lambda: ScaleKernel(RBFKernel() + MaternKernel(batch_shape=torch.Size([2]))),
     "batch_of_one": lambda: RBFKernel(batch_shape=torch.Size([1])),
@@ -108,6 +127,22 @@ def test_active_dims_of_nested_kernels_are_those_of_the_selected_columns() -> No
     assert fused is not None
     assert fused.expression == Product((Stationary("rbf", (0,)), Stationary("rbf", (2, 0))))
     torch.testing.assert_close(fused.dense(), product(x).to_dense())
+
+
+def test_a_kernel_that_says_what_it_is_composed_of_has_its_own_values_and_gradients() -> None:
+    kernel: Any = ScaleKernel(DecayingPeriodicKernel(period=0.7, decay=1.5)).double()
+    x, weight = points(40), torch.randn(40, 40, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    fused = recognise(kernel, x)
+    assert fused is not None
+    assert fused.expression == Scale(Product((Stationary("rbf"), Stationary("periodic"))))
+    parameters = [parameter for parameter in kernel.parameters() if parameter.requires_grad]
+    assert len(parameters) == 3  # the period is fixed
+
+    def derived(matrix: Tensor) -> tuple[Tensor, ...]:
+        return matrix.detach(), *torch.autograd.grad((weight * matrix).sum(), parameters)
+
+    for own, expected in zip(derived(fused.dense()), derived(kernel(x).to_dense()), strict=True):
+        torch.testing.assert_close(own, expected, rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize("name", ["product", "product_of_sums"])
