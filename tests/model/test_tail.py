@@ -93,6 +93,22 @@ def test_with_a_floor_the_interval_still_ends_at_zero_and_the_upper_end() -> Non
     assert bool((answer <= upper.unsqueeze(-1)).all())
 
 
+@pytest.mark.parametrize("pressed", ["zero", "upper end"])
+def test_an_answer_pressed_against_an_end_gets_the_floor_like_any_other(pressed: str) -> None:
+    model, floor = network(), 1e-3
+    last = model.read[-1]
+    assert isinstance(last, torch.nn.Linear)
+    last.bias.data[0] = -50.0 if pressed == "zero" else 50.0
+    model.floor.fill_(floor)
+    upper = torch.linspace(1, 8, BATCH)
+    low, value, high = model(*evidence(), 0.5 * upper, upper).unbind(-1)
+    torch.testing.assert_close(value, torch.zeros(BATCH) if pressed == "zero" else upper)
+    torch.testing.assert_close(high - low, torch.full((BATCH,), floor), rtol=0, atol=1e-6)
+    scalars, tokens = evidence()
+    read = TailReader(model)(scalars[0].numpy(), tokens[0].numpy(), 0.5 * float(upper[0]), float(upper[0]))
+    assert read[2] - read[0] == pytest.approx(floor, abs=1e-6)
+
+
 def test_the_untrained_network_goes_a_fifth_of_the_way() -> None:
     estimate, upper = torch.tensor([1.0, 0.5]), torch.tensor([2.0, 4.0])
     answer = network()(*(part[:2] for part in evidence()), estimate, upper)
