@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import mmap
 import platform
 import subprocess
 import sys
@@ -78,10 +79,10 @@ def test_two_matrices_at_a_time_have_memory_of_their_own() -> None:
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another malloc keeps what it likes")
 def test_thin_temporaries_fault_no_pages_once_a_matrix_was_asked_for() -> None:
-    """Eight blocks of 4 MiB at a time: more than malloc would keep by itself. In a process of its own, because any
-    large block that was freed earlier counts."""
+    """Eight blocks of 4 MiB at a time: more than malloc keeps by itself, unless something else has come to lie behind
+    them, as happens once in a dozen times. In a process of its own: any large block that was freed before counts."""
     script = """
-import resource, sys, torch
+import resource, torch
 from gp_rangeformer.workspace import empty_matrix
 
 def faults():
@@ -90,16 +91,13 @@ def faults():
         [torch.ones(1024, 1024) for _ in range(8)]
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
-if sys.argv[1] == "matrix":
-    empty_matrix(1000, 1000, torch.float32, torch.device("cpu"))
+empty_matrix(1000, 1000, torch.float32, torch.device("cpu"))
 faults()
 print(faults())
 """
-    found = {}
-    for asked in ("nothing", "matrix"):
-        command = [sys.executable, "-c", script, asked]
-        found[asked] = int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
-    assert found["matrix"] < 0.05 * found["nothing"]
+    found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+    pages = 3 * 8 * 4 * 1024**2 // mmap.PAGESIZE
+    assert int(found) < 0.05 * pages
 
 
 def test_another_size_or_precision_gets_other_memory() -> None:
