@@ -62,8 +62,7 @@ def peers(
     from gp_rangeformer.datasets import DatasetError
     from gp_rangeformer.models import KernelError
 
-    if dtype not in ("float32", "float64"):
-        raise typer.BadParameter(f"no dtype {dtype!r}: float32 or float64")
+    _check_dtype(dtype)
     _check_device(device)
     plan = Plan(dataset, kernel, solvers, steps, seed, dtype, device)
     if audit_largest is None:
@@ -92,6 +91,11 @@ def peers(
         from gp_rangeformer.bench.peer_figures import write_peer_figures
 
         write_peer_figures(measured, plan, figures)
+
+
+def _check_dtype(dtype: str) -> None:
+    if dtype not in ("float32", "float64"):
+        raise typer.BadParameter(f"no dtype {dtype!r}: float32 or float64")
 
 
 def _check_device(device: str) -> None:
@@ -233,8 +237,7 @@ def stages(
     from gp_rangeformer.compare.result import write_json, write_text
     from gp_rangeformer.models import KernelError, check_kernel, default_kernel
 
-    if dtype not in ("float32", "float64"):
-        raise typer.BadParameter(f"no dtype {dtype!r}: float32 or float64")
+    _check_dtype(dtype)
     _check_device(device)
     found = []
     try:

@@ -21,7 +21,7 @@ from gp_rangeformer.free_memory import free_bytes
 from gp_rangeformer.models import build_model
 
 Observer = Callable[[str], None]
-_LR = 0.1
+LEARNING_RATE = 0.1
 _MIB = 2**20
 
 
@@ -113,7 +113,7 @@ def measure_size(
                 row.outcome.left_out = f"failed at its first call: {describe_error(error)}"
             clear_memory()
     observer("trajectory")
-    states = record_trajectory(problem.data, problem.kernel, _recorder(problem), steps, _LR)
+    states = record_trajectory(problem.data, problem.kernel, recorder(problem), steps, LEARNING_RATE)
     running = [contenders[row.name] for row in rows if row.complete]
     del contenders
     exact = None
@@ -132,7 +132,8 @@ def measure_size(
     return Size(problem.n, d, problem.kernel, machine.one_line(problem.device), torch.get_num_threads(), rows)
 
 
-def _recorder(problem: Problem) -> SolverSpec:
+def recorder(problem: Problem) -> SolverSpec:
+    """Takes the trajectory: the plug-in's defaults, at any n."""
     return SolverSpec("rangeformer", "rangeformer", problem.dtype, {"min_size": 1})
 
 

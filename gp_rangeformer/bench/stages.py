@@ -10,7 +10,7 @@ import contextlib
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from unittest import mock
 
@@ -20,10 +20,10 @@ from gp_rangeformer import clear_memory
 from gp_rangeformer.backend.recognition import recognise
 from gp_rangeformer.bench.contenders import ModelContender, Problem, UnavailableError
 from gp_rangeformer.bench.floors import factors
+from gp_rangeformer.bench.peers import LEARNING_RATE, recorder
 from gp_rangeformer.bench.products import median_seconds
 from gp_rangeformer.bench.replay import WARM_UP, record_trajectory
 from gp_rangeformer.compare.instruments import synchronize
-from gp_rangeformer.compare.solvers import SolverSpec
 from gp_rangeformer.compare.tables import Grid
 from gp_rangeformer.kernels import fused
 from gp_rangeformer.models import build_model
@@ -49,7 +49,6 @@ _FUNCTIONS: tuple[tuple[str, Any, str], ...] = (
 REST = "autograd, GPyTorch, and all else"
 STAGES = (*dict.fromkeys(stage for stage, _, _ in _FUNCTIONS), REST)
 _SQUARE = 4096  # rows of the matrices that the library multiplies
-_LR = 0.1
 
 
 @dataclass(frozen=True)
@@ -81,8 +80,10 @@ def measure_stages(problem: Problem, *, steps: int = 12, seed: int = 0) -> Break
     :raises UnavailableError: the kernel has no fused form.
     """
     torch.manual_seed(seed)
-    spec = SolverSpec("rangeformer", "rangeformer", problem.dtype, {"min_size": 1, "kernel_storage": "dense"})
-    states = record_trajectory(problem.data, problem.kernel, spec, steps, _LR)
+    rates = _rates(problem)
+    spec = recorder(problem)
+    spec = replace(spec, overrides={**spec.overrides, "kernel_storage": "dense"})
+    states = record_trajectory(problem.data, problem.kernel, spec, steps, LEARNING_RATE)
     contender = ModelContender(spec, problem.data, problem.kernel)
     clear_memory()
     for state in states[:WARM_UP]:
@@ -95,7 +96,7 @@ def measure_stages(problem: Problem, *, steps: int = 12, seed: int = 0) -> Break
     found[REST] = sum(evaluation.seconds for evaluation in measured) / count - sum(found.values())
     iterations = sum(evaluation.iterations for evaluation in measured) / count
     passes = sum(evaluation.passes for evaluation in measured) / count
-    return Breakdown(problem.n, found, iterations, passes, *_rates(problem))
+    return Breakdown(problem.n, found, iterations, passes, *rates)
 
 
 @contextlib.contextmanager

@@ -48,12 +48,14 @@ class PreconditionerError(RuntimeError):
 class NystromPreconditioner:
     """P = D^1/2 (I + V diag(spectrum) V') D^1/2 with orthonormal V: the eigenvectors of D^-1/2 Q D^-1/2.
 
-    ``gap``: the diagonal of D^-1/2 (K - Q) D^-1/2, clamped at zero, for the upper bound of log|A|; ``leverage``: the
-    diagonal of D^1/2 P^-1 D^1/2; ``facts``: what decisions and bounds ask, on the host.
+    ``shares``: spectrum / (1 + spectrum), of the whitened variance along V what is not noise; ``gap``: the diagonal of
+    D^-1/2 (K - Q) D^-1/2, clamped at zero, for the upper bound of log|A|; ``leverage``: the diagonal of
+    D^1/2 P^-1 D^1/2; ``facts``: what decisions and bounds ask, on the host.
     """
 
     basis: Float[Tensor, "n r"]
     spectrum: Float[Tensor, " r"]  # float64, descending
+    shares: Float[Tensor, " r"]  # float64
     root_noise: Float[Tensor, " n"]
     gap: Float[Tensor, " n"]  # float64
     leverage: Float[Tensor, " n"]  # float64
@@ -64,24 +66,20 @@ class NystromPreconditioner:
         cls, system: LinearSystem, basis: Float[Tensor, "n r"], spectrum: Float[Tensor, " r"]
     ) -> NystromPreconditioner:
         """With what else is asked of it, for the noise and the diagonal of ``system``. O(n r)."""
-        weights = torch.stack([spectrum, spectrum / (1 + spectrum)], dim=-1)
+        shares = spectrum / (1 + spectrum)
+        weights = torch.stack([spectrum, shares])
         # Transposed, as the basis is stored: half the time of the other order.
-        explained, covered = (weights.mT.to(basis.dtype) @ basis.mT.square()).double().unbind()
+        explained, covered = (weights.to(basis.dtype) @ basis.mT.square()).double().unbind()
         unclamped = (system.diagonal() / system.noise).double() - explained
         gap = unclamped.clamp_min(0)
         values, *numbers = to_host(spectrum, unclamped.amin(), gap.mean(), gap.log1p().sum())
         least, mean, logs = map(float, numbers)
         facts = PreconditionerFacts(values, least, mean, logs, system.diagonal_facts.log_noise_sum)
-        return cls(basis, spectrum, system.noise.sqrt(), gap, 1 - covered, facts)
+        return cls(basis, spectrum, shares, system.noise.sqrt(), gap, 1 - covered, facts)
 
     @property
     def rank(self) -> int:
         return self.spectrum.shape[0]
-
-    @functools.cached_property
-    def shares(self) -> Float64[Tensor, " r"]:
-        """spectrum / (1 + spectrum): of the whitened variance along V, what is not noise."""
-        return self.spectrum / (1 + self.spectrum)
 
     @functools.cached_property
     def _solve_weights(self) -> Tensor:

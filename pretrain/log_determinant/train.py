@@ -51,7 +51,12 @@ class TrainConfig:
 def split(data: Systems) -> tuple[Systems, Systems]:
     """(training, validation): no kernel matrix contributes to both."""
     held = data["kernel"] % VALIDATION_SHARE == 0
-    return {name: value[~held] for name, value in data.items()}, {name: value[held] for name, value in data.items()}
+    return select(data, ~held), select(data, held)
+
+
+def select(data: Systems, chosen: Tensor) -> Systems:
+    """Some of the systems, by a mask or by their numbers."""
+    return {name: value[chosen] for name, value in data.items()}
 
 
 def quantiles(model: nn.Module, data: Systems, index: Tensor | slice = slice(None)) -> Tensor:
@@ -115,7 +120,7 @@ def heads_from_outside(data: Systems, config: TrainConfig, out: Path) -> Iterato
     group = groups(data)
     for number in range(GROUPS):
         away = group == number
-        own, others = ({name: value[chosen] for name, value in data.items()} for chosen in (away, ~away))
+        own, others = select(data, away), select(data, ~away)
         run = out / f"without-{number}"
         run.mkdir(exist_ok=True)
         head = build(others, config.seed)

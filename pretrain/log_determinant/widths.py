@@ -38,6 +38,7 @@ from pretrain.log_determinant.train import (
     TrainConfig,
     heads_from_outside,
     quantiles,
+    select,
     split,
 )
 
@@ -74,11 +75,7 @@ class Row:
 def halves(held: Systems) -> tuple[Systems, Systems]:
     """(to calibrate on, to report on): no kernel matrix contributes to both."""
     first = held["kernel"] // VALIDATION_SHARE % 2 == 0
-    return _chosen(held, first), _chosen(held, ~first)
-
-
-def _chosen(data: Systems, index: Tensor) -> Systems:
-    return {name: value[index] for name, value in data.items()}
+    return select(held, first), select(held, ~first)
 
 
 @torch.no_grad()
@@ -113,13 +110,13 @@ def of_result(evidence: Path, result: Path) -> Iterator[tuple[str, Systems]]:
     for kind, names in (("UCI", SETS), ("simulated", SIMULATED)):
         own = torch.tensor([record["data"] in names for record in records])
         if own.any():
-            yield f"{kind}, {result.name}", _chosen(data, own)
+            yield f"{kind}, {result.name}", select(data, own)
 
 
 def left_out(data: Systems, config: TrainConfig, run: Path, widths: dict[str, Width]) -> list[Row]:
     """A row per group of kernels, answered by a head that was trained on the others, and one of their means."""
     rows = [
-        measured(f"left out of training, group {number}", head, _chosen(data, own), widths)
+        measured(f"left out of training, group {number}", head, select(data, own), widths)
         for number, (head, own) in enumerate(heads_from_outside(data, config, run))
     ]
     coverage = {name: sum(row.coverage[name] for row in rows) / len(rows) for name in widths}
@@ -138,10 +135,8 @@ def left_out(data: Systems, config: TrainConfig, run: Path, widths: dict[str, Wi
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="kept evidence and its result file; as often as there are such",
 )
-@click.option("--run", type=click.Path(exists=True, file_okay=False, path_type=Path), help="the training's")
-@click.option(
-    "--systems", type=click.Path(exists=True, file_okay=False, path_type=Path), help="trained on, if not CACHE"
-)
+@click.option("--run", type=_FOLDER, help="the training's")
+@click.option("--systems", type=_FOLDER, help="trained on, if not CACHE")
 @click.option("--out", default=RESULT, type=click.Path(dir_okay=False, path_type=Path))
 def main(folder: Path, kept: tuple[tuple[Path, Path], ...], run: Path | None, systems: Path | None, out: Path) -> None:
     """Measure on the held-out systems of CACHE and on kept evidence, and write OUT."""

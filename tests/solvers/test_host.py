@@ -75,10 +75,6 @@ def test_small_cores_wake_no_threads(k: int) -> None:
     """Threads of another library than PyTorch's would stay busy on the cores that its own need next."""
     script = f"""
 import time
-import os
-import subprocess
-import sys
-
 import numpy as np
 from gp_rangeformer.solvers.host import cholesky_with_inverse, product
 core = {k} * np.eye({k}) + np.ones(({k}, {k}))
