@@ -36,6 +36,10 @@ class KernelTiles(Protocol):
         """K @ vectors, n x k, with zeros outside ``rows`` (None for all of them); or None: tile by tile then."""
         ...
 
+    def multiply_wide(self, vectors: Tensor, rows: slice | None = None) -> tuple[Tensor, Tensor] | None:
+        """K @ vectors and sum_j K_ij^2, both in float64, from ``vectors`` in float64; else the same."""
+        ...
+
     def gradients(self) -> list[Tensor]:
         """The sums over all tiles, for every argument, in float64."""
         ...

@@ -149,6 +149,9 @@ def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
     block = [address, number, address, number]
     signatures["multiply_dense"] = [address, size, size, size, *block, address, number]
     signatures["multiply_made"] = [address, size, size, *block, address, number]
+    columns = [address, number]
+    signatures["multiply_wide_dense"] = [address, size, size, size, *columns, address, address, number]
+    signatures["multiply_wide_made"] = [address, size, size, *columns, address, address, number]
     for name, signature in signatures.items():
         for suffix in ("float", "double"):
             try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
 from gp_rangeformer.kernels.bind import bind
@@ -57,6 +57,30 @@ class RecomputedKernelMatrix(ExpressionMatrix):
             if not block.on_diagonal:
                 total[block.columns].addmm_(tile.mT, vectors[block.rows])
         return total
+
+    def wide_product(self, vectors: Float64[Tensor, "n k"]) -> tuple[Float64[Tensor, "n k"], Float64[Tensor, " n"]]:
+        """K @ vectors and sum_j K_ij^2 from the entries in the dtype of K, every product and sum in float64. One
+        evaluation of K, or of half of it by tiles, which also stand in for a streamed kernel."""
+        found = self._tiles.multiply_wide(vectors, self._share.rows(self._n))
+        product, squares = self._wide_of_tiles(vectors) if found is None else found
+        everything = self._share.sum(torch.cat([product, squares.unsqueeze(-1)], dim=1))
+        return everything[:, :-1], everything[:, -1]
+
+    def _wide_of_tiles(self, vectors: Float64[Tensor, "n k"]) -> tuple[Float64[Tensor, "n k"], Float64[Tensor, " n"]]:
+        total = torch.zeros_like(vectors, memory_format=torch.contiguous_format)
+        squares = total.new_zeros(self._n)
+        for block in self._share.blocks(upper_blocks(self._n, self._size)):
+            tile = self._tile.of(block)
+            evaluate_tile(self._tiles, block, tile)
+            wide = tile.double()
+            total[block.rows].addmm_(wide, vectors[block.columns])
+            if not block.on_diagonal:
+                total[block.columns].addmm_(wide.mT, vectors[block.rows])
+            square = wide.square()
+            squares[block.rows] += square.sum(1)
+            if not block.on_diagonal:
+                squares[block.columns] += square.sum(0)
+        return total, squares
 
     def columns(self, index: Int[Tensor, " r"]) -> Float[Tensor, "n r"]:
         """K[:, index], in every process."""

@@ -1,22 +1,25 @@
-"""Products with a thin block by the compiled library: of a dense matrix where that is the fastest, and of a kernel
-matrix that is made on the way."""
+"""Products with a thin block by the compiled library: of a dense matrix where that is the fastest, of a kernel matrix
+that is made on the way, and in float64 whatever the matrix is held in."""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Float64
 from torch import Tensor
 
 from gp_rangeformer import settings
 from gp_rangeformer.kernels.compiler import native_library
+from gp_rangeformer.kernels.tiles import spans
 
 # Of native/product.cpp: panels of 32 columns are summed in registers, a few more as dot products.
 _PANEL, _FURTHER = 32, 4
 # One sweep with one panel; for other widths the library of PyTorch is as fast or faster.
 _DENSE_WIDTHS = range(32, 35)
 _DENSE_ROWS = 1500  # below, packing costs what the product saves
+# Numbers of a matrix that tensor operations widen at a time: a level-2 cache of a CPU; on a GPU, enough to occupy it.
+_WIDENED, _WIDENED_CUDA = 2**18, 2**25
 
 
 class PackedBlock(NamedTuple):
@@ -65,3 +68,40 @@ def multiply(matrix: Float[Tensor, "rows n"], vectors: Float[Tensor, "n k"]) -> 
     function = library.multiply_dense_float if matrix.dtype == torch.float32 else library.multiply_dense_double
     function(matrix.data_ptr(), rows, n, matrix.stride(0), *block.pointers(), out.data_ptr(), torch.get_num_threads())
     return out[:, :k]
+
+
+def multiply_wide(
+    matrix: Float[Tensor, "rows n"], vectors: Float64[Tensor, "n k"]
+) -> tuple[Float64[Tensor, "rows k"], Float64[Tensor, " rows"]]:
+    """matrix @ vectors and sum_j matrix_ij^2, every product and sum in float64: the entries of a float32 matrix are
+    converted exactly. Componentwise |error| <= n u / (1 - n u) sum_j |matrix_ij| |vectors_jk|, u = 2^-53.
+
+    One read of the matrix for few columns, no copy of it (by tensor operations, of a few rows at a time).
+    """
+    rows, n = matrix.shape
+    fits = matrix.device.type == "cpu" and vectors.device.type == "cpu" and (n == 1 or matrix.stride(1) == 1)
+    known = matrix.dtype in (torch.float32, torch.float64)
+    library = native_library() if fits and known and settings.compiled_kernels.on() else None
+    if library is None:
+        return _multiply_widened(matrix, vectors)
+    out, squares = vectors.new_empty(rows, vectors.shape[1]), vectors.new_empty(rows)
+    columns, threads = vectors.mT.contiguous(), torch.get_num_threads()
+    is_float = matrix.dtype == torch.float32
+    function = library.multiply_wide_dense_float if is_float else library.multiply_wide_dense_double
+    function(
+        matrix.data_ptr(), rows, n, matrix.stride(0), columns.data_ptr(), len(columns), out.data_ptr(),
+        squares.data_ptr(), threads,
+    )  # fmt: skip
+    return out, squares
+
+
+def _multiply_widened(
+    matrix: Float[Tensor, "rows n"], vectors: Float64[Tensor, "n k"]
+) -> tuple[Float64[Tensor, "rows k"], Float64[Tensor, " rows"]]:
+    rows, n = matrix.shape
+    out, squares = vectors.new_empty(rows, vectors.shape[1]), vectors.new_empty(rows)
+    for piece in spans(0, rows, max(1, (_WIDENED if matrix.device.type == "cpu" else _WIDENED_CUDA) // n)):
+        wide = matrix[piece].double()
+        out[piece] = wide @ vectors
+        squares[piece] = wide.square().sum(1)
+    return out, squares

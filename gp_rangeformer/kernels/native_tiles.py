@@ -64,6 +64,7 @@ class NativeTiles:
         suffix = "float" if dtype == torch.float32 else "double"
         self._value, self._pull = getattr(library, f"value_{suffix}"), getattr(library, f"pull_{suffix}")
         self._multiply = getattr(library, f"multiply_made_{suffix}")
+        self._multiply_wide = getattr(library, f"multiply_wide_made_{suffix}")
         self._dtype = dtype
         self._nodes: list[_Node] = []
         self._children: list[int] = []
@@ -102,6 +103,24 @@ class NativeTiles:
         program, threads = ctypes.addressof(self._program), torch.get_num_threads()
         self._multiply(program, rows.start, rows.stop, *block.pointers(), out.data_ptr(), threads)
         return out[:, : vectors.shape[1]]
+
+    def multiply_wide(self, vectors: Tensor, rows: slice | None = None) -> tuple[Tensor, Tensor]:
+        """K @ vectors, n x k, and sum_j K_ij^2, from entries in the dtype of the tiles, summed in float64 as
+        :func:`~gp_rangeformer.kernels.native_product.multiply_wide` does, to the same bits.
+
+        :param vectors: n x k, float64.
+        :param rows: the only ones to compute, others are zero; None for all.
+        """
+        if vectors.dtype != torch.float64 or len(vectors) != self._count:
+            raise ValueError(f"the columns must have {self._count} numbers of torch.float64, got {vectors.dtype}")
+        rows = rows or slice(0, self._count)
+        out, squares = torch.zeros_like(vectors, memory_format=torch.contiguous_format), vectors.new_zeros(self._count)
+        columns, program = vectors.mT.contiguous(), ctypes.addressof(self._program)
+        self._multiply_wide(
+            program, rows.start, rows.stop, columns.data_ptr(), len(columns), out.data_ptr(), squares.data_ptr(),
+            torch.get_num_threads(),
+        )  # fmt: skip
+        return out, squares
 
     def gradients(self) -> list[Tensor]:
         """The sums over all tiles so far, for every argument, in float64."""

@@ -50,6 +50,9 @@ class TensorTiles:
     def multiply(self, vectors: Tensor, rows: slice | None = None) -> None:
         """Tile by tile."""
 
+    def multiply_wide(self, vectors: Tensor, rows: slice | None = None) -> None:
+        """Tile by tile."""
+
     def gradients(self) -> list[Tensor]:
         return self._root.gradients()
 

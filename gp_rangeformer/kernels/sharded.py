@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Float, Float64, Int, Shaped
 from torch import Tensor, distributed
 
 from gp_rangeformer import settings
@@ -23,7 +23,7 @@ from gp_rangeformer.kernels.device_tiles import triton_works
 from gp_rangeformer.kernels.evaluate import evaluate_rows
 from gp_rangeformer.kernels.expression import Expression
 from gp_rangeformer.kernels.expression_matrix import ExpressionMatrix
-from gp_rangeformer.kernels.native_product import multiply
+from gp_rangeformer.kernels.native_product import multiply, multiply_wide
 from gp_rangeformer.kernels.tiles import Block, tile_size
 
 # Sums of the same numbers in the same order: processes on unlike machines may round differently.
@@ -175,6 +175,12 @@ class ShardedKernelMatrix(ExpressionMatrix):
 
     def matmul(self, vectors: Float[Tensor, "n k"]) -> Float[Tensor, "n k"]:
         return self._share.gather(multiply(self._rows, vectors), self._counts)
+
+    def wide_product(self, vectors: Float64[Tensor, "n k"]) -> tuple[Float64[Tensor, "n k"], Float64[Tensor, " n"]]:
+        """K @ vectors and sum_j K_ij^2, every product and sum in float64."""
+        product, squares = multiply_wide(self._rows, vectors)
+        everything = self._share.gather(torch.cat([product, squares.unsqueeze(-1)], dim=1), self._counts)
+        return everything[:, :-1], everything[:, -1]
 
     def columns(self, index: Int[Tensor, " r"]) -> Float[Tensor, "n r"]:
         return self._share.gather(self._rows.index_select(1, index), self._counts)

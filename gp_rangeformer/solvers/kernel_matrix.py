@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
-from gp_rangeformer.kernels.native_product import multiply
+from gp_rangeformer.kernels.native_product import multiply, multiply_wide
 
 
 @runtime_checkable
@@ -32,6 +32,11 @@ class KernelMatrix(Protocol):
 
     def matmul(self, vectors: Float[Tensor, "n k"]) -> Float[Tensor, "n k"]:
         """K @ vectors, a new tensor, summed in the dtype of K."""
+        ...
+
+    def wide_product(self, vectors: Float64[Tensor, "n k"]) -> tuple[Float64[Tensor, "n k"], Float64[Tensor, " n"]]:
+        """K @ vectors and the squared row norms sum_j K_ij^2, every product and sum in float64, also of a float32 K.
+        For few columns: one read or evaluation of K."""
         ...
 
     def columns(self, index: Int[Tensor, " r"]) -> Float[Tensor, "n r"]:
@@ -78,6 +83,9 @@ class DenseKernelMatrix:
 
     def matmul(self, vectors: Float[Tensor, "n k"]) -> Float[Tensor, "n k"]:
         return multiply(self._value, vectors)
+
+    def wide_product(self, vectors: Float64[Tensor, "n k"]) -> tuple[Float64[Tensor, "n k"], Float64[Tensor, " n"]]:
+        return multiply_wide(self._value, vectors)
 
     def columns(self, index: Int[Tensor, " r"]) -> Float[Tensor, "n r"]:
         """Gathers rows, which are contiguous, and uses the symmetry of K."""
