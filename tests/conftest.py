@@ -2,19 +2,36 @@
 
 from __future__ import annotations
 
+import importlib.util
+import re
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import jaxtyping
 import pytest
 
-# Before the package is imported anywhere: every call in these folders is checked against its annotated shapes.
-CHECKED = ["gp_rangeformer.solvers", "gp_rangeformer.ranges", "gp_rangeformer.model"]
-# All but expression, which refuses wrong arguments itself.
-KERNELS = ("contract", "embedding", "evaluate", "fused", "matrix_free", "nodes", "plain", "profiles", "tiles")
-KERNELS += ("bind", "compiler", "expression_matrix", "native_product", "native_tiles", "share", "sharded")
-CHECKED += [f"gp_rangeformer.kernels.{name}" for name in KERNELS]
-jaxtyping.install_import_hook(CHECKED, "beartype.beartype")
+# Unchecked: expression refuses wrong arguments itself, and Triton compiles functions from their sources, unwrapped.
+UNCHECKED = re.compile(r"kernels\.(expression|triton_\w+)")
+
+
+def _checked_modules() -> list[str]:
+    """Every module of the packages that annotate shapes, found without importing any."""
+    found = importlib.util.find_spec("gp_rangeformer")
+    assert found is not None
+    assert found.origin is not None
+    root = Path(found.origin).parent
+    modules = {file: file.relative_to(root).with_suffix("").parts for file in root.rglob("*.py")}
+    packages = {parts[0] for file, parts in modules.items() if "from jaxtyping import" in file.read_text("utf-8")}
+    assert packages >= {"kernels", "model", "ranges", "solvers"}
+    names = {".".join(parts) for parts in modules.values() if parts[0] in packages}
+    return [f"gp_rangeformer.{name}" for name in sorted(names) if not UNCHECKED.fullmatch(name)]
+
+
+# Every call in these modules is checked against its annotated shapes and types. What is imported before is not.
+assert not any(name.startswith("gp_rangeformer.") for name in sys.modules)
+jaxtyping.install_import_hook(_checked_modules(), "beartype.beartype")
 
 import gpytorch  # noqa: E402
 import torch  # noqa: E402
