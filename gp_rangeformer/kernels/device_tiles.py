@@ -36,7 +36,7 @@ def device_tiles(
     return TritonTiles(kind, points, alpha, unresolved)
 
 
-def copy_transposed(source: Tile, target: Tile) -> None:
+def copy_transposed(source: Float[Tensor, "rows columns"], target: Float[Tensor, "columns rows"]) -> None:
     """target = source'. PyTorch's own copy on a GPU reads or writes single numbers of distant cache lines."""
     if source.device.type == "cuda" and triton_works(source.device.index, source.dtype):
         from gp_rangeformer.kernels import triton_tiles
