@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import time
 from collections.abc import Iterator
@@ -54,7 +55,11 @@ def main() -> None:
     parser.add_argument("--largest", type=int, default=1600, metavar="N", help="number of points, at most")
     parser.add_argument("--json", type=Path, help=f"written every {_EVERY} steps")
     parser.add_argument("--only", type=int, metavar="INDEX", help="this trajectory alone, every record printed")
+    parser.add_argument("--show", type=Path, metavar="FILE", help="the tables of a file written before, no run")
     options = parser.parse_args()
+    if options.show is not None:
+        show(json.loads(options.show.read_text())["records"])
+        return
     torch.set_num_threads(1)
     if options.only is not None:
         with settings.verbose():

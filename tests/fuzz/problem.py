@@ -121,9 +121,8 @@ class Problem:
             self.noise.data = (self.noise.data * (level / float(self.noise.data.median()))).clamp_min(1e-7)
 
     def evaluated_kernel(self) -> Tensor:
-        """A copy of K as the flag evaluates it now."""
-        with torch.no_grad():
-            return self.kernel(self.x).evaluate_kernel().to_dense().to(torch.float64, copy=True)
+        """A copy of K as the flag evaluates it now, in the caller's grad mode: GPyTorch's distances differ with it."""
+        return self.kernel(self.x).evaluate_kernel().to_dense().detach().to(torch.float64, copy=True)
 
     def log_prob(self) -> tuple[Tensor, Tensor | None]:
         """log p(y) in nats by the route of this problem, and K where the route evaluates one that can be copied."""
@@ -136,9 +135,7 @@ class Problem:
         return normal.log_prob(self.y), kernel
 
     def solve(self, rhs: Tensor) -> Tensor:
-        with torch.no_grad():
-            lazy = self.kernel(self.x).evaluate_kernel()
-            return lazy.add_diagonal(self.diagonal).solve(rhs)
+        return self.kernel(self.x).evaluate_kernel().add_diagonal(self.diagonal).solve(rhs)
 
     def in_float64(self) -> Problem:
         """The same values in float64, with parameters of its own."""

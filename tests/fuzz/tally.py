@@ -17,6 +17,7 @@ from rich.table import Table
 
 Record = dict[str, Any]
 _LEVELS = (0.5, 0.9, 0.95, 0.99, 1.0)
+_WORDS = {True: "yes", False: "no", None: "-"}
 
 
 def write_json(path: Path, content: object) -> None:
@@ -155,17 +156,19 @@ def _solves(records: Sequence[Record]) -> Table:
 
 
 def _exceptions(records: Sequence[Record]) -> Table:
-    table = _table("exceptions and flaws", "what", "GPyTorch answers", "count", "first recipe")
-    groups: dict[tuple[str, str], list[Record]] = defaultdict(list)
+    columns = "what", "GPyTorch answers", "A positive definite", "count", "first recipe"
+    table = _table("exceptions and flaws", *columns)
+    groups: dict[tuple[str, ...], list[Record]] = defaultdict(list)
     for record in records:
         if "exception" in record:
             raised = record["exception"]
             message = re.sub(r"[-+]?\d[\d.e+-]*", "#", raised["error"])[:110]
-            groups[f"{raised['operation']}: {message}", "yes" if raised["gpytorch_answers"] else "no"].append(record)
+            facts = _WORDS[raised["gpytorch_answers"]], _WORDS[raised["positive_definite"]]
+            groups[(f"{raised['operation']}: {message}", *facts)].append(record)
         for flaw in record.get("flaws", ()):
-            groups[f"{flaw} ({_path(record) if 'solver' in record else '-'})", "-"].append(record)
-    for (what, answers), group in sorted(groups.items()):
-        table.add_row(what, answers, str(len(group)), f"{group[0]['trajectory']}:{group[0]['step']}")
+            groups[f"{flaw} ({_path(record) if 'solver' in record else '-'})", "-", "-"].append(record)
+    for facts, group in sorted(groups.items()):
+        table.add_row(*facts, str(len(group)), f"{group[0]['trajectory']}:{group[0]['step']}")
     return table
 
 
@@ -174,6 +177,7 @@ def _errors(records: Sequence[Record]) -> list[Table]:
     found = []
     for title, key in (
         ("value error, nats per point", "value_error"),
+        ("value error, relative to the larger of n and |log p(y)|", "value_error_relative"),
         ("gradient error, relative to the gradient", "gradient_error"),
         ("gradient error, relative to the larger of its two terms", "gradient_error_of_terms"),
         ("gradient error against float64 throughout, relative to the gradient", "gradient_error_exact"),

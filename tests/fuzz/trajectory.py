@@ -134,6 +134,7 @@ def _judge(problem: Problem, record: Record, with_gradient: bool) -> None:
     record |= {"mll_true": truth.mll, "logdet_true": truth.logdet}
     record["doubt"] = {"mll": truth.mll_doubt, "logdet": truth.logdet_doubt}
     record["value_error"] = abs((float(value.detach()) if report.mll is None else report.mll) - truth.mll) / n
+    record["value_error_relative"] = record["value_error"] / max(1.0, abs(truth.mll) / n)
     record |= {"misses": _misses(report, truth), "statistical": _statistical(report, truth)}
     if with_gradient:
         record |= _gradient_errors(problem, truth, noise)
@@ -252,7 +253,7 @@ def _draw_rhs(dice: Dice, problem: Problem) -> Tensor:
 def _judge_solve(problem: Problem, rhs: Tensor, record: Record) -> None:
     """The residual that a solve certifies against the true one of its answer."""
     try:
-        with settings.rangeformer(), gp_rangeformer.collect_reports() as reports:
+        with torch.no_grad(), settings.rangeformer(), gp_rangeformer.collect_reports() as reports:
             kernel = problem.evaluated_kernel()
             solution = problem.solve(rhs)
     except Exception as error:
@@ -274,15 +275,20 @@ def _judge_solve(problem: Problem, rhs: Tensor, record: Record) -> None:
 
 
 def _exception(operation: str, error: Exception, problem: Problem) -> Record:
-    """What was raised, and whether GPyTorch's own Cholesky answers."""
-    answers = True
+    """What was raised, whether GPyTorch's own Cholesky answers, and whether the evaluated matrix is positive definite
+    in float64."""
+    answers, definite = True, None
+    with contextlib.suppress(Exception), settings.rangeformer(), torch.set_grad_enabled(operation == "log_prob"):
+        definite = isinstance(exact(problem.evaluated_kernel(), problem.diagonal, problem.y), Truth)
     try:
         with gpytorch.settings.max_cholesky_size(10**6), settings.rangeformer(False):
             if operation == "solve":
-                problem.solve(problem.y.unsqueeze(-1))
+                with torch.no_grad():
+                    problem.solve(problem.y.unsqueeze(-1))
             else:
                 problem.log_prob()[0].backward()
     except Exception:
         answers = False
     message = f"{type(error).__name__}: {str(error)[:300]}"
-    return {"exception": {"operation": operation, "error": message, "gpytorch_answers": answers}}
+    raised = {"operation": operation, "error": message, "gpytorch_answers": answers, "positive_definite": definite}
+    return {"exception": raised}
