@@ -65,8 +65,8 @@ class RangeFormerOutput:
     basis: Float[Tensor, "b n r"]  # orthonormal, nested: its first k columns are the range of rank k
     image: Float[Tensor, "b n r"]  # A basis
     scores: Float[Tensor, "b n"]  # sampling probabilities of the rows
-    solution: Float[Tensor, "b n m"] | None
-    residual: Float[Tensor, "b n m"] | None  # b - A solution, by recurrence
+    solution: Float[Tensor, "*rhs"] | None = None  # of the shape of the right-hand sides, as the residual
+    residual: Float[Tensor, "*rhs"] | None = None  # b - A solution, by recurrence
 
     def eigenpairs(self) -> tuple[Float[Tensor, "b r"], Float[Tensor, "b n r"]]:
         """Ritz values, descending, and vectors: the best approximations of eigenpairs within the range. O(n r^2)."""
@@ -111,28 +111,33 @@ class RangeFormer(nn.Module):
     def forward(
         self,
         operator: MatrixOperator,
-        rhs: Float[Tensor, "b n m"] | None = None,
+        rhs: Float[Tensor, "*rhs"] | None = None,
         *,
         loops: int | None = None,
-        floor: Float[Tensor, " b"] | None = None,
+        floor: Float[Tensor, "*b"] | None = None,
         codes: Float[Tensor, "b n d"] | None = None,
         generator: torch.Generator | None = None,
         bfloat16: bool = False,
     ) -> list[RangeFormerOutput]:
         """One output per loop, the last is the answer.
 
-        :param rhs: right-hand sides of ``solve``; None leaves solution and residual out.
+        :param rhs: right-hand sides of ``solve``, b x n x m; for a single matrix also n x m or n. None leaves solution
+            and residual out.
         :param loops: T; any number for a tied model.
-        :param floor: a known lower bound of A's eigenvalues (the noise of a Gaussian process), per matrix.
+        :param floor: a known lower bound of A's eigenvalues (the noise of a Gaussian process), one number or b.
         :param codes: the random codes of :meth:`RangeEmbedding.codes`, to repeat or permute them.
         :param bfloat16: run the transformer's own layers in bfloat16; products with A and everything that is solved
             from them keep their precision. For float32 models.
-        :raises ValueError: loops < 1, or more loops than an untied model has blocks.
+        :raises ValueError: loops < 1, or more loops than an untied model has blocks; right-hand sides or a floor that
+            do not fit the matrices.
         Cost: one product with dim columns, then per loop one with ``rank + m`` columns, and O(n dim^2).
         """
         loops = self.config.loops if loops is None else loops
         if loops < 1 or (not self.config.tied and loops > len(self.blocks)):
             raise ValueError(f"loops must be at least 1, and at most {self.config.loops} for an untied model: {loops}")
+        right = None if rhs is None else _batched(rhs, operator)
+        if floor is not None and floor.shape not in ((), (operator.batch,)):
+            raise ValueError(f"floor must be one number or {operator.batch}, one per matrix, got {tuple(floor.shape)}")
         codes = self.embedding.codes(operator, generator) if codes is None else codes
         embedded = self.embedding(operator, codes)
         scale = embedded.scale
@@ -144,7 +149,7 @@ class RangeFormer(nn.Module):
         given = torch.cat([embedded.projection, embedded.image, features], dim=-1)
         tokens = self.token(given)
         first = basis = orthonormalise(self.first_range(embedded.image))
-        solve = None if rhs is None else SolveState.start(rhs.to(codes.dtype))
+        solve = None if right is None else SolveState.start(right.to(codes.dtype))
 
         outputs = []
         for loop in range(loops):
@@ -158,7 +163,12 @@ class RangeFormer(nn.Module):
             tokens = tokens.to(codes.dtype)
             if solve is not None:
                 solve = galerkin_correction(operator, solve, basis, image, scale)
-            outputs.append(self._read(tokens, basis, image, embedded, mean_eigenvalue, known, solve))
+            output = self._read(tokens, basis, image, embedded, mean_eigenvalue, known)
+            if solve is not None and rhs is not None:
+                # The state solves (A / scale) x = b.
+                output.solution = (solve.solution / scale[:, None, None]).reshape(rhs.shape)
+                output.residual = solve.residual.reshape(rhs.shape)
+            outputs.append(output)
             iterated = basis @ self.keep + image @ self.power if self.config.operator else first
             basis = orthonormalise(iterated + self.propose(tokens) / size**0.5)
         return outputs
@@ -171,7 +181,6 @@ class RangeFormer(nn.Module):
         embedded: Embedded,
         mean_eigenvalue: Tensor,
         floor: Tensor,
-        solve: SolveState | None,
     ) -> RangeFormerOutput:
         statistics = RangeStatistics.of(basis, image, embedded, mean_eigenvalue)
         largest, logdet = self.scalars(tokens, statistics, floor)
@@ -186,9 +195,6 @@ class RangeFormer(nn.Module):
             basis=basis,
             image=image * scale[:, None, None],
             scores=self.score(tokens).squeeze(-1).softmax(-1),
-            # The state solves (A / scale) x = b.
-            solution=None if solve is None else solve.solution / scale[:, None, None],
-            residual=None if solve is None else solve.residual,
         )
 
     @staticmethod
@@ -197,3 +203,17 @@ class RangeFormer(nn.Module):
             return torch.zeros(scale.shape[0], 2, dtype=scale.dtype, device=scale.device)
         log = (floor.to(scale) / scale).clamp(1e-12, 1e3).log()
         return torch.stack([log, torch.ones_like(log)], dim=-1)
+
+
+def _batched(rhs: Float[Tensor, "*rhs"], operator: MatrixOperator) -> Float[Tensor, "b n m"]:
+    """``rhs`` as b x n x m. A single matrix takes a vector or a block as it is."""
+    batch, size = operator.batch, operator.size
+    block = rhs.unsqueeze(-1) if batch == 1 and rhs.dim() == 1 else rhs
+    block = block.unsqueeze(0) if batch == 1 and block.dim() == 2 else block
+    if block.dim() != 3 or block.shape[:2] != (batch, size):
+        wanted = f"{size}, {size} x m or 1 x {size} x m" if batch == 1 else f"{batch} x {size} x m"
+        raise ValueError(
+            f"right-hand sides must be {wanted}, as the matrices are {batch} x {size} x {size}: got "
+            f"{' x '.join(map(str, rhs.shape)) or 'a scalar'}"
+        )
+    return block

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import re
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
+import gp_rangeformer
 from gp_rangeformer.model.operator import DenseOperator
 from gp_rangeformer.model.rangeformer import RangeFormer, RangeFormerConfig, RangeFormerOutput
 from tests.solvers.systems import kernel_matrix, points, spectrum_matrix
@@ -82,6 +85,58 @@ def test_scaling_a_right_hand_side_scales_its_solution_alone() -> None:
     plain, scaled = ask(model, a, rhs, codes), ask(model, a, rhs * factors, codes)
     assert plain.solution is not None
     torch.testing.assert_close(scaled.solution, plain.solution * factors, rtol=1e-6, atol=1e-10)
+
+
+@pytest.mark.parametrize("columns", [(), (2,)], ids=["n", "n x m"])
+def test_a_single_matrix_takes_its_right_hand_sides_unbatched(columns: tuple[int, ...]) -> None:
+    model = random_model()
+    a = matrices()[0]
+    rhs = torch.randn(len(a), *columns, dtype=torch.float64)
+    codes = model.embedding.codes(DenseOperator(a), torch.Generator().manual_seed(3))
+    floor = torch.tensor(0.05, dtype=torch.float64)
+    with torch.no_grad():
+        single = model(DenseOperator(a), rhs, codes=codes, floor=floor)[-1]
+        batched = model(DenseOperator(a[None]), rhs.reshape(1, len(a), -1), codes=codes, floor=floor[None])[-1]
+    assert single.solution is not None
+    assert single.residual is not None
+    assert single.solution.shape == single.residual.shape == rhs.shape
+    assert torch.equal(single.solution, batched.solution.reshape(rhs.shape))
+    assert torch.equal(single.logdet, batched.logdet)
+    torch.testing.assert_close(single.residual, rhs - a @ single.solution, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("batch", "shape", "message"),
+    [
+        (1, (29,), "must be 30, 30 x m or 1 x 30 x m.*got 29$"),
+        (1, (2, 30), "got 2 x 30$"),
+        (1, (2, 30, 1), "got 2 x 30 x 1$"),
+        (1, (), "got a scalar$"),
+        (2, (30,), "must be 2 x 30 x m, as the matrices are 2 x 30 x 30: got 30$"),
+        (2, (30, 1), "got 30 x 1$"),
+        (2, (1, 30, 1), "got 1 x 30 x 1$"),
+    ],
+)
+def test_right_hand_sides_that_do_not_fit_are_refused_with_both_shapes(batch, shape, message) -> None:
+    with pytest.raises(ValueError, match=message):
+        random_model()(DenseOperator(matrices()[:batch]), torch.ones(shape, dtype=torch.float64))
+
+
+def test_a_floor_for_another_number_of_matrices_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"one number or 2, one per matrix, got \(3,\)"):
+        random_model()(DenseOperator(matrices()), floor=torch.ones(3, dtype=torch.float64))
+
+
+def test_the_example_of_the_readme_runs() -> None:
+    text = (Path(__file__).parents[2] / "README.md").read_text()
+    (example,) = (block for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "DenseOperator" in block)
+    a = matrices()[0]
+    names = {"gp_rangeformer": gp_rangeformer, "A": a, "rhs": torch.ones(len(a), 2)}
+    exec(example, names)
+    answers = names["answers"]
+    assert isinstance(answers, RangeFormerOutput)
+    for name in ("lambda_max", "logdet", "basis", "scores", "solution", "residual"):
+        assert getattr(answers, name).isfinite().all()
 
 
 @pytest.mark.parametrize("n", [1, 2, 5, 6, 7, 64])
