@@ -53,7 +53,7 @@ class Tuning(NamedTuple):
 @functools.cache
 def native_library() -> ctypes.CDLL | None:
     """The compiled functions, or None where nothing compiles them: tensor operations answer, about twice slower, and a
-    warning says so once. Four seconds the first time on a machine, 0.02 after that."""
+    warning says so once. Six seconds the first time on a machine, 0.02 after that."""
     found = _library()
     if not isinstance(found, str):
         return found

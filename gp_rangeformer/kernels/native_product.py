@@ -11,10 +11,11 @@ from torch import Tensor
 
 from gp_rangeformer import settings
 from gp_rangeformer.kernels.compiler import native_library
+from gp_rangeformer.kernels.native_interface import PANEL
 from gp_rangeformer.kernels.tiles import spans
 
-# Of native/product.cpp: panels of 32 columns are summed in registers, a few more as dot products.
-_PANEL, _FURTHER = 32, 4
+# Panels of 32 columns are summed in registers, so many more as dot products: fewer than would pay for a panel.
+_FURTHER = 4
 # One sweep with one panel; for other widths the library of PyTorch is as fast or faster.
 _DENSE_WIDTHS = range(32, 35)
 _DENSE_ROWS = 1500  # below, packing costs what the product saves
@@ -33,7 +34,7 @@ class PackedBlock(NamedTuple):
 
     @property
     def width(self) -> int:
-        return self.packed.shape[0] * _PANEL + len(self.further)
+        return self.packed.shape[0] * PANEL + len(self.further)
 
     def pointers(self) -> tuple[int, int, int, int]:
         """Arguments of the library's functions; valid while the block lives."""
@@ -43,12 +44,12 @@ class PackedBlock(NamedTuple):
 def pack(vectors: Float[Tensor, "n k"]) -> PackedBlock:
     """A copy of the columns. At most four that fill no panel are further ones."""
     n, k = vectors.shape
-    rest = k % _PANEL
+    rest = k % PANEL
     whole = k - rest if rest <= _FURTHER else k
-    panels = -(-whole // _PANEL)
-    packed = vectors.new_zeros(panels, n, _PANEL)
-    for panel, start in enumerate(range(0, whole, _PANEL)):
-        columns = vectors[:, start : min(start + _PANEL, whole)]
+    panels = -(-whole // PANEL)
+    packed = vectors.new_zeros(panels, n, PANEL)
+    for panel, start in enumerate(range(0, whole, PANEL)):
+        columns = vectors[:, start : min(start + PANEL, whole)]
         packed[panel, :, : columns.shape[1]] = columns
     return PackedBlock(packed, vectors[:, whole:].mT.contiguous())
 

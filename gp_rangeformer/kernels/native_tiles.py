@@ -13,37 +13,10 @@ import torch
 from torch import Tensor
 
 from gp_rangeformer.kernels.expression import Constant, Expression, Scale, Stationary, Sum
+from gp_rangeformer.kernels.native_interface import KINDS, Node, Operation, Program
 from gp_rangeformer.kernels.native_product import pack
 from gp_rangeformer.kernels.profiles import largest_squared_distance, profile
 from gp_rangeformer.kernels.tiles import Block
-
-# The enumerations of native/program.h and native/profiles.h.
-_STATIONARY, _CONSTANT, _SCALE, _SUM, _PRODUCT = range(5)
-_KINDS = {"rbf": 0, "periodic": 0, "matern12": 1, "matern32": 2, "matern52": 3, "rq": 4}
-
-
-class _Node(ctypes.Structure):
-    _fields_ = (
-        ("operation", ctypes.c_int32),
-        ("kind", ctypes.c_int32),
-        ("first_child", ctypes.c_int32),
-        ("child_count", ctypes.c_int32),
-        ("dimensions", ctypes.c_int32),
-        ("parameter", ctypes.c_double),
-        ("largest", ctypes.c_double),
-        ("coordinates", ctypes.c_void_p),
-        ("gradient", ctypes.c_void_p),
-        ("parameter_gradient", ctypes.c_void_p),
-    )
-
-
-class _Program(ctypes.Structure):
-    _fields_ = (
-        ("node_count", ctypes.c_int32),
-        ("nodes", ctypes.c_void_p),
-        ("children", ctypes.c_void_p),
-        ("n", ctypes.c_int64),
-    )
 
 
 class NativeTiles:
@@ -66,15 +39,15 @@ class NativeTiles:
         self._multiply = getattr(library, f"multiply_made_{suffix}")
         self._multiply_wide = getattr(library, f"multiply_wide_made_{suffix}")
         self._dtype = dtype
-        self._nodes: list[_Node] = []
+        self._nodes: list[Node] = []
         self._children: list[int] = []
         self._coordinates: list[Tensor] = []  # held while the library points into them
         self._gradients: list[Tensor] = []  # in the order of the arguments
         self._count = n
         self._add(expression, iter([argument.detach() for argument in arguments]))
-        self._node_array = (_Node * len(self._nodes))(*self._nodes)
+        self._node_array = (Node * len(self._nodes))(*self._nodes)
         self._child_array = (ctypes.c_int32 * len(self._children))(*self._children)
-        self._program = _Program(
+        self._program = Program(
             len(self._nodes), ctypes.addressof(self._node_array), ctypes.addressof(self._child_array), self._count
         )
 
@@ -92,8 +65,7 @@ class NativeTiles:
         """K @ vectors, n x k, without K: every entry is made once for a product, and summed in the dtype of the tiles.
         Rounds as :func:`~gp_rangeformer.kernels.native_product.multiply`.
 
-        :param rows: the only ones to compute, others are zero; None for all. Cut at multiples of 12, they have the bits
-            of the whole product.
+        :param rows: the only ones to compute, with the bits of the whole product; others are zero. None for all.
         """
         if vectors.dtype != self._dtype or len(vectors) != self._count:
             raise ValueError(f"the columns must have {self._count} numbers of {self._dtype}, got {vectors.dtype}")
@@ -109,7 +81,7 @@ class NativeTiles:
         :func:`~gp_rangeformer.kernels.native_product.multiply_wide` does, to the same bits.
 
         :param vectors: n x k, float64.
-        :param rows: the only ones to compute, others are zero; None for all.
+        :param rows: the only ones to compute, with the bits of the whole product; others are zero. None for all.
         """
         if vectors.dtype != torch.float64 or len(vectors) != self._count:
             raise ValueError(f"the columns must have {self._count} numbers of torch.float64, got {vectors.dtype}")
@@ -138,25 +110,25 @@ class NativeTiles:
 
     def _add(self, expression: Expression, arguments: Iterator[Tensor]) -> int:
         """The number of the node; its children come before it, its arguments before theirs."""
-        node = _Node()
+        node = Node()
         if isinstance(expression, Stationary):
             self._fill_stationary(node, expression, arguments)
         elif isinstance(expression, (Constant, Scale)):
-            node.operation = _CONSTANT if isinstance(expression, Constant) else _SCALE
+            node.operation = Operation.CONSTANT if isinstance(expression, Constant) else Operation.SCALE
             node.parameter = float(next(arguments))
             node.parameter_gradient = self._gradient().data_ptr()
         else:
-            node.operation = _SUM if isinstance(expression, Sum) else _PRODUCT
+            node.operation = Operation.SUM if isinstance(expression, Sum) else Operation.PRODUCT
         children = [self._add(child, arguments) for child in expression.children]
         node.first_child, node.child_count = len(self._children), len(children)
         self._children += children
         self._nodes.append(node)
         return len(self._nodes) - 1
 
-    def _fill_stationary(self, node: _Node, expression: Stationary, arguments: Iterator[Tensor]) -> None:
+    def _fill_stationary(self, node: Node, expression: Stationary, arguments: Iterator[Tensor]) -> None:
         coordinates = next(arguments).to(self._dtype).mT.contiguous()
         self._coordinates.append(coordinates)
-        node.operation, node.kind, node.dimensions = _STATIONARY, _KINDS[expression.kind], len(coordinates)
+        node.operation, node.kind, node.dimensions = Operation.STATIONARY, KINDS[expression.kind], len(coordinates)
         node.coordinates = coordinates.data_ptr()
         node.gradient = self._gradient(*coordinates.shape).data_ptr()
         alpha = None

@@ -23,13 +23,12 @@ from gp_rangeformer.kernels.device_tiles import triton_works
 from gp_rangeformer.kernels.evaluate import evaluate_rows
 from gp_rangeformer.kernels.expression import Expression
 from gp_rangeformer.kernels.expression_matrix import ExpressionMatrix
+from gp_rangeformer.kernels.native_interface import BATCH
 from gp_rangeformer.kernels.native_product import multiply, multiply_wide
 from gp_rangeformer.kernels.tiles import Block, tile_size
 
 # Sums of the same numbers in the same order: processes on unlike machines may round differently.
 _SAME = 1e-6
-# Rows are dealt out in multiples of what native/product.cpp makes at once: several processes then have the bits of one.
-_BATCH = 96
 
 
 class ProcessGroupError(RuntimeError):
@@ -83,7 +82,7 @@ class ProcessShare:
         return itertools.islice(blocks, self.rank, None, self.count)
 
     def rows(self, n: int) -> slice:
-        bounds = row_bounds(n, _BATCH, self.count)
+        bounds = row_bounds(n, BATCH, self.count)  # whole batches of compiled code: none is made for few rows
         return slice(bounds[self.rank], bounds[self.rank + 1])
 
     def sum(self, part: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
 from collections.abc import Iterator
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from gp_rangeformer.kernels import native_interface
 from gp_rangeformer.kernels.compiler import native_library
 from gp_rangeformer.kernels.embedding import embed
 from gp_rangeformer.kernels.expression import Constant, Expression, Product, Scale, Stationary, Sum
@@ -200,6 +202,39 @@ def test_products_with_a_matrix_that_is_made_on_the_way_are_those_with_it(n, col
     found = native(TREE, x, PARAMETERS, dtype).multiply(vectors)
     scale = kernel.norm(dim=1, keepdim=True) * vectors.double().norm(dim=0) / n**0.5
     assert float(((found.double() - kernel @ vectors.double()) / scale).abs().max()) < 40 * torch.finfo(dtype).eps
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("columns", [1, 33])
+def test_rows_of_a_product_have_its_bits_wherever_they_are_cut(columns, dtype, two_threads) -> None:
+    n = 401
+    vectors = torch.randn(n, columns, generator=torch.Generator().manual_seed(1)).to(dtype)
+    tiles = native(TREE, points(n), PARAMETERS, dtype)
+    product = tiles.multiply(vectors)
+    for start, stop in ((0, 1), (1, 97), (5, 388), (n, n)):
+        part = tiles.multiply(vectors, slice(start, stop))
+        assert torch.equal(part[start:stop], product[start:stop])
+        assert not part[:start].any()
+        assert not part[stop:].any()
+
+
+@pytest.mark.parametrize("name", ["value", "pull", "multiply_made", "multiply_wide_made"])
+@pytest.mark.parametrize("suffix", ["float", "double"])
+def test_too_little_memory_is_an_error_and_not_the_end_of_the_process(name, suffix) -> None:
+    """For as many threads as no memory suffices for."""
+    library, program = native_library(), ctypes.addressof(native(TREE, points(9), PARAMETERS, torch.float32)._program)
+    function = getattr(library, f"{name}_{suffix}")
+    with pytest.raises(MemoryError, match=name):
+        function(program, *(0,) * (len(function.argtypes) - 2), -1)
+
+
+def test_a_library_with_other_constants_is_refused(monkeypatch) -> None:
+    library = native_library()
+    assert library is not None
+    assert native_interface.declare(library) is library
+    monkeypatch.setattr(native_interface, "BATCH", 95)
+    with pytest.raises(OSError, match=r"constants \[32, 96, .* not \[32, 95, "):
+        native_interface.declare(library)
 
 
 def test_a_constant_kernel_multiplies_too() -> None:

@@ -2,21 +2,24 @@
 // a kernel matrix whose entries are made while they are needed.
 //
 // Libraries reach two thirds of this speed for blocks so thin (MKL, n = 8000, 33 float columns, AVX-512: 23 ms against
-// 16). A dozen rows at once are multiplied with a stretch of all columns, so that the sums stay in registers and a
-// stretch of the block in the level-1 cache.
+// 16). A dozen rows at once are multiplied with a stretch of the columns, so that the sums stay in registers and a
+// stretch of the block in the level-1 cache. The order of a row's sums depends on nothing but n: rows have the same bits
+// in every part of the matrix, by any number of threads.
 
 #include <algorithm>
 #include <cstdint>
 #include <type_traits>
 #include <vector>
 
+#include "border.h"
 #include "program.h"
+#include "registers.h"
 #include "threads.h"
 
 namespace {
 
-constexpr int COLUMNS = 32;   // in registers; native_product.py packs them
 constexpr int STRETCH = 256;  // numbers of a row that are summed before they join the total, which keeps rounding low
+static_assert(STRETCH <= WIDTH, "a stretch of a kernel matrix is made in one go");
 
 // The columns to multiply with: panels of 32, `packed` row by row, and `further` ones, each in one piece.
 template <typename T> struct Block {
@@ -24,42 +27,50 @@ template <typename T> struct Block {
     int panels;
     const T *further;
     int further_count;
+
+    int width() const { return panels * COLUMNS + further_count; }
 };
 
+// `rows` x `count` vectors of sums are held in registers; the rest of them hold `count` vectors of the panel and an
+// entry. With AVX-512 they take a panel's whole width, else a part of it: two vectors read per row and column cost least.
 template <typename T> struct Registers {
-    static constexpr int lanes = 64 / sizeof(T), count = COLUMNS / lanes, rows = 24 / count;
-    typedef T type __attribute__((vector_size(64), aligned(sizeof(T))));
+    static constexpr int lanes = registers::BYTES / sizeof(T), sums = registers::COUNT >= 32 ? 24 : 12;
+    static constexpr int count = registers::BYTES == 64 ? COLUMNS / lanes : 2, rows = sums / count;
+    typedef T type __attribute__((vector_size(registers::BYTES), aligned(sizeof(T))));
+    static_assert(COLUMNS % (count * lanes) == 0 && BATCH % rows == 0, "panels and batches are whole");
 };
 
-// total[r * step] += matrix row r . vector, for ROWS rows: three at a time share what they read of the vector.
+// total[r * step] += matrix row r . vector, for ROWS rows, which share what they read of the vector.
 template <typename T, int ROWS>
 void add_dots(const T *__restrict matrix, int64_t stride, int depth, const T *__restrict vector, T *__restrict total,
               int step) {
-    constexpr int SHARING = ROWS % 3 == 0 ? 3 : 1;
-    for (int r = 0; r < ROWS; r += SHARING) {
-        const T *__restrict one = matrix + r * stride;
-        const T *__restrict two = one + (SHARING > 1 ? stride : 0), *__restrict three = two + (SHARING > 1 ? stride : 0);
-        T first = 0, second = 0, third = 0;
-#pragma omp simd reduction(+ : first, second, third)
-        for (int j = 0; j < depth; ++j) {
-            first += one[j] * vector[j];
-            if constexpr (SHARING > 1) second += two[j] * vector[j], third += three[j] * vector[j];
-        }
-        total[r * step] += first;
-        if constexpr (SHARING > 1) total[(r + 1) * step] += second, total[(r + 2) * step] += third;
+    using Vector = typename Registers<T>::type;
+    constexpr int lanes = Registers<T>::lanes;
+    const int whole = depth / lanes * lanes;
+    Vector sums[ROWS] = {};
+    for (int j = 0; j < whole; j += lanes) {
+        const Vector shared = *reinterpret_cast<const Vector *>(vector + j);
+#pragma GCC unroll 16
+        for (int r = 0; r < ROWS; ++r) sums[r] += *reinterpret_cast<const Vector *>(matrix + r * stride + j) * shared;
+    }
+    for (int r = 0; r < ROWS; ++r) {
+        T sum = 0;
+        for (int lane = 0; lane < lanes; ++lane) sum += sums[r][lane];
+        for (int j = whole; j < depth; ++j) sum += matrix[r * stride + j] * vector[j];
+        total[r * step] += sum;
     }
 }
 
-// total (ROWS rows of `width`, of which 32 columns) += matrix (ROWS x depth) packed (depth x 32).
+// total (ROWS rows of `width`, of which some columns) += matrix (ROWS x depth) packed (depth x some of 32 columns).
 template <typename T, int ROWS>
 void add_stretch(const T *__restrict matrix, int64_t stride, int depth, const T *__restrict packed,
-                 T *__restrict total, int width) {
+                 T *__restrict total, int width, bool first) {
     using Vector = typename Registers<T>::type;
     constexpr int lanes = Registers<T>::lanes, count = Registers<T>::count;
     Vector sums[ROWS][count] = {};
     for (int j = 0; j < depth; ++j) {
         // The next rows: the hardware does not foresee jumps between so many.
-        if (j % lanes == 0)
+        if (first && j % lanes == 0)
             for (int r = 0; r < ROWS; ++r) __builtin_prefetch(matrix + (r + ROWS) * stride + j);
         Vector block[count];
         for (int c = 0; c < count; ++c)
@@ -102,19 +113,20 @@ template <typename T> struct Made {
 };
 
 // Rows first ... last - 1 of out = those of the matrix, of n columns, times panels of 32 columns, packed, and a few
-// further ones. Parts of the rows have the bits of all if they are cut at multiples of ROWS.
+// further ones. `total` has room for a batch of them.
 template <typename T, typename Source>
-void multiply(Source &source, int64_t first, int64_t last, int64_t n, const Block<T> &block, T *out) {
-    constexpr int ROWS = Registers<T>::rows, BATCH = 8 * ROWS;  // a stretch of the block serves a batch of rows
-    const int width = block.panels * COLUMNS + block.further_count;
-    std::vector<T> total(size_t(BATCH) * width);
+void multiply(Source &source, int64_t first, int64_t last, int64_t n, const Block<T> &block, std::vector<T> &total,
+              T *out) {
+    constexpr int ROWS = Registers<T>::rows, AT_ONCE = Registers<T>::count * Registers<T>::lanes;
+    const int width = block.width();
     const auto add = [&](auto rows, int64_t start, int64_t i, int64_t j, int depth) {
         int64_t stride;
         const T *matrix = source.stretch(i, rows, j, depth, stride);
         T *own = &total[(i - start) * width];
         for (int panel = 0; panel < block.panels; ++panel)
-            add_stretch<T, rows>(matrix, stride, depth, block.packed + (panel * n + j) * COLUMNS, own + panel * COLUMNS,
-                                 width);
+            for (int column = 0; column < COLUMNS; column += AT_ONCE)
+                add_stretch<T, rows>(matrix, stride, depth, block.packed + (panel * n + j) * COLUMNS + column,
+                                     own + panel * COLUMNS + column, width, panel + column == 0);
         for (int k = 0; k < block.further_count; ++k)
             add_dots<T, rows>(matrix, stride, depth, block.further + k * n + j, own + block.panels * COLUMNS + k, width);
     };
@@ -142,23 +154,26 @@ template <typename T> void own_rows(int64_t start, int64_t stop, int64_t &first,
 template <typename T>
 void multiply_dense(const T *matrix, int64_t rows, int64_t n, int64_t stride, const Block<T> &block, T *out,
                     int threads) {
+    std::vector<std::vector<T>> totals(threads, std::vector<T>(size_t(BATCH) * block.width()));
 #pragma omp parallel num_threads(threads)
     {
         int64_t first, last;
         own_rows<T>(0, rows, first, last);
         Dense<T> source{matrix, stride};
-        multiply(source, first, last, n, block, out);
+        multiply(source, first, last, n, block, totals[omp_get_thread_num()], out);
     }
 }
 
 template <typename T>
 void multiply_made(const Program &program, int64_t start, int64_t stop, const Block<T> &block, T *out, int threads) {
+    std::vector<std::vector<T>> totals(threads, std::vector<T>(size_t(BATCH) * block.width()));
+    std::vector<Made<T>> sources(threads, Made<T>(program));
 #pragma omp parallel num_threads(threads)
     {
         int64_t first, last;
         own_rows<T>(start, stop, first, last);
-        Made<T> source(program);
-        multiply(source, first, last, program.n, block, out);
+        const int thread = omp_get_thread_num();
+        multiply(sources[thread], first, last, program.n, block, totals[thread], out);
     }
 }
 
@@ -166,23 +181,27 @@ void multiply_made(const Program &program, int64_t start, int64_t stop, const Bl
 
 extern "C" {
 
-void multiply_dense_float(const float *matrix, int64_t rows, int64_t n, int64_t stride, const float *packed, int panels,
-                          const float *further, int further_count, float *out, int threads) {
-    multiply_dense(matrix, rows, n, stride, Block<float>{packed, panels, further, further_count}, out, threads);
-}
-
-void multiply_dense_double(const double *matrix, int64_t rows, int64_t n, int64_t stride, const double *packed,
-                           int panels, const double *further, int further_count, double *out, int threads) {
-    multiply_dense(matrix, rows, n, stride, Block<double>{packed, panels, further, further_count}, out, threads);
-}
-
-void multiply_made_float(const Program *program, int64_t start, int64_t stop, const float *packed, int panels,
+int multiply_dense_float(const float *matrix, int64_t rows, int64_t n, int64_t stride, const float *packed, int panels,
                          const float *further, int further_count, float *out, int threads) {
-    multiply_made(*program, start, stop, Block<float>{packed, panels, further, further_count}, out, threads);
+    const Block<float> block{packed, panels, further, further_count};
+    return guarded([&] { multiply_dense(matrix, rows, n, stride, block, out, threads); });
 }
 
-void multiply_made_double(const Program *program, int64_t start, int64_t stop, const double *packed, int panels,
-                          const double *further, int further_count, double *out, int threads) {
-    multiply_made(*program, start, stop, Block<double>{packed, panels, further, further_count}, out, threads);
+int multiply_dense_double(const double *matrix, int64_t rows, int64_t n, int64_t stride, const double *packed,
+                          int panels, const double *further, int further_count, double *out, int threads) {
+    const Block<double> block{packed, panels, further, further_count};
+    return guarded([&] { multiply_dense(matrix, rows, n, stride, block, out, threads); });
+}
+
+int multiply_made_float(const Program *program, int64_t start, int64_t stop, const float *packed, int panels,
+                        const float *further, int further_count, float *out, int threads) {
+    const Block<float> block{packed, panels, further, further_count};
+    return guarded([&] { multiply_made(*program, start, stop, block, out, threads); });
+}
+
+int multiply_made_double(const Program *program, int64_t start, int64_t stop, const double *packed, int panels,
+                         const double *further, int further_count, double *out, int threads) {
+    const Block<double> block{packed, panels, further, further_count};
+    return guarded([&] { multiply_made(*program, start, stop, block, out, threads); });
 }
 }

@@ -5,7 +5,11 @@
 #include <cstdint>
 
 #ifdef _OPENMP
-#include <omp.h>
+// omp.h comes with some compilers only, the functions with every library of OpenMP.
+extern "C" {
+int omp_get_thread_num(void);
+int omp_get_num_threads(void);
+}
 #else
 inline int omp_get_thread_num() { return 0; }
 inline int omp_get_num_threads() { return 1; }

@@ -2,9 +2,9 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <utility>
 #include <vector>
 
+#include "border.h"
 #include "program.h"
 #include "streaming.h"
 #include "threads.h"
@@ -18,11 +18,12 @@ template <typename T>
 void value(const Program &program, int64_t row, int64_t rows, int64_t column, int64_t columns, T *out, int64_t stride,
            int threads) {
     const bool streams = rows * columns * int64_t(sizeof(T)) >= STREAMED_BYTES;
+    std::vector<Row<T>> works(threads, Row<T>(program));
 #pragma omp parallel num_threads(threads)
     {
         int64_t first, last;
         own_share(rows, first, last);
-        Row<T> work(program);
+        Row<T> &work = works[omp_get_thread_num()];
         for (int64_t i = first; i < last; ++i)
             for (int64_t start = 0; start < columns; start += WIDTH) {
                 const int count = int(std::min<int64_t>(WIDTH, columns - start));
@@ -46,25 +47,27 @@ void pull(const Program &program, int64_t row, int64_t rows, int64_t column, int
             for (int c = 0; c < program.nodes[number].dimensions; ++c)
                 gradients.push_back(program.nodes[number].gradient + c * program.n);
     // One part per thread, added up in their order: the same bits every time.
-    std::vector<std::vector<T>> parts(threads);
+    std::vector<std::vector<T>> parts(threads, std::vector<T>(size_t(coordinates) * columns));
     std::vector<std::vector<double>> scalars(threads, std::vector<double>(program.node_count));
+    std::vector<std::vector<double>> owns(threads, std::vector<double>(coordinates));
+    std::vector<Row<T>> works(threads, Row<T>(program));
 #pragma omp parallel num_threads(threads)
     {
         int64_t first, last;
         own_share(rows, first, last);
-        Row<T> work(program);
-        std::vector<T> others(size_t(coordinates) * columns);
-        std::vector<double> own(coordinates);
+        const int number = omp_get_thread_num();
+        Row<T> &work = works[number];
+        std::vector<T> &others = parts[number];
+        std::vector<double> &own = owns[number];
         for (int64_t start = 0; start < columns; start += WIDTH) {
             const int count = int(std::min<int64_t>(WIDTH, columns - start));
             for (int64_t i = first; i < last; ++i) {
                 std::fill(own.begin(), own.end(), 0.0);
                 work.pull(row + i, column + start, count, weight + i * stride + start, own.data(),
-                          others.data() + start, columns, scalars[omp_get_thread_num()].data());
+                          others.data() + start, columns, scalars[number].data());
                 for (int c = 0; c < coordinates; ++c) gradients[c][row + i] += own[c];
             }
         }
-        parts[omp_get_thread_num()] = std::move(others);
         // On the diagonal the columns are rows of other threads.
 #pragma omp barrier
         own_share(columns, first, last);
@@ -84,23 +87,23 @@ void pull(const Program &program, int64_t row, int64_t rows, int64_t column, int
 
 extern "C" {
 
-void value_float(const Program *program, int64_t row, int64_t rows, int64_t column, int64_t columns, float *out,
-                 int64_t stride, int threads) {
-    value(*program, row, rows, column, columns, out, stride, threads);
+int value_float(const Program *program, int64_t row, int64_t rows, int64_t column, int64_t columns, float *out,
+                int64_t stride, int threads) {
+    return guarded([&] { value(*program, row, rows, column, columns, out, stride, threads); });
 }
 
-void value_double(const Program *program, int64_t row, int64_t rows, int64_t column, int64_t columns, double *out,
+int value_double(const Program *program, int64_t row, int64_t rows, int64_t column, int64_t columns, double *out,
                   int64_t stride, int threads) {
-    value(*program, row, rows, column, columns, out, stride, threads);
+    return guarded([&] { value(*program, row, rows, column, columns, out, stride, threads); });
 }
 
-void pull_float(const Program *program, int64_t row, int64_t rows, int64_t column, int64_t columns,
+int pull_float(const Program *program, int64_t row, int64_t rows, int64_t column, int64_t columns,
                 const float *weight, int64_t stride, int threads) {
-    pull(*program, row, rows, column, columns, weight, stride, threads);
+    return guarded([&] { pull(*program, row, rows, column, columns, weight, stride, threads); });
 }
 
-void pull_double(const Program *program, int64_t row, int64_t rows, int64_t column, int64_t columns,
+int pull_double(const Program *program, int64_t row, int64_t rows, int64_t column, int64_t columns,
                  const double *weight, int64_t stride, int threads) {
-    pull(*program, row, rows, column, columns, weight, stride, threads);
+    return guarded([&] { pull(*program, row, rows, column, columns, weight, stride, threads); });
 }
 }

@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "border.h"
 #include "program.h"
 #include "registers.h"
 #include "threads.h"
@@ -15,8 +16,8 @@
 namespace {
 
 constexpr int ROWS = 4;
-// Columns at once: their sums, and those of the squares, stay in registers.
-constexpr int COLUMNS = registers::COUNT >= 32 ? 4 : 2;
+// Columns: their sums, and those of the squares, stay in registers.
+constexpr int AT_ONCE = registers::COUNT >= 32 ? 4 : 2;
 constexpr int LANES = registers::BYTES / sizeof(double);
 constexpr int STRETCH = 8 * WIDTH;  // of a matrix that is there: four rows of it stay in the level-1 cache
 constexpr int AHEAD = 1024;  // bytes
@@ -35,13 +36,11 @@ struct Columns {
 
 // sums[c] += LANES entries times column c, squares += entries^2, for ROWS_NOW rows.
 template <typename T, int ROWS_NOW, int COUNT, bool SQUARES>
-inline void add_lanes(const T *matrix, int64_t stride, const double *columns, int64_t n, Vector (&sums)[ROWS][COLUMNS],
+inline void add_lanes(const T *matrix, int64_t stride, const double *columns, int64_t n, Vector (&sums)[ROWS][AT_ONCE],
                       Vector (&squares)[ROWS]) {
-    Vector others[COLUMNS];
+    Vector others[AT_ONCE];
     for (int c = 0; c < COUNT; ++c) others[c] = *reinterpret_cast<const Vector *>(columns + c * n);
     for (int r = 0; r < ROWS_NOW; ++r) {
-        // The hardware does not foresee enough of four rows at a time: 256 MB take 17 ms with, 20 without (n = 8000).
-        __builtin_prefetch(matrix + r * stride + AHEAD / sizeof(T));
         using Narrow = typename Entries<T>::type;
         const Vector entries = __builtin_convertvector(*reinterpret_cast<const Narrow *>(matrix + r * stride), Vector);
         if constexpr (SQUARES) squares[r] += entries * entries;
@@ -53,17 +52,20 @@ inline void add_lanes(const T *matrix, int64_t stride, const double *columns, in
 template <typename T, int ROWS_NOW, int COUNT, bool SQUARES>
 void add_stretch(const T *matrix, int64_t stride, int depth, const double *columns, int64_t n, Vector *total,
                  int width, int first) {
-    Vector sums[ROWS][COLUMNS], squares[ROWS];
+    Vector sums[ROWS][AT_ONCE], squares[ROWS];
     for (int r = 0; r < ROWS_NOW; ++r) {
         squares[r] = total[r * width];
         for (int c = 0; c < COUNT; ++c) sums[r][c] = total[r * width + 1 + first + c];
     }
     int j = 0;
-    for (; j + LANES <= depth; j += LANES)
+    for (; j + LANES <= depth; j += LANES) {
+        // The hardware does not foresee enough of four rows at a time: 256 MB take 17 ms with, 20 without (n = 8000).
+        for (int r = 0; r < ROWS_NOW; ++r) __builtin_prefetch(matrix + r * stride + j + AHEAD / sizeof(T));
         add_lanes<T, ROWS_NOW, COUNT, SQUARES>(matrix + j, stride, columns + j, n, sums, squares);
+    }
     if (j < depth) {  // filled up with zeros
         T entries[ROWS * LANES] = {};
-        double others[COLUMNS * LANES] = {};
+        double others[AT_ONCE * LANES] = {};
         for (int r = 0; r < ROWS_NOW; ++r)
             std::copy(matrix + r * stride + j, matrix + r * stride + depth, entries + r * LANES);
         for (int c = 0; c < COUNT; ++c) std::copy(columns + c * n + j, columns + c * n + depth, others + c * LANES);
@@ -89,7 +91,7 @@ template <typename T, int ROWS_NOW>
 void add_all(const T *matrix, int64_t stride, int64_t start, int depth, const Columns &columns, Vector *total) {
     int first = 0;
     do {
-        const int count = std::min(COLUMNS, columns.count - first);
+        const int count = std::min(AT_ONCE, columns.count - first);
         const double *numbers = columns.numbers + first * columns.n + start;
         const auto add = [&](auto function) {
             function(matrix, stride, depth, numbers, columns.n, total, 1 + columns.count, first);
@@ -97,11 +99,11 @@ void add_all(const T *matrix, int64_t stride, int64_t start, int depth, const Co
         if (count == 0) add(add_columns<T, ROWS_NOW, 0>);
         if (count == 1) add(add_columns<T, ROWS_NOW, 1>);
         if (count == 2) add(add_columns<T, ROWS_NOW, 2>);
-        if constexpr (COLUMNS > 2) {
+        if constexpr (AT_ONCE > 2) {
             if (count == 3) add(add_columns<T, ROWS_NOW, 3>);
             if (count == 4) add(add_columns<T, ROWS_NOW, 4>);
         }
-        first += COLUMNS;
+        first += AT_ONCE;
     } while (first < columns.count);
 }
 
@@ -140,12 +142,17 @@ inline double sum(const Vector &vector) {
     return total;
 }
 
-// Rows first ... last - 1 of out (rows of k) and squares.
+// For every thread, the sums of a few rows.
+std::vector<std::vector<double>> sums_of_threads(int threads, const Columns &columns) {
+    return {size_t(threads), std::vector<double>(size_t(ROWS) * (1 + columns.count) * LANES)};
+}
+
+// Rows first ... last - 1 of out (rows of k) and squares. `lanes` has room for the sums of a few.
 template <typename T, typename Source>
-void multiply_wide(Source &source, int64_t first, int64_t last, const Columns &columns, double *out, double *squares) {
+void multiply_wide(Source &source, int64_t first, int64_t last, const Columns &columns, std::vector<double> &lanes,
+                   double *out, double *squares) {
     static_assert(Source::DEPTH % LANES == 0, "only the last stretch is filled up");
     const int width = 1 + columns.count;
-    std::vector<double> lanes(size_t(ROWS) * width * LANES);
     Vector *total = reinterpret_cast<Vector *>(lanes.data());
     for (int64_t i = first; i < last; i += ROWS) {
         const int rows = int(std::min<int64_t>(ROWS, last - i));
@@ -171,24 +178,27 @@ void multiply_wide(Source &source, int64_t first, int64_t last, const Columns &c
 template <typename T>
 void multiply_wide_dense(const T *matrix, int64_t rows, int64_t stride, const Columns &columns, double *out,
                          double *squares, int threads) {
+    auto sums = sums_of_threads(threads, columns);
 #pragma omp parallel num_threads(threads)
     {
         int64_t first, last;
         own_share(rows, first, last);
         Dense<T> source{matrix, stride};
-        multiply_wide<T>(source, first, last, columns, out, squares);
+        multiply_wide<T>(source, first, last, columns, sums[omp_get_thread_num()], out, squares);
     }
 }
 
 template <typename T>
 void multiply_wide_made(const Program &program, int64_t start, int64_t stop, const Columns &columns, double *out,
                         double *squares, int threads) {
+    auto sums = sums_of_threads(threads, columns);
+    std::vector<Made<T>> sources(threads, Made<T>(program));
 #pragma omp parallel num_threads(threads)
     {
         int64_t first, last;
         own_share(stop - start, first, last);
-        Made<T> source(program);
-        multiply_wide<T>(source, start + first, start + last, columns, out, squares);
+        const int thread = omp_get_thread_num();
+        multiply_wide<T>(sources[thread], start + first, start + last, columns, sums[thread], out, squares);
     }
 }
 
@@ -196,23 +206,27 @@ void multiply_wide_made(const Program &program, int64_t start, int64_t stop, con
 
 extern "C" {
 
-void multiply_wide_dense_float(const float *matrix, int64_t rows, int64_t n, int64_t stride, const double *vectors,
+int multiply_wide_dense_float(const float *matrix, int64_t rows, int64_t n, int64_t stride, const double *vectors,
+                              int k, double *out, double *squares, int threads) {
+    const Columns columns{vectors, n, k};
+    return guarded([&] { multiply_wide_dense(matrix, rows, stride, columns, out, squares, threads); });
+}
+
+int multiply_wide_dense_double(const double *matrix, int64_t rows, int64_t n, int64_t stride, const double *vectors,
                                int k, double *out, double *squares, int threads) {
-    multiply_wide_dense(matrix, rows, stride, Columns{vectors, n, k}, out, squares, threads);
+    const Columns columns{vectors, n, k};
+    return guarded([&] { multiply_wide_dense(matrix, rows, stride, columns, out, squares, threads); });
 }
 
-void multiply_wide_dense_double(const double *matrix, int64_t rows, int64_t n, int64_t stride, const double *vectors,
-                                int k, double *out, double *squares, int threads) {
-    multiply_wide_dense(matrix, rows, stride, Columns{vectors, n, k}, out, squares, threads);
+int multiply_wide_made_float(const Program *program, int64_t start, int64_t stop, const double *vectors, int k,
+                             double *out, double *squares, int threads) {
+    const Columns columns{vectors, program->n, k};
+    return guarded([&] { multiply_wide_made<float>(*program, start, stop, columns, out, squares, threads); });
 }
 
-void multiply_wide_made_float(const Program *program, int64_t start, int64_t stop, const double *vectors, int k,
+int multiply_wide_made_double(const Program *program, int64_t start, int64_t stop, const double *vectors, int k,
                               double *out, double *squares, int threads) {
-    multiply_wide_made<float>(*program, start, stop, Columns{vectors, program->n, k}, out, squares, threads);
-}
-
-void multiply_wide_made_double(const Program *program, int64_t start, int64_t stop, const double *vectors, int k,
-                               double *out, double *squares, int threads) {
-    multiply_wide_made<double>(*program, start, stop, Columns{vectors, program->n, k}, out, squares, threads);
+    const Columns columns{vectors, program->n, k};
+    return guarded([&] { multiply_wide_made<double>(*program, start, stop, columns, out, squares, threads); });
 }
 }
