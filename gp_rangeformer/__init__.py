@@ -1,5 +1,8 @@
 """Certified fast solves and log determinants for GPyTorch, behind one flag."""
 
+from gp_rangeformer import quiet_import  # noqa: F401  before whatever else imports GPyTorch
+
+# isort: split
 from gp_rangeformer import backend, settings
 from gp_rangeformer.backend import IncompatibleHostError, clear_memory, memory_bytes
 from gp_rangeformer.free_memory import InsufficientMemoryError

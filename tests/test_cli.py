@@ -1,6 +1,7 @@
 """The command line: what it prints and writes, and how it refuses."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -219,6 +220,19 @@ def test_the_version_is_the_package_s():
     result = invoke("--version")
     assert result.exit_code == 0
     assert result.stdout.strip() == f"gp-rangeformer {gp_rangeformer.__version__}"
+
+
+def test_what_pykeops_prints_when_imported_is_not_in_the_output(tmp_path):
+    """GPyTorch imports pykeops if it can, and pykeops prints where there is no GPU."""
+    (tmp_path / "pykeops").mkdir()
+    (tmp_path / "pykeops" / "__init__.py").write_text("print('[KeOps] Warning')\n")
+    (tmp_path / "pykeops" / "torch.py").write_text("class LazyTensor: ...\n")
+    program = "from gp_rangeformer.cli import app; app(['--version'])"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, env=environment)
+    assert run.returncode == 0, run.stderr
+    assert "[KeOps] Warning" in run.stderr
+    assert run.stdout == f"gp-rangeformer {gp_rangeformer.__version__}\n"
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["compare", "--help"]])

@@ -195,8 +195,8 @@ def test_a_report_cannot_be_changed() -> None:
 
 
 VERBOSE = """
-from tests.backend.market import added_diagonal, build, exact_path
 from gp_rangeformer import settings
+from tests.backend.market import added_diagonal, build, exact_path
 with exact_path(), settings.verbose():
     build().loss()
 with exact_path():

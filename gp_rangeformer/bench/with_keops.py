@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
+import sys
+from collections.abc import Iterator
 from typing import Any
 
 import gpytorch
@@ -19,7 +22,8 @@ NAME = "keops"
 def keops_contender(problem: Problem) -> ModelContender:
     """The model of the problem with its kernel's KeOps twin, under the settings of the contender ``cg``.
 
-    KeOps compiles its formulas at the first call on a machine (15 s on one core) and keeps them on disk.
+    KeOps compiles its formulas at the first call on a machine (15 s on one core) and keeps them on disk. What it prints
+    about that goes to stderr, out of the tables' way.
 
     :raises UnavailableError: pykeops is not installed, or GPyTorch has no KeOps kernel for this one.
     """
@@ -34,8 +38,14 @@ def keops_contender(problem: Problem) -> ModelContender:
         problem.data,
         problem.kernel,
         change=_with_keops_kernel,
-        further=lambda: gpytorch.settings.max_cholesky_size(largest),
+        further=lambda: _conditions(largest),
     )
+
+
+@contextlib.contextmanager
+def _conditions(max_cholesky_size: int) -> Iterator[None]:
+    with gpytorch.settings.max_cholesky_size(max_cholesky_size), contextlib.redirect_stdout(sys.stderr):
+        yield
 
 
 def _with_keops_kernel(model: Regression) -> None:

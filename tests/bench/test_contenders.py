@@ -136,6 +136,23 @@ def test_keops_is_used_for_the_whole_matrix_and_not_for_single_rows(monkeypatch:
     assert all(1 < size < N for size in sizes)
 
 
+def test_what_keops_prints_is_kept_out_of_the_tables(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def printing(self: Any, *arguments: Any, **options: Any) -> Any:
+        print("[KeOps] Generating code")
+        return original(self, *arguments, **options)
+
+    original = keops_kernels.MaternKernel.forward
+    monkeypatch.setattr(keops_kernels.MaternKernel, "forward", printing)
+    monkeypatch.setattr(with_keops.importlib.util, "find_spec", lambda name: object())
+    problem = problem_of("matern32")
+    keops_contender(problem).evaluate(state_of(problem))
+    written = capsys.readouterr()
+    assert "[KeOps] Generating code" in written.err
+    assert written.out == ""
+
+
 def test_a_kernel_without_a_keops_twin_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(with_keops.importlib.util, "find_spec", lambda name: object())
     with pytest.raises(UnavailableError, match="RQKernel"):
