@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import mmap
+import os
 import platform
 import subprocess
 import sys
@@ -77,11 +78,10 @@ def test_two_matrices_at_a_time_have_memory_of_their_own() -> None:
     assert bool((first == 1).all())
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another malloc keeps what it likes")
-def test_thin_temporaries_fault_no_pages_once_a_matrix_was_asked_for() -> None:
-    """Eight blocks of 4 MiB at a time: more than malloc keeps by itself, unless something else has come to lie behind
-    them, as happens once in a dozen times. In a process of its own: any large block that was freed before counts."""
-    script = """
+# Page faults of a round of eight blocks of 4 MiB at a time, more than malloc keeps by itself unless something else has
+# come to lie behind them. The fewest of several rounds: the first one grows the heap, and a kernel that moves pages
+# between memories of one machine counts what it moves.
+FAULTS = """
 import resource, torch
 from gp_rangeformer.workspace import empty_matrix
 
@@ -92,12 +92,26 @@ def faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
 empty_matrix(1000, 1000, torch.float32, torch.device("cpu"))
-faults()
-print(faults())
+print(min(faults() for _ in range(5)))
 """
-    found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
-    pages = 3 * 8 * 4 * 1024**2 // mmap.PAGESIZE
-    assert int(found) < 0.05 * pages
+PAGES = 3 * 8 * 4 * 1024**2 // mmap.PAGESIZE
+
+
+def fewest_faults(**malloc: str) -> int:
+    """In a process of its own, its malloc set as ``malloc`` says: any large block that was freed before counts."""
+    others = ("MALLOC_", "GLIBC_TUNABLES", "LD_PRELOAD")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(others)}
+    environment |= {"OMP_NUM_THREADS": "1"} | malloc
+    command = [sys.executable, "-c", FAULTS]
+    return int(subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another malloc keeps what it likes")
+def test_thin_temporaries_fault_no_pages_once_a_matrix_was_asked_for() -> None:
+    # Told to keep nothing, malloc must be seen to fault every page: not so with huge pages, or where torch has another.
+    if fewest_faults(MALLOC_MMAP_THRESHOLD_=str(2**17)) < 0.5 * PAGES:
+        pytest.skip("nothing is to be seen of malloc's memory in page faults here")
+    assert fewest_faults() < 0.05 * PAGES
 
 
 def test_another_size_or_precision_gets_other_memory() -> None:
