@@ -10,6 +10,7 @@ import shlex
 import sys
 import warnings
 from collections.abc import Iterator
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
@@ -21,6 +22,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 
 from gp_rangeformer.bench.command import bench_app
+from gp_rangeformer.outputs import Outputs
 
 if TYPE_CHECKING:
     from gp_rangeformer.compare import Comparison
@@ -127,7 +129,8 @@ def compare(
         for each in loaded:
             check_kernel(kernel, each)
     options = Options(kernel, steps, lr, audit, timing_steps, device, seed, reference_check)
-    record = Record(_command_line(context), context.params, device, json)
+    outputs = Outputs()
+    record = Record(_command_line(context), context.params, device, json, outputs.write_json)
     console = _console()
     for each in loaded:
         specs = parse_solvers(solvers, dtype or default_dtype(each, kernel), timing_only, min_size)
@@ -136,16 +139,16 @@ def compare(
         for grid in tables(comparison):
             console.print(grid.to_rich())
         if plots is not None:
-            _write_figures(comparison, plots)
+            outputs.write(plots, partial(_write_figures, comparison, plots))
         if comparison.interrupted:
             break
     if markdown is not None:
-        record.write_markdown(markdown)
-    for path in (json, plots, markdown):
-        if path is not None:
-            console.print(f"written: {path}", markup=False, soft_wrap=True)
+        outputs.write(markdown, partial(record.write_markdown, markdown))
+    _say_written(outputs)
     if record.interrupted:
         console.print("Interrupted; what was done until then is above.", style="yellow")
+    outputs.finish()
+    if record.interrupted:
         raise typer.Exit(_INTERRUPTED)
 
 
@@ -209,9 +212,11 @@ def fit(
         console.print(f"steps that fell back: {result.fallbacks}; left to GPyTorch: {sum(result.declined.values())}")
     if fitted.report is not None:
         console.print(fitted.report.summary(), markup=False)
+    outputs = Outputs()
     if predictions is not None:
-        fitted.write_predictions(predictions)
-        console.print(f"written: {predictions}", markup=False, soft_wrap=True)
+        outputs.write(predictions, partial(fitted.write_predictions, predictions))
+    _say_written(outputs)
+    outputs.finish()
 
 
 @app.command()
@@ -360,6 +365,11 @@ def _console(stderr: bool = False) -> Console:
     """A console that keeps 120 columns where there is no terminal to measure."""
     stream = sys.stderr if stderr else sys.stdout
     return Console(stderr=stderr, width=None if stream.isatty() else _WIDTH_IN_FILES, highlight=False)
+
+
+def _say_written(outputs: Outputs) -> None:
+    for path in outputs.written:
+        _console().print(f"written: {path}", markup=False, soft_wrap=True)
 
 
 class _Bars:

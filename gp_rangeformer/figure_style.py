@@ -5,12 +5,16 @@ Colours are Okabe and Ito's, told apart by colour-blind readers, and a solver ke
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Literal
 
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+
+from gp_rangeformer.atomic import write_bytes
 
 SOLVER_COLOURS = {
     "reference": "#000000",
@@ -31,6 +35,16 @@ def new_figure(width: float, height: float) -> Figure:
     figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
     return figure
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a 150 dpi PNG, atomically. The folder is made if it is not there.
+
+    :raises WriteError: as :func:`gp_rangeformer.atomic.write_bytes`.
+    """
+    content = io.BytesIO()
+    figure.savefig(content, format="png", dpi=DPI)
+    write_bytes(path, content.getvalue())
 
 
 def colour_of(name: str, names: Sequence[str], own: Mapping[str, str] = SOLVER_COLOURS) -> str:

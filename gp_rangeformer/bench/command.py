@@ -6,10 +6,13 @@ torch, gpytorch and matplotlib are imported inside the commands, so that ``--hel
 from __future__ import annotations
 
 import json as json_format
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from gp_rangeformer.outputs import Outputs
 
 bench_app = typer.Typer(invoke_without_command=True)
 
@@ -67,7 +70,7 @@ def peers(
     plan = Plan(dataset, kernel, solvers, steps, seed, dtype, device)
     if audit_largest is None:
         audit_largest = _AUDIT_LARGEST[device.partition(":")[0]]
-    console = Console(width=140, highlight=False)
+    console, outputs = Console(width=140, highlight=False), Outputs()
     try:
         with console.status("starting") as status:
             measured = run(
@@ -76,6 +79,7 @@ def peers(
                 patience=patience,
                 audit_largest=audit_largest,
                 path=json,
+                write=outputs.write_json,
                 data_dir=data_dir,
                 observer=status.update,
                 show=lambda size: console.print(size_table(size, plan).to_rich()),
@@ -86,11 +90,13 @@ def peers(
     console.print(growth.to_rich())
     if markdown is not None:
         grids = [*(size_table(size, plan) for size in measured), growth]
-        write_text(markdown, "\n\n".join(grid.to_markdown() for grid in grids) + "\n")
+        text = "\n\n".join(grid.to_markdown() for grid in grids) + "\n"
+        outputs.write(markdown, partial(write_text, markdown, text))
     if figures is not None:
         from gp_rangeformer.bench.peer_figures import write_peer_figures
 
-        write_peer_figures(measured, plan, figures)
+        outputs.write(figures, partial(write_peer_figures, measured, plan, figures))
+    outputs.finish()
 
 
 def _check_dtype(dtype: str) -> None:
@@ -132,7 +138,7 @@ def learning(
     from gp_rangeformer import datasets
     from gp_rangeformer.bench.learning import Cell, grids, measure_cell
     from gp_rangeformer.compare import machine
-    from gp_rangeformer.compare.result import write_json, write_text
+    from gp_rangeformer.compare.result import write_text
 
     try:
         wanted = [
@@ -144,14 +150,14 @@ def learning(
     except ValueError:
         raise typer.BadParameter("--sizes and --seeds are whole numbers separated by commas") from None
     cells: list[Cell] = []
-    if json is not None and json.exists():
+    if json is not None and json.is_file():
         try:
             cells = [Cell.from_json(cell) for cell in json_format.loads(json.read_text())["cells"]]
-        except (ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise typer.BadParameter(
                 f"{json} is not a result of this command ({error}): choose another --json"
             ) from None
-    console = Console(width=140, highlight=False)
+    console, outputs = Console(width=140, highlight=False), Outputs()
     # What the file holds besides, of other steps or an earlier version's contenders, stays in it.
     chosen = [cell for cell in cells if cell.steps == steps and cell.complete]
     for n, name, seed in wanted:
@@ -167,12 +173,14 @@ def learning(
         summary = cell.outcomes[0].summary()
         console.print(f"{name} n={n} seed={seed}: {summary['seconds']:.3f} s a step", markup=False)
         if json is not None:
-            write_json(json, {"machine": machine.describe(device), "cells": [each.to_json() for each in cells]})
+            outputs.write_json(json, {"machine": machine.describe(device), "cells": [each.to_json() for each in cells]})
     tables = grids([cell for cell in chosen if (cell.n, cell.data, cell.seed) in wanted], machine.one_line(device))
     for grid in tables:
         console.print(grid.to_rich())
     if markdown is not None:
-        write_text(markdown, "\n\n".join(grid.to_markdown() for grid in tables) + "\n")
+        text = "\n\n".join(grid.to_markdown() for grid in tables) + "\n"
+        outputs.write(markdown, partial(write_text, markdown, text))
+    outputs.finish()
 
 
 @bench_app.command()
@@ -189,14 +197,14 @@ def products(
     from gp_rangeformer.bench.peer_run import PlanError, parse_sizes
     from gp_rangeformer.bench.products import measure_products, products_grid, to_json
     from gp_rangeformer.compare import machine
-    from gp_rangeformer.compare.result import write_json, write_text
+    from gp_rangeformer.compare.result import write_text
 
     _check_device(device)
     try:
         wanted = parse_sizes(sizes)
     except PlanError as error:
         raise typer.BadParameter(str(error)) from None
-    console = Console(width=140, highlight=False)
+    console, outputs = Console(width=140, highlight=False), Outputs()
     measured = {n: measure_products(n, dimensions=dimensions, device=device) for n in wanted}
     where = f"{dimensions} dimensions; {machine.one_line(device)}"
     tables = [products_grid(n, found, where) for n, found in measured.items()]
@@ -204,9 +212,11 @@ def products(
         console.print(grid.to_rich())
     if json is not None:
         cells = [to_json(n, found) for n, found in measured.items()]
-        write_json(json, {"machine": machine.describe(device), "sizes": cells})
+        outputs.write_json(json, {"machine": machine.describe(device), "sizes": cells})
     if markdown is not None:
-        write_text(markdown, "\n\n".join(grid.to_markdown() for grid in tables) + "\n")
+        text = "\n\n".join(grid.to_markdown() for grid in tables) + "\n"
+        outputs.write(markdown, partial(write_text, markdown, text))
+    outputs.finish()
 
 
 @bench_app.command()
@@ -234,7 +244,7 @@ def stages(
     from gp_rangeformer.bench.peer_run import PlanError, parse_sizes
     from gp_rangeformer.bench.stages import measure_stages, stages_grid
     from gp_rangeformer.compare import machine
-    from gp_rangeformer.compare.result import write_json, write_text
+    from gp_rangeformer.compare.result import write_text
     from gp_rangeformer.models import KernelError, check_kernel, default_kernel
 
     _check_dtype(dtype)
@@ -250,7 +260,9 @@ def stages(
         raise typer.BadParameter(str(error)) from None
     grid = stages_grid(found, f"{dataset}, {dtype}, seed {seed}, {steps} Adam steps; {machine.one_line(device)}")
     Console(width=140, highlight=False).print(grid.to_rich())
+    outputs = Outputs()
     if json is not None:
-        write_json(json, {"machine": machine.describe(device), "sizes": [asdict(size) for size in found]})
+        outputs.write_json(json, {"machine": machine.describe(device), "sizes": [asdict(size) for size in found]})
     if markdown is not None:
-        write_text(markdown, grid.to_markdown() + "\n")
+        outputs.write(markdown, partial(write_text, markdown, grid.to_markdown() + "\n"))
+    outputs.finish()

@@ -16,7 +16,7 @@ from gp_rangeformer.bench.growth import exponent
 from gp_rangeformer.bench.peer_run import Plan
 from gp_rangeformer.bench.peer_tables import matrix_mib, relative_seconds, series
 from gp_rangeformer.bench.peers import Row, Size
-from gp_rangeformer.figure_style import DPI, SOLVER_COLOURS, colour_of, dress, new_figure
+from gp_rangeformer.figure_style import SOLVER_COLOURS, colour_of, dress, new_figure, save_figure
 
 _COLOURS = {**SOLVER_COLOURS, "gpflash": "#7F5539", "keops": "#56B4E9", FLOOR: "#222222", HOST_FLOOR: "#8A8A8A"}
 _GAP = 0.052  # between labels, as a share of the axes' height
@@ -26,11 +26,10 @@ _Lines = Mapping[str, Mapping[int, float]]
 
 def write_peer_figures(sizes: Sequence[Size], plan: Plan, folder: Path) -> list[Path]:
     """The three figures as 150 dpi PNG named after the data set. Returns the files written; O(1) memory a figure."""
-    folder.mkdir(parents=True, exist_ok=True)
     written = []
     for name, draw in FIGURES.items():
         path = folder / f"{plan.dataset}-bench-{name}.png"
-        draw(sizes, plan).savefig(path, dpi=DPI)
+        save_figure(draw(sizes, plan), path)
         written.append(path)
     return written
 

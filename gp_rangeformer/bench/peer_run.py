@@ -59,13 +59,13 @@ def read_sizes(path: Path, plan: Plan) -> list[Size]:
 
     :raises PlanError: the file is damaged, or holds another plan.
     """
-    if not path.exists():
+    if not path.is_file():
         return []
     try:
         content = json.loads(path.read_text())
         found = Plan(**content["plan"])
         sizes = [Size.from_json(size) for size in content["sizes"]]
-    except (ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise PlanError(f"{path} is not a result of this command ({error}): choose another --json") from None
     if found != plan:
         ours, theirs = asdict(plan), asdict(found)
@@ -81,6 +81,7 @@ def run(
     patience: float,
     audit_largest: int,
     path: Path | None = None,
+    write: Callable[[Path, dict[str, object]], object] = write_json,
     data_dir: Path | None = None,
     observer: Observer = lambda text: None,
     show: Callable[[Size], None] = lambda size: None,
@@ -88,6 +89,7 @@ def run(
     """Measure ``sizes``, those that ``path`` has not yet, and write the file after each.
 
     :param audit_largest: largest n with exact float64 values and gradients.
+    :param write: writes the file.
     :param show: called with every size when it is known.
     :raises PlanError, DatasetError, KernelError, SolverError: before anything is measured.
     """
@@ -115,6 +117,6 @@ def run(
             known.append(measured)
             if path is not None:
                 content = [size.to_json() for size in sorted(known, key=lambda size: size.n)]
-                write_json(path, {"format": FORMAT, "plan": asdict(plan), "machine": described, "sizes": content})
+                write(path, {"format": FORMAT, "plan": asdict(plan), "machine": described, "sizes": content})
         show(next(size for size in known if size.n == n))
     return sorted((size for size in known if size.n in sizes), key=lambda size: size.n)

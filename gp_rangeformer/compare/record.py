@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,12 +20,14 @@ class Record:
     :param command: the command line, as the user could repeat it.
     :param arguments: every option with its value, defaults too.
     :param path: the JSON file; None writes nothing.
+    :param write: writes it.
     """
 
     command: str
     arguments: Mapping[str, object]
     device: str = "cpu"
     path: Path | None = None
+    write: Callable[[Path, dict[str, object]], object] = write_json
     comparisons: list[Comparison] = field(default_factory=list)
     started: str = field(
         default_factory=lambda: datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
@@ -40,7 +42,7 @@ class Record:
         if not any(other is comparison for other in self.comparisons):
             self.comparisons.append(comparison)
         if self.path is not None:
-            write_json(self.path, self.to_json())
+            self.write(self.path, self.to_json())
 
     def to_json(self) -> dict[str, object]:
         return {

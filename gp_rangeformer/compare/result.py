@@ -250,7 +250,10 @@ def write_json(path: Path, content: dict[str, object]) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """As :func:`write_json`, for any text. The folder is made if it is not there."""
+    """As :func:`write_json`, for any text. The folder is made if it is not there.
+
+    :raises WriteError: as :func:`gp_rangeformer.atomic.write_bytes`.
+    """
     write_bytes(path, text.encode())
 
 

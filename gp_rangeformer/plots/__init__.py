@@ -8,7 +8,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from gp_rangeformer.compare.result import Comparison
-from gp_rangeformer.figure_style import DPI
+from gp_rangeformer.figure_style import save_figure
 from gp_rangeformer.plots.costs import cost
 from gp_rangeformer.plots.prediction import predictions
 from gp_rangeformer.plots.training import certificates, hyperparameters, likelihood
@@ -26,13 +26,14 @@ def write_figures(comparison: Comparison, folder: Path) -> list[Path]:
     """Every figure that the data allow, as 150 dpi PNG named after the data set. Returns the files written.
 
     A comparison that was interrupted gives the figures of what there is.
+
+    :raises WriteError: as :func:`gp_rangeformer.atomic.write_bytes`.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     written = []
     for name, draw in FIGURES.items():
         figure = draw(comparison)
         if figure is not None:
             path = folder / f"{Path(comparison.dataset.name).stem}-{name}.png"
-            figure.savefig(path, dpi=DPI)
+            save_figure(figure, path)
             written.append(path)
     return written
