@@ -1,115 +1,99 @@
 """Autograd functions: the gradient of log determinants, quadratic forms and solves, from solves that are already done.
 
-K enters as a plain tensor, so the kernel's own backward runs once, with the n x n weight dL/dK; or as a fused kernel,
-which contracts the weight's thin factors itself. Second derivatives (``create_graph=True``) are the exact ones: they
-cost an inverse, and are rarely asked for.
+K enters as a plain tensor or, where it is not held, as a fused kernel. A weight dL/dK of low rank goes back to K in
+factors (:mod:`~gp_rangeformer.kernels.unformed_weight`), whatever stands between K and the kernel that made it. What a
+backward pass needs is saved by autograd, which frees it with the graph. Second derivatives (``create_graph=True``) and
+batches of gradients (``is_grads_batched``) are the exact ones: they cost an inverse, and are rarely asked for.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 
 import torch
 from torch import Tensor
 
-from gp_rangeformer.kernels.fused import FusedKernel
-from gp_rangeformer.solvers.base import Evaluation
-from gp_rangeformer.solvers.gradient_weight import thin_diagonal
+from gp_rangeformer.kernels.contract import ThinWeight
+from gp_rangeformer.kernels.fused import FusedKernel, takes_unformed_weights
+from gp_rangeformer.kernels.unformed_weight import UnformedWeight
+from gp_rangeformer.solvers.base import Evaluation, Weight
+from gp_rangeformer.torch_modes import batched, no_autocast
 
 
 class InvQuadLogDet(torch.autograd.Function):
     """(rhs_j' A^-1 rhs_j for every column j, log|A|) of A = K + D.
 
-    ``apply(kernel n x n, noise n, rhs n x m, evaluate)`` -> (m, scalar), where ``evaluate()`` returns an
-    :class:`~gp_rangeformer.solvers.base.Evaluation`. Backward: one n x n weight, 2 n^2 (m + probes) flops.
+    ``apply(kernel n x n, noise n, rhs n x m, evaluation)`` -> (m, scalar), with the
+    :class:`~gp_rangeformer.solvers.base.Evaluation` of this very system. Backward: the weight's factors, O(n (m +
+    probes)), where a fused kernel made K and nothing changed it since; else one n x n weight.
     """
 
     @staticmethod
-    def forward(ctx, kernel: Tensor, noise: Tensor, rhs: Tensor, evaluate: Callable[[], Evaluation]):
-        evaluation = evaluate()
-        ctx.evaluation = evaluation
-        ctx.save_for_backward(kernel, noise, rhs)
+    def forward(ctx, kernel: Tensor, noise: Tensor, rhs: Tensor, evaluation: Evaluation):
+        ctx.weight = type(evaluation.weight)
+        ctx.save_for_backward(kernel, noise, rhs, *_parts(evaluation.weight))
         return _outputs(evaluation, rhs)
 
     @staticmethod
     def backward(ctx, g_inv_quad: Tensor, g_logdet: Tensor):  # type: ignore[override]
-        # Grad mode is on during a backward pass with create_graph only. The evaluation's tensors carry no graph: its
-        # gradient would look constant, and a second derivative would be wrong without a word.
-        if torch.is_grad_enabled():
-            kernel, noise, rhs = ctx.saved_tensors
+        kernel, noise, rhs, *parts = ctx.saved_tensors
+        if _differentiated(g_inv_quad, g_logdet):
             return *_differentiable_gradient(kernel, noise, rhs, g_inv_quad, g_logdet), None
-        evaluation: Evaluation = ctx.evaluation
+        weight: Weight = ctx.weight(*parts)
         kernel_grad = noise_grad = rhs_grad = None
-        if ctx.needs_input_grad[0]:
-            kernel_grad = evaluation.kernel_gradient(g_inv_quad, g_logdet)
-        if ctx.needs_input_grad[1]:
-            noise_grad = (
-                kernel_grad.diagonal() if kernel_grad is not None else evaluation.noise_gradient(g_inv_quad, g_logdet)
-            )
-        if ctx.needs_input_grad[2]:
-            rhs_grad = 2 * g_inv_quad * evaluation.solution.value
+        with no_autocast():
+            thin = weight.thin(g_inv_quad, g_logdet)
+            if ctx.needs_input_grad[0]:
+                kernel_grad = weight.dense(g_inv_quad, g_logdet) if thin is None else _for_kernel(kernel, thin)
+            if ctx.needs_input_grad[1]:
+                if thin is not None:
+                    noise_grad = thin.own_diagonal()
+                else:
+                    dense = weight.dense(g_inv_quad, g_logdet) if kernel_grad is None else kernel_grad
+                    noise_grad = dense.diagonal().clone()
+            if ctx.needs_input_grad[2]:
+                rhs_grad = 2 * g_inv_quad * weight.solutions
         return kernel_grad, noise_grad, rhs_grad, None
 
 
 class FusedInvQuadLogDet(torch.autograd.Function):
-    """As :class:`InvQuadLogDet`, of a kernel matrix that a :class:`~gp_rangeformer.kernels.fused.FusedKernel` made.
+    """As :class:`InvQuadLogDet`, of a kernel matrix that is not held as one tensor.
 
-    ``apply(noise n, rhs n x m, evaluate, fused, *fused.arguments)`` -> (m, scalar). Backward: one evaluation of half of
-    K, 2 n^2 (m + probes) flops, and no n x n matrix where the evaluation has thin factors.
+    ``apply(noise n, rhs n x m, evaluation, fused, *fused.arguments)`` -> (m, scalar). Backward: one evaluation of half
+    of K, 2 n^2 (m + probes) flops, and no n x n matrix where the weight has thin factors.
     """
 
     @staticmethod
-    def forward(
-        ctx, noise: Tensor, rhs: Tensor, evaluate: Callable[[], Evaluation], fused: FusedKernel, *arguments: Tensor
-    ):
-        evaluation = evaluate()
-        ctx.evaluation, ctx.fused = evaluation, fused
-        ctx.save_for_backward(noise, rhs)
+    def forward(ctx, noise: Tensor, rhs: Tensor, evaluation: Evaluation, fused: FusedKernel, *arguments: Tensor):
+        ctx.weight, ctx.fused = type(evaluation.weight), fused
+        ctx.save_for_backward(noise, rhs, *_parts(evaluation.weight))
         return _outputs(evaluation, rhs)
 
     @staticmethod
     def backward(ctx, g_inv_quad: Tensor, g_logdet: Tensor):  # type: ignore[override]
-        noise, rhs = ctx.saved_tensors
+        noise, rhs, *parts = ctx.saved_tensors
         fused: FusedKernel = ctx.fused
-        if torch.is_grad_enabled():
-            kernel = fused.dense()
-            weight, noise_grad, rhs_grad = _differentiable_gradient(kernel, noise, rhs, g_inv_quad, g_logdet)
-            found = torch.autograd.grad(kernel, fused.arguments, weight, create_graph=True, allow_unused=True)
-            return noise_grad, rhs_grad, None, None, *found
-        evaluation: Evaluation = ctx.evaluation
-        found = [None] * len(fused.arguments)
+        if _differentiated(g_inv_quad, g_logdet):
+            with torch.enable_grad():
+                kernel = fused.dense()
+            kernel_grad, noise_grad, rhs_grad = _differentiable_gradient(kernel, noise, rhs, g_inv_quad, g_logdet)
+            return noise_grad, rhs_grad, None, None, *_through(kernel, fused, kernel_grad)
+        weight: Weight = ctx.weight(*parts)
+        found: Sequence[Tensor | None] = [None] * len(fused.arguments)
         noise_grad = None
-        if any(ctx.needs_input_grad[4:]):
-            if evaluation.thin_gradient is not None:
-                left, right, diagonal = evaluation.thin_gradient(g_inv_quad, g_logdet)
-                found = fused.contract(left, right, diagonal)
-                noise_grad = thin_diagonal(left, right, diagonal) if ctx.needs_input_grad[0] else None
-            else:
-                weight = evaluation.kernel_gradient(g_inv_quad, g_logdet)
-                noise_grad = weight.diagonal().clone()
-                found = fused.contract_dense(weight)
-        if ctx.needs_input_grad[0] and noise_grad is None:
-            noise_grad = evaluation.noise_gradient(g_inv_quad, g_logdet)
-        rhs_grad = 2 * g_inv_quad * evaluation.solution.value if ctx.needs_input_grad[1] else None
+        with no_autocast():
+            thin = weight.thin(g_inv_quad, g_logdet)
+            if thin is not None:
+                noise_grad = thin.own_diagonal() if ctx.needs_input_grad[0] else None
+                if any(ctx.needs_input_grad[4:]):
+                    found = fused.contract(thin.left, thin.right, thin.diagonal)
+            elif ctx.needs_input_grad[0] or any(ctx.needs_input_grad[4:]):
+                dense = weight.dense(g_inv_quad, g_logdet)
+                noise_grad = dense.diagonal().clone()
+                found = fused.contract_dense(dense)
+            rhs_grad = 2 * g_inv_quad * weight.solutions if ctx.needs_input_grad[1] else None
         return noise_grad, rhs_grad, None, None, *found
-
-
-def _outputs(evaluation: Evaluation, rhs: Tensor) -> tuple[Tensor, Tensor]:
-    logdet = rhs.new_zeros(()) if evaluation.logdet is None else rhs.new_tensor(evaluation.logdet.value)
-    # A clone: the output refers to its node, which must not refer back through the evaluation, or the n x n factors
-    # of every step would wait for the garbage collector.
-    return evaluation.inv_quad.clone(), logdet
-
-
-def _differentiable_gradient(
-    kernel: Tensor, noise: Tensor, rhs: Tensor, g_inv_quad: Tensor, g_logdet: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The exact gradient as a differentiable function of everything it depends on. O(n^3), in float64."""
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(kernel.double() + noise.double().diag_embed()))
-    solution = inverse @ rhs.double()
-    scaled = solution * g_inv_quad.double()
-    weight = g_logdet.double() * inverse - scaled @ solution.mT
-    return weight.to(kernel.dtype), weight.diagonal().to(noise.dtype), (2 * scaled).to(rhs.dtype)
 
 
 class Solve(torch.autograd.Function):
@@ -126,20 +110,25 @@ class Solve(torch.autograd.Function):
     @staticmethod
     def backward(ctx, g_solution: Tensor):  # type: ignore[override]
         kernel, noise, solution = ctx.saved_tensors
-        # apply, not solve: with create_graph this pass is itself differentiated.
-        rhs_grad = Solve.apply(kernel, noise, g_solution.contiguous(), ctx.solve)
+        if batched(g_solution):
+            rhs_grad = _exact_inverse(kernel, noise).to(g_solution.dtype) @ g_solution
+        else:
+            # apply, not solve: with create_graph this pass is itself differentiated.
+            rhs_grad = Solve.apply(kernel, noise, g_solution.contiguous(), ctx.solve)
+        assert isinstance(rhs_grad, Tensor)
         kernel_grad = noise_grad = None
         if ctx.needs_input_grad[0]:
-            # Symmetric, as the host's: K is, and a caller may hold it as a leaf.
-            outer = rhs_grad @ solution.mT
-            kernel_grad = -0.5 * (outer + outer.mT)
+            if _differentiated(g_solution):
+                kernel_grad = _outer_gradient(rhs_grad, solution)
+            else:
+                kernel_grad = _for_kernel(kernel, ThinWeight(-rhs_grad, solution))
         if ctx.needs_input_grad[1]:
             noise_grad = -(rhs_grad * solution).sum(-1)
         return kernel_grad, noise_grad, rhs_grad if ctx.needs_input_grad[2] else None, None
 
 
 class FusedSolve(torch.autograd.Function):
-    """As :class:`Solve`, of a kernel matrix that a :class:`~gp_rangeformer.kernels.fused.FusedKernel` made.
+    """As :class:`Solve`, of a kernel matrix that is not held as one tensor.
 
     ``apply(noise n, rhs n x m, solve, fused, *fused.arguments)`` -> n x m. Backward: one more solve and one evaluation
     of half of K, no n x n matrix.
@@ -158,15 +147,77 @@ class FusedSolve(torch.autograd.Function):
     def backward(ctx, g_solution: Tensor):  # type: ignore[override]
         noise, solution = ctx.saved_tensors
         fused: FusedKernel = ctx.fused
-        # As in Solve: with create_graph this pass is itself differentiated.
-        rhs_grad = FusedSolve.apply(noise, g_solution.contiguous(), ctx.solve, fused, *fused.arguments)
-        assert isinstance(rhs_grad, Tensor)
-        found: Sequence[Tensor | None] = [None] * len(fused.arguments)
-        if torch.is_grad_enabled():
-            outer = rhs_grad @ solution.mT
-            weight = -0.5 * (outer + outer.mT)
-            found = torch.autograd.grad(fused.dense(), fused.arguments, weight, create_graph=True, allow_unused=True)
-        elif any(ctx.needs_input_grad[4:]):
-            found = fused.contract(-rhs_grad, solution)
+        if _differentiated(g_solution):
+            with torch.enable_grad():
+                kernel = fused.dense()
+            if batched(g_solution):
+                rhs_grad = _exact_inverse(kernel, noise).to(g_solution.dtype) @ g_solution
+            else:
+                rhs_grad = FusedSolve.apply(noise, g_solution.contiguous(), ctx.solve, fused, *fused.arguments)
+            assert isinstance(rhs_grad, Tensor)
+            found = _through(kernel, fused, _outer_gradient(rhs_grad, solution))
+        else:
+            rhs_grad = ctx.solve(g_solution.contiguous())
+            found = [None] * len(fused.arguments)
+            if any(ctx.needs_input_grad[4:]):
+                with no_autocast():
+                    found = fused.contract(-rhs_grad, solution)
         noise_grad = -(rhs_grad * solution).sum(-1) if ctx.needs_input_grad[0] else None
         return noise_grad, rhs_grad if ctx.needs_input_grad[1] else None, None, None, *found
+
+
+def _parts(weight: Weight) -> tuple[Tensor | None, ...]:
+    return tuple(getattr(weight, field.name) for field in fields(weight))
+
+
+def _outputs(evaluation: Evaluation, rhs: Tensor) -> tuple[Tensor, Tensor]:
+    logdet = rhs.new_zeros(()) if evaluation.logdet is None else rhs.new_tensor(evaluation.logdet.value)
+    return evaluation.inv_quad.clone(), logdet
+
+
+def _differentiated(*gradients: Tensor) -> bool:
+    """Whether the result must be a differentiable function of everything, or serve many gradients at once.
+
+    Grad mode is on during a backward pass with create_graph only. What the solvers leave carries no graph: its gradient
+    would look constant, and a second derivative would be wrong without a word.
+    """
+    return torch.is_grad_enabled() or any(batched(gradient) for gradient in gradients)
+
+
+def _for_kernel(kernel: Tensor, thin: ThinWeight) -> Tensor:
+    """The weight in factors for a fused kernel's own node; formed for any other and for leaves."""
+    return UnformedWeight(thin) if takes_unformed_weights(kernel) else thin.symmetric()
+
+
+def _exact_inverse(kernel: Tensor, noise: Tensor) -> Tensor:
+    """(K + D)^-1 in float64 as a differentiable function of the symmetric part of K. O(n^3)."""
+    wide = kernel.double()
+    symmetric = 0.5 * (wide + wide.mT)
+    return torch.cholesky_inverse(torch.linalg.cholesky(symmetric + noise.double().diag_embed()))
+
+
+def _differentiable_gradient(
+    kernel: Tensor, noise: Tensor, rhs: Tensor, g_inv_quad: Tensor, g_logdet: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The exact gradient as a differentiable function of everything it depends on."""
+    with no_autocast():
+        inverse = _exact_inverse(kernel, noise)
+        solution = inverse @ rhs.double()
+        scaled = solution * g_inv_quad.double()
+        weight = g_logdet.double() * inverse - scaled @ solution.mT
+        noise_gradient = weight.diagonal(dim1=-2, dim2=-1)
+        return weight.to(kernel.dtype), noise_gradient.to(noise.dtype), (2 * scaled).to(rhs.dtype)
+
+
+def _outer_gradient(rhs_grad: Tensor, solution: Tensor) -> Tensor:
+    """Symmetric, as the host's: K is, and a caller may hold it as a leaf."""
+    outer = rhs_grad @ solution.mT
+    return -0.5 * (outer + outer.mT)
+
+
+def _through(kernel: Tensor, fused: FusedKernel, weight: Tensor) -> Sequence[Tensor | None]:
+    """The gradient of sum(weight * kernel) for the arguments of ``fused``, which made ``kernel``; differentiable."""
+    create_graph = torch.is_grad_enabled()
+    wanted = [argument for argument in fused.arguments if argument.requires_grad]
+    found = iter(torch.autograd.grad(kernel, wanted, weight, create_graph=create_graph, allow_unused=True))
+    return [next(found) if argument.requires_grad else None for argument in fused.arguments]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import sys
 import threading
 import warnings
@@ -19,12 +20,52 @@ FAILURES = frozenset(
 )
 
 
+# Nats per point and unit of log parameter: a standard error below this is never too large. Where training converges the
+# gradient vanishes and its relative error grows without end, but its error no longer moves anything.
+NEGLIGIBLE_ERROR = 0.01
+
+
 class FallbackWarning(RuntimeWarning):
     """The RangeFormer solver could not certify its answer; the exact path answered instead."""
 
 
 class OutsideToleranceWarning(RuntimeWarning):
     """In ``settings.mode("direct")``: the network's own answer is outside tolerance, and it was used."""
+
+
+@dataclass(frozen=True)
+class HyperparameterGradient:
+    """d log p(y) / d log of one hyperparameter (its constrained value), in nats, and its standard error over the choice
+    of probes."""
+
+    name: str
+    value: float
+    standard_error: float
+
+
+@dataclass(frozen=True)
+class GradientError:
+    """How well the gradient of one training step is known. Of a fused kernel every parameter is an entry, else the
+    noise and the scale of K. ``age``: training steps since it was measured."""
+
+    entries: tuple[HyperparameterGradient, ...]
+    age: int = 0
+
+    @property
+    def relative(self) -> float:
+        """The standard error over the gradient, norms over all entries. Where training converges that vanishes."""
+        return _over(self._norm("standard_error"), self._norm("value"))
+
+    def excess(self, tolerance: float, negligible: float) -> float:
+        """The standard error over the one allowed: ``tolerance`` of the gradient, or ``negligible`` nats."""
+        return _over(self._norm("standard_error"), max(tolerance * self._norm("value"), negligible))
+
+    def _norm(self, field: str) -> float:
+        return math.sqrt(sum(getattr(entry, field) ** 2 for entry in self.entries))
+
+
+def _over(part: float, whole: float) -> float:
+    return part / whole if whole > 0 else (0.0 if part == 0 else math.inf)
 
 
 @dataclass(frozen=True)
@@ -54,6 +95,8 @@ class SolveReport:
     mll: float | None = None
     mll_interval: Interval | None = None  # rigorous
     mll_statistical: Interval | None = None
+    gradient: GradientError | None = None  # None where the gradient is exact, or was not asked for
+    mean_error: float | None = None  # of predictive means, certified, over the deviation of an observation
     variance_error: float | None = None  # of an inverse root, relative to predictive variance + noise
     notes: tuple[str, ...] = ()
     seconds: float = 0.0
@@ -78,6 +121,10 @@ class SolveReport:
             if self.mll_statistical is not None and self.logdet_level is not None:
                 half = 0.5 * self.mll_statistical.width / self.n
                 parts.append(f"+- {half:.4f} at {self.logdet_level:.0%}")
+        if self.gradient is not None:
+            parts.append(f"gradient +- {self.gradient.relative:.1%}")
+        if self.mean_error is not None:
+            parts.append(f"mean error {self.mean_error:.1e}")
         if self.variance_error is not None:
             parts.append(f"variance error {self.variance_error:.1e}")
         if self.reason is not Reason.CONVERGED:

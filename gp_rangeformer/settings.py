@@ -59,6 +59,18 @@ class exact_line_search(_checked_flag):
     _default = True
 
 
+class deterministic(_checked_flag):
+    """
+    Whether every call answers without memory of earlier ones: the same call gives the same bits whatever came before.
+    Off: the same sequence of calls does (one thread count, one machine), and a step late in a sequence differs from the
+    same step alone by less than its tolerances. A training step takes two to five times as long with it on.
+
+    (Default: False)
+    """
+
+    _default = False
+
+
 class fused_kernels(_checked_flag):
     """
     Whether the common stationary kernels, their scalings, sums and products are evaluated and differentiated tile by
@@ -96,7 +108,7 @@ class _checked_value(_value_context):
     """A value that is checked when it is set, so that a typing error is met where it was made."""
 
     def __init__(self, value):
-        self._check(value)
+        self.check(value)
         super().__init__(value)
 
     @classmethod
@@ -104,7 +116,7 @@ class _checked_value(_value_context):
         return cls._global_value
 
     @classmethod
-    def _check(cls, value) -> None:
+    def check(cls, value) -> None:
         """Raise ValueError unless ``value`` fits."""
 
     @classmethod
@@ -116,14 +128,14 @@ class _count(_checked_value):
     _smallest = 1
 
     @classmethod
-    def _check(cls, value) -> None:
+    def check(cls, value) -> None:
         if isinstance(value, bool) or not isinstance(value, int) or value < cls._smallest:
             cls._refuse(value, f"an integer of at least {cls._smallest}")
 
 
 class _share(_checked_value):
     @classmethod
-    def _check(cls, value) -> None:
+    def check(cls, value) -> None:
         if not isinstance(value, (int, float)) or not 0 < value < 1 or not math.isfinite(value):
             cls._refuse(value, "a number between 0 and 1")
 
@@ -132,7 +144,7 @@ class _choice(_checked_value):
     _choices: tuple[str, ...] = ()
 
     @classmethod
-    def _check(cls, value) -> None:
+    def check(cls, value) -> None:
         if value not in cls._choices:
             cls._refuse(value, "one of " + ", ".join(repr(choice) for choice in cls._choices))
 
@@ -180,6 +192,24 @@ class num_probes(_count):
 
     _smallest = 2
     _global_value = 32
+
+
+class gradient_tolerance(_checked_value):
+    """
+    Largest standard error of the gradient, relative to it (norms over all log hyperparameters), as the probes' own
+    spread says at a model's first step, at every 50th and where it grows. Above it, and above 0.01 nats per point,
+    further probes are solved, up to four times settings.num_probes; up to n = 5000 one Cholesky factorisation answers
+    where even those would not do. What is left stands in the report. Infinity: never.
+
+    (Default: 0.1)
+    """
+
+    _global_value = 0.1
+
+    @classmethod
+    def check(cls, value) -> None:
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
+            cls._refuse(value, "a positive number, or infinity")
 
 
 class num_logdet_probes(_count):
@@ -282,7 +312,7 @@ class landmark_refresh(_checked_value):
     _global_value = 2.0
 
     @classmethod
-    def _check(cls, value) -> None:
+    def check(cls, value) -> None:
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not value >= 1:
             cls._refuse(value, "a number of at least 1, or infinity")
 
@@ -387,7 +417,7 @@ class process_group(_checked_value):
     _global_value = None
 
     @classmethod
-    def _check(cls, value) -> None:
+    def check(cls, value) -> None:
         if value is None or value is True:
             return
         distributed = torch.distributed

@@ -26,9 +26,9 @@ def leaves(grad: bool = True) -> tuple[Tensor, Tensor, Tensor]:
     return root.requires_grad_(grad), noise.requires_grad_(grad), rhs.requires_grad_(grad)
 
 
-def evaluation(kernel: Tensor, noise: Tensor, rhs: Tensor, with_logdet: bool = True) -> Callable[[], Evaluation]:
+def evaluation(kernel: Tensor, noise: Tensor, rhs: Tensor, with_logdet: bool = True) -> Evaluation:
     system = LinearSystem(kernel.detach(), noise.detach())
-    return lambda: ExactSolver().prepare(system).evaluate(rhs.detach(), with_logdet)
+    return ExactSolver().prepare(system).evaluate(rhs.detach(), with_logdet)
 
 
 def solver(kernel: Tensor, noise: Tensor) -> Callable[[Tensor], Tensor]:
@@ -108,10 +108,12 @@ def test_weights_on_single_columns_reach_them_alone() -> None:
 
 
 def test_the_weights_diagonal_is_the_noise_gradient_also_where_the_kernel_needs_none() -> None:
-    """Two code paths: the diagonal of the n x n weight, and the diagonal alone."""
+    """Two code paths: the diagonal of the n x n weight, and that of its factors."""
     root, noise, rhs = leaves()
     system = LinearSystem((root @ root.mT).detach(), noise.detach())
     prepared = RangeFormerSolver(rank=3, num_probes=4, tolerance=1e-9).prepare(system, Memory())
     result = prepared.evaluate(rhs.detach())
     weights = torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64), torch.tensor(0.7, dtype=torch.float64)
-    torch.testing.assert_close(result.kernel_gradient(*weights).diagonal(), result.noise_gradient(*weights))
+    thin = result.weight.thin(*weights)
+    assert thin is not None
+    torch.testing.assert_close(thin.own_diagonal(), result.weight.dense(*weights).diagonal())

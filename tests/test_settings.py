@@ -24,6 +24,7 @@ COUNTS = [
     (settings.seed, 0),
     (settings.memory_limit, 0),
 ]
+POSITIVE = [settings.gradient_tolerance]
 SHARES = [settings.tolerance, settings.logdet_tolerance, settings.prediction_tolerance]
 CHOICES = [
     (settings.predictor, ("rows", "extrapolate", "galerkin", "previous", "none")),
@@ -39,6 +40,7 @@ FLAGS = [
     (settings.fused_kernels, True),
     (settings.compiled_kernels, True),
     (settings.adaptive_rank, True),
+    (settings.deterministic, False),
 ]
 
 
@@ -52,7 +54,7 @@ def everything() -> set[str]:
 
 
 def test_this_file_knows_every_setting() -> None:
-    known = {setting.__name__ for setting, _ in [*COUNTS, *CHOICES, *FLAGS]} | {setting.__name__ for setting in SHARES}
+    known = {setting.__name__ for setting, _ in [*COUNTS, *CHOICES, *FLAGS]} | {setting.__name__ for setting in SHARES + POSITIVE}
     assert known | {"process_group", "landmark_refresh"} == everything()
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from gp_rangeformer import settings
 from gp_rangeformer.backend.eligibility import EligibleSystem
 from gp_rangeformer.backend.memories import trim_memory
-from gp_rangeformer.report import SolveReport, publish
+from gp_rangeformer.report import NEGLIGIBLE_ERROR, GradientError, SolveReport, publish
 from gp_rangeformer.solvers.base import Evaluation, LinearSystem, LogDet, Solution
 from gp_rangeformer.solvers.cholesky import ExactPrepared
 from gp_rangeformer.solvers.direct import DirectPrepared
@@ -28,6 +28,7 @@ class Call:
     def __init__(self, operation: str, system: EligibleSystem, columns: int) -> None:
         self.started = time.perf_counter()
         self.published = False
+        self.system = system
         kernel = system.kernel
         self.report = SolveReport(
             operation,
@@ -60,6 +61,19 @@ class Call:
             notes=notes,
         )
 
+    def add_gradient(self, found: GradientError | None) -> None:
+        """How well one batch element's gradient is known: the report keeps the worst."""
+        known = self.report.gradient
+        if found is None or (known is not None and known.relative >= found.relative):
+            return
+        self.report = replace(self.report, gradient=found)
+        if found.excess(settings.gradient_tolerance.value(), NEGLIGIBLE_ERROR * self.report.n) > 1:
+            self.note(f"gradient uncertain: its standard error is {found.relative:.0%}; settings.num_probes lowers it")
+
+    def note(self, note: str) -> None:
+        """Add a note to the report, once."""
+        self.report = replace(self.report, notes=tuple(dict.fromkeys((*self.report.notes, note))))
+
     def publish(self) -> None:
         self.published = True
         publish(replace(self.report, seconds=time.perf_counter() - self.started))
@@ -91,9 +105,7 @@ def account_training(
     }
     if logdet is not None:
         changes |= _likelihood(report, evaluation, logdet)
-    reason = evaluation.solution.reason
-    if reason is Reason.CONVERGED:
-        reason = evaluation.fallback_reason or exact_reason or reason
+    reason = evaluation.fallback_reason or exact_reason or evaluation.solution.reason
     call.add(system, prepared, reason, **changes)
 
 
@@ -112,7 +124,8 @@ def _likelihood(report: SolveReport, evaluation: Evaluation, logdet: LogDet) -> 
         constant = -0.5 * report.n * math.log(2 * math.pi)
         quadratic = evaluation.solution.inv_quad[0]
         rigorous = (quadratic + logdet.rigorous).scaled(-0.5).shifted(constant)
-        value = -0.5 * (float(evaluation.inv_quad[0]) + logdet.value) + constant
+        # In float64: rounded to the dtype of the system it may leave its own interval.
+        value = -0.5 * (float(evaluation.solution.quadratic[0]) + logdet.value) + constant
         changes["mll"] = value + (report.mll or 0.0)
         changes["mll_interval"] = rigorous + report.mll_interval if report.mll_interval else rigorous
         if statistical is not None:
@@ -132,7 +145,8 @@ def account_solve(
     call: Call, system: LinearSystem, prepared: AnyPrepared, solution: Solution, exact_reason: Reason | None
 ) -> None:
     report = call.report
-    reason = solution.reason if exact_reason is None or not solution.converged else exact_reason
+    # Where the exact path alone was asked there was nothing to fall back from: what it could not do is a note.
+    reason = exact_reason or solution.reason
     call.add(
         system,
         prepared,

@@ -34,8 +34,10 @@ from gp_rangeformer.kernels.fused import FusedKernel
 from gp_rangeformer.kernels.sharded import ProcessShare
 from gp_rangeformer.solvers.kernel_matrix import KernelMatrix
 from gp_rangeformer.solvers.reason import Reason
+from gp_rangeformer.torch_modes import transforming
 
 # Summands that a dense kernel matrix may be combined with; structure beyond these is left to the host.
+_FRAMES = 24  # of the call stack in which a caller is looked for: memoisation, decorators and type checks add some
 _LOW_RANK = (RootLinearOperator, LowRankRootLinearOperator, MatmulLinearOperator)
 
 
@@ -107,6 +109,8 @@ def decline_reason(operator: AddedDiagLinearOperator) -> Reason | None:
         return Reason.UNSUPPORTED_DTYPE
     if host_settings.trace_mode.on():
         return Reason.TRACING
+    if transforming():
+        return Reason.TRANSFORM
     if checkpoint_kernel.value():
         return Reason.CHECKPOINTED_KERNEL
     if gpytorch_settings.observation_nan_policy.value() != "ignore":
@@ -136,7 +140,9 @@ def eligible(operator: AddedDiagLinearOperator) -> EligibleSystem | Reason:
     if isinstance(kernel_operator, FusedLinearOperator) and not batch_shape:
         return _not_one_tensor(kernel_operator, noise)
     fused = None if batch_shape else fused_origin(kernel_operator)
-    kernel = kernel_operator.to_dense().expand(*batch_shape, n, n)
+    kernel = kernel_operator.to_dense()
+    if kernel.shape[:-2] != batch_shape:  # an expansion is a node between K and the kernel that made it
+        kernel = kernel.expand(*batch_shape, n, n)
     note = None
     if fused is None and (settings.kernel_storage.value() == "tiles" or settings.process_group.value() is not None):
         note = "K is held as a dense matrix: only single kernels that settings.fused_kernels covers are held otherwise"
@@ -205,7 +211,7 @@ def called_by_predictive_covariance() -> bool:
 
 def _called_by(function: str) -> bool:
     frame = inspect.currentframe()
-    for _ in range(8):
+    for _ in range(_FRAMES):
         if frame is None:
             return False
         if frame.f_code.co_name == function and str(frame.f_globals.get("__name__")).startswith("gpytorch.models"):

@@ -97,9 +97,19 @@ def _fused(
         return None
     if x1.dim() != 2 or len(x1) < settings.exact_size.value():
         return None
-    if x2 is not None and x2 is not x1 and not torch.equal(x1, x2):
+    if x2 is not None and not _one_set(x1, x2):
         return None
     return evaluate_fused(kernel, x1)
+
+
+def _one_set(x1: Tensor, x2: Tensor) -> bool:
+    """Whether ``kernel(x1, x2)`` may be taken for ``kernel(x1)``: the same tensor, or equal numbers of which none asks
+    for a gradient. Two tensors that do are two arguments, each with its own, however equal they are now."""
+    if x2 is x1:
+        return True
+    if torch.is_grad_enabled() and (x1.requires_grad or x2.requires_grad):
+        return False
+    return torch.equal(x1, x2)
 
 
 # Kept on the hooks, so that a reloaded module finds the host's methods and not its own former hooks.

@@ -23,6 +23,8 @@ class FusedLinearOperator(LinearOperator):
     :param arguments: coordinates n x D and scalars, in the autograd graph.
     :param kernel_dtype: of K; coordinates are float64.
     :param note: how K is held and why, for the report.
+    :param parameters: those of the expression, which ``arguments`` depend on; only to say how well their gradients are
+        known.
     """
 
     def __init__(
@@ -32,16 +34,26 @@ class FusedLinearOperator(LinearOperator):
         size: int,
         kernel_dtype: torch.dtype,
         note: str | None = None,
+        parameters: tuple[Tensor, ...] = (),
     ) -> None:
-        super().__init__(*arguments, expression=expression, size=size, kernel_dtype=kernel_dtype, note=note)
-        self.fused = FusedKernel.of_arguments(expression, arguments, size, kernel_dtype)
+        super().__init__(
+            *arguments, expression=expression, size=size, kernel_dtype=kernel_dtype, note=note, parameters=parameters
+        )
+        self.fused = FusedKernel.of_arguments(expression, arguments, size, kernel_dtype, parameters=parameters)
         self.note = note
 
     @classmethod
     def of(cls, fused: FusedKernel, note: str | None = None) -> FusedLinearOperator:
         """Aliases of the arguments: marks of ownership on them must not end up on a module's own parameters."""
         aliases = (argument.view_as(argument) for argument in fused.arguments)
-        return cls(*aliases, expression=fused.expression, size=fused.n, kernel_dtype=fused.dtype, note=note)
+        return cls(
+            *aliases,
+            expression=fused.expression,
+            size=fused.n,
+            kernel_dtype=fused.dtype,
+            note=note,
+            parameters=fused.parameters,
+        )
 
     @property
     def dtype(self) -> torch.dtype:

@@ -14,12 +14,14 @@ from linear_operator.operators import (
     RootLinearOperator,
     TriangularLinearOperator,
 )
+from linear_operator.settings import fast_computations, max_cholesky_size
 from linear_operator.utils.memoize import _is_in_cache, add_to_cache, get_from_cache
 from torch import Tensor
 
 from gp_rangeformer import settings
 from gp_rangeformer.backend.accounting import AnyPrepared, Call, account_solve, account_training, report_declined
 from gp_rangeformer.backend.eligibility import (
+    EligibleSystem,
     called_by_covar_cache,
     called_by_predictive_covariance,
     check_rhs,
@@ -27,6 +29,7 @@ from gp_rangeformer.backend.eligibility import (
     inside_line_search,
     shapes_match,
 )
+from gp_rangeformer.backend.gradient_error import GradientCheck
 from gp_rangeformer.backend.memories import memory_of
 from gp_rangeformer.backend.prediction import covariance_solve, mean_solve
 from gp_rangeformer.free_memory import because
@@ -35,10 +38,12 @@ from gp_rangeformer.ranges.memory import Memory
 from gp_rangeformer.solvers.base import Evaluation, InverseRoot, LinearSystem
 from gp_rangeformer.solvers.cholesky import ExactPrepared, ExactSolver, exact_path_fits
 from gp_rangeformer.solvers.direct import DirectSolver
+from gp_rangeformer.solvers.gradient_weight import GradientWeight
 from gp_rangeformer.solvers.kernel_matrix import KernelMatrix
-from gp_rangeformer.solvers.rangeformer import RangeFormerSolver
+from gp_rangeformer.solvers.rangeformer import RangeFormerPrepared, RangeFormerSolver
 from gp_rangeformer.solvers.reason import Reason
-from gp_rangeformer.solvers.tail import TailEstimator
+from gp_rangeformer.solvers.symmetry import symmetric_part
+from gp_rangeformer.torch_modes import no_autocast
 
 _NO_KEYWORDS = pickle.dumps({})  # how linear_operator's memoisation spells a call without keyword arguments
 
@@ -52,89 +57,132 @@ def inv_quad_logdet(
     original = LinearOperator.inv_quad_logdet
     if settings.rangeformer.off():
         return original(self, inv_quad_rhs, logdet, reduce_inv_quad)
-    system = eligible(self)
-    if not isinstance(system, Reason) and inv_quad_rhs is not None:
-        if inv_quad_rhs.dtype != self.dtype:
-            system = Reason.MIXED_DTYPE
-        elif not shapes_match(system.kernel.shape, inv_quad_rhs):
-            system = Reason.SHAPE
-    if isinstance(system, Reason):
-        report_declined("inv_quad_logdet", self, system, _columns(inv_quad_rhs))
-        return original(self, inv_quad_rhs, logdet, reduce_inv_quad)
-    if inv_quad_rhs is None and not logdet:
-        raise RuntimeError("Either `inv_quad_rhs` or `logdet` must be specifed.")
+    with no_autocast():
+        system = eligible(self)
+        if not isinstance(system, Reason) and inv_quad_rhs is not None:
+            if inv_quad_rhs.dtype != self.dtype:
+                system = Reason.MIXED_DTYPE
+            elif not shapes_match(system.kernel.shape, inv_quad_rhs):
+                system = Reason.SHAPE
+        if not isinstance(system, Reason):
+            return _inv_quad_logdet(system, inv_quad_rhs, bool(logdet), bool(reduce_inv_quad))
+    report_declined("inv_quad_logdet", self, system, _columns(inv_quad_rhs))
+    return original(self, inv_quad_rhs, logdet, reduce_inv_quad)
 
+
+def _inv_quad_logdet(
+    system: EligibleSystem, inv_quad_rhs: Tensor | None, with_logdet: bool, reduce_inv_quad: bool
+) -> tuple[Tensor | None, Tensor | None]:
+    """Both terms in the host's shapes."""
+    if inv_quad_rhs is None and not with_logdet:
+        raise RuntimeError("Either `inv_quad_rhs` or `logdet` must be specifed.")
     n, batch_shape = system.kernel.shape[-1], system.kernel.shape[:-2]
-    with_logdet = bool(logdet)
     vector = inv_quad_rhs is not None and inv_quad_rhs.dim() == 1
     rhs = system.noise.new_zeros(*batch_shape, n, 0) if inv_quad_rhs is None else inv_quad_rhs
     rhs = rhs.unsqueeze(-1) if vector else rhs
     if inv_quad_rhs is not None:
         check_rhs(system, rhs)
     call = Call("inv_quad_logdet", system, rhs.shape[-1])
-    exact_reason = _exact_training_reason(n, system.noise.device)
+    exact_reason = _exact_training_reason(n, rhs.shape[-1], system.noise.device)
     inv_quads, logdets = [], []
     for index, ((kernel, noise), b) in enumerate(
         # not reshape(-1, ...): there may be no columns
         zip(system.elements(), rhs.reshape(batch_shape.numel(), n, rhs.shape[-1]).unbind(0), strict=True)
     ):
-        linear_system = _linear_system(kernel, noise)
+        linear_system = _linear_system(_symmetric(call, system, kernel), noise)
         memory = memory_of(system.owners, system.kernel, index)
-
-        def evaluate(linear_system=linear_system, memory=memory, b=b) -> Evaluation:
-            tolerance = settings.tolerance.value()
-            adaptive = bool(settings.adaptive_rank.on())
-            solver = ExactSolver(tolerance) if exact_reason else _solver(tolerance, adaptive)
-            with because(exact_reason and exact_reason.value):
-                prepared = solver.prepare(linear_system, memory)
-            evaluation = prepared.evaluate(b.detach(), with_logdet)
-            account_training(call, linear_system, prepared, evaluation, exact_reason)
-            return evaluation
-
-        if system.fused is not None:
-            fused = system.fused
-            inv_quad, log_determinant = FusedInvQuadLogDet.apply(noise, b, evaluate, fused, *fused.arguments)
+        evaluation = _evaluate(call, linear_system, memory, b.detach(), with_logdet, exact_reason)
+        if isinstance(kernel, Tensor):
+            inv_quad, log_determinant = InvQuadLogDet.apply(kernel, noise, b, evaluation)
         else:
-            assert isinstance(kernel, Tensor)
-            inv_quad, log_determinant = InvQuadLogDet.apply(kernel, noise, b, evaluate)
+            fused = system.fused
+            assert fused is not None
+            inv_quad, log_determinant = FusedInvQuadLogDet.apply(noise, b, evaluation, fused, *fused.arguments)
         inv_quads.append(inv_quad)
         logdets.append(log_determinant)
     call.publish()
+    # What nobody asked for is None in the host's Cholesky path, and numbers in its other one.
+    cholesky = fast_computations.log_prob.off() or n <= max_cholesky_size.value()
     inv_quad = torch.stack(inv_quads).reshape(*batch_shape, rhs.shape[-1])
     log_determinant = torch.stack(logdets).reshape(batch_shape)
     if inv_quad_rhs is None:
-        inv_quad = inv_quad.new_zeros(batch_shape)
+        inv_quad = None if cholesky else inv_quad.new_zeros(batch_shape)
     elif reduce_inv_quad:
         inv_quad = inv_quad.sum(-1)
-    return inv_quad, log_determinant if with_logdet else log_determinant.new_zeros([])
+    if not with_logdet:
+        log_determinant = None if cholesky else log_determinant.new_zeros([])
+    return inv_quad, log_determinant
+
+
+def _evaluate(
+    call: Call, system: LinearSystem, memory: Memory, rhs: Tensor, with_logdet: bool, exact_reason: Reason | None
+) -> Evaluation:
+    """Values and the gradient's weight of one batch element, before autograd hears of them."""
+    tolerance = settings.tolerance.value()
+    solver = ExactSolver(tolerance) if exact_reason else _solver(tolerance, settings.adaptive_rank.on())
+    check = _gradient_check(call, system, memory, rhs.shape[1] if with_logdet else 0)
+    with torch.no_grad(), because(exact_reason and exact_reason.value):
+        prepared = solver.prepare(system, memory)
+        if isinstance(prepared, RangeFormerPrepared):
+            evaluation = prepared.evaluate(rhs, with_logdet, check)
+        else:
+            evaluation = prepared.evaluate(rhs, with_logdet)
+    account_training(call, system, prepared, evaluation, exact_reason)
+    if check is not None and isinstance(evaluation.weight, GradientWeight):
+        call.add_gradient(check.found)
+    return evaluation
+
+
+def _gradient_check(call: Call, system: LinearSystem, memory: Memory, columns: int) -> GradientCheck | None:
+    """Of a likelihood whose gradient may be asked for."""
+    if columns != 1 or not torch.is_grad_enabled() or not call.system.requires_grad:
+        return None
+    return GradientCheck(call.system.fused, system.noise, memory, settings.gradient_tolerance.value())
 
 
 def solve(self: AddedDiagLinearOperator, right_tensor: Tensor, left_tensor: Tensor | None = None) -> Tensor:
     original = LinearOperator.solve
     if settings.rangeformer.off():
         return original(self, right_tensor, left_tensor)
-    system = eligible(self)
-    n = self.shape[-1]
-    if not isinstance(system, Reason) and (
-        right_tensor.shape[-1 if right_tensor.dim() == 1 else -2] != n
-        or right_tensor.numel() == 0
-        or right_tensor.dtype != self.dtype
-    ):
-        system = Reason.SHAPE if right_tensor.dtype == self.dtype else Reason.MIXED_DTYPE
-    if isinstance(system, Reason):
-        report_declined("solve", self, system, _columns(right_tensor))
-        return original(self, right_tensor, left_tensor)
+    with no_autocast():
+        system = eligible(self)
+        if not isinstance(system, Reason):
+            system = _solve_reason(self, right_tensor, left_tensor) or system
+        if not isinstance(system, Reason):
+            solution = _solve(self, system, right_tensor)
+            return solution if left_tensor is None else _left_product(left_tensor, solution, right_tensor)
+    report_declined("solve", self, system, _columns(right_tensor))
+    return original(self, right_tensor, left_tensor)
 
+
+def _solve_reason(operator: AddedDiagLinearOperator, right: Tensor, left: Tensor | None) -> Reason | None:
+    """Why the host must answer, with its own message where shapes do not match."""
+    if right.dtype != operator.dtype or (left is not None and left.dtype != operator.dtype):
+        return Reason.MIXED_DTYPE
+    rows = right.shape[-1 if right.dim() == 1 else -2] if right.dim() else 0
+    if rows != operator.shape[-1] or right.numel() == 0:
+        return Reason.SHAPE
+    return None
+
+
+def _left_product(left: Tensor, solution: Tensor, right: Tensor) -> Tensor:
+    """left @ A^-1 right; a vector on the right is one column for every element of a batch."""
+    if right.dim() == 1:
+        return (left @ solution.unsqueeze(-1)).squeeze(-1)
+    return left @ solution
+
+
+def _solve(operator: AddedDiagLinearOperator, system: EligibleSystem, right_tensor: Tensor) -> Tensor:
     check_rhs(system, right_tensor)
+    n = operator.shape[-1]
     vector = right_tensor.dim() == 1
     rhs = right_tensor.unsqueeze(-1) if vector else right_tensor
-    if self.dim() == 2 and rhs.dim() > 2:
+    if operator.dim() == 2 and rhs.dim() > 2:
         # One matrix, a batch of right-hand sides: they become columns, so that the system is prepared once.
         columns = rhs.movedim(-2, 0).reshape(n, -1)
-        result = solve(self, columns).reshape(n, *rhs.shape[:-2], rhs.shape[-1]).movedim(0, -2)
-        return result if left_tensor is None else left_tensor @ result
-    batch_shape = torch.broadcast_shapes(self.batch_shape, rhs.shape[:-2])
-    if batch_shape != self.batch_shape:
+        return _solve(operator, system, columns).reshape(n, *rhs.shape[:-2], rhs.shape[-1]).movedim(0, -2)
+    batch_shape = torch.broadcast_shapes(operator.batch_shape, rhs.shape[:-2])
+    if batch_shape != operator.batch_shape:
         assert isinstance(system.kernel, Tensor)
         expanded_kernel = system.kernel.expand(*batch_shape, n, n)
         system = replace(system, kernel=expanded_kernel, noise=system.noise.expand(*batch_shape, n))
@@ -145,15 +193,17 @@ def solve(self: AddedDiagLinearOperator, right_tensor: Tensor, left_tensor: Tens
     for index, ((kernel, noise), b) in enumerate(
         zip(system.elements(), rhs.reshape(-1, n, rhs.shape[-1]).unbind(0), strict=True)
     ):
-        linear_system = _linear_system(kernel, noise)
-        prepared, exact_reason = _prepare_solve(
-            linear_system, memory_of(system.owners, system.kernel, index), rhs.shape[-1]
-        )
+        linear_system = _linear_system(_symmetric(call, system, kernel), noise)
+        with torch.no_grad():
+            prepared, exact_reason = _prepare_solve(
+                linear_system, memory_of(system.owners, system.kernel, index), rhs.shape[-1]
+            )
 
         def solve_columns(
             columns: Tensor, linear_system=linear_system, prepared=prepared, reason=exact_reason
         ) -> Tensor:
-            solution = answer(prepared, columns.detach())
+            with torch.no_grad(), no_autocast():
+                solution = answer(prepared, columns.detach())
             # The backward pass solves again, after this call's report has been published.
             ours = call if not call.published else Call("solve", system, columns.shape[-1])
             account_solve(ours, linear_system, prepared, solution, reason)
@@ -161,15 +211,14 @@ def solve(self: AddedDiagLinearOperator, right_tensor: Tensor, left_tensor: Tens
                 ours.publish()
             return solution.value
 
-        if system.fused is not None:
-            solutions.append(FusedSolve.apply(noise, b, solve_columns, system.fused, *system.fused.arguments))
-        else:
-            assert isinstance(kernel, Tensor)
+        if isinstance(kernel, Tensor):
             solutions.append(Solve.apply(kernel, noise, b, solve_columns))
+        else:
+            assert system.fused is not None
+            solutions.append(FusedSolve.apply(noise, b, solve_columns, system.fused, *system.fused.arguments))
     call.publish()
     result = torch.stack(solutions).reshape(*batch_shape, n, rhs.shape[-1])
-    result = result.squeeze(-1) if vector else result
-    return result if left_tensor is None else left_tensor @ result
+    return result.squeeze(-1) if vector else result
 
 
 def root_inv_decomposition(
@@ -194,14 +243,14 @@ def root_inv_decomposition(
     call = Call(name, system, 0)
     n = self.shape[-1]
     roots, factors, triangular = [], [], True
-    with torch.no_grad():
+    with torch.no_grad(), no_autocast():
         for index, (kernel, noise) in enumerate(system.elements()):
-            linear_system = _linear_system(kernel, noise)
+            linear_system = _linear_system(_symmetric(call, system, kernel), noise)
             tolerance = settings.prediction_tolerance.value()
             small = n < settings.min_size.value_on(linear_system.device)
             # A batch mixes badly: roots of different widths cannot be stacked.
             exact = small or not for_variance or self.batch_shape.numel() > 1
-            solver = ExactSolver(tolerance) if exact else _rangeformer_solver(settings.tolerance.value())
+            solver = ExactSolver(tolerance) if exact else RangeFormerSolver(adaptive_rank=False)
             exact_reason = (Reason.EXACT_SMALL if small else Reason.EXACT_ROOT) if exact else None
             with because(exact_reason and exact_reason.value):
                 prepared = solver.prepare(linear_system, memory_of(system.owners, system.kernel, index))
@@ -226,8 +275,20 @@ def root_inv_decomposition(
     return get_from_cache(self, name)
 
 
+def _symmetric(call: Call, system: EligibleSystem, kernel: Tensor | KernelMatrix) -> Tensor | KernelMatrix:
+    """K without a graph; its symmetric part where it has another one. A fused kernel's is symmetric to the last bit."""
+    if not isinstance(kernel, Tensor):
+        return kernel
+    kernel = kernel.detach()
+    mean = symmetric_part(kernel) if system.fused is None else None
+    if mean is None:
+        return kernel
+    call.note("the kernel matrix is not symmetric: its symmetric part answers")
+    return mean
+
+
 def _linear_system(kernel: Tensor | KernelMatrix, noise: Tensor) -> LinearSystem:
-    return LinearSystem(kernel.detach() if isinstance(kernel, Tensor) else kernel, noise.detach())
+    return LinearSystem(kernel, noise.detach())
 
 
 def _columns(rhs: Tensor | None) -> int:
@@ -236,7 +297,7 @@ def _columns(rhs: Tensor | None) -> int:
     return 1 if rhs.dim() < 2 else rhs.shape[-1]
 
 
-def _exact_training_reason(n: int, device: torch.device) -> Reason | None:
+def _exact_training_reason(n: int, columns: int, device: torch.device) -> Reason | None:
     if settings.mode.value() == "direct":
         return None
     if n < settings.min_size.value_on(device):
@@ -267,38 +328,10 @@ def _prepare_solve(system: LinearSystem, memory: Memory, columns: int) -> tuple[
 
 
 def _solver(tolerance: float, adaptive: bool = False) -> RangeFormerSolver | DirectSolver:
-    certified = _rangeformer_solver(tolerance, adaptive)
+    certified = RangeFormerSolver(tolerance=tolerance, adaptive_rank=adaptive)
     if settings.mode.value() == "certified":
         return certified
     # Imported here: the network is loaded by those who ask for it.
     from gp_rangeformer.ranges import learned
 
     return DirectSolver(certified, functools.partial(learned.answer, seed=certified.seed))
-
-
-def _rangeformer_solver(tolerance: float, adaptive: bool = False) -> RangeFormerSolver:
-    return RangeFormerSolver(
-        tolerance=tolerance,
-        rank=settings.rank.value(),
-        adaptive_rank=adaptive,
-        num_probes=settings.num_probes.value(),
-        num_logdet_probes=min(settings.num_logdet_probes.value(), settings.num_probes.value()),
-        history=settings.history.value(),
-        predictor=settings.predictor.value(),
-        max_passes=settings.max_passes.value(),
-        seed=settings.seed.value(),
-        landmarks=settings.landmarks.value(),
-        refresh=float(settings.landmark_refresh.value()),
-        tail=_tail_estimator(),
-        logdet_tolerance=settings.logdet_tolerance.value(),
-    )
-
-
-def _tail_estimator() -> TailEstimator | None:
-    method = settings.logdet.value()
-    if method not in ("learned", "quadrature"):
-        return None
-    # Imported here: the network is loaded by those who ask for it.
-    from gp_rangeformer.ranges import learned
-
-    return learned.quadrature if method == "quadrature" else functools.partial(learned.tail, seed=settings.seed.value())

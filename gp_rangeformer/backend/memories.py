@@ -8,7 +8,7 @@ import weakref
 import torch
 from linear_operator.operators import LinearOperator
 
-from gp_rangeformer import workspace
+from gp_rangeformer import settings, workspace
 from gp_rangeformer.ranges.memory import Memory, MemoryStore
 from gp_rangeformer.solvers.kernel_matrix import KernelMatrix
 
@@ -56,7 +56,7 @@ def memory_of(owners: tuple[int, ...], kernel: torch.Tensor | KernelMatrix, elem
 
     A matrix of unknown origin gets an empty one that nobody keeps: two matrices of one size may have nothing in common.
     """
-    if not owners:
+    if not owners or settings.deterministic.on():
         return Memory()
     return _store.get((owners, kernel.shape[-1], kernel.dtype, str(kernel.device), element))
 

@@ -29,6 +29,7 @@ from gp_rangeformer.backend.fused_operator import FusedLinearOperator
 from gp_rangeformer.backend.storage import choose_storage
 from gp_rangeformer.kernels.expression import Constant, Expression, Kind, Product, Scale, Stationary, Sum
 from gp_rangeformer.kernels.fused import FusedKernel
+from gp_rangeformer.torch_modes import no_autocast, transforming
 
 _MATERN: dict[float, Kind] = {0.5: "matern12", 1.5: "matern32", 2.5: "matern52"}
 # By tensor: it survives what the operator does not, rebuilding from the representation tree. Not an attribute of the
@@ -55,7 +56,7 @@ def recognise(kernel: Kernel, x1: Tensor) -> FusedKernel | None:
     """
     if x1.dim() != 2 or 0 in x1.shape or x1.dtype not in (torch.float32, torch.float64):
         return None
-    if x1.device.type not in _DEVICES or trace_mode.on():
+    if x1.device.type not in _DEVICES or trace_mode.on() or transforming():
         return None
     try:
         expression, parameters = _called(kernel, x1, tuple(range(x1.shape[1])))
@@ -69,6 +70,11 @@ def evaluate_fused(kernel: Kernel, x: Tensor) -> DenseLinearOperator | FusedLine
 
     :raises InsufficientMemoryError: as :func:`~gp_rangeformer.backend.storage.choose_storage`.
     """
+    with no_autocast():
+        return _evaluated(kernel, x)
+
+
+def _evaluated(kernel: Kernel, x: Tensor) -> DenseLinearOperator | FusedLinearOperator | None:
     fused = recognise(kernel, x)
     if fused is None:
         return None
@@ -79,26 +85,33 @@ def evaluate_fused(kernel: Kernel, x: Tensor) -> DenseLinearOperator | FusedLine
     if not storage.dense:
         return FusedLinearOperator.of(fused, storage.note)
     matrix = fused.dense()
-    _origins[matrix] = fused
+    _origins[matrix] = fused, _version(matrix)
     return DenseLinearOperator(matrix)
 
 
 def fused_origin(operator: LinearOperator) -> FusedKernel | None:
-    """The fused kernel whose :func:`evaluate_fused` gave ``operator``, if one did."""
+    """The fused kernel whose :func:`evaluate_fused` gave ``operator``, if one did and nothing has changed it since."""
     if isinstance(operator, FusedLinearOperator):
         return operator.fused
     if type(operator) is not DenseLinearOperator:
         return None
-    return _origins.get(operator.tensor)
+    fused, version = _origins.get(operator.tensor, (None, None))
+    return fused if fused is not None and version == _version(operator.tensor) else None
+
+
+def _version(matrix: Tensor) -> int:
+    """Counts the changes in place. Tensors of inference mode have no count: there -1."""
+    return -1 if matrix.is_inference() else matrix._version
 
 
 def _called(kernel: Any, x: Tensor, columns: tuple[int, ...]) -> Found:
     """``kernel(...)`` on the columns of ``x``, which selects the kernel's active dimensions; ``forward`` does not."""
     selected = getattr(kernel, "active_dims", None)
     if selected is not None:
-        chosen = selected.tolist()
-        # index_select, GPyTorch's way, refuses what is out of range.
-        _require(all(0 <= index < len(columns) for index in chosen))
+        # index_select, GPyTorch's way, takes a number for a list of one, and refuses what is no index or out of range.
+        _require(selected.dtype in (torch.int32, torch.int64) and selected.dim() <= 1)
+        chosen = selected.reshape(-1).tolist()
+        _require(len(chosen) > 0 and all(0 <= index < len(columns) for index in chosen))
         columns = tuple(columns[index] for index in chosen)
     return _forward(kernel, x, columns)
 

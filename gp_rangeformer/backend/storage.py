@@ -64,7 +64,7 @@ def hold(fused: FusedKernel, storage: Storage) -> tuple[FusedKernel, KernelMatri
     share = storage.share
     if share is None:
         return fused, fused.recomputed()
-    fused = FusedKernel.of_arguments(fused.expression, fused.arguments, fused.n, fused.dtype, share)
+    fused = FusedKernel.of_arguments(fused.expression, fused.arguments, fused.n, fused.dtype, share, fused.parameters)
     if not storage.dense:
         return fused, fused.recomputed()
     return fused, ShardedKernelMatrix(fused.expression, fused.arguments, fused.n, fused.dtype, share)

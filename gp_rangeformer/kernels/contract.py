@@ -23,6 +23,18 @@ class ThinWeight:
     right: Float[Tensor, "n m"]
     diagonal: Float[Tensor, " n"] | None = None
 
+    def symmetric(self) -> Float[Tensor, "n n"]:
+        """The symmetric part of W, formed: all that matters where K is symmetric. 4 n^2 m flops, one n x n matrix."""
+        weight = torch.cat([0.5 * self.left, self.right], dim=1) @ torch.cat([self.right, 0.5 * self.left], dim=1).mT
+        if self.diagonal is not None:
+            weight.diagonal().add_(self.diagonal)
+        return weight
+
+    def own_diagonal(self) -> Float[Tensor, " n"]:
+        """The diagonal of W. O(n m)."""
+        product = (self.left * self.right).sum(-1)
+        return product if self.diagonal is None else product + self.diagonal
+
 
 @dataclass(frozen=True)
 class DenseWeight:

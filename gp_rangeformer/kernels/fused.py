@@ -13,6 +13,8 @@ from gp_rangeformer.kernels.expression import Expression
 from gp_rangeformer.kernels.matrix_free import RecomputedKernelMatrix
 from gp_rangeformer.kernels.plain import plain
 from gp_rangeformer.kernels.share import ALONE, Share
+from gp_rangeformer.kernels.unformed_weight import UnformedWeight
+from gp_rangeformer.torch_modes import batched, no_autocast
 
 
 class FusedKernel:
@@ -20,7 +22,8 @@ class FusedKernel:
 
     ``arguments`` (scaled coordinates and scalars, in the autograd graph of ``x`` and ``parameters``) is what gradients
     are taken with respect to: an autograd function that takes them as its inputs and returns :meth:`contract` from its
-    backward gives ``x`` and the parameters their gradients. Holds no n x n tensor.
+    backward gives ``x`` and the parameters their gradients. ``parameters``: as they were given, or none where the
+    arguments came without. Holds no n x n tensor.
 
     :param x: n x d, float32 or float64; may require a gradient.
     :param parameters: constrained values in the order of :func:`~gp_rangeformer.kernels.expression.parameter_names`.
@@ -28,24 +31,37 @@ class FusedKernel:
     """
 
     def __init__(self, expression: Expression, x: Float[Tensor, "n d"], parameters: tuple[Tensor, ...]) -> None:
-        self._hold(expression, embed(expression, x, parameters), len(x), x.dtype, ALONE)
+        self._hold(expression, embed(expression, x, parameters), len(x), x.dtype, ALONE, parameters)
 
     @classmethod
     def of_arguments(
-        cls, expression: Expression, arguments: tuple[Tensor, ...], n: int, dtype: torch.dtype, share: Share = ALONE
+        cls,
+        expression: Expression,
+        arguments: tuple[Tensor, ...],
+        n: int,
+        dtype: torch.dtype,
+        share: Share = ALONE,
+        parameters: tuple[Tensor, ...] = (),
     ) -> FusedKernel:
         """The same of ``n`` points whose arguments are there already.
 
         :param share: the tiles that this process computes of :meth:`contract` and of products with :meth:`recomputed`.
         """
         fused = cls.__new__(cls)
-        fused._hold(expression, arguments, n, dtype, share)
+        fused._hold(expression, arguments, n, dtype, share, parameters)
         return fused
 
     def _hold(
-        self, expression: Expression, arguments: tuple[Tensor, ...], n: int, dtype: torch.dtype, share: Share
+        self,
+        expression: Expression,
+        arguments: tuple[Tensor, ...],
+        n: int,
+        dtype: torch.dtype,
+        share: Share,
+        parameters: tuple[Tensor, ...],
     ) -> None:
         self.expression, self.arguments, self.n, self.dtype, self.share = expression, arguments, n, dtype, share
+        self.parameters = parameters
 
     def dense(self) -> Float[Tensor, "n n"]:
         """K in the dtype of ``x``, in the autograd graph. Its backward contracts the dense weight that arrives; with
@@ -75,6 +91,12 @@ class FusedKernel:
             return contract(self.expression, self.arguments, DenseWeight(weight), self.dtype, self.share)
 
 
+def takes_unformed_weights(kernel: Tensor) -> bool:
+    """Whether the gradient of ``kernel`` arrives at a fused kernel's own node: :meth:`FusedKernel.dense` made it, and
+    no operation has changed it since, in place or otherwise."""
+    return isinstance(kernel.grad_fn, _Dense._backward_cls)  # type: ignore[attr-defined]
+
+
 class _Dense(torch.autograd.Function):
     @staticmethod
     def forward(ctx, expression: Expression, n: int, dtype: torch.dtype, *arguments: Tensor) -> Tensor:
@@ -87,9 +109,13 @@ class _Dense(torch.autograd.Function):
     def backward(ctx, g_kernel: Tensor):  # type: ignore[override]
         arguments = ctx.saved_tensors
         # Grad mode is on during a backward pass with create_graph only.
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled() or batched(g_kernel):
+            create_graph = torch.is_grad_enabled()
             wanted = [argument for argument, needed in zip(arguments, ctx.needs_input_grad[3:], strict=True) if needed]
-            kernel = plain(ctx.expression, arguments, len(g_kernel), ctx.dtype)
-            found = iter(torch.autograd.grad(kernel, wanted, g_kernel, create_graph=True))
+            with torch.enable_grad(), no_autocast():
+                kernel = plain(ctx.expression, arguments, g_kernel.shape[-1], ctx.dtype)
+            found = iter(torch.autograd.grad(kernel, wanted, g_kernel, create_graph=create_graph))
             return None, None, None, *(next(found) if needed else None for needed in ctx.needs_input_grad[3:])
-        return None, None, None, *contract(ctx.expression, arguments, DenseWeight(g_kernel), ctx.dtype)
+        weight = g_kernel.factors if isinstance(g_kernel, UnformedWeight) else DenseWeight(g_kernel)
+        with no_autocast():
+            return None, None, None, *contract(ctx.expression, arguments, weight, ctx.dtype)

@@ -10,6 +10,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -35,6 +36,11 @@ class Memory:
     pause: int = 0  # calls that the exact path answers without another attempt
     tail_calls: int = 0  # log determinants that a tail estimator was asked for
     tail_objection: str | None = None  # what the last check of the tail estimator by Lanczos found
+    num_probes: int | None = None  # that the gradient was found to need, where that is more than were asked for
+    gradient_calls: int = 0  # training steps whose gradient could be checked
+    exact_steps: int = 0  # that the exact path answers, because probes leave the gradient too uncertain
+    gradient_spread: float = 0.0  # relative standard error of tr(A^-1) over the probes at the last check
+    gradient_error: Any = None  # what the last check of the gradient found
     draws: dict[str, tuple[Hashable, Tensor]] = field(default_factory=dict, repr=False)
     lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
@@ -70,6 +76,13 @@ class Memory:
         with self.lock:
             due = self.tail_calls % every == 0
             self.tail_calls += 1
+            return due
+
+    def take_gradient_check(self, every: int) -> bool:
+        """Whether this training step's gradient is one that is checked: the first and every ``every``-th."""
+        with self.lock:
+            due = self.gradient_calls % every == 0
+            self.gradient_calls += 1
             return due
 
     def record_failure(self) -> None:

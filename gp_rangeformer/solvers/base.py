@@ -8,20 +8,23 @@ answer them. Results carry their own evidence: residuals, bounds, passes over K,
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+import math
 from dataclasses import dataclass, replace
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
+import numpy as np
 import torch
 from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
+from gp_rangeformer.kernels.contract import ThinWeight
 from gp_rangeformer.solvers.host import to_host
 from gp_rangeformer.solvers.kernel_matrix import DenseKernelMatrix, KernelMatrix
 from gp_rangeformer.solvers.reason import Reason
 
-_SAMPLED_COLUMNS = 64
 _ROUNDING = 6
+# How far below 1 a Ritz value may fall beside rounding: it would move log|A| by no more than that for its direction.
+_RITZ_SLACK = 1e-3
 
 
 @dataclass(frozen=True)
@@ -72,6 +75,7 @@ class LinearSystem:
         self.noise = noise
         self.passes = 0
         self.columns_multiplied = 0
+        self._row_squares: Tensor | None = None
 
     @property
     def size(self) -> int:
@@ -120,20 +124,69 @@ class LinearSystem:
         """Whether K and D hold no NaN and no infinity."""
         return bool(self.noise.sum(dtype=torch.float64).isfinite()) and self._kernel.is_finite()
 
+    def wide_matmul(self, vectors: Float64[Tensor, "n k"]) -> Float64[Tensor, "n k"]:
+        """A @ vectors of a few columns, every product and sum in float64: the entries of K count as they are. One pass
+        over K, bound by reading it."""
+        self.passes += 1
+        self.columns_multiplied += vectors.shape[1]
+        product, squares = self._kernel.wide_product(vectors)
+        self._row_squares = squares.amax()
+        return product.addcmul_(self.noise.double().unsqueeze(-1), vectors)
+
     @functools.cached_property
     def rounding_scale(self) -> float:
         """The estimated norm of the rounding error in ``rhs - A @ solution``, per column, over that of the solution.
 
         A row of K x sums n products k_ij x_j, each rounded with a relative error of eps and either sign: over all rows
-        eps |x| times the norm of K's columns, of which the largest of 64 is taken. A model, not a bound, for solutions,
-        whose signs alternate: measured errors are 0.7 to 3.9 times eps |x| |K e_j| (n = 500 to 12,000, kernels smooth
+        eps |x| times the norm of K's columns, of which the largest counts. A model, not a bound, for solutions whose
+        signs alternate, as those of random probes do; what is certain of targets is summed in float64
+        (:meth:`wide_matmul`). Measured errors are 0.7 to 3.9 times eps |x| |K e_j| (n = 500 to 12,000, kernels smooth
         and rough, any share of large entries), and 6 times is what this says (tests/solvers/test_certificate.py). It
         does not depend on the order of the sum, so it holds as well where K comes in tiles, whose products are added
-        up in the same dtype.
+        up in the same dtype. In float32 the columns' norms come along with a wide product, or take one pass; in float64
+        sqrt(max_i K_ii tr K) bounds them well enough.
         """
-        sample = torch.linspace(0, self.size - 1, min(_SAMPLED_COLUMNS, self.size), device=self.device).long()
-        largest = float(torch.linalg.vector_norm(self._kernel.columns(sample), dim=0).max())
-        return _ROUNDING * torch.finfo(self.dtype).eps * (largest + self.diagonal_facts.largest_noise)
+        facts = self.diagonal_facts
+        if self.dtype == torch.float64:
+            largest = (facts.largest_total * facts.total_sum) ** 0.5
+        else:
+            if self._row_squares is None:
+                self.wide_matmul(self.noise.new_zeros(self.size, 1, dtype=torch.float64))
+            assert self._row_squares is not None
+            largest = float(self._row_squares) ** 0.5
+        return _ROUNDING * torch.finfo(self.dtype).eps * (largest + facts.largest_noise)
+
+    def quadratic_margin(self, square: Float64[np.ndarray, " m"]) -> Float64[np.ndarray, " m"]:
+        """What an interval of b' A^-1 b with a solution x has to allow for beside its residual. ``square``: |x|^2.
+
+        Entries of K were rounded, by at most u = eps / 2 of each and with signs of their own: x'Ex has a standard
+        deviation below u max_i K_ii |x|^2 for |K_ij| <= max_i K_ii, of which four are counted. And x'Ax was summed in
+        float64: n^2 eps64 max_i K_ii |x|^2 at most, as |x|_1^2 <= n |x|^2.
+        """
+        entries = 2 * torch.finfo(self.dtype).eps
+        return (entries + self.size**2 * np.finfo(np.float64).eps) * self.diagonal_facts.largest_total * square
+
+    def least_ritz_value(self) -> float:
+        """Below this a Ritz value of P^-1 A disproves P <= A, hence that K is positive semi-definite: every one is 1 or
+        more but for the rounding of a product, rounding_scale / smallest noise. Never above 0.999, nor below 0.5.
+        """
+        facts = self.diagonal_facts
+        return max(0.5, 1 - _RITZ_SLACK - self.rounding_scale / facts.smallest_noise)
+
+    def logdet_margin(self) -> float:
+        """What any interval of log|A| has to allow for, in nats: the rounding of the entries of K.
+
+        d log|A| = tr(A^-1 E) for errors E of at most u = eps / 2 of every entry and with signs of their own has a
+        standard deviation below u max_i A_ii |A^-1|_F, and |A^-1|_F <= sqrt(n) / smallest noise. Counted is
+        n eps max_i A_ii / smallest noise: errors of the diagonal may have one sign, for K_ii is often one number.
+        """
+        return self.size * torch.finfo(self.dtype).eps * self.condition
+
+    @property
+    def condition(self) -> float:
+        """max_i A_ii / min_i D_ii: how much a relative error of an entry may matter. Infinite without noise."""
+        facts = self.diagonal_facts
+        return facts.largest_total / facts.smallest_noise if facts.smallest_noise > 0 else math.inf
 
     @functools.cached_property
     def diagonal_facts(self) -> DiagonalFacts:
@@ -144,6 +197,7 @@ class LinearSystem:
             noise.amin(),
             noise.amax(),
             total.amax(),
+            total.abs().sum(dtype=torch.float64),
             (kernel / noise).abs().amax(),
             logs.sum(),
             logs.std(correction=0),
@@ -159,6 +213,7 @@ class DiagonalFacts:
     smallest_noise: float
     largest_noise: float
     largest_total: float
+    total_sum: float
     largest_ratio: float
     log_noise_sum: float
     log_noise_deviation: float
@@ -187,6 +242,21 @@ class Solution:
     @property
     def converged(self) -> bool:
         return self.reason is Reason.CONVERGED
+
+    def joined(self, other: Solution) -> Solution:
+        """The columns of both, which have converged."""
+        corrections = self.correction, other.correction
+        known = [correction for correction in corrections if correction is not None]
+        return replace(
+            self,
+            value=torch.cat([self.value, other.value], dim=1),
+            residual=torch.cat([self.residual, other.residual]),
+            quadratic=torch.cat([self.quadratic, other.quadratic]),
+            inv_quad=self.inv_quad + other.inv_quad,
+            iterations=self.iterations + other.iterations,
+            passes=self.passes + other.passes,
+            correction=torch.cat(known, dim=1) if len(known) == len(corrections) else None,
+        )
 
     def leading(self, count: int) -> Solution:
         """The first ``count`` columns with their evidence."""
@@ -233,24 +303,38 @@ class InverseRoot:
     reason: Reason
 
 
+@runtime_checkable
+class Weight(Protocol):
+    """The gradient of loss = sum_j g_inv_quad[j] rhs_j' A^-1 rhs_j + g_logdet * log|A| with respect to K, before the
+    two g are known: d(loss) = sum(W * dK). A dataclass of tensors and None: autograd saves its fields."""
+
+    @property
+    def solutions(self) -> Float[Tensor, "n m"]:
+        """A^-1 rhs."""
+        ...
+
+    def thin(self, g_inv_quad: Float[Tensor, " m"], g_logdet: Float[Tensor, ""]) -> ThinWeight | None:
+        """W in factors, where it has some."""
+        ...
+
+    def dense(self, g_inv_quad: Float[Tensor, " m"], g_logdet: Float[Tensor, ""]) -> Float[Tensor, "n n"]:
+        """W as a symmetric matrix."""
+        ...
+
+
 @dataclass
 class Evaluation:
     """Everything one training step asks of A: the quadratic forms, log|A| and the gradient of both.
 
-    ``kernel_gradient(g_inv_quad, g_logdet)`` returns the n x n weight W with d(loss) = sum(W * dK) for
-    loss = sum_j g_inv_quad[j] * rhs_j' A^-1 rhs_j + g_logdet * log|A|; ``noise_gradient`` its diagonal alone;
-    ``thin_gradient`` its factors (left, right, diagonal or None), W = left right' + diag(diagonal), where it has some.
     ``fallback_reason``: why the solver that was asked handed over to the exact path, or None.
     """
 
     solution: Solution
     logdet: LogDet | None
-    kernel_gradient: Callable[[Float[Tensor, " m"], Float[Tensor, ""]], Float[Tensor, "n n"]]
-    noise_gradient: Callable[[Float[Tensor, " m"], Float[Tensor, ""]], Float[Tensor, " n"]]
+    weight: Weight
     inv_quad: Float[Tensor, " m"]
     residual: float  # largest certified relative residual, probe columns included
     fallback_reason: Reason | None = None
-    thin_gradient: Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor | None]] | None = None
 
 
 class Prepared(Protocol):

@@ -34,6 +34,7 @@ _PATIENCE = 50
 # Columns whose share outside the span of the others is larger than this, in the norm of P^-1, are orthonormalised by a
 # Cholesky factor, which costs a tenth of an eigendecomposition; that can drop directions.
 _INDEPENDENT = 1e-2
+_POWER_STEPS = 4
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,7 @@ def block_cg(
     shared, preconditioned = block.vectors()
     directions = preconditioned
     best, since_best = float("inf"), 0
+    largest_inverse = 1 / system.least_ritz_value()
     iterations = 0
     while True:
         # R = S Phi: norms from the Gram matrix of S, energies from Phi alone.
@@ -105,6 +107,9 @@ def block_cg(
         except NotPositiveDefiniteError:
             return BlockCGResult(solution, carried, iterations, Reason.NOT_PSD)
         k, inverse = len(root), product(root.T, root)
+        # The directions D satisfy D'PD >= I, so P <= A would make the curvature D'AD >= I.
+        if not _quotient(inverse) <= largest_inverse:
+            return BlockCGResult(solution, carried, iterations, Reason.NOT_PSD)
         both = to_device(np.concatenate([product(inverse, coefficients), inverse], axis=1), solution)
         step_sizes, inverse_on_device = both[:, :-k], both[:, -k:]
         solution.addmm_(directions, step_sizes)
@@ -114,6 +119,16 @@ def block_cg(
         shared, preconditioned = block.vectors()
         directions = torch.addmm(preconditioned, directions, to_device(block.coefficients.T, directions))
         iterations += 1
+
+
+def _quotient(matrix: Float64[np.ndarray, "k k"]) -> float:
+    """A Rayleigh quotient near the largest eigenvalue of a positive matrix, never above it, by a few power steps from
+    the column of its largest diagonal entry. O(k^2)."""
+    vector = matrix[:, int(matrix.diagonal().argmax())]
+    for _ in range(_POWER_STEPS):
+        vector = product(matrix, vector[:, None])[:, 0]
+        vector = vector / max(math.sqrt(float((vector * vector).sum())), np.finfo(np.float64).tiny)
+    return float((vector * product(matrix, vector[:, None])[:, 0]).sum())
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
@@ -10,7 +10,6 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from gp_rangeformer.solvers.base import Interval, LinearSystem
-from gp_rangeformer.solvers.cholesky import logdet_rounding_per_point
 from gp_rangeformer.solvers.host import to_host
 from gp_rangeformer.solvers.nystrom import NystromPreconditioner
 
@@ -37,31 +36,51 @@ class SolutionEvidence:
         residual: Float[Tensor, "n m"],
         correction: Float[Tensor, "n m"] | None = None,
     ) -> SolutionEvidence:
-        """One transfer; O(n m), and O(n r m) without ``correction``, which is P^-1 r."""
-        correction = preconditioner.solve(residual) if correction is None else correction
+        """One transfer; O(n m), and O(n r m) without ``correction``, which is P^-1 r.
+
+        :param residual: in the dtype of ``rhs``, or in float64 where a wide product gave it.
+        """
+        correction = preconditioner.solve(residual.to(rhs.dtype)) if correction is None else correction
         wide = residual.double()
         squares = wide.square()
         residual_square, whitened, solution_norm, quadratic, energy = to_host(
             squares.sum(0),
             # P^-1 subtracts nearly all of the whitened residual where P is large: its rounding is that of r' D^-1 r.
             (squares / system.noise.unsqueeze(-1)).sum(0),
-            torch.linalg.vector_norm(solution, dim=0),
-            ((rhs + residual).double() * solution).sum(0),
+            torch.linalg.vector_norm(solution, dim=0, dtype=torch.float64),
+            ((rhs.double() + wide) * solution).sum(0),
             (wide * correction).sum(0),
         )
         energy = np.maximum(energy, 0) + 8 * torch.finfo(system.dtype).eps * whitened
         return cls(np.sqrt(residual_square), solution_norm, quadratic, energy)
 
-    def bounds(self, rounding: Float64[np.ndarray, " m"]) -> list[Interval]:
+    def with_leading(self, other: SolutionEvidence) -> SolutionEvidence:
+        """Its first columns replaced by those of ``other``."""
+        pairs = [(getattr(self, field.name), getattr(other, field.name)) for field in fields(self)]
+        return SolutionEvidence(*(np.concatenate([new, old[len(new) :]]) for old, new in pairs))
+
+    def bounds(self, margin: Float64[np.ndarray, " m"]) -> list[Interval]:
         """Rigorous intervals of b' A^-1 b. b' A^-1 b = 2 b'v - v'Av + r' A^-1 r, and 0 <= r' A^-1 r <= r' P^-1 r
         because A >= P. With Av = b - r the first two terms are b'v + r'v: no further pass over K.
 
-        :param rounding: |dr| / sqrt(n) for the rounding error dr of the residual: it moves the value by v'dr, which for
-            random signs is |v| |dr| / sqrt(n), with four standard deviations of room.
+        :param margin: what the value may be off by beside that: :func:`model_margin` for a residual in float32,
+            :meth:`~gp_rangeformer.solvers.base.LinearSystem.quadratic_margin` for one from a wide product.
         """
-        margin = 4 * rounding * self.solution_norm
         ends = zip((self.quadratic - margin).tolist(), (self.quadratic + self.energy + margin).tolist(), strict=True)
         return [Interval(low, high) for low, high in ends]
+
+
+def wide_residual(
+    system: LinearSystem, rhs: Float[Tensor, "n m"], solution: Float[Tensor, "n m"]
+) -> Float64[Tensor, "n m"]:
+    """b - A v of a few columns, without rounding to speak of. One pass over K."""
+    return rhs.double() - system.wide_matmul(solution.double())
+
+
+def model_margin(system: LinearSystem, solution_norm: Float64[np.ndarray, " m"]) -> Float64[np.ndarray, " m"]:
+    """What the rounding dr of a residual moves b'v + r'v by: v'dr, which for signs that are random against v's is
+    |v| |dr| / sqrt(n), with four standard deviations of room. For right-hand sides that nothing certain is said of."""
+    return 4 * system.rounding_scale * solution_norm**2 / system.size**0.5
 
 
 def inv_quad_bounds(
@@ -72,13 +91,15 @@ def inv_quad_bounds(
     residual: Float[Tensor, "n m"],
 ) -> tuple[Float64[Tensor, " m"], list[Interval]]:
     """Value and interval of b' A^-1 b per column, for any approximate solution v with residual r = b - A v, computed by
-    one product. O(n r m).
+    one product in the dtype of the system, or in float64 by a wide one. O(n r m).
 
     The value is b'v + r'v (its gradient at fixed v, -v' dA v, is that of the exact form to first order), on the host.
     """
     evidence = SolutionEvidence.gather(system, preconditioner, rhs, solution, residual)
-    rounding = system.rounding_scale * evidence.solution_norm / system.size**0.5
-    return torch.from_numpy(evidence.quadratic), evidence.bounds(rounding)
+    margin = system.quadratic_margin(evidence.solution_norm**2)
+    if residual.dtype != torch.float64:
+        margin = margin + model_margin(system, evidence.solution_norm)
+    return torch.from_numpy(evidence.quadratic), evidence.bounds(margin)
 
 
 def relative_residual(
@@ -87,10 +108,12 @@ def relative_residual(
     solution: Float[Tensor, "n m"],
     residual: Float[Tensor, "n m"],
 ) -> Float64[Tensor, " m"]:
-    """|b - A v| / |b| per column (0 where b is), widened by the rounding of ``residual``; on the host. O(n m)."""
+    """|b - A v| / |b| per column (0 where b is), widened by the rounding of ``residual`` unless it is from a wide
+    product of a float32 system; on the host. O(n m)."""
     norms = [torch.linalg.vector_norm(block, dim=0) for block in (residual, solution, rhs)]
     left, length, norm = to_host(*norms)
-    return relative(left + system.rounding_scale * length, norm)
+    rounding = system.rounding_scale * length if residual.dtype == system.dtype else 0.0
+    return relative(left + rounding, norm)
 
 
 def relative(error: Float64[np.ndarray, " m"], norm: Float64[np.ndarray, " m"]) -> Float64[Tensor, " m"]:
@@ -106,6 +129,6 @@ def logdet_bounds(system: LinearSystem, preconditioner: NystromPreconditioner) -
     bound of A itself, sum_i log A_ii, is taken where it is smaller. Widened by the rounding of log|A|.
     """
     base = preconditioner.logdet()
-    rounding = system.size * logdet_rounding_per_point(system)
+    rounding = system.logdet_margin()
     upper = min(base + preconditioner.facts.log_gap_sum, system.diagonal_facts.log_total_sum)
     return Interval(base - rounding, max(upper, base) + rounding)

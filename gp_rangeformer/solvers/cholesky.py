@@ -21,6 +21,7 @@ from torch import Tensor
 
 from gp_rangeformer.free_memory import Demand, InsufficientMemoryError
 from gp_rangeformer.solvers.base import Evaluation, Interval, InverseRoot, LinearSystem, LogDet, Solution
+from gp_rangeformer.solvers.certificate import wide_residual
 from gp_rangeformer.solvers.host import to_host
 from gp_rangeformer.solvers.reason import Reason
 from gp_rangeformer.workspace import shortage
@@ -45,7 +46,7 @@ class ExactSolver:
         """
         del memory
         dtype = system.dtype
-        if dtype == torch.float32 and logdet_rounding_per_point(system) > 0.1 * self.tolerance:
+        if dtype == torch.float32 and factor_rounding_per_point(system, dtype) > 0.1 * self.tolerance:
             dtype = torch.float64
         prepared = _factorise(system, dtype)
         if prepared is None and dtype == torch.float32:
@@ -56,21 +57,21 @@ class ExactSolver:
         return prepared._with_tolerance(self.tolerance)
 
 
-def logdet_rounding_per_point(system: LinearSystem) -> float:
-    """Estimated rounding error of log|A| / n in the dtype of the system: eps * max A_ii / min noise.
+def factor_rounding_per_point(system: LinearSystem, dtype: torch.dtype) -> float:
+    """What a Cholesky factorisation in ``dtype`` may move log|A| / n by, in nats.
 
-    First order: d log|A| = tr(A^-1 E) with entries of E of size eps A_ii and random sign; the diagonal of A^-1 is
-    at most 1 / min noise. tests/solvers/test_certificate.py measures that the true error stays below.
+    L L' = A + E with |E_ii| <= n u A_ii in the worst case, and sqrt(n) u A_ii where roundings are independent (Higham &
+    Mary 2019); the sign is the same for every i where all points are alike. The diagonal of A^-1 is at most
+    1 / smallest noise. Twice that is counted: eps = 2 u.
     """
-    facts = system.diagonal_facts
-    if facts.smallest_noise <= 0:
-        return math.inf
-    return torch.finfo(system.dtype).eps * facts.largest_total / facts.smallest_noise
+    return system.size**0.5 * torch.finfo(dtype).eps * system.condition
 
 
 # n x n matrices beside K: the matrix and its factor, or the factor and the copies that LAPACK's other routines make of
 # it (measured with torch 2.13 on a CPU); and numbers per row and right-hand side of a solve with its residual.
 _FACTOR, _ROOT, _PER_COLUMN = 2.3, 2.2, 12
+_WIDE_COLUMNS = 4  # whose residual is summed in float64: more would cost a pass over K each
+_INVERSE_ITERATIONS = 8
 
 
 def exact_path_fits(system: LinearSystem, columns: int) -> bool:
@@ -129,6 +130,28 @@ def _factorise_with_jitter(system: LinearSystem, dtype: torch.dtype) -> ExactPre
     )
 
 
+@dataclass(frozen=True)
+class ExactWeight:
+    """The gradient's weight from the factor: a :class:`~gp_rangeformer.solvers.base.Weight` without thin factors.
+
+    ``factor``: None where log|A| was not asked for.
+    """
+
+    factor: Float[Tensor, "n n"] | None
+    solutions: Float[Tensor, "n m"]
+
+    def thin(self, g_inv_quad: Float[Tensor, " m"], g_logdet: Float[Tensor, ""]) -> None:
+        """A^-1 has full rank."""
+
+    def dense(self, g_inv_quad: Float[Tensor, " m"], g_logdet: Float[Tensor, ""]) -> Float[Tensor, "n n"]:
+        """g_logdet A^-1 - sum_j g_inv_quad[j] x_j x_j'. 2 n^3 / 3 flops, unless log|A| was not asked for."""
+        outer = self.solutions * -g_inv_quad
+        if self.factor is None or not bool(g_logdet != 0):
+            return outer @ self.solutions.mT
+        weight = torch.cholesky_inverse(self.factor).to(self.solutions.dtype).mul_(g_logdet)
+        return weight.addmm_(outer, self.solutions.mT)
+
+
 @dataclass
 class ExactPrepared:
     """A factorised system. ``factor`` may be float64 for a float32 system; answers come in the system's dtype."""
@@ -137,13 +160,14 @@ class ExactPrepared:
     factor: Float[Tensor, "n n"]
     jitter: float
     tolerance: float = 0.01
+    unheld: float = 0.0  # largest relative residual beyond the tolerance that rounding a solution has left
 
     def _with_tolerance(self, tolerance: float) -> ExactPrepared:
         self.tolerance = tolerance
         return self
 
     def notes(self) -> list[str]:
-        """What a reader of the report should know: a promotion to float64, jitter."""
+        """What a reader of the report should know: a promotion to float64, jitter, what float32 cannot hold."""
         notes = []
         if self.factor.dtype != self.system.dtype:
             notes.append("factorised in float64")
@@ -151,6 +175,11 @@ class ExactPrepared:
             notes.append("the exact path formed K as a dense matrix")
         if self.jitter:
             notes.append(f"jitter {self.jitter:.0e} added to the diagonal")
+        if self.unheld and not self.jitter:
+            dtype = str(self.system.dtype).removeprefix("torch.")
+            notes.append(
+                f"the exact solution, rounded to {dtype}, leaves a residual of {self.unheld:.1g}: float64 helps"
+            )
         return notes
 
     def solve(self, rhs: Float[Tensor, "n m"]) -> Solution:
@@ -161,28 +190,42 @@ class ExactPrepared:
             if promoted is not None:
                 self.factor = promoted.factor
                 found = self._solve_once(rhs)
-        return replace(
-            found, reason=Reason.CONVERGED if bool((found.residual <= self.tolerance).all()) else Reason.ROUNDING
-        )
+        # Nothing is left to try: that the dtype of the answer cannot hold it better is said in a note.
+        left = float(found.residual.max()) if found.residual.numel() else 0.0
+        if not left <= self.tolerance:
+            self.unheld = max(self.unheld, left)
+            return replace(found, reason=Reason.ROUNDING)
+        return found
 
     def _solve_once(self, rhs: Float[Tensor, "n m"]) -> Solution:
+        system = self.system
         unrounded = torch.cholesky_solve(rhs.to(self.factor.dtype), self.factor)
-        value = unrounded.to(self.system.dtype)
-        # Also for a float64 factor: the answer and this residual are rounded to the system's dtype.
-        residual, norm, length, quadratic = to_host(
-            torch.linalg.vector_norm(rhs - self.system.matmul(value), dim=0),
+        value = unrounded.to(system.dtype)
+        # Of the answer, as rounded to the system's dtype, also for a float64 factor.
+        few = rhs.shape[1] <= _WIDE_COLUMNS
+        residual = wide_residual(system, rhs, value) if few else rhs - system.matmul(value)
+        left, norm, length, inner, correction = to_host(
+            torch.linalg.vector_norm(residual, dim=0),
             torch.linalg.vector_norm(rhs, dim=0),
-            torch.linalg.vector_norm(value, dim=0),
+            torch.linalg.vector_norm(value, dim=0, dtype=torch.float64),
             (rhs.double() * unrounded).sum(0),
+            ((residual.double() - self.jitter * value.double()) * value.double()).sum(0),
         )
-        error = residual + self.system.rounding_scale * length
+        # Of a wide residual nothing is rounded but its own sums.
+        wide_scale = np.finfo(np.float64).eps * system.size**0.5 * system.diagonal_facts.total_sum
+        error = left + (wide_scale if few else system.rounding_scale) * length
         relative = np.divide(error, norm, out=error.copy(), where=norm > 0)
-        # b' A^-1 b = b'x + r'x + r' A^-1 r with |r'x| <= |r| |x| and r' A^-1 r <= |r|^2 / min noise.
+        room = system.quadratic_margin(length**2)
         if self.factor.dtype == torch.float64:
-            room = 1e-9 * np.abs(quadratic)
+            # b'x of an x that solves a system next to A, off by eps64 n A_ii in every entry: part of the margin.
+            quadratic = inner
         else:
+            # b' A^-1 b = b'x + r'x + r' A^-1 r with |r'x| <= |r| |x| and r' A^-1 r <= |r|^2 / min noise.
+            quadratic = inner + correction if few else inner
             with np.errstate(divide="ignore", invalid="ignore"):  # zero noise proves nothing
-                room = error * length + error**2 / self.system.diagonal_facts.smallest_noise
+                room = room + error**2 / system.diagonal_facts.smallest_noise
+            if not few:
+                room = room + error * length
         ends = zip((quadratic - room).tolist(), (quadratic + room).tolist(), strict=True)
         intervals = [Interval(low, high) for low, high in ends]
         return Solution(
@@ -196,13 +239,24 @@ class ExactPrepared:
         )
 
     def logdet(self) -> LogDet:
-        """2 sum log diag(L): no further cost."""
+        """2 sum log diag(L), with what the rounding of K's entries and of the factorisation may change: no further
+        cost, except where there is no noise."""
         value = 2 * float(self.factor.diagonal().double().log().sum())
-        # In the system's dtype also for a float64 factor: the entries of K came rounded.
-        rounding = self.system.size * logdet_rounding_per_point(self.system)
-        if not math.isfinite(rounding):
-            rounding = 0.0  # zero noise: no margin can be stated; the backend reports the reason
-        return LogDet(value, Interval(value - rounding, value + rounding))
+        system = self.system
+        margin = system.logdet_margin() + system.size * factor_rounding_per_point(system, self.factor.dtype)
+        if not math.isfinite(margin):
+            # Without noise the smallest eigenvalue takes its place.
+            eps = torch.finfo(system.dtype).eps + system.size**0.5 * torch.finfo(self.factor.dtype).eps
+            margin = system.size * eps * system.diagonal_facts.largest_total / self._smallest_eigenvalue()
+        return LogDet(value, Interval(value - margin, value + margin))
+
+    def _smallest_eigenvalue(self) -> float:
+        """Half of what inverse iteration finds, which is never too small. O(n^2)."""
+        vector = torch.linspace(1, 2, self.system.size, dtype=self.factor.dtype, device=self.factor.device)
+        vector = (vector * 12.9898).sin().unsqueeze(-1)  # no direction of its own
+        for _ in range(_INVERSE_ITERATIONS):
+            vector = torch.cholesky_solve(vector / torch.linalg.vector_norm(vector), self.factor)
+        return 0.5 / float(torch.linalg.vector_norm(vector))
 
     def inv_root(self) -> InverseRoot:
         """L^-T: an exact, dense and upper triangular root of A^-1. O(n^3 / 3).
@@ -222,20 +276,10 @@ class ExactPrepared:
 
     def evaluate(self, rhs: Float[Tensor, "n m"], with_logdet: bool = True) -> Evaluation:
         solution = self.solve(rhs)
-        dtype = self.system.dtype
-
-        def kernel_gradient(g_inv_quad: Tensor, g_logdet: Tensor) -> Tensor:
-            outer = solution.value * -g_inv_quad
-            if not with_logdet or not bool(g_logdet != 0):
-                return outer @ solution.value.mT
-            weight = torch.cholesky_inverse(self.factor).to(dtype).mul_(g_logdet)
-            return weight.addmm_(outer, solution.value.mT)
-
         return Evaluation(
             solution=solution,
             logdet=self.logdet() if with_logdet else None,
-            kernel_gradient=kernel_gradient,
-            noise_gradient=lambda g_inv_quad, g_logdet: kernel_gradient(g_inv_quad, g_logdet).diagonal().clone(),
+            weight=ExactWeight(self.factor if with_logdet else None, solution.value),
             inv_quad=solution.quadratic.to(rhs),
             residual=float(solution.residual.max()) if rhs.shape[1] else 0.0,
         )

@@ -88,14 +88,14 @@ class DirectPrepared:
         outside = logdet is not None and not logdet.rigorous.contains(logdet.value)
         reason = Reason.DIRECT if outside else solution.reason
         weight = _gradient_weight(preconditioner, system.noise, value[:, :m], probes, value[:, m:])
+        # The network's own value, uncorrected.
+        quadratic = (rhs.double() * value[:, :m].double()).sum(0)
         return Evaluation(
-            solution=replace(solution.leading(m), reason=reason),
+            solution=replace(solution.leading(m), reason=reason, quadratic=quadratic.cpu()),
             residual=float(solution.residual.max()) if solution.residual.numel() else 0.0,
             logdet=logdet,
-            kernel_gradient=weight.dense,
-            noise_gradient=weight.diagonal,
-            thin_gradient=weight.thin,
-            inv_quad=(rhs.double() * value[:, :m].double()).sum(0).to(rhs.dtype),
+            weight=weight,
+            inv_quad=quadratic.to(rhs.dtype),
         )
 
     def _measured(self, rhs: Tensor) -> tuple[Solution, NystromPreconditioner | None, Answer]:

@@ -8,11 +8,13 @@ tr(A^-1 dA) = tr(P^-1 dA) + tr((A^-1 - P^-1) dA), the first term exact and the s
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Float64
 from torch import Tensor
 
+from gp_rangeformer.kernels.contract import ThinWeight
 from gp_rangeformer.solvers.nystrom import NystromPreconditioner
 
 # The mean of diag(D^-1 (K - Q)) below which the control variate helps. Measured ratio of gradient errors with and
@@ -51,32 +53,27 @@ class GradientWeight:
 
     def dense(self, g_inv_quad: Float[Tensor, " m"], g_logdet: Float[Tensor, ""]) -> Float[Tensor, "n n"]:
         """W for loss = sum_j g_inv_quad[j] b_j'A^-1 b_j + g_logdet log|A|. 2 n^2 (m + p + r) flops."""
-        left, right, diagonal = self.thin(g_inv_quad, g_logdet)
-        weight = left @ right.mT
-        if diagonal is not None:
-            weight.diagonal().add_(diagonal)
-        return weight
+        return self.thin(g_inv_quad, g_logdet).symmetric()
 
-    def diagonal(self, g_inv_quad: Float[Tensor, " m"], g_logdet: Float[Tensor, ""]) -> Float[Tensor, " n"]:
-        """The diagonal of W alone. O(n (m + p + r))."""
-        return thin_diagonal(*self.thin(g_inv_quad, g_logdet))
-
-    def thin(
-        self, g_inv_quad: Float[Tensor, " m"], g_logdet: Float[Tensor, ""]
-    ) -> tuple[Float[Tensor, "n k"], Float[Tensor, "n k"], Float[Tensor, " n"] | None]:
-        """(left, right, diagonal) with W = left right' + diag(diagonal), k = m + p + r. O(n k)."""
+    def thin(self, g_inv_quad: Float[Tensor, " m"], g_logdet: Float[Tensor, ""]) -> ThinWeight:
+        """W in factors of m + p + r columns. O(n (m + p + r))."""
         left = [-g_inv_quad * self.solutions, (g_logdet / max(self.probes.shape[1], 1)) * self.probe_solutions]
         right = [self.solutions, self.probes]
         if self.inverse is not None:
             left.append(-g_logdet * self.inverse)
             right.append(self.inverse)
         diagonal = None if self.inverse is None else g_logdet / self.noise
-        return torch.cat(left, dim=1), torch.cat(right, dim=1), diagonal
+        return ThinWeight(torch.cat(left, dim=1), torch.cat(right, dim=1), diagonal)
 
 
-def thin_diagonal(
-    left: Float[Tensor, "n k"], right: Float[Tensor, "n k"], diagonal: Float[Tensor, " n"] | None
-) -> Float[Tensor, " n"]:
-    """The diagonal of left right' + diag(diagonal). O(n k)."""
-    product = (left * right).sum(-1)
-    return product if diagonal is None else product + diagonal
+@runtime_checkable
+class GradientCheck(Protocol):
+    """Measures how well a step's gradient is known."""
+
+    def due(self, quadratic: Float64[Tensor, " p"]) -> bool:
+        """Whether to measure this step, whose probes have the quadratic forms z' A^-1 z."""
+        ...
+
+    def __call__(self, weight: GradientWeight, quadratic: float) -> float:
+        """The standard error of the gradient over what is allowed. ``quadratic``: y' A^-1 y."""
+        ...

@@ -17,15 +17,16 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
+from gp_rangeformer import settings
 from gp_rangeformer.free_memory import because
 from gp_rangeformer.ranges.landmarks import Landmarks, rp_cholesky_landmarks, uniform_landmarks
 from gp_rangeformer.ranges.memory import Memory
 from gp_rangeformer.ranges.prediction import extrapolate, fit_to_rows, sample_rows
 from gp_rangeformer.solvers.base import Evaluation, InverseRoot, LinearSystem, LogDet, Solution
-from gp_rangeformer.solvers.cholesky import ExactPrepared, ExactSolver
+from gp_rangeformer.solvers.cholesky import ExactPrepared, ExactSolver, exact_path_fits
 from gp_rangeformer.solvers.effort import STARTING_RANK, WINDOW, control_within_reach, worthwhile_rank
 from gp_rangeformer.solvers.galerkin import galerkin
-from gp_rangeformer.solvers.gradient_weight import CONTROL_GAP, GradientWeight
+from gp_rangeformer.solvers.gradient_weight import CONTROL_GAP, GradientCheck, GradientWeight
 from gp_rangeformer.solvers.logdet_value import checked_logdet, lanczos_value
 from gp_rangeformer.solvers.low_rank_root import low_rank_root
 from gp_rangeformer.solvers.nystrom import NystromPreconditioner, PreconditionerError, nystrom_preconditioner
@@ -35,15 +36,48 @@ from gp_rangeformer.solvers.tail import TailEstimator
 
 Predictor = Literal["rows", "extrapolate", "galerkin", "previous", "none"]
 
+_LIMITS = {
+    name: getattr(settings, name)
+    for name in (
+        "tolerance",
+        "rank",
+        "num_probes",
+        "num_logdet_probes",
+        "history",
+        "predictor",
+        "max_passes",
+        "seed",
+        "landmarks",
+        "logdet_tolerance",
+    )
+} | {"refresh": settings.landmark_refresh}
+
 # The quadratic form may miss this share of the tolerance, in nats per point: 0.5 r'P^-1 r <= 0.1 * tolerance * n.
 _ENERGY_SHARE = 0.1
 # Iterations that the first step after a draw of landmarks counts for at least: more than one tell landmarks apart.
 _FEWEST_ITERATIONS = 4
+# Times num_probes that a gradient may take.
+_MOST_PROBES = 4
+# Where even those would be too few: a factorisation costs as much as n / 8 columns in the two to four passes of a warm
+# step, and a second at n = 5000 (float32, two cores). It then answers this step and some that follow.
+_PROBES_AS_EXACT, _EXACT_GRADIENT, _EXACT_STEPS = 8, 5000, 24
+_SEEDS = 1000  # between the seeds of one set of probes and the next
+
+
+def _tail_estimator() -> TailEstimator | None:
+    method = settings.logdet.value()
+    if method not in ("learned", "quadrature"):
+        return None
+    # Imported here: the network is loaded by those who ask for it.
+    from gp_rangeformer.ranges import learned
+
+    return learned.quadrature if method == "quadrature" else functools.partial(learned.tail, seed=settings.seed.value())
 
 
 @dataclass(frozen=True)
 class RangeFormerSolver:
-    """Solve and take log determinants of K + D in a few passes over K.
+    """Solve and take log determinants of K + D in a few passes over K. Defaults and limits are those of
+    :mod:`~gp_rangeformer.settings`: what holds when a solver is made.
 
     :param tolerance: relative residual of every column; also bounds the error of the quadratic term.
     :param rank: landmarks of the preconditioner, at most. O(n rank^2) per call, n x rank memory.
@@ -59,21 +93,26 @@ class RangeFormerSolver:
         one after the last draw.
     :param tail: estimates log|A| from the probe solutions of a step; None leaves it to Lanczos.
     :param logdet_tolerance: uncertainty in nats per point above which ``tail`` hands over to Lanczos.
+    :raises ValueError: at construction, naming the setting whose limits a value is outside of.
     """
 
-    tolerance: float = 0.01
-    rank: int = 400
-    adaptive_rank: bool = False
-    num_probes: int = 32
-    num_logdet_probes: int = 16
-    history: int = 2
-    predictor: Predictor = "extrapolate"
-    max_passes: int = 100
-    seed: int = 0
-    landmarks: Literal["rp_cholesky", "uniform"] = "rp_cholesky"
-    refresh: float = 2.0
-    tail: TailEstimator | None = None
-    logdet_tolerance: float = 0.01
+    tolerance: float = field(default_factory=settings.tolerance.value)
+    rank: int = field(default_factory=settings.rank.value)
+    adaptive_rank: bool = field(default_factory=settings.adaptive_rank.on)
+    num_probes: int = field(default_factory=settings.num_probes.value)
+    num_logdet_probes: int = field(default_factory=settings.num_logdet_probes.value)
+    history: int = field(default_factory=settings.history.value)
+    predictor: Predictor = field(default_factory=settings.predictor.value)
+    max_passes: int = field(default_factory=settings.max_passes.value)
+    seed: int = field(default_factory=settings.seed.value)
+    landmarks: Literal["rp_cholesky", "uniform"] = field(default_factory=settings.landmarks.value)
+    refresh: float = field(default_factory=settings.landmark_refresh.value)
+    tail: TailEstimator | None = field(default_factory=_tail_estimator)
+    logdet_tolerance: float = field(default_factory=settings.logdet_tolerance.value)
+
+    def __post_init__(self) -> None:
+        for name, setting in _LIMITS.items():
+            setting.check(getattr(self, name))
 
     def prepare(self, system: LinearSystem, memory: Memory | None = None) -> RangeFormerPrepared:
         """Build the preconditioner. Never raises for bad numbers: what fails here is answered by the exact path."""
@@ -90,7 +129,7 @@ class RangeFormerSolver:
         except (PreconditionerError, ValueError):
             memory.forget_landmarks()
             return RangeFormerPrepared(self, system, memory, None, Reason.NOT_PSD)
-        return RangeFormerPrepared(self, system, memory, preconditioner, None)
+        return RangeFormerPrepared(self, system, memory, preconditioner, None, landmarks)
 
     def _landmarks(self, system: LinearSystem, memory: Memory, generator: torch.Generator) -> Landmarks:
         """Those of the memory, if there are enough, or new ones."""
@@ -107,10 +146,18 @@ class RangeFormerSolver:
             memory.landmarks = drawn
         return drawn
 
-    def probe_vectors(self, system: LinearSystem) -> Float[Tensor, "n p"]:
-        """Rademacher probes, a function of seed, n and num_probes alone (the same on every device)."""
-        generator = torch.Generator().manual_seed(self.seed + 1)
-        signs = torch.randint(0, 2, (system.size, self.num_probes), generator=generator, dtype=torch.int8)
+    def probe_vectors(self, system: LinearSystem, count: int | None = None) -> Float[Tensor, "n p"]:
+        """Rademacher probes, a function of seed, n and num_probes alone (the same on every device).
+
+        :param count: how many; None for num_probes, which are the first of any larger number.
+        """
+        count = self.num_probes if count is None else count
+        drawn = []
+        for number, start in enumerate(range(0, count, self.num_probes)):
+            generator = torch.Generator().manual_seed(self.seed + 1 + _SEEDS * number)
+            signs = torch.randint(0, 2, (system.size, self.num_probes), generator=generator, dtype=torch.int8)
+            drawn.append(signs[:, : count - start])
+        signs = drawn[0] if len(drawn) == 1 else torch.cat(drawn, dim=1)
         return signs.to(device=system.device, dtype=system.dtype).mul_(2).sub_(1)
 
 
@@ -127,6 +174,7 @@ class RangeFormerPrepared:
     memory: Memory
     preconditioner: NystromPreconditioner | None
     failure: Reason | None
+    landmarks: Landmarks | None = None  # those of the preconditioner, which the memory need not have kept
     exact: ExactPrepared | None = field(default=None, repr=False)  # once the exact path had to answer
 
     def solve(self, rhs: Float[Tensor, "n m"]) -> Solution:
@@ -158,13 +206,22 @@ class RangeFormerPrepared:
         reason = self.failure if self.failure is not None else Reason.EXACT_LOW_RANK
         return replace(self._exact_prepared(reason).inv_root(), reason=reason)
 
-    def evaluate(self, rhs: Float[Tensor, "n m"], with_logdet: bool = True) -> Evaluation:
-        """Quadratic forms, log|A| and their gradient: one block solve for [rhs, probes], one Lanczos run."""
+    def evaluate(
+        self, rhs: Float[Tensor, "n m"], with_logdet: bool = True, gradient_check: GradientCheck | None = None
+    ) -> Evaluation:
+        """Quadratic forms, log|A| and their gradient: one block solve for [rhs, probes], one Lanczos run at most.
+
+        :param gradient_check: as long as it finds more than is allowed, twice as many probes are solved, up to four
+            times ``num_probes``, and later steps keep them. The exact path answers where that will not do.
+        """
         solver, system = self.solver, self.system
         if self.failure is not None:
             return self._exact_evaluation(rhs, with_logdet, self.failure)
+        if self.memory.exact_steps > 0 and with_logdet:
+            self.memory.exact_steps -= 1
+            return self._exact_evaluation(rhs, with_logdet, Reason.EXACT_GRADIENT)
         m = rhs.shape[1]
-        probes = self._probes() if with_logdet else rhs.new_empty(system.size, 0)
+        probes = self._probes(self.memory.num_probes or solver.num_probes) if with_logdet else rhs[:, :0]
         block = torch.cat([rhs, probes], dim=1)
         energy = np.full(block.shape[1], math.inf)
         energy[:m] = 2 * _ENERGY_SHARE * solver.tolerance * system.size
@@ -174,26 +231,52 @@ class RangeFormerPrepared:
             return self._exact_evaluation(rhs, with_logdet, solution.reason)
         logdet = self._logdet_of_step(probes, solution, m) if with_logdet else None
         if with_logdet and logdet is None:
+            self.memory.record_failure()
             return self._exact_evaluation(rhs, with_logdet, Reason.NOT_PSD)
+        weight = self._weight(probes, solution, m)
+        if gradient_check is not None and with_logdet and gradient_check.due(solution.quadratic[m:]):
+            quadratic = float(solution.quadratic[:m].sum())
+            while (excess := gradient_check(weight, quadratic)) > 1:
+                count = probes.shape[1]
+                if self._hopeless(count * excess**2):
+                    self.memory.exact_steps, self.memory.gradient_calls = _EXACT_STEPS, 0
+                    return self._exact_evaluation(rhs, with_logdet, Reason.EXACT_GRADIENT)
+                if count >= _MOST_PROBES * solver.num_probes:
+                    break
+                further = self._further_probes(count)
+                solved = self.attempt(further, None)
+                if not solved.converged:
+                    break
+                probes, solution = torch.cat([probes, further], dim=1), solution.joined(solved)
+                weight = self._weight(probes, solution, m)
+                self.memory.num_probes = probes.shape[1]
         self._learn_from(solution)
-
-        value = solution.value
-        assert self.preconditioner is not None
-        weight = GradientWeight.build(self.preconditioner, system.noise, value[:, :m], probes, value[:, m:])
         return Evaluation(
             solution=solution.leading(m),
             residual=float(solution.residual.max()),
             logdet=logdet,
-            kernel_gradient=weight.dense,
-            noise_gradient=weight.diagonal,
-            thin_gradient=weight.thin,
+            weight=weight,
             inv_quad=solution.quadratic[:m].to(rhs),
         )
 
-    def _probes(self) -> Float[Tensor, "n p"]:
+    def _hopeless(self, needed: float) -> bool:
+        """Whether so many probes would cost more than a factorisation, of a size that makes one bearable."""
+        n, most = self.system.size, _MOST_PROBES * self.solver.num_probes
+        return needed > max(most, n / _PROBES_AS_EXACT) and n <= _EXACT_GRADIENT and exact_path_fits(self.system, 1)
+
+    def _weight(self, probes: Tensor, solution: Solution, m: int) -> GradientWeight:
+        assert self.preconditioner is not None
+        value = solution.value
+        return GradientWeight.build(self.preconditioner, self.system.noise, value[:, :m], probes, value[:, m:])
+
+    def _probes(self, count: int) -> Float[Tensor, "n p"]:
         solver, system = self.solver, self.system
-        key = system.size, solver.num_probes, solver.seed, system.dtype, system.device
-        return self.memory.drawn("probes", key, lambda: solver.probe_vectors(system))
+        key = system.size, count, solver.num_probes, solver.seed, system.dtype, system.device
+        return self.memory.drawn("probes", key, lambda: solver.probe_vectors(system, count))
+
+    def _further_probes(self, count: int) -> Float[Tensor, "n p"]:
+        """As many again."""
+        return self._probes(2 * count)[:, count:]
 
     def _predict(self, block: Tensor) -> Tensor | tuple[Tensor, Tensor] | None:
         solutions = self.memory.recall(block.shape)
@@ -207,7 +290,7 @@ class RangeFormerPrepared:
         if predictor == "extrapolate":
             return extrapolate(solutions)
         corrections = self.memory.recall_corrections(block.shape)
-        landmarks = self.memory.landmarks
+        landmarks = self.landmarks
         assert landmarks is not None
         n, seed = self.system.size, self.solver.seed + 4
 
@@ -242,7 +325,11 @@ class RangeFormerPrepared:
         assert preconditioner is not None
         if solver.tail is None:
             return self._lanczos_logdet(probes)
-        estimate = solver.tail(system, preconditioner, probes, solution.value[:, m:], solution.quadratic[m:])
+        # Trained on as many probes as are asked for, not on those that a gradient needed besides.
+        own = slice(m, m + solver.num_probes)
+        estimate = solver.tail(
+            system, preconditioner, probes[:, : solver.num_probes], solution.value[:, own], solution.quadratic[own]
+        )
         if estimate.half_width > solver.logdet_tolerance and self.memory.rank is not None:
             # Twice the landmarks leave a shorter tail to estimate, and cost less than Lanczos in every step.
             self.memory.rank = min(2 * self.memory.rank, solver.rank)

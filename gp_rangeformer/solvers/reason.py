@@ -16,6 +16,10 @@ class Reason(enum.Enum):
         "determinant has in expectation only; the exact path answers (settings.exact_line_search(False) changes it)"
     )
     EXACT_MANY_COLUMNS = "so many right-hand sides cost less through one Cholesky factorisation"
+    EXACT_GRADIENT = (
+        "probes leave the gradient more uncertain than settings.gradient_tolerance allows; one Cholesky factorisation "
+        "costs less than the probes that would do"
+    )
     EXACT_ROOT = "a fantasy or a batch needs the triangular root of A^-1"
     EXACT_LOW_RANK = "a low-rank inverse root misses the predictive variance by more than settings.tolerance"
 
@@ -27,6 +31,7 @@ class Reason(enum.Enum):
     MAX_PASSES = "settings.max_passes reached before the tolerance; raise settings.rank or the likelihood's noise"
     STAGNATION = "the residual stopped falling, usually float32 rounding at a small noise; float64 helps"
     ROUNDING = "float32 rounding alone exceeds the tolerance at this noise; float64 or a larger noise helps"
+    NOT_FINITE = "a right-hand side or a product with the kernel matrix is NaN or infinite; look for overflow"
     NOT_PSD = "the kernel matrix has a negative direction; check the kernel or raise the noise"
     PAUSED = "recent steps of this model did not certify; the exact path answers a few before the next attempt"
     ZERO_NOISE = "the noise is not positive, so no certificate exists; raise the likelihood's noise constraint"
@@ -41,6 +46,7 @@ class Reason(enum.Enum):
     SHAPE = "shapes do not match or are empty; GPyTorch's own message follows"
     NAN_POLICY = "gpytorch's observation_nan_policy is not 'ignore'"
     CHECKPOINTED_KERNEL = "gpytorch.beta_features.checkpoint_kernel is on"
+    TRANSFORM = "torch.func or a forward-mode derivative runs around the call; GPyTorch's own code can be transformed"
     TRACING = "linear_operator.settings.trace_mode is on"
     ROOT_GRADIENT = "a gradient through the inverse root was asked for"
     CUSTOM_ROOT = "root_inv_decomposition was called with its own method or vectors"

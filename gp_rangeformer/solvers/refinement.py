@@ -13,7 +13,7 @@ from torch import Tensor
 
 from gp_rangeformer.solvers.base import Interval, LinearSystem, Solution
 from gp_rangeformer.solvers.block_cg import block_cg
-from gp_rangeformer.solvers.certificate import SolutionEvidence, relative
+from gp_rangeformer.solvers.certificate import SolutionEvidence, model_margin, relative, wide_residual
 from gp_rangeformer.solvers.host import to_host
 from gp_rangeformer.solvers.nystrom import NystromPreconditioner
 from gp_rangeformer.solvers.reason import Reason
@@ -114,7 +114,10 @@ def failed(rhs: Float[Tensor, "n m"], reason: Reason, iterations: int, passes: i
 
 @dataclass(frozen=True)
 class _Asked:
-    """What a solution has to reach, per column: ``residual`` for |r| and ``energy`` for r' P^-1 r; ``norm``: |b|."""
+    """What a solution has to reach, per column: ``residual`` for |r| and ``energy`` for r' P^-1 r; ``norm``: |b|.
+
+    Finite energies are those of right-hand sides that enter the likelihood, and come first.
+    """
 
     system: LinearSystem
     preconditioner: NystromPreconditioner
@@ -129,27 +132,45 @@ class _Asked:
     ) -> Solution | Reason | None:
         """The certified solution; None where the residual is too large, the reason where rounding alone is.
 
+        What is said of the columns that enter the likelihood is certain: in float32 their residual is computed again,
+        by a wide product of its own, and no rounding is left to be modelled.
+
         :param correction: P^-1 residual.
         :param roundings: of a product, that ``residual`` has gone through.
         :param with_energy: ask for the energies too, which block CG has seen otherwise.
         """
         system = self.system
         evidence = SolutionEvidence.gather(system, self.preconditioner, self.rhs, solution, residual, correction)
+        # Not the other way round: NaN is too large.
+        if not (evidence.residual_norm <= self.residual).all():
+            return None
+        sharp = self._sharp_columns()
+        if sharp:
+            rhs, own = self.rhs[:, :sharp], solution[:, :sharp]
+            exact = wide_residual(system, rhs, own)
+            evidence = evidence.with_leading(SolutionEvidence.gather(system, self.preconditioner, rhs, own, exact))
         rounding = roundings * system.rounding_scale * evidence.solution_norm
+        rounding[:sharp] = 0
         if roundings == 1 and (rounding > self.residual).any():
             return Reason.ROUNDING
         error = evidence.residual_norm + rounding
-        # Not the other way round: NaN is too large.
         small = (error <= self.residual).all() and (not with_energy or (evidence.energy <= self.energy).all())
         if not small:
             return None
-        bounds = evidence.bounds(rounding / system.size**0.5)
-        if not self._tight(bounds):
+        model = model_margin(system, evidence.solution_norm)
+        model[:sharp] = 0
+        if not self._tight(evidence.bounds(model)):
             return Reason.ROUNDING
+        bounds = evidence.bounds(model + system.quadratic_margin(evidence.solution_norm**2))
         quadratic = torch.from_numpy(evidence.quadratic)
         return Solution(solution, relative(error, self.norm), quadratic, bounds, 0, 0, Reason.CONVERGED, correction)
 
+    def _sharp_columns(self) -> int:
+        """How many columns, from the first, get a wide product: none in float64, whose ordinary ones are as good."""
+        return 0 if self.system.dtype == torch.float64 else int((self.energy < math.inf).sum())
+
     def _tight(self, bounds: list[Interval]) -> bool:
-        """Whether the quadratic forms that enter the likelihood (finite energy) are known to half the tolerance."""
+        """Whether the quadratic forms that enter the likelihood (finite energy) are known to half the tolerance, as far
+        as the solution decides."""
         likely = [bound for bound, energy in zip(bounds, self.energy.tolist(), strict=True) if energy < math.inf]
         return all(bound.width <= self.tolerance * max(self.system.size, bound.upper) for bound in likely)

@@ -113,6 +113,7 @@ def test_nan_in_training_data_raises_nan_error_through_a_model(path: str) -> Non
                 problem.loss()
 
 
+@pytest.mark.filterwarnings("ignore:invalid value encountered in divide:RuntimeWarning")
 def test_large_finite_targets_are_not_taken_for_infinite_ones() -> None:
     """A sum of float32 targets of 1e38 overflows although each of them is finite."""
     kernel = kernel_matrix(dtype=torch.float32)

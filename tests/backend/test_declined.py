@@ -211,6 +211,7 @@ def test_the_nan_policy_fill() -> None:
     assert_declined(reports, Reason.NAN_POLICY)
 
 
+@pytest.mark.filterwarnings("ignore:The checkpointing feature is deprecated")
 @pytest.mark.parametrize("fast_log_prob", [True, False], ids=["gpytorch", "botorch"])
 def test_checkpointed_kernels(fast_log_prob: bool) -> None:
     problem = build(n=130)

@@ -21,9 +21,11 @@ from gpytorch.kernels import (
 )
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from gp_rangeformer import settings
 from gp_rangeformer.backend.recognition import fused_origin, recognise
+from gp_rangeformer.kernels.unformed_weight import UnformedWeight
 from tests.backend.market import (
     KERNELS,
     MEANS,
@@ -186,14 +188,18 @@ def test_small_matrices_and_matrices_between_two_sets_are_gpytorchs() -> None:
 
 
 class LargestTensor(TorchDispatchMode):
-    """How many numbers the largest tensor holds that any operation returns."""
+    """How many numbers the largest tensor holds that any operation makes: not a view of what it was given, nor a weight
+    in factors, which has no numbers."""
 
     size = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         tensors = result if isinstance(result, (tuple, list)) else (result,)
-        self.size = max([self.size, *(tensor.numel() for tensor in tensors if isinstance(tensor, Tensor))])
+        given = {t.untyped_storage()._cdata for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
+        for tensor in tensors:
+            if isinstance(tensor, Tensor) and not isinstance(tensor, UnformedWeight):
+                self.size = max(self.size, 0 if tensor.untyped_storage()._cdata in given else tensor.numel())
         return result
 
 

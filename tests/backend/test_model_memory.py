@@ -262,6 +262,7 @@ def test_the_exact_path_remembers_nothing() -> None:
     assert memory_bytes() == 0
 
 
+@pytest.mark.filterwarnings("ignore:.torch.distributed.reduce_op. is deprecated")  # one of all the objects there are
 @pytest.mark.parametrize("path", [exact_path, rangeformer_path], ids=["exact", "rangeformer"])
 def test_a_step_leaves_no_matrix_waiting_for_the_garbage_collector(path: Callable[[], Any]) -> None:
     def systems() -> int:

@@ -9,6 +9,7 @@ from typing import Any
 import linear_operator
 import pytest
 import torch
+from linear_operator import settings as host_settings
 from linear_operator.operators import AddedDiagLinearOperator, DenseLinearOperator, DiagLinearOperator
 from linear_operator.test.linear_operator_test_case import LinearOperatorTestCase
 
@@ -157,16 +158,25 @@ def test_inv_quad_logdet_has_the_hosts_shapes_and_values(path: str, batch: tuple
     op, kernel, noise = operator(batch)
     rhs = torch.randn(*batch, 200, 3, dtype=torch.float64, requires_grad=True)
     expected, expected_logdet = op.inv_quad_logdet(rhs, True, reduce)
+    expected_alone, expected_zero = op.inv_quad_logdet(rhs, False, reduce)
+    expected_nothing, _ = op.inv_quad_logdet(None, True)
+    assert expected_zero is None  # in the host's Cholesky path
+    assert expected_nothing is None
     with PATHS[path]() as reports:
         found, logdet = op.inv_quad_logdet(rhs, True, reduce)
         alone, zero = op.inv_quad_logdet(rhs, False, reduce)
         nothing, _ = op.inv_quad_logdet(None, True)
     assert {r.solver for r in reports} == {path}
     assert (found.shape, logdet.shape) == (expected.shape, expected_logdet.shape)
-    assert (alone.shape, zero.shape) == (expected.shape, ())
+    assert alone.shape == expected_alone.shape
+    assert zero is None
+    assert nothing is None
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=0)
     torch.testing.assert_close(alone, expected, rtol=1e-9, atol=0)
-    assert float(zero) == 0
+    with PATHS[path](), host_settings.max_cholesky_size(1):
+        _, zero = op.inv_quad_logdet(rhs, False, reduce)
+        nothing, _ = op.inv_quad_logdet(None, True)
+    assert (float(zero), zero.shape) == (0, ())
     assert not nothing.any()
     leaves = (rhs, kernel, noise)
     for ours, host in zip(

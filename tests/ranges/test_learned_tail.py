@@ -38,7 +38,7 @@ class Measured:
 def solve(n: int, d: int, name: str, noise: float, probes: int = TRAINED_PROBES, seed: int = 0):
     """(system, preconditioner, probes, solutions, quadratic forms) of one training step, float32, tolerance 0.01."""
     linear_system = system(kernel_matrix(points(n, d, seed=n), name, 0.4 * d), noise, torch.float32)
-    solver = RangeFormerSolver(rank=128, num_probes=probes, predictor="none", seed=seed)
+    solver = RangeFormerSolver(rank=128, adaptive_rank=False, num_probes=probes, predictor="none", seed=seed)
     prepared = solver.prepare(linear_system)
     signs = solver.probe_vectors(linear_system)
     solution = prepared.attempt(signs, None)

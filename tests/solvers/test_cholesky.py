@@ -33,12 +33,12 @@ def test_values_and_gradients_equal_autograd_through_cholesky() -> None:
     torch.testing.assert_close(evaluation.inv_quad, inv_quad.detach(), rtol=1e-12, atol=0)
     assert evaluation.logdet is not None
     assert evaluation.logdet.value == pytest.approx(float(logdet.detach()), rel=1e-13)
-    gradient = evaluation.kernel_gradient(weights, torch.tensor(-0.4, dtype=torch.float64))
+    gradient = evaluation.weight.dense(weights, torch.tensor(-0.4, dtype=torch.float64))
     # autograd through a factorisation differentiates one triangle: compare the symmetric parts
     assert leaf.grad is not None
     expected = 0.5 * (leaf.grad + leaf.grad.mT)
     torch.testing.assert_close(gradient, expected, rtol=1e-10, atol=1e-10)
-    diagonal = evaluation.noise_gradient(weights, torch.tensor(-0.4, dtype=torch.float64))
+    diagonal = evaluation.weight.dense(weights, torch.tensor(-0.4, dtype=torch.float64)).diagonal()
     torch.testing.assert_close(diagonal, expected.diagonal(), rtol=1e-10, atol=1e-10)
 
 

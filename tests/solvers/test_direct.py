@@ -88,7 +88,7 @@ def test_the_gradient_is_that_of_the_networks_solutions() -> None:
     evaluation = prepared(half_right).evaluate(y)
     one = torch.ones(1, dtype=torch.float64)
     x = evaluation.solution.value
-    torch.testing.assert_close(evaluation.kernel_gradient(one, torch.tensor(0.0).double()), -x @ x.mT)
+    torch.testing.assert_close(evaluation.weight.dense(one, torch.tensor(0.0).double()), -x @ x.mT)
 
 
 def test_without_right_hand_sides_there_is_still_a_log_determinant() -> None:

@@ -31,7 +31,7 @@ def test_value_and_gradient_approach_the_exact_ones(dtype) -> None:
     linear_system, rhs = at_step(0, dtype), targets(N).to(dtype)
     one = torch.ones(1, dtype=dtype)
     exact = ExactSolver().prepare(at_step(0)).evaluate(rhs.double())
-    exact_gradient = exact.kernel_gradient(one.double(), one[0].double())
+    exact_gradient = exact.weight.dense(one.double(), one[0].double())
     direction = kernel_matrix(X, lengthscale=1.2) - kernel_matrix(X, lengthscale=1.0)
     expected = float((exact_gradient * direction).sum())
     errors = []
@@ -43,9 +43,9 @@ def test_value_and_gradient_approach_the_exact_ones(dtype) -> None:
         assert evaluation.logdet is not None
         assert exact.logdet is not None
         assert evaluation.logdet.value == pytest.approx(exact.logdet.value, abs=N * 0.15 / probes**0.5)
-        gradient = evaluation.kernel_gradient(one, one[0]).double()
+        gradient = evaluation.weight.dense(one, one[0]).double()
         errors.append(abs(float((gradient * direction).sum()) - expected) / abs(expected))
-        diagonal = evaluation.noise_gradient(one, one[0]).double()
+        diagonal = evaluation.weight.dense(one, one[0]).diagonal().double()
         torch.testing.assert_close(diagonal, gradient.diagonal(), rtol=1e-3, atol=1e-3)
     assert errors[1] < 0.02
     assert errors[1] < errors[0] + 1e-3

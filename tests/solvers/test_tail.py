@@ -110,7 +110,7 @@ def test_what_should_not_be_used_is_handed_over_to_lanczos_with_a_note(tail: Fak
 
 def test_the_gradient_does_not_depend_on_who_estimates() -> None:
     one = torch.ones(1, dtype=torch.float64)
-    weights = [evaluate(tail, checked_before())[1].kernel_gradient(one, one[0]) for tail in (None, Fake(shift=0.3))]
+    weights = [evaluate(tail, checked_before())[1].weight.dense(one, one[0]) for tail in (None, Fake(shift=0.3))]
     assert torch.equal(weights[0], weights[1])
 
 
