@@ -3,8 +3,8 @@
 //
 // Libraries reach two thirds of this speed for blocks so thin (MKL, n = 8000, 33 float columns, AVX-512: 23 ms against
 // 16). A dozen rows at once are multiplied with a stretch of the columns, so that the sums stay in registers and a
-// stretch of the block in the level-1 cache. The order of a row's sums depends on nothing but n: rows have the same bits
-// in every part of the matrix, by any number of threads.
+// stretch of the block in the level-1 cache. The order of a row's sums depends on nothing but n: rows have the same
+// bits in every part of the matrix, by any number of threads.
 
 #include <algorithm>
 #include <cstdint>
@@ -32,7 +32,7 @@ template <typename T> struct Block {
 };
 
 // `rows` x `count` vectors of sums are held in registers; the rest of them hold `count` vectors of the panel and an
-// entry. With AVX-512 they take a panel's whole width, else a part of it: two vectors read per row and column cost least.
+// entry. With AVX-512 they take a panel's whole width, else a part of it: six rows of two vectors fill 16 registers.
 template <typename T> struct Registers {
     static constexpr int lanes = registers::BYTES / sizeof(T), sums = registers::COUNT >= 32 ? 24 : 12;
     static constexpr int count = registers::BYTES == 64 ? COLUMNS / lanes : 2, rows = sums / count;
@@ -128,7 +128,8 @@ void multiply(Source &source, int64_t first, int64_t last, int64_t n, const Bloc
                 add_stretch<T, rows>(matrix, stride, depth, block.packed + (panel * n + j) * COLUMNS + column,
                                      own + panel * COLUMNS + column, width, panel + column == 0);
         for (int k = 0; k < block.further_count; ++k)
-            add_dots<T, rows>(matrix, stride, depth, block.further + k * n + j, own + block.panels * COLUMNS + k, width);
+            add_dots<T, rows>(matrix, stride, depth, block.further + k * n + j, own + block.panels * COLUMNS + k,
+                              width);
     };
     for (int64_t start = first; start < last; start += BATCH) {
         const int64_t stop = std::min<int64_t>(last, start + BATCH);

@@ -48,14 +48,16 @@ inline void add_lanes(const T *matrix, int64_t stride, const double *columns, in
     }
 }
 
+inline Vector &at(double *total, int number) { return *reinterpret_cast<Vector *>(total + number * LANES); }
+
 // The same for a stretch of `depth` entries; total: rows of `width` vectors, the squares' in front.
 template <typename T, int ROWS_NOW, int COUNT, bool SQUARES>
-void add_stretch(const T *matrix, int64_t stride, int depth, const double *columns, int64_t n, Vector *total,
+void add_stretch(const T *matrix, int64_t stride, int depth, const double *columns, int64_t n, double *total,
                  int width, int first) {
     Vector sums[ROWS][AT_ONCE], squares[ROWS];
     for (int r = 0; r < ROWS_NOW; ++r) {
-        squares[r] = total[r * width];
-        for (int c = 0; c < COUNT; ++c) sums[r][c] = total[r * width + 1 + first + c];
+        squares[r] = at(total, r * width);
+        for (int c = 0; c < COUNT; ++c) sums[r][c] = at(total, r * width + 1 + first + c);
     }
     int j = 0;
     for (; j + LANES <= depth; j += LANES) {
@@ -72,13 +74,13 @@ void add_stretch(const T *matrix, int64_t stride, int depth, const double *colum
         add_lanes<T, ROWS_NOW, COUNT, SQUARES>(entries, LANES, others, LANES, sums, squares);
     }
     for (int r = 0; r < ROWS_NOW; ++r) {
-        if constexpr (SQUARES) total[r * width] = squares[r];
-        for (int c = 0; c < COUNT; ++c) total[r * width + 1 + first + c] = sums[r][c];
+        if constexpr (SQUARES) at(total, r * width) = squares[r];
+        for (int c = 0; c < COUNT; ++c) at(total, r * width + 1 + first + c) = sums[r][c];
     }
 }
 
 template <typename T, int ROWS_NOW, int COUNT>
-void add_columns(const T *matrix, int64_t stride, int depth, const double *columns, int64_t n, Vector *total,
+void add_columns(const T *matrix, int64_t stride, int depth, const double *columns, int64_t n, double *total,
                  int width, int first) {
     if (first == 0)
         add_stretch<T, ROWS_NOW, COUNT, true>(matrix, stride, depth, columns, n, total, width, first);
@@ -88,7 +90,7 @@ void add_columns(const T *matrix, int64_t stride, int depth, const double *colum
 
 // All columns, a few at once.
 template <typename T, int ROWS_NOW>
-void add_all(const T *matrix, int64_t stride, int64_t start, int depth, const Columns &columns, Vector *total) {
+void add_all(const T *matrix, int64_t stride, int64_t start, int depth, const Columns &columns, double *total) {
     int first = 0;
     do {
         const int count = std::min(AT_ONCE, columns.count - first);
@@ -136,9 +138,9 @@ template <typename T> struct Made {
     }
 };
 
-inline double sum(const Vector &vector) {
+inline double sum(const double *lanes) {
     double total = 0;
-    for (int lane = 0; lane < LANES; ++lane) total += vector[lane];
+    for (int lane = 0; lane < LANES; ++lane) total += lanes[lane];
     return total;
 }
 
@@ -147,30 +149,29 @@ std::vector<std::vector<double>> sums_of_threads(int threads, const Columns &col
     return {size_t(threads), std::vector<double>(size_t(ROWS) * (1 + columns.count) * LANES)};
 }
 
-// Rows first ... last - 1 of out (rows of k) and squares. `lanes` has room for the sums of a few.
+// Rows first ... last - 1 of out (rows of k) and squares. `total` has room for the sums of a few.
 template <typename T, typename Source>
-void multiply_wide(Source &source, int64_t first, int64_t last, const Columns &columns, std::vector<double> &lanes,
+void multiply_wide(Source &source, int64_t first, int64_t last, const Columns &columns, std::vector<double> &total,
                    double *out, double *squares) {
     static_assert(Source::DEPTH % LANES == 0, "only the last stretch is filled up");
     const int width = 1 + columns.count;
-    Vector *total = reinterpret_cast<Vector *>(lanes.data());
     for (int64_t i = first; i < last; i += ROWS) {
         const int rows = int(std::min<int64_t>(ROWS, last - i));
-        std::fill(lanes.begin(), lanes.end(), 0.0);
+        std::fill(total.begin(), total.end(), 0.0);
         for (int64_t j = 0; j < columns.n; j += Source::DEPTH) {
             const int depth = int(std::min<int64_t>(Source::DEPTH, columns.n - j));
             int64_t stride;
             const T *matrix = source.stretch(i, rows, j, depth, stride);
             if (rows == ROWS)
-                add_all<T, ROWS>(matrix, stride, j, depth, columns, total);
+                add_all<T, ROWS>(matrix, stride, j, depth, columns, total.data());
             else
                 for (int r = 0; r < rows; ++r)
-                    add_all<T, 1>(matrix + r * stride, stride, j, depth, columns, total + r * width);
+                    add_all<T, 1>(matrix + r * stride, stride, j, depth, columns, &total[size_t(r) * width * LANES]);
         }
         for (int r = 0; r < rows; ++r) {
-            const Vector *own = total + r * width;
-            squares[i + r] = sum(own[0]);
-            for (int c = 0; c < columns.count; ++c) out[(i + r) * columns.count + c] = sum(own[1 + c]);
+            const double *own = &total[size_t(r) * width * LANES];
+            squares[i + r] = sum(own);
+            for (int c = 0; c < columns.count; ++c) out[(i + r) * columns.count + c] = sum(own + (1 + c) * LANES);
         }
     }
 }
