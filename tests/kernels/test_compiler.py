@@ -248,6 +248,7 @@ def test_without_a_home_the_library_is_made_for_this_process(monkeypatch) -> Non
 
 
 @needs_compiler
+@pytest.mark.filterwarnings("ignore:Implicitly cleaning up:ResourceWarning")
 def test_a_full_disk_is_replaced_by_another_one_or_ends_in_the_warning(monkeypatch, cache) -> None:
     replace, full = os.replace, [cache]
 
