@@ -54,7 +54,9 @@ def everything() -> set[str]:
 
 
 def test_this_file_knows_every_setting() -> None:
-    known = {setting.__name__ for setting, _ in [*COUNTS, *CHOICES, *FLAGS]} | {setting.__name__ for setting in SHARES + POSITIVE}
+    known = {setting.__name__ for setting, _ in [*COUNTS, *CHOICES, *FLAGS]} | {
+        setting.__name__ for setting in SHARES + POSITIVE
+    }
     assert known | {"process_group", "landmark_refresh"} == everything()
 
 

@@ -147,12 +147,14 @@ def account_solve(
     report = call.report
     # Where the exact path alone was asked there was nothing to fall back from: what it could not do is a note.
     reason = exact_reason or solution.reason
+    known = [error for error in (report.mean_error, solution.mean_error) if error is not None]
     call.add(
         system,
         prepared,
         reason,
         iterations=report.iterations + solution.iterations,
         residual=max(report.residual, _largest(solution.residual)),
+        mean_error=max(known) if known else None,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import pickle
 from dataclasses import replace
 from typing import Any
@@ -135,9 +136,10 @@ def _evaluate(
 
 def _gradient_check(call: Call, system: LinearSystem, memory: Memory, columns: int) -> GradientCheck | None:
     """Of a likelihood whose gradient may be asked for."""
-    if columns != 1 or not torch.is_grad_enabled() or not call.system.requires_grad:
+    tolerance = settings.gradient_tolerance.value()
+    if columns != 1 or math.isinf(tolerance) or not torch.is_grad_enabled() or not call.system.requires_grad:
         return None
-    return GradientCheck(call.system.fused, system.noise, memory, settings.gradient_tolerance.value())
+    return GradientCheck(call.system.fused, system.noise, memory, tolerance)
 
 
 def solve(self: AddedDiagLinearOperator, right_tensor: Tensor, left_tensor: Tensor | None = None) -> Tensor:

@@ -6,24 +6,29 @@ relative residual says little about either: next to little noise its error is am
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import torch
+from jaxtyping import Float64
 from torch import Tensor
 
 from gp_rangeformer import settings
 from gp_rangeformer.ranges.memory import Memory
-from gp_rangeformer.solvers.base import Solution
-from gp_rangeformer.solvers.certificate import inv_quad_bounds, relative_residual
+from gp_rangeformer.solvers.base import LinearSystem, Solution
+from gp_rangeformer.solvers.certificate import inv_quad_bounds, relative_residual, wide_residual
 from gp_rangeformer.solvers.cholesky import ExactPrepared, ExactSolver
 from gp_rangeformer.solvers.direct import DirectPrepared
 from gp_rangeformer.solvers.galerkin import galerkin
+from gp_rangeformer.solvers.nystrom import NystromPreconditioner
 from gp_rangeformer.solvers.rangeformer import RangeFormerPrepared
 from gp_rangeformer.solvers.reason import Reason
 
 _REFINEMENTS = 2
-# The bound of a mean's error is loose: thirty times less residual took errors from 1e-2 to 5e-4 of the deviation.
-_MEAN_REDUCTION = 0.03
+# Of a mean, each of which takes a factor of at most 30 off the residual: the bound of its error is loose, and thirty
+# times less residual took errors from 1e-2 to 5e-4 of the deviation.
+_MEAN_REFINEMENTS, _MEAN_REDUCTION = 3, 0.03
+_FEW_COLUMNS = 4  # that are taken for targets, and refined in float64
 Prepared = ExactPrepared | RangeFormerPrepared | DirectPrepared
 
 
@@ -31,41 +36,84 @@ def mean_solve(prepared: Prepared, rhs: Tensor) -> Solution:
     """A^-1 rhs such that means k*' X are as accurate as their own standard deviations ask, where rounding allows.
 
     With x off by A^-1 r, |k*' A^-1 r|^2 <= k*' A^-1 k* r' A^-1 r <= k** r' P^-1 r. Asked for is an error below
-    ``settings.tolerance`` times the noise's standard deviation, a lower bound of the deviation of an observation, for a
-    rhs = y in its natural units, y' A^-1 y = n. One refinement goes towards that; it is not enforced, because the bound
-    is loose and float32 rounding may forbid it. The certified relative residual of the solve holds in any case.
-    Cost beyond the solve: one pass over K, and for the refinement about as many iterations again.
+    ``settings.tolerance`` times the noise's standard deviation, a lower bound of the deviation of an observation: a
+    bound in the units of the prediction, whatever those of the targets and however far from zero they are. So x is
+    refined with residuals that are summed in float64, x itself in float64, up to three times; what the answer leaves,
+    rounded, is ``mean_error``. More than four right-hand sides are no targets: they get their certified residual.
+    Cost beyond the solve: two wide passes over K, and for a refinement about as many iterations again.
     """
     solution = prepared.solve(rhs)
-    if not isinstance(prepared, RangeFormerPrepared) or not solution.converged:
+    if isinstance(prepared, DirectPrepared) or rhs.shape[1] > _FEW_COLUMNS:
         return solution
-    system, preconditioner = prepared.system, prepared.preconditioner
-    assert preconditioner is not None
+    system = prepared.system
     start = system.passes - solution.passes
-    facts = system.diagonal_facts
-    variance = float(system.diagonal().max()) + facts.largest_noise
-    share = settings.tolerance.value() ** 2 * facts.smallest_noise / variance
-    allowed = (share * solution.quadratic / system.size).clamp_min(torch.finfo(torch.float64).tiny)
-    residual = rhs - system.matmul(solution.value)
-    energy = (residual * preconditioner.solve(residual)).double().sum(0).cpu()
-    excess = float((energy / allowed).max())
-    if excess > 1:
-        target = max(0.5 * excess**-0.5, _MEAN_REDUCTION)
-        refiner = replace(prepared, solver=replace(prepared.solver, tolerance=target), memory=Memory())
-        correction = refiner.attempt(residual, None)
-        value = solution.value + correction.value
-        refined = rhs - system.matmul(value)
-        if bool(((refined * preconditioner.solve(refined)).double().sum(0).cpu() <= energy).all()):
-            residual = refined
-            solution = replace(solution, value=value, iterations=solution.iterations + correction.iterations)
-    quadratic, bounds = inv_quad_bounds(system, preconditioner, rhs, solution.value, residual)
+    value, iterations = solution.value.double(), solution.iterations
+    if isinstance(prepared, RangeFormerPrepared) and solution.converged:
+        value, iterations = _refined(prepared, rhs, value, iterations)
+    rounded = value.to(rhs.dtype)
+    residual = wide_residual(system, rhs, rounded)
+    factorised = prepared if isinstance(prepared, ExactPrepared) else prepared.exact
+    if factorised is not None:
+        corrected = torch.cholesky_solve(residual.to(factorised.factor.dtype), factorised.factor)
+        energy = (residual * corrected.double()).sum(0)
+        return replace(solution, mean_error=_mean_error(system, energy))
+    preconditioner = prepared.preconditioner  # type: ignore[union-attr]
+    assert preconditioner is not None
+    quadratic, bounds = inv_quad_bounds(system, preconditioner, rhs, rounded, residual)
     return replace(
         solution,
-        residual=relative_residual(system, rhs, solution.value, residual),
+        value=rounded,
+        residual=relative_residual(system, rhs, rounded, residual),
         quadratic=quadratic,
         inv_quad=bounds,
+        iterations=iterations,
         passes=system.passes - start,
+        mean_error=_mean_error(system, _energy(preconditioner, residual)),
     )
+
+
+def _refined(
+    prepared: RangeFormerPrepared, rhs: Tensor, value: Float64[Tensor, "n m"], iterations: int
+) -> tuple[Float64[Tensor, "n m"], int]:
+    """x, nearer to A^-1 rhs, and the iterations spent so far."""
+    system, preconditioner = prepared.system, prepared.preconditioner
+    assert preconditioner is not None
+    facts = system.diagonal_facts
+    allowed = settings.tolerance.value() ** 2 * facts.smallest_noise / facts.largest_total
+    residual = wide_residual(system, rhs, value)
+    energy = _energy(preconditioner, residual)
+    for _ in range(_MEAN_REFINEMENTS):
+        excess = float(energy.max()) / allowed
+        if not excess > 1:
+            break
+        target = max(0.5 * excess**-0.5, _MEAN_REDUCTION)
+        refiner = replace(prepared, solver=replace(prepared.solver, tolerance=target), memory=Memory())
+        correction = refiner.attempt(residual.to(rhs.dtype), None)
+        iterations += correction.iterations
+        if not correction.converged:
+            break
+        nearer = value + correction.value
+        left = wide_residual(system, rhs, nearer)
+        smaller = _energy(preconditioner, left)
+        if not bool((smaller <= energy).all()):
+            break
+        value, residual, energy = nearer, left, smaller
+    return value, iterations
+
+
+def _energy(preconditioner: NystromPreconditioner, residual: Float64[Tensor, "n m"]) -> Float64[Tensor, " m"]:
+    """r' P^-1 r, at least r' A^-1 r."""
+    scale = torch.linalg.vector_norm(residual, dim=0).clamp_min(torch.finfo(torch.float64).tiny)
+    unit = (residual / scale).to(preconditioner.basis.dtype)  # small residuals would underflow in float32
+    return (unit.double() * preconditioner.solve(unit)).sum(0) * scale.square()
+
+
+def _mean_error(system: LinearSystem, energy: Float64[Tensor, " m"]) -> float:
+    """The certified error of a predictive mean, at any point, over the standard deviation of the noise."""
+    facts = system.diagonal_facts
+    if not facts.smallest_noise > 0:
+        return math.inf
+    return (max(float(energy.max()), 0.0) * facts.largest_total / facts.smallest_noise) ** 0.5
 
 
 def covariance_solve(prepared: Prepared, rhs: Tensor) -> Solution:
@@ -97,7 +145,8 @@ def covariance_solve(prepared: Prepared, rhs: Tensor) -> Solution:
         # The width falls with the square of the residual; a factor of 2 in reserve saves another round.
         share = min(0.5, 0.5 * max(excess, 1.0) ** -0.5)
         refiner = replace(prepared, solver=replace(prepared.solver, tolerance=share), memory=Memory())
-        correction = refiner.solve(residual)
+        # attempt, not solve: what fails is answered by one factorisation, below.
+        correction = refiner.attempt(residual, None)
         if not correction.converged:
             break
         iterations += correction.iterations

@@ -23,8 +23,6 @@ from gp_rangeformer.solvers.kernel_matrix import DenseKernelMatrix, KernelMatrix
 from gp_rangeformer.solvers.reason import Reason
 
 _ROUNDING = 6
-# How far below 1 a Ritz value may fall beside rounding: it would move log|A| by no more than that for its direction.
-_RITZ_SLACK = 1e-3
 
 
 @dataclass(frozen=True)
@@ -156,6 +154,13 @@ class LinearSystem:
             largest = float(self._row_squares) ** 0.5
         return _ROUNDING * torch.finfo(self.dtype).eps * (largest + facts.largest_noise)
 
+    @property
+    def entry_scale(self) -> float:
+        """What the rounding of K's entries adds to the norm of a residual, over that of the solution: E x for entries
+        of E of at most eps max_i A_ii with signs of their own. A K that is symmetric up to such rounding alone has no
+        more exact a residual."""
+        return torch.finfo(self.dtype).eps * self.size**0.5 * self.diagonal_facts.largest_total
+
     def quadratic_margin(self, square: Float64[np.ndarray, " m"]) -> Float64[np.ndarray, " m"]:
         """What an interval of b' A^-1 b with a solution x has to allow for beside its residual. ``square``: |x|^2.
 
@@ -165,13 +170,6 @@ class LinearSystem:
         """
         entries = 2 * torch.finfo(self.dtype).eps
         return (entries + self.size**2 * np.finfo(np.float64).eps) * self.diagonal_facts.largest_total * square
-
-    def least_ritz_value(self) -> float:
-        """Below this a Ritz value of P^-1 A disproves P <= A, hence that K is positive semi-definite: every one is 1 or
-        more but for the rounding of a product, rounding_scale / smallest noise. Never above 0.999, nor below 0.5.
-        """
-        facts = self.diagonal_facts
-        return max(0.5, 1 - _RITZ_SLACK - self.rounding_scale / facts.smallest_noise)
 
     def logdet_margin(self) -> float:
         """What any interval of log|A| has to allow for, in nats: the rounding of the entries of K.
@@ -238,6 +236,7 @@ class Solution:
     passes: int
     reason: Reason
     correction: Float[Tensor, "n m"] | None = None  # P^-1 (b - A x): what a further step would add
+    mean_error: float | None = None  # of means k*' x, over the standard deviation of the noise, where it was asked for
 
     @property
     def converged(self) -> bool:

@@ -78,7 +78,7 @@ def block_cg(
     shared, preconditioned = block.vectors()
     directions = preconditioned
     best, since_best = float("inf"), 0
-    largest_inverse = 1 / system.least_ritz_value()
+    largest_inverse = 1 / preconditioner.least_ritz_value(system)
     iterations = 0
     while True:
         # R = S Phi: norms from the Gram matrix of S, energies from Phi alone.

@@ -108,12 +108,12 @@ def relative_residual(
     solution: Float[Tensor, "n m"],
     residual: Float[Tensor, "n m"],
 ) -> Float64[Tensor, " m"]:
-    """|b - A v| / |b| per column (0 where b is), widened by the rounding of ``residual`` unless it is from a wide
-    product of a float32 system; on the host. O(n m)."""
+    """|b - A v| / |b| per column (0 where b is), widened by the rounding of ``residual``, or of K's entries where it is
+    from a wide product of a float32 system; on the host. O(n m)."""
     norms = [torch.linalg.vector_norm(block, dim=0) for block in (residual, solution, rhs)]
     left, length, norm = to_host(*norms)
-    rounding = system.rounding_scale * length if residual.dtype == system.dtype else 0.0
-    return relative(left + rounding, norm)
+    scale = system.rounding_scale if residual.dtype == system.dtype else system.entry_scale
+    return relative(left + scale * length, norm)
 
 
 def relative(error: Float64[np.ndarray, " m"], norm: Float64[np.ndarray, " m"]) -> Float64[Tensor, " m"]:

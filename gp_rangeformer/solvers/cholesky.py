@@ -211,9 +211,7 @@ class ExactPrepared:
             (rhs.double() * unrounded).sum(0),
             ((residual.double() - self.jitter * value.double()) * value.double()).sum(0),
         )
-        # Of a wide residual nothing is rounded but its own sums.
-        wide_scale = np.finfo(np.float64).eps * system.size**0.5 * system.diagonal_facts.total_sum
-        error = left + (wide_scale if few else system.rounding_scale) * length
+        error = left + (system.entry_scale if few else system.rounding_scale) * length
         relative = np.divide(error, norm, out=error.copy(), where=norm > 0)
         room = system.quadratic_margin(length**2)
         if self.factor.dtype == torch.float64:

@@ -22,7 +22,7 @@ def lanczos_value(
     """log|P| plus the quadrature of :func:`~gp_rangeformer.solvers.lanczos.lanczos_logdet`, within the rigorous
     interval; None if the Ritz values disprove that K is positive semi-definite."""
     trace = lanczos_logdet(system, preconditioner, probes, truncation=truncation)
-    if not trace.smallest > system.least_ritz_value():
+    if not trace.smallest > preconditioner.least_ritz_value(system):
         return None
     base = preconditioner.logdet()
     rigorous = logdet_bounds(system, preconditioner)

@@ -19,6 +19,10 @@ from gp_rangeformer.solvers.base import LinearSystem
 from gp_rangeformer.solvers.host import to_host
 from gp_rangeformer.workspace import empty_matrix
 
+# How far below 1 a Ritz value may fall beside rounding: it would move log|A| by no more than that for its direction.
+_RITZ_SLACK = 1e-3
+_SUBTRACTION = 8  # eps of the largest eigenvalue of D^-1 Q: what applying P^-1 and its root loses there
+
 
 @runtime_checkable
 class RangeProposal(Protocol):
@@ -109,6 +113,17 @@ class NystromPreconditioner:
     def logdet(self) -> float:
         """log|P|, accumulated in float64. O(r)."""
         return float(np.log1p(self.facts.spectrum).sum()) + self.facts.log_noise_sum
+
+    def least_ritz_value(self, system: LinearSystem) -> float:
+        """Below this a Ritz value of P^-1 A disproves P <= A, hence that K is positive semi-definite.
+
+        Every one is 1 or more but for rounding: of a product with A, relative to the smallest noise, and of P^-1, which
+        subtracts all but 1 / (1 + spectrum) of a vector. Never above 0.999, nor below 0.5.
+        """
+        facts, eps = system.diagonal_facts, torch.finfo(system.dtype).eps
+        largest = float(self.facts.spectrum[0]) if len(self.facts.spectrum) else 0.0
+        rounding = system.rounding_scale / facts.smallest_noise + _SUBTRACTION * eps * largest
+        return max(0.5, 1 - _RITZ_SLACK - rounding)
 
     def _unscale(self, rhs: Tensor) -> Tensor:
         return rhs / self.root_noise.unsqueeze(-1)

@@ -163,6 +163,7 @@ class _Asked:
             return Reason.ROUNDING
         bounds = evidence.bounds(model + system.quadratic_margin(evidence.solution_norm**2))
         quadratic = torch.from_numpy(evidence.quadratic)
+        error[:sharp] += system.entry_scale * evidence.solution_norm[:sharp]
         return Solution(solution, relative(error, self.norm), quadratic, bounds, 0, 0, Reason.CONVERGED, correction)
 
     def _sharp_columns(self) -> int:

@@ -100,7 +100,7 @@ def measure(
     """Every estimator's z on one system, in nats per point, the seconds of the two that compete in time, and what the
     network read."""
     n = system.size
-    solver = RangeFormerSolver(rank=rank, predictor="none", max_passes=1000)
+    solver = RangeFormerSolver(rank=rank, adaptive_rank=False, predictor="none", max_passes=1000)
     prepared = solver.prepare(system)
     preconditioner = prepared.preconditioner
     assert preconditioner is not None

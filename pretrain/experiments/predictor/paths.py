@@ -132,8 +132,6 @@ def _loss(problem: Problem, raw: Tensor) -> Tensor:
     system = LinearSystem(kernel.detach(), noise.detach())
     rhs = target[:, None]
 
-    def evaluate():
-        return ExactSolver().prepare(system).evaluate(rhs.detach())
-
-    quadratic, logdet = InvQuadLogDet.apply(kernel, noise, rhs, evaluate)  # type: ignore[misc]
+    evaluation = ExactSolver().prepare(system).evaluate(rhs.detach())
+    quadratic, logdet = InvQuadLogDet.apply(kernel, noise, rhs, evaluation)  # type: ignore[misc]
     return 0.5 * (quadratic.sum() + logdet) / problem.size

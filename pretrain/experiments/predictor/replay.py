@@ -87,7 +87,7 @@ def walk(
 
     :raises RuntimeError: a preconditioner cannot be built.
     """
-    solver = RangeFormerSolver(rank=rank)
+    solver = RangeFormerSolver(rank=rank, adaptive_rank=False)
     memory = Memory()
     pasts: dict[str, tuple[Past, ...]] = dict.fromkeys(predictors, ())
     for raw in path.raw:

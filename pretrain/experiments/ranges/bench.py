@@ -53,7 +53,7 @@ class Bench:
 
     def __init__(self, system: LinearSystem, target: Float[Tensor, "n 1"], plan: Plan) -> None:
         self.system, self.plan = system, plan
-        self.solver = RangeFormerSolver(predictor="none", max_passes=1000, seed=plan.seed)
+        self.solver = RangeFormerSolver(adaptive_rank=False, predictor="none", max_passes=1000, seed=plan.seed)
         self.rhs = torch.cat([target, self.solver.probe_vectors(system)], dim=1)
         self.records: list[dict[str, Any]] = []
 
