@@ -16,7 +16,15 @@ from gp_rangeformer.solvers.base import Interval
 from gp_rangeformer.solvers.reason import Reason
 
 FAILURES = frozenset(
-    {Reason.MAX_PASSES, Reason.STAGNATION, Reason.ROUNDING, Reason.NOT_PSD, Reason.PAUSED, Reason.ZERO_NOISE},
+    {
+        Reason.MAX_PASSES,
+        Reason.STAGNATION,
+        Reason.ROUNDING,
+        Reason.NOT_PSD,
+        Reason.NOT_FINITE,
+        Reason.PAUSED,
+        Reason.ZERO_NOISE,
+    },
 )
 
 

@@ -74,7 +74,8 @@ class deterministic(_checked_flag):
 class fused_kernels(_checked_flag):
     """
     Whether the common stationary kernels, their scalings, sums and products are evaluated and differentiated tile by
-    tile instead of by GPyTorch: the same matrix to rounding, several times faster, and no second n x n matrix.
+    tile instead of by GPyTorch: the same matrix to rounding, several times faster, and no second n x n matrix. They
+    evaluate to a DenseLinearOperator, also where GPyTorch would keep a scaled sum as an operator of its own.
 
     (Default: True)
     """
@@ -85,7 +86,7 @@ class fused_kernels(_checked_flag):
 class compiled_kernels(_checked_flag):
     """
     Whether those tiles are made by compiled code on a CPU: about twice as fast as by tensor operations. The system's
-    C++ compiler runs once, for two to three seconds; without one a warning says so.
+    C++ compiler runs once, for some six seconds; without one a warning says so.
 
     (Default: True)
     """
@@ -367,7 +368,8 @@ class max_passes(_count):
 
 class seed(_count):
     """
-    Seed of landmarks and probes. Same inputs and same seed give the same bits.
+    Seed of landmarks and probes. The same sequence of calls with the same seed gives the same bits, on one machine with
+    one number of threads (settings.deterministic: also a single call).
 
     (Default: 0)
     """

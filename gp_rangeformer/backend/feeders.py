@@ -21,6 +21,8 @@ from gp_rangeformer.backend.accounting import report_declined
 from gp_rangeformer.backend.eligibility import decline_reason
 from gp_rangeformer.backend.memories import mark_owner
 from gp_rangeformer.backend.recognition import evaluate_fused
+from gp_rangeformer.report import collect_reports
+from gp_rangeformer.solvers.reason import Reason
 
 
 def log_prob(self: MultivariateNormal, value: Tensor) -> Tensor:
@@ -29,12 +31,12 @@ def log_prob(self: MultivariateNormal, value: Tensor) -> Tensor:
     Written out for that case, not reached by switching the host's setting: settings are seen from other threads, and
     every *other* operator would go from Cholesky to CG.
     """
-    if settings.rangeformer.off() or host_settings.fast_computations.log_prob.on() or not self.islazy:
+    if settings.rangeformer.off() or not self.islazy:
         return original_log_prob(self, value)
     covariance = self.lazy_covariance_matrix
     base = covariance.base_linear_op if isinstance(covariance, BatchRepeatLinearOperator) else covariance
-    if not isinstance(base, AddedDiagLinearOperator):
-        return original_log_prob(self, value)
+    if type(base) is not AddedDiagLinearOperator or host_settings.fast_computations.log_prob.on():
+        return _counted_log_prob(self, value, base)
     reason = decline_reason(base)
     if reason is not None:
         report_declined("inv_quad_logdet", base, reason, columns=1)
@@ -51,6 +53,15 @@ def log_prob(self: MultivariateNormal, value: Tensor) -> Tensor:
         covariance = covariance.repeat(*(own // single for own, single in zip(batch_shape, padded, strict=True)), 1, 1)
     inv_quad, logdet = covariance.evaluate_kernel().inv_quad_logdet(difference.unsqueeze(-1), logdet=True)
     return -0.5 * (inv_quad + logdet + difference.shape[-1] * math.log(2 * math.pi))
+
+
+def _counted_log_prob(self: MultivariateNormal, value: Tensor, covariance: LinearOperator) -> Tensor:
+    """The host's. What the kernel evaluates to may have methods of its own, which pass by the hooks and the report."""
+    with collect_reports() as reports:
+        result = original_log_prob(self, value)
+    if not reports:
+        report_declined("inv_quad_logdet", covariance, Reason.OTHER_OPERATOR, columns=1)
+    return result
 
 
 def call_kernel(self: Kernel, *args: Any, **kwargs: Any) -> Any:

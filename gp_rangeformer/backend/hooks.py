@@ -84,7 +84,7 @@ def _inv_quad_logdet(
     if inv_quad_rhs is not None:
         check_rhs(system, rhs)
     call = Call("inv_quad_logdet", system, rhs.shape[-1])
-    exact_reason = _exact_training_reason(n, rhs.shape[-1], system.noise.device)
+    exact_reason = _exact_training_reason(system, rhs.shape[-1])
     inv_quads, logdets = [], []
     for index, ((kernel, noise), b) in enumerate(
         # not reshape(-1, ...): there may be no columns
@@ -279,10 +279,9 @@ def root_inv_decomposition(
 
 def _symmetric(call: Call, system: EligibleSystem, kernel: Tensor | KernelMatrix) -> Tensor | KernelMatrix:
     """K without a graph; its symmetric part where it has another one. A fused kernel's is symmetric to the last bit."""
-    if not isinstance(kernel, Tensor):
+    if not isinstance(kernel, Tensor) or system.fused is not None:
         return kernel
-    kernel = kernel.detach()
-    mean = symmetric_part(kernel) if system.fused is None else None
+    mean = symmetric_part(kernel.detach())
     if mean is None:
         return kernel
     call.note("the kernel matrix is not symmetric: its symmetric part answers")
@@ -290,7 +289,7 @@ def _symmetric(call: Call, system: EligibleSystem, kernel: Tensor | KernelMatrix
 
 
 def _linear_system(kernel: Tensor | KernelMatrix, noise: Tensor) -> LinearSystem:
-    return LinearSystem(kernel, noise.detach())
+    return LinearSystem(kernel.detach() if isinstance(kernel, Tensor) else kernel, noise.detach())
 
 
 def _columns(rhs: Tensor | None) -> int:
@@ -299,15 +298,20 @@ def _columns(rhs: Tensor | None) -> int:
     return 1 if rhs.dim() < 2 else rhs.shape[-1]
 
 
-def _exact_training_reason(n: int, columns: int, device: torch.device) -> Reason | None:
+def _exact_training_reason(system: EligibleSystem, columns: int) -> Reason | None:
+    n = system.kernel.shape[-1]
     if settings.mode.value() == "direct":
         return None
-    if n < settings.min_size.value_on(device):
+    if n < settings.min_size.value_on(system.noise.device):
         return Reason.EXACT_SMALL
     if settings.logdet.value() == "exact":
         return Reason.EXACT_ASKED
     if settings.exact_line_search.on() and inside_line_search():
         return Reason.EXACT_LINE_SEARCH
+    if columns > n // _EXACT_COLUMNS and isinstance(system.kernel, Tensor):
+        kernel, noise = system.elements()[0]
+        fits = exact_path_fits(_linear_system(kernel, noise), columns)
+        return Reason.EXACT_MANY_COLUMNS if fits else None
     return None
 
 

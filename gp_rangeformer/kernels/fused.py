@@ -116,6 +116,6 @@ class _Dense(torch.autograd.Function):
                 kernel = plain(ctx.expression, arguments, g_kernel.shape[-1], ctx.dtype)
             found = iter(torch.autograd.grad(kernel, wanted, g_kernel, create_graph=create_graph))
             return None, None, None, *(next(found) if needed else None for needed in ctx.needs_input_grad[3:])
-        weight = g_kernel.factors if isinstance(g_kernel, UnformedWeight) else DenseWeight(g_kernel)
+        weight = g_kernel.weight() if isinstance(g_kernel, UnformedWeight) else DenseWeight(g_kernel)
         with no_autocast():
             return None, None, None, *contract(ctx.expression, arguments, weight, ctx.dtype)

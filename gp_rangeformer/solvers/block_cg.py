@@ -70,7 +70,7 @@ def block_cg(
     """
     norms, norm_target, energy_target = to_host(torch.linalg.vector_norm(residual, dim=0), stop_norm, stop_energy)
     if not np.isfinite(norms).all():
-        return BlockCGResult(initial, residual, 0, Reason.NOT_PSD)
+        return BlockCGResult(initial, residual, 0, Reason.NOT_FINITE)
     scale = np.where(norms > 0, norms, 1)
     solution, carried = initial.clone(), residual.clone()
     block = _orthonormalise(preconditioner, residual / to_device(scale, residual))
@@ -90,7 +90,7 @@ def block_cg(
             correction = preconditioned @ to_device(coefficients, preconditioned)
             return BlockCGResult(solution, carried, iterations, Reason.CONVERGED, correction)
         if not worst < float("inf"):
-            return BlockCGResult(solution, carried, iterations, Reason.NOT_PSD)
+            return BlockCGResult(solution, carried, iterations, Reason.NOT_FINITE)
         if iterations >= max_passes:
             return BlockCGResult(solution, carried, iterations, Reason.MAX_PASSES)
         if worst < 0.5 * best:
@@ -105,7 +105,8 @@ def block_cg(
         try:
             _, root = cholesky_with_inverse(symmetric(curvature))
         except NotPositiveDefiniteError:
-            return BlockCGResult(solution, carried, iterations, Reason.NOT_PSD)
+            reason = Reason.NOT_PSD if np.isfinite(curvature).all() else Reason.NOT_FINITE
+            return BlockCGResult(solution, carried, iterations, reason)
         k, inverse = len(root), product(root.T, root)
         # The directions D satisfy D'PD >= I, so P <= A would make the curvature D'AD >= I.
         if not _quotient(inverse) <= largest_inverse:

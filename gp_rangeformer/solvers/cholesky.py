@@ -266,7 +266,7 @@ class ExactPrepared:
             raise InsufficientMemoryError(
                 f"an exact root of the inverse of n = {self.system.size} does not fit on {self.system.device} "
                 f"({lacking}): predict without gpytorch.settings.fast_pred_var, or raise settings.rank or "
-                "settings.prediction_tolerance so that a low-rank root serves"
+                "settings.tolerance so that a low-rank root serves"
             )
         identity = torch.eye(self.system.size, dtype=self.factor.dtype, device=self.factor.device)
         inverse = torch.linalg.solve_triangular(self.factor, identity, upper=False)

@@ -53,7 +53,7 @@ def refine(
         solution, residual = initial if isinstance(initial, tuple) else (initial, rhs - system.matmul(initial))
     norm, left = to_host(torch.linalg.vector_norm(rhs, dim=0), torch.linalg.vector_norm(residual, dim=0))
     if not np.isfinite(norm).all():
-        return failed(rhs, Reason.NOT_PSD, 0, system.passes - start)
+        return failed(rhs, Reason.NOT_FINITE, 0, system.passes - start)
     worse = ~(left < norm)
     if initial is not None and worse.any():
         # A column that the memory makes worse than zero, or not a number, starts from zero.
