@@ -19,6 +19,7 @@ from linear_operator.utils.errors import NanError, NotPSDError
 from linear_operator.utils.warnings import NumericalWarning
 from torch import Tensor
 
+from gp_rangeformer import settings
 from gp_rangeformer.free_memory import Demand, InsufficientMemoryError
 from gp_rangeformer.solvers.base import Evaluation, Interval, InverseRoot, LinearSystem, LogDet, Solution
 from gp_rangeformer.solvers.certificate import wide_residual
@@ -33,9 +34,13 @@ class ExactSolver:
 
     :param tolerance: relative residual a solution must certify. A float32 factorisation that cannot is repeated in
         float64 (twice the time and memory of the factor), before any jitter is added.
+    :raises ValueError: at construction, for a tolerance that is none.
     """
 
     tolerance: float = 0.01
+
+    def __post_init__(self) -> None:
+        settings.tolerance.check(self.tolerance)
 
     def prepare(self, system: LinearSystem, memory: object = None) -> ExactPrepared:
         """Factorise. ``memory`` is accepted for the common signature and not used.

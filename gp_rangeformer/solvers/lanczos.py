@@ -43,11 +43,13 @@ def lanczos_logdet(
     preconditioner: NystromPreconditioner,
     probe_vectors: Float[Tensor, "n p"],
     *,
+    share: float | None = None,
     truncation: float = 1e-4,
     max_steps: int = 40,
 ) -> LanczosTrace:
     """tr log(C^-1 A C^-T) from ``probe_vectors`` with entries +1 and -1 (p >= 2).
 
+    :param share: an estimate of tr(A^-1) min_i D_ii / n, which tells how much rounding matters; None for that of P.
     :param truncation: half width of the Gauss / Gauss-Radau bracket per point at which to stop, in nats. Lanczos also
         stops once the bracket is a tenth of the standard error over the probes: more steps would not help then.
     Cost: at most ``max_steps`` passes with p columns, O(n p r) per step for P, O(n p k) for reorthogonalisation;
@@ -93,18 +95,21 @@ def lanczos_logdet(
     value = float(middle.mean())
     spread = float(middle.std()) / p**0.5 if p > 1 else float("inf")
     half = float(stdtrit(max(p - 1, 1), 0.5 + LEVEL / 2)) * spread + bracket
-    half += norm2 * (FLOOR + lanczos_rounding(system))
+    share = float(preconditioner.leverage.mean()) if share is None else share
+    half += norm2 * (FLOOR + lanczos_rounding(system, share))
     return LanczosTrace(value, Interval(value - half, value + half), len(alphas), smallest)
 
 
-def lanczos_rounding(system: LinearSystem) -> float:
+def lanczos_rounding(system: LinearSystem, share: float) -> float:
     """What the rounding of products may move tr log M / n by, in nats.
 
-    A product rounds M v by a vector of norm e |v| with e = rounding_scale / smallest noise. Its share along v enters T,
-    and log has a slope of at most 1 on the spectrum of M; for signs that are random against the probe's, that share is
-    e / sqrt(n), of which four standard deviations are taken.
+    A product rounds M v by a vector of norm e |v| with e = rounding_scale / smallest noise, whose share along v, for
+    signs that are random against the probe's, is e / sqrt(n). It matters as d log|A| = tr(A^-1 E) says: where A is
+    large, little. With the square root of the ``share`` of A^-1 that is left, measured errors are 0.01 to 1.6 times
+    this (n = 400 to 1600, kernels smooth and rough, noise 1e-5 to 0.1), and four times is counted.
     """
-    return 4 * system.rounding_scale / system.diagonal_facts.smallest_noise / system.size**0.5
+    relative = system.rounding_scale / system.diagonal_facts.smallest_noise
+    return 4 * relative * (min(max(share, 0.0), 1.0) / system.size) ** 0.5
 
 
 def _brackets(alphas: list[Tensor], betas: list[Tensor]) -> tuple[Tensor, Tensor, float]:

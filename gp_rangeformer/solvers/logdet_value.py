@@ -17,11 +17,16 @@ from gp_rangeformer.solvers.tail import CHECK_EVERY, TailEstimate, disagreement,
 
 
 def lanczos_value(
-    system: LinearSystem, preconditioner: NystromPreconditioner, probes: Float[Tensor, "n p"], *, truncation: float
+    system: LinearSystem,
+    preconditioner: NystromPreconditioner,
+    probes: Float[Tensor, "n p"],
+    *,
+    truncation: float,
+    share: float | None = None,
 ) -> LogDet | None:
     """log|P| plus the quadrature of :func:`~gp_rangeformer.solvers.lanczos.lanczos_logdet`, within the rigorous
     interval; None if the Ritz values disprove that K is positive semi-definite."""
-    trace = lanczos_logdet(system, preconditioner, probes, truncation=truncation)
+    trace = lanczos_logdet(system, preconditioner, probes, share=share, truncation=truncation)
     if not trace.smallest > preconditioner.least_ritz_value(system):
         return None
     base = preconditioner.logdet()

@@ -323,24 +323,27 @@ class RangeFormerPrepared:
     def _logdet_of_step(self, probes: Tensor, solution: Solution, m: int) -> LogDet | None:
         solver, system, preconditioner = self.solver, self.system, self.preconditioner
         assert preconditioner is not None
-        if solver.tail is None:
-            return self._lanczos_logdet(probes)
-        # Trained on as many probes as are asked for, not on those that a gradient needed besides.
         own = slice(m, m + solver.num_probes)
+        # z' A^-1 z estimates tr(A^-1).
+        share = float(solution.quadratic[own].mean()) * system.diagonal_facts.smallest_noise / system.size
+        if solver.tail is None:
+            return self._lanczos_logdet(probes, share)
+        # Trained on as many probes as are asked for, not on those that a gradient needed besides.
         estimate = solver.tail(
             system, preconditioner, probes[:, : solver.num_probes], solution.value[:, own], solution.quadratic[own]
         )
         if estimate.half_width > solver.logdet_tolerance and self.memory.rank is not None:
             # Twice the landmarks leave a shorter tail to estimate, and cost less than Lanczos in every step.
             self.memory.rank = min(2 * self.memory.rank, solver.rank)
-        lanczos = functools.partial(self._lanczos_logdet, probes)
+        lanczos = functools.partial(self._lanczos_logdet, probes, share)
         return checked_logdet(system, preconditioner, self.memory, estimate, solver.logdet_tolerance, lanczos)
 
-    def _lanczos_logdet(self, probes: Tensor) -> LogDet | None:
+    def _lanczos_logdet(self, probes: Tensor, share: float | None = None) -> LogDet | None:
         """None if the Ritz values disprove that K is positive semi-definite."""
         assert self.preconditioner is not None
         chosen = probes[:, : max(2, self.solver.num_logdet_probes)]
-        return lanczos_value(self.system, self.preconditioner, chosen, truncation=0.01 * self.solver.tolerance)
+        truncation = 0.01 * self.solver.tolerance
+        return lanczos_value(self.system, self.preconditioner, chosen, truncation=truncation, share=share)
 
     def _learn_from(self, solution: Solution) -> None:
         memory = self.memory

@@ -18,8 +18,34 @@ from tests.solvers.systems import kernel_matrix, points, system, targets
 N = 200
 
 
+# Of a number whose mantissa is equally likely at every scale, over eps: an error of up to half a unit in the last place
+# either way has a standard deviation of 1 / sqrt(12) of that unit, whose mean square is 3 / (8 log 2) of the number's.
+ONE_ROUNDING = (3 / (8 * math.log(2)) / 12) ** 0.5
+
+
 def rounding(linear_system: LinearSystem, solution: Tensor) -> Tensor:
     return linear_system.rounding_scale * torch.linalg.vector_norm(solution, dim=0)
+
+
+def least_rounding(linear_system: LinearSystem, solution: Tensor) -> Tensor:
+    """The norm of the rounding of A x that no order of summation goes below, for terms with random signs.
+
+    A row sums t_j = k_ij x_j in some binary tree. Its nodes are partial sums, of mean square the sum of the t_j^2 below
+    them; over all nodes every t_j^2 counts as often as the tree is deep there, and whatever the tree that is on average
+    the entropy of t^2 / |t|^2 in bits at least (Kraft's inequality). One more rounding adds the noise's share. Where
+    products are not fused with their sums they are rounded besides.
+    """
+    kernel, x = linear_system.to_dense(torch.float64), solution.double()
+    kernel.diagonal().sub_(linear_system.noise)
+    squares = []
+    for column in x.unbind(1):
+        terms = (kernel * column).square()
+        row = terms.sum(1)
+        share = terms / row.unsqueeze(1)
+        squares.append((row * torch.special.entr(share).sum(1) / math.log(2)).sum())
+    stored = linear_system.to_dense(torch.float64) @ x
+    roundings = (torch.stack(squares) + stored.square().sum(0)).sqrt()
+    return ONE_ROUNDING * torch.finfo(linear_system.dtype).eps * roundings
 
 
 @pytest.mark.parametrize("rank", [5, 50, 150])
@@ -59,15 +85,18 @@ def test_the_upper_bound_of_the_log_determinant_is_not_vacuous() -> None:
 @pytest.mark.parametrize(("dimensions", "lengthscale"), [(2, 0.1), (8, 1.0), (8, 4.0)])
 @pytest.mark.parametrize("name", ["rbf", "matern32", "matern12"])
 def test_the_rounding_of_a_residual_follows_the_size_of_the_entries(name, dimensions, lengthscale) -> None:
-    """Nearly all entries tiny, or nearly all close to one: the margin is neither exceeded nor empty."""
+    """Nearly all entries tiny, or nearly all close to one: the margin is neither exceeded nor a blank cheque."""
     single = system(kernel_matrix(points(1500, dimensions), name, lengthscale), 0.1, torch.float32)
     dense, rhs = single.to_dense(torch.float64), targets(1500, 4).float()
     solution = torch.linalg.solve(dense, rhs.double()).float()
     true = rhs.double() - dense @ solution.double()
     measured = torch.linalg.vector_norm((rhs - single.matmul(solution)).double() - true, dim=0)
-    counted = rounding(single, solution)
+    counted, least = rounding(single, solution), least_rounding(single, solution)
+    # Measured 1.8 to 6.6 times the least, with AVX-512, AVX2 and SSE4.2.
+    assert bool((least <= measured).all())
     assert bool((measured <= counted).all())
-    assert bool((counted <= 12 * measured).all())
+    # Whatever the processor: 11 to 25 times.
+    assert bool((counted <= 30 * least).all())
 
 
 @pytest.mark.parametrize("name", ["rbf", "matern32", "matern12"])
@@ -81,13 +110,15 @@ def test_the_float32_rounding_margins_cover_what_is_measured(name, noise) -> Non
     error = abs(ExactPrepared(single, factor, jitter=0.0).logdet().value - exact) / 500
     assert error <= factor_rounding_per_point(single, torch.float32)
 
-    rhs = targets(500, 4)
-    solution = torch.linalg.solve(dense, rhs).float()
-    true = rhs - dense @ solution.double()
-    measured = torch.linalg.vector_norm(rhs.float() - single.matmul(solution) - true, dim=0)
-    assert bool((measured <= rounding(single, solution)).all())
-    # and the margin is not a blank cheque
-    assert bool((rounding(single, solution) <= 1e4 * measured).all())
+    rhs = targets(500, 4).float()
+    solution = torch.linalg.solve(dense, rhs.double()).float()
+    true = rhs.double() - dense @ solution.double()
+    measured = torch.linalg.vector_norm((rhs - single.matmul(solution)).double() - true, dim=0)
+    counted, least = rounding(single, solution), least_rounding(single, solution)
+    # Measured 2.3 to 11 times the least, counted 13 to 30 times.
+    assert bool((least <= measured).all())
+    assert bool((measured <= counted).all())
+    assert bool((counted <= 32 * least).all())
 
 
 @pytest.mark.parametrize("name", ["rbf", "matern32", "matern12"])
@@ -112,4 +143,5 @@ def test_the_rounding_counted_for_a_carried_residual_covers_what_is_measured(nam
     measured = torch.linalg.vector_norm(result.residual.double() - true, dim=0)
     counted = (1 + ROUNDING_OF_AN_UPDATE * updates) * rounding(single, result.value)
     assert bool((measured <= counted).all())
-    assert bool((counted <= 1e4 * measured).all())
+    # Per rounding counted 0.7 to 7.9 times what is measured, with AVX-512 and without; half as much again is allowed.
+    assert bool((rounding(single, result.value) <= 12 * measured).all())

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import math
 
 import pytest
 import torch
 
+from gp_rangeformer import settings
 from gp_rangeformer.ranges.landmarks import Landmarks
 from gp_rangeformer.ranges.memory import Memory
 from gp_rangeformer.solvers.cholesky import ExactSolver
@@ -51,18 +54,30 @@ def test_value_and_gradient_approach_the_exact_ones(dtype) -> None:
     assert errors[1] < errors[0] + 1e-3
 
 
+@pytest.mark.parametrize("seed", [0, 1, 2])
 @pytest.mark.parametrize("name", ["matern12", "matern32", "rbf"])
-def test_noise_of_a_hundred_thousandth_is_answered_right_in_float32(name) -> None:
+def test_noise_of_a_hundred_thousandth_is_answered_right_in_float32(name, seed) -> None:
+    """Solves that just converge, or just not, as the roundings of a processor will have it: both answers are right."""
     single, rhs = system(kernel_matrix(X, name), 1e-5, torch.float32), targets(N).float()
-    evaluation = RangeFormerSolver(rank=100).prepare(single).evaluate(rhs)
+    evaluation = RangeFormerSolver(rank=100, seed=seed).prepare(single).evaluate(rhs)
     dense = single.to_dense(torch.float64)
     quadratic = float(rhs.double().mT @ torch.linalg.solve(dense, rhs.double()))
     logdet = float(torch.logdet(dense))
     assert evaluation.solution.inv_quad[0].contains(quadratic)
     assert float(evaluation.inv_quad[0]) == pytest.approx(quadratic, rel=1e-3)
-    assert evaluation.logdet is not None
-    assert evaluation.logdet.rigorous.contains(logdet)
-    assert evaluation.logdet.value == pytest.approx(logdet, abs=0.01 * N)
+    found = evaluation.logdet
+    assert found is not None
+    assert found.rigorous.contains(logdet)
+    if evaluation.fallback_reason is not None:
+        assert found.method == "exact"
+        assert found.value == pytest.approx(logdet, abs=1e-6 * N)
+        return
+    # The network was not trained for this. 16 probes know it to a few hundredths of a nat per point, and say so.
+    assert found.method == "lanczos"
+    assert found.note is not None
+    assert found.statistical is not None
+    assert found.statistical.contains(logdet)
+    assert found.value == pytest.approx(logdet, abs=0.1 * N)
 
 
 def test_a_residual_is_recomputed_after_more_than_four_updates() -> None:
@@ -117,6 +132,78 @@ def test_a_poisoned_memory_costs_time_only(poison, predictor) -> None:
     assert clean.logdet is not None
     # other landmarks give another, equally valid, stochastic estimate
     assert evaluation.logdet.rigorous.contains(clean.logdet.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("tolerance", -1),
+        ("tolerance", 1.0),
+        ("tolerance", math.nan),
+        ("rank", 0),
+        ("rank", 2.5),
+        ("num_probes", 1),
+        ("num_logdet_probes", 1),
+        ("history", -1),
+        ("predictor", "oracle"),
+        ("max_passes", 0),
+        ("seed", -1),
+        ("landmarks", "best"),
+        ("refresh", 0.5),
+        ("logdet_tolerance", 0.0),
+    ],
+)
+def test_a_solver_refuses_at_construction_what_its_setting_refuses_and_names_it(name, value) -> None:
+    setting = "landmark_refresh" if name == "refresh" else name
+    with pytest.raises(ValueError, match=rf"settings\.{setting} must be"):
+        RangeFormerSolver(**{name: value})
+    if name == "tolerance":
+        with pytest.raises(ValueError, match=r"settings\.tolerance must be"):
+            ExactSolver(tolerance=value)
+
+
+SETTINGS = {
+    "tolerance": 0.003,
+    "rank": 77,
+    "adaptive_rank": False,
+    "num_probes": 5,
+    "num_logdet_probes": 4,
+    "history": 2,
+    "predictor": "galerkin",
+    "max_passes": 33,
+    "seed": 9,
+    "landmarks": "uniform",
+    "landmark_refresh": 3.0,
+    "logdet_tolerance": 0.02,
+}
+
+
+def test_what_a_solver_is_not_told_it_takes_from_the_settings_that_hold_when_it_is_made() -> None:
+    def of_settings() -> dict[str, object]:
+        return {name: value for name, value in settings.current().items() if name in SETTINGS}
+
+    def of_solver(solver: RangeFormerSolver) -> dict[str, object]:
+        values = vars(solver)
+        return {name: values["refresh" if name == "landmark_refresh" else name] for name in SETTINGS}
+
+    before = of_settings()
+    assert all(before[name] != value for name, value in SETTINGS.items())
+    made = RangeFormerSolver()
+    assert of_solver(made) == before
+    assert made.tail is not None
+    with contextlib.ExitStack() as stack:
+        for name, value in SETTINGS.items():
+            stack.enter_context(getattr(settings, name)(value))
+        stack.enter_context(settings.logdet("lanczos"))
+        assert of_solver(RangeFormerSolver()) == SETTINGS
+        assert RangeFormerSolver().tail is None
+        assert of_solver(RangeFormerSolver(rank=8)) == SETTINGS | {"rank": 8}, "what it is told comes first"
+        assert of_solver(made) == before, "a solver does not change once it is made"
+    assert of_solver(RangeFormerSolver()) == before
+    # Every option but the tail estimator has a setting.
+    assert {field.name for field in dataclasses.fields(RangeFormerSolver)} == (
+        set(SETTINGS) - {"landmark_refresh"} | {"refresh", "tail"}
+    )
 
 
 def test_same_inputs_and_seed_give_the_same_bits() -> None:
