@@ -31,7 +31,8 @@ from gp_rangeformer.backend.eligibility import (
     shapes_match,
 )
 from gp_rangeformer.backend.gradient_error import GradientCheck
-from gp_rangeformer.backend.memories import memory_of
+from gp_rangeformer.backend.hyperparameters import FusedHyperparameters, Hyperparameters, ModuleHyperparameters
+from gp_rangeformer.backend.memories import kernels_of, memory_of
 from gp_rangeformer.backend.prediction import covariance_solve, mean_solve
 from gp_rangeformer.free_memory import because
 from gp_rangeformer.functions import FusedInvQuadLogDet, FusedSolve, InvQuadLogDet, Solve
@@ -139,7 +140,17 @@ def _gradient_check(call: Call, system: LinearSystem, memory: Memory, columns: i
     tolerance = settings.gradient_tolerance.value()
     if columns != 1 or math.isinf(tolerance) or not torch.is_grad_enabled() or not call.system.requires_grad:
         return None
-    return GradientCheck(call.system.fused, system.noise, memory, tolerance)
+    return GradientCheck(_hyperparameters(call.system), system.noise, memory, tolerance)
+
+
+def _hyperparameters(system: EligibleSystem) -> Hyperparameters | None:
+    """Those of a fused kernel, or of the modules that a single matrix came from."""
+    if system.fused is not None:
+        return FusedHyperparameters(system.fused)
+    kernel, modules = system.kernel, kernels_of(system.owners)
+    if not isinstance(kernel, Tensor) or kernel.dim() > 2 or not kernel.requires_grad or not modules:
+        return None
+    return ModuleHyperparameters(kernel, modules)
 
 
 def solve(self: AddedDiagLinearOperator, right_tensor: Tensor, left_tensor: Tensor | None = None) -> Tensor:

@@ -40,6 +40,7 @@ class Memory:
     gradient_calls: int = 0  # training steps whose gradient could be checked
     exact_steps: int = 0  # that the exact path answers, because probes leave the gradient too uncertain
     gradient_spread: float = 0.0  # relative standard error of tr(A^-1) over the probes at the last check
+    gradient_place: Tensor | None = None  # the parameters at the last check
     gradient_error: Any = None  # what the last check of the gradient found
     draws: dict[str, tuple[Hashable, Tensor]] = field(default_factory=dict, repr=False)
     lock: threading.Lock = field(default_factory=threading.Lock, repr=False)

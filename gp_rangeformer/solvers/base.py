@@ -50,6 +50,10 @@ class Interval:
         ends = (self.lower * factor, self.upper * factor)
         return Interval(min(ends), max(ends))
 
+    def widened(self, margin: float) -> Interval:
+        """By ``margin`` at either end."""
+        return Interval(self.lower - margin, self.upper + margin)
+
     def shifted(self, offset: float) -> Interval:
         return Interval(self.lower + offset, self.upper + offset)
 

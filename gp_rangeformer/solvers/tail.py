@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from gp_rangeformer.solvers.base import Interval, LinearSystem, LogDet, LogDetMethod
+from gp_rangeformer.solvers.lanczos import FLOOR
 from gp_rangeformer.solvers.nystrom import NystromPreconditioner
 
 CHECK_EVERY = 25
@@ -89,7 +90,7 @@ def tail_logdet(estimate: TailEstimate, rigorous: Interval, base: float, n: int)
     return LogDet(
         value=rigorous.clip(base + n * estimate.value),
         rigorous=rigorous,
-        statistical=None if interval is None else interval.scaled(float(n)).shifted(base),
+        statistical=None if interval is None else interval.widened(FLOOR).scaled(float(n)).shifted(base),
         level=estimate.level,
         method=estimate.method,
     )

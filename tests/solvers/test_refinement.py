@@ -70,5 +70,5 @@ def test_right_hand_sides_that_are_not_finite_are_refused_without_a_pass() -> No
     broken = RHS.clone()
     broken[3, 2] = float("inf")
     solution = refine(SYSTEM, PRECONDITIONER, broken, None, tolerance=1e-4, max_passes=200)
-    assert solution.reason is Reason.NOT_PSD
+    assert solution.reason is Reason.NOT_FINITE
     assert SYSTEM.take_counts()[0] == 0
