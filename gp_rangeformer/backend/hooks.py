@@ -91,7 +91,7 @@ def _inv_quad_logdet(
         # not reshape(-1, ...): there may be no columns
         zip(system.elements(), rhs.reshape(batch_shape.numel(), n, rhs.shape[-1]).unbind(0), strict=True)
     ):
-        linear_system = _linear_system(_symmetric(call, system, kernel), noise)
+        linear_system = _symmetric_system(call, system, kernel, noise)
         memory = memory_of(system.owners, system.kernel, index)
         evaluation = _evaluate(call, linear_system, memory, b.detach(), with_logdet, exact_reason)
         if isinstance(kernel, Tensor):
@@ -206,7 +206,7 @@ def _solve(operator: AddedDiagLinearOperator, system: EligibleSystem, right_tens
     for index, ((kernel, noise), b) in enumerate(
         zip(system.elements(), rhs.reshape(-1, n, rhs.shape[-1]).unbind(0), strict=True)
     ):
-        linear_system = _linear_system(_symmetric(call, system, kernel), noise)
+        linear_system = _symmetric_system(call, system, kernel, noise)
         with torch.no_grad():
             prepared, exact_reason = _prepare_solve(
                 linear_system, memory_of(system.owners, system.kernel, index), rhs.shape[-1]
@@ -258,7 +258,7 @@ def root_inv_decomposition(
     roots, factors, triangular = [], [], True
     with torch.no_grad(), no_autocast():
         for index, (kernel, noise) in enumerate(system.elements()):
-            linear_system = _linear_system(_symmetric(call, system, kernel), noise)
+            linear_system = _symmetric_system(call, system, kernel, noise)
             tolerance = settings.prediction_tolerance.value()
             small = n < settings.min_size.value_on(linear_system.device)
             # A batch mixes badly: roots of different widths cannot be stacked.
@@ -288,15 +288,23 @@ def root_inv_decomposition(
     return get_from_cache(self, name)
 
 
-def _symmetric(call: Call, system: EligibleSystem, kernel: Tensor | KernelMatrix) -> Tensor | KernelMatrix:
-    """K without a graph; its symmetric part where it has another one. A fused kernel's is symmetric to the last bit."""
+# Up to this a difference of K_ij and K_ji, over the largest entry, is an error of the kernel's own evaluation.
+_EVALUATION_ERROR = 1e-5
+
+
+def _symmetric_system(call: Call, system: EligibleSystem, kernel: Tensor | KernelMatrix, noise: Tensor) -> LinearSystem:
+    """A of the symmetric part of K. A fused kernel's matrix is symmetric to the last bit."""
     if not isinstance(kernel, Tensor) or system.fused is not None:
-        return kernel
-    mean = symmetric_part(kernel.detach())
-    if mean is None:
-        return kernel
+        return _linear_system(kernel, noise)
+    found = symmetric_part(kernel.detach())
+    if found is None:
+        return _linear_system(kernel, noise)
     call.note("the kernel matrix is not symmetric: its symmetric part answers")
-    return mean
+    mean, difference = found
+    linear_system = _linear_system(mean, noise)
+    if difference < _EVALUATION_ERROR:
+        linear_system.entry_error = max(linear_system.entry_error, difference)
+    return linear_system
 
 
 def _linear_system(kernel: Tensor | KernelMatrix, noise: Tensor) -> LinearSystem:

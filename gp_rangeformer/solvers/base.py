@@ -77,6 +77,8 @@ class LinearSystem:
         self.noise = noise
         self.passes = 0
         self.columns_multiplied = 0
+        # Relative to max_i A_ii, what the entries of K are known to: their rounding, unless K was found to be worse.
+        self.entry_error = torch.finfo(self._kernel.dtype).eps
         self._row_squares: Tensor | None = None
 
     @property
@@ -163,7 +165,7 @@ class LinearSystem:
         """What the rounding of K's entries adds to the norm of a residual, over that of the solution: E x for entries
         of E of at most eps max_i A_ii with signs of their own. A K that is symmetric up to such rounding alone has no
         more exact a residual."""
-        return torch.finfo(self.dtype).eps * self.size**0.5 * self.diagonal_facts.largest_total
+        return self.entry_error * self.size**0.5 * self.diagonal_facts.largest_total
 
     def quadratic_margin(self, square: Float64[np.ndarray, " m"]) -> Float64[np.ndarray, " m"]:
         """What an interval of b' A^-1 b with a solution x has to allow for beside its residual. ``square``: |x|^2.
@@ -172,8 +174,11 @@ class LinearSystem:
         deviation below u max_i K_ii |x|^2 for |K_ij| <= max_i K_ii, of which four are counted. And x'Ax was summed in
         float64: n^2 eps64 max_i K_ii |x|^2 at most, as |x|_1^2 <= n |x|^2.
         """
-        entries = 2 * torch.finfo(self.dtype).eps
-        return (entries + self.size**2 * np.finfo(np.float64).eps) * self.diagonal_facts.largest_total * square
+        return (
+            (2 * self.entry_error + self.size**2 * np.finfo(np.float64).eps)
+            * self.diagonal_facts.largest_total
+            * square
+        )
 
     def logdet_margin(self) -> float:
         """What any interval of log|A| has to allow for, in nats: the rounding of the entries of K.
@@ -182,7 +187,7 @@ class LinearSystem:
         standard deviation below u max_i A_ii |A^-1|_F, and |A^-1|_F <= sqrt(n) / smallest noise. Counted is
         n eps max_i A_ii / smallest noise: errors of the diagonal may have one sign, for K_ii is often one number.
         """
-        return self.size * torch.finfo(self.dtype).eps * self.condition
+        return self.size * self.entry_error * self.condition
 
     @property
     def condition(self) -> float:

@@ -14,16 +14,16 @@ _TILE = 1024
 _LAST_BITS = 4  # eps of the largest diagonal entry: products of z z' and z' z differ by as much
 
 
-def symmetric_part(matrix: Float[Tensor, "n n"]) -> Float[Tensor, "n n"] | None:
-    """(K + K') / 2 as a new matrix, or None where K is symmetric up to rounding already (or not finite).
+def symmetric_part(matrix: Float[Tensor, "n n"]) -> tuple[Float[Tensor, "n n"], float] | None:
+    """(K + K') / 2 as a new matrix, and the largest |K_ij - K_ji| over the largest diagonal entry; or None where K is
+    symmetric up to rounding already (or not finite).
 
     A factorisation reads one triangle, a product with K reads its rows, and a quadratic form sees the symmetric part
     alone: they would answer for three matrices. One read of K, tile by tile; another matrix only where it is needed.
     """
-    eps = torch.finfo(matrix.dtype).eps
-    differences = [(upper - lower.mT).abs().amax() for upper, lower, _ in _pairs(matrix)]
-    allowed = _LAST_BITS * eps * matrix.diagonal().abs().amax()
-    if not bool(torch.stack(differences).amax() > allowed):
+    largest = matrix.diagonal().abs().amax()
+    difference = torch.stack([(upper - lower.mT).abs().amax() for upper, lower, _ in _pairs(matrix)]).amax()
+    if not bool(difference > _LAST_BITS * torch.finfo(matrix.dtype).eps * largest):
         return None
     n = len(matrix)
     made = empty_matrix(n, n, matrix.dtype, matrix.device)
@@ -31,7 +31,7 @@ def symmetric_part(matrix: Float[Tensor, "n n"]) -> Float[Tensor, "n n"] | None:
         mean = (upper + lower.mT).mul_(0.5)
         made[rows, columns] = mean
         made[columns, rows] = mean.mT
-    return made
+    return made, float(difference / largest)
 
 
 def _pairs(matrix: Tensor) -> Iterator[tuple[Tensor, Tensor, tuple[slice, slice]]]:
