@@ -12,14 +12,14 @@ from __future__ import annotations
 import inspect
 from importlib.metadata import version
 
-import torch
 from gpytorch.distributions import MultivariateNormal
 from gpytorch.kernels import Kernel
 from gpytorch.models.exact_prediction_strategies import DefaultPredictionStrategy
-from linear_operator.operators import AddedDiagLinearOperator, DenseLinearOperator, LinearOperator
+from linear_operator.operators import AddedDiagLinearOperator, LinearOperator
 
 from gp_rangeformer.backend import feeders, hooks
 from gp_rangeformer.backend.memories import clear_memory, memory_bytes
+from gp_rangeformer.torch_modes import not_compiled
 
 __all__ = ["IncompatibleHostError", "check_host", "clear_memory", "install", "memory_bytes"]
 
@@ -34,9 +34,9 @@ _EXPECTED_PARAMETERS = {
     "root_inv_decomposition": ["self", "initial_vectors", "test_vectors", "method"],
 }
 _HOOKS = {
-    "inv_quad_logdet": hooks.inv_quad_logdet,
-    "solve": hooks.solve,
-    "root_inv_decomposition": hooks.root_inv_decomposition,
+    "inv_quad_logdet": not_compiled(hooks.inv_quad_logdet),
+    "solve": not_compiled(hooks.solve),
+    "root_inv_decomposition": not_compiled(hooks.root_inv_decomposition),
 }
 
 
@@ -58,8 +58,10 @@ def check_host() -> None:
     for name in ("covar_cache", "exact_predictive_covar"):
         if not hasattr(DefaultPredictionStrategy, name):
             _refuse_host(f"DefaultPredictionStrategy no longer has {name}")
-    probe = DenseLinearOperator(torch.eye(1)).add_diagonal(torch.ones(1))
-    if not (hasattr(probe, "_linear_op") and hasattr(probe, "_diag_tensor")):
+    # By the code, not on an instance: making the first one imports sympy, half a second (through torch 2.13's
+    # broadcast_shapes).
+    assigned = inspect.unwrap(AddedDiagLinearOperator.__init__).__code__.co_names
+    if not {"_linear_op", "_diag_tensor"} <= set(assigned):
         _refuse_host("AddedDiagLinearOperator no longer keeps its parts as _linear_op and _diag_tensor")
 
 
@@ -76,5 +78,5 @@ def install() -> None:
     check_host()
     for name, hook in _HOOKS.items():
         setattr(AddedDiagLinearOperator, name, hook)
-    MultivariateNormal.log_prob = feeders.log_prob
-    Kernel.__call__ = feeders.call_kernel
+    MultivariateNormal.log_prob = not_compiled(feeders.log_prob)
+    Kernel.__call__ = not_compiled(feeders.call_kernel)
