@@ -1,6 +1,6 @@
 """``gp-rangeformer bench``: what the plug-in costs and gains, measured on this machine.
 
-torch, gpytorch and matplotlib are imported inside the commands, so that ``--help`` answers at once.
+The package itself is imported inside the commands, so that ``--help`` answers at once.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from gp_rangeformer.outputs import Outputs
+from gp_rangeformer_cli.outputs import Outputs
 
 bench_app = typer.Typer(invoke_without_command=True)
 

@@ -1,6 +1,7 @@
 """The command line: ``gp-rangeformer compare``, ``fit``, ``bench``, ``info``.
 
-torch, gpytorch and matplotlib are imported inside the commands, so that this module alone answers ``--help`` at once.
+A package beside ``gp_rangeformer``, whose import installs its hooks and so takes torch's two seconds: here it is
+imported inside the commands, and ``--help`` and refused options are answered at once.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from gp_rangeformer.bench.command import bench_app
-from gp_rangeformer.outputs import Outputs
+from gp_rangeformer_cli.bench import bench_app
+from gp_rangeformer_cli.outputs import Outputs
 
 if TYPE_CHECKING:
     from gp_rangeformer.compare import Comparison
