@@ -60,7 +60,9 @@ def _counted_log_prob(self: MultivariateNormal, value: Tensor, covariance: Linea
     with collect_reports() as reports:
         result = original_log_prob(self, value)
     if not reports:
-        report_declined("inv_quad_logdet", covariance, Reason.OTHER_OPERATOR, columns=1)
+        masked = observation_nan_policy.value() != "ignore"
+        reason = Reason.NAN_POLICY if masked else Reason.OTHER_OPERATOR
+        report_declined("inv_quad_logdet", covariance, reason, columns=1)
     return result
 
 

@@ -62,7 +62,7 @@ def inv_quad_logdet(
     with no_autocast():
         system = eligible(self)
         if not isinstance(system, Reason) and inv_quad_rhs is not None:
-            if inv_quad_rhs.dtype != self.dtype:
+            if inv_quad_rhs.dtype != system.noise.dtype:
                 system = Reason.MIXED_DTYPE
             elif not shapes_match(system.kernel.shape, inv_quad_rhs):
                 system = Reason.SHAPE
@@ -327,7 +327,7 @@ def _exact_training_reason(system: EligibleSystem, columns: int) -> Reason | Non
         return Reason.EXACT_ASKED
     if settings.exact_line_search.on() and inside_line_search():
         return Reason.EXACT_LINE_SEARCH
-    if columns > n // _EXACT_COLUMNS and isinstance(system.kernel, Tensor):
+    if columns > max(1, n // _EXACT_COLUMNS) and isinstance(system.kernel, Tensor):
         kernel, noise = system.elements()[0]
         fits = exact_path_fits(_linear_system(kernel, noise), columns)
         return Reason.EXACT_MANY_COLUMNS if fits else None

@@ -81,8 +81,11 @@ class ModuleHyperparameters:
         return _flat(_pulled([self._kernel], [parameter for _, parameter in self._parameters], [weight.symmetric()]))
 
 
-def _pulled(outputs: list[Tensor], inputs: list[Tensor], gradients: list[Tensor]) -> tuple[Tensor, ...]:
-    return torch.autograd.grad(outputs, inputs, gradients, retain_graph=True, allow_unused=True, materialize_grads=True)
+def _pulled(outputs: list[Tensor], inputs: list[Tensor], gradients: list[Tensor]) -> list[Tensor]:
+    found = torch.autograd.grad(
+        outputs, inputs, gradients, retain_graph=True, allow_unused=True, materialize_grads=True
+    )
+    return list(found)
 
 
 def _flat(parts: list[Tensor]) -> Float64[Tensor, " h"]:
