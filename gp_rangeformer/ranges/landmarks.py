@@ -30,7 +30,9 @@ class Landmarks:
 
     @functools.cached_property
     def _smallest_size(self) -> int | None:
-        """The smallest n of which they are distinct points; None if they are none or not distinct."""
+        """The smallest n of which they are distinct points; None if they are none, not distinct or no indices."""
+        if self.index.dim() != 1 or self.index.dtype != torch.int64:
+            return None
         index = self.index.cpu().numpy()
         distinct = len(index) > 0 and index.min() >= 0 and len(np.unique(index)) == len(index)
         return int(index.max()) + 1 if distinct else None

@@ -2,6 +2,7 @@
 
 The right-hand sides [y, probes] hardly change while the hyperparameters move a little, so the next solution almost lies
 in the span of the last ones. Everything here is a proposal: the solver computes the residual of whatever comes out.
+Random draws alone are not: they are what their key says.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -64,13 +64,19 @@ class Memory:
             if correction is not None:
                 self.corrections = _appended(self.corrections, correction, history - 1)
 
-    def recall(self, shape: torch.Size) -> tuple[Float[Tensor, "n m"], ...]:
-        """The remembered solutions of this shape, oldest first."""
-        return _of_shape(self.solutions, shape)
+    def recall(self, rhs: Float[Tensor, "n m"]) -> tuple[Float[Tensor, "n m"], ...]:
+        """The remembered solutions of the shape and dtype of ``rhs``, oldest first."""
+        return _like(self.solutions, rhs)
 
-    def recall_corrections(self, shape: torch.Size) -> tuple[Float[Tensor, "n m"], ...]:
-        """The remembered corrections of this shape, oldest first."""
-        return _of_shape(self.corrections, shape)
+    def recall_corrections(self, rhs: Float[Tensor, "n m"]) -> tuple[Float[Tensor, "n m"], ...]:
+        """The remembered corrections of the shape and dtype of ``rhs``, oldest first."""
+        return _like(self.corrections, rhs)
+
+    def recall_column(self, rhs: Float[Tensor, "n m"]) -> Float[Tensor, "n 1"] | None:
+        """Of the last solution the column of the targets, where ``rhs`` may be those again."""
+        last = self.solutions[-1:]
+        columns = _like(tuple(block[:, :1] for block in last if block.dim() == 2), rhs)
+        return columns[0] if columns else None
 
     def take_tail_check(self, every: int) -> bool:
         """Whether this call of a tail estimator is one that Lanczos checks: the first and every ``every``-th."""
@@ -107,11 +113,11 @@ class Memory:
 
 
 def _appended(kept: tuple[Tensor, ...], new: Tensor, count: int) -> tuple[Tensor, ...]:
-    return (*_of_shape(kept, new.shape), new.detach())[-count:] if count > 0 else ()
+    return (*_like(kept, new), new.detach())[-count:] if count > 0 else ()
 
 
-def _of_shape(tensors: tuple[Tensor, ...], shape: torch.Size) -> tuple[Tensor, ...]:
-    return tuple(tensor for tensor in tensors if tensor.shape == shape)
+def _like(tensors: tuple[Tensor, ...], other: Tensor) -> tuple[Tensor, ...]:
+    return tuple(tensor for tensor in tensors if tensor.shape == other.shape and tensor.dtype == other.dtype)
 
 
 class MemoryStore:

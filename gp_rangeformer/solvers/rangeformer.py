@@ -98,7 +98,7 @@ class RangeFormerSolver:
 
     tolerance: float = field(default_factory=settings.tolerance.value)
     rank: int = field(default_factory=settings.rank.value)
-    adaptive_rank: bool = field(default_factory=settings.adaptive_rank.on)
+    adaptive_rank: bool = field(default_factory=lambda: bool(settings.adaptive_rank.on()))
     num_probes: int = field(default_factory=settings.num_probes.value)
     num_logdet_probes: int = field(default_factory=settings.num_logdet_probes.value)
     history: int = field(default_factory=settings.history.value)
@@ -132,12 +132,12 @@ class RangeFormerSolver:
         return RangeFormerPrepared(self, system, memory, preconditioner, None, landmarks)
 
     def _landmarks(self, system: LinearSystem, memory: Memory, generator: torch.Generator) -> Landmarks:
-        """Those of the memory, if there are enough, or new ones."""
+        """Those of the memory, if there are enough and not too many, or new ones."""
         wanted = self.rank
         if self.adaptive_rank:
-            wanted = memory.rank = min(memory.rank or STARTING_RANK, self.rank)
-        known = memory.landmarks
-        if known is not None and known.belong_to(system.size) and known.suffice(min(wanted, system.size)):
+            wanted = memory.rank = min(max(memory.rank or 0, STARTING_RANK), self.rank)
+        known, n = memory.landmarks, system.size
+        if known is not None and known.belong_to(n) and known.suffice(min(wanted, n)) and len(known.index) <= self.rank:
             return known
         draw = rp_cholesky_landmarks if self.landmarks == "rp_cholesky" else uniform_landmarks
         drawn = draw(system, wanted, generator)
@@ -179,16 +179,14 @@ class RangeFormerPrepared:
 
     def solve(self, rhs: Float[Tensor, "n m"]) -> Solution:
         """A^-1 rhs to ``tolerance``; the reason is CONVERGED, or says why the exact path answered."""
-        last = self.memory.solutions[-1] if self.memory.solutions else None
-        initial = last[:, :1] if last is not None and rhs.shape[1] == 1 and len(last) == len(rhs) else None
-        solution = self.attempt(rhs, initial)
+        solution = self.attempt(rhs, self.memory.recall_column(rhs))
         if solution.converged:
             return solution
         return replace(self._exact_prepared(solution.reason).solve(rhs), reason=solution.reason)
 
     def logdet(self) -> LogDet:
         """log|A| by Lanczos with both intervals, or from the exact path."""
-        logdet = self._lanczos_logdet(self._probes()) if self.failure is None else None
+        logdet = self._lanczos_logdet(self._probes(self.solver.num_probes)) if self.failure is None else None
         return logdet if logdet is not None else self._exact_prepared(self.failure or Reason.NOT_PSD).logdet()
 
     def inv_root(self) -> InverseRoot:
@@ -221,7 +219,9 @@ class RangeFormerPrepared:
             self.memory.exact_steps -= 1
             return self._exact_evaluation(rhs, with_logdet, Reason.EXACT_GRADIENT)
         m = rhs.shape[1]
-        probes = self._probes(self.memory.num_probes or solver.num_probes) if with_logdet else rhs[:, :0]
+        # What was found to be needed, within what is asked for now.
+        count = min(max(self.memory.num_probes or 0, solver.num_probes), _MOST_PROBES * solver.num_probes)
+        probes = self._probes(count) if with_logdet else rhs[:, :0]
         block = torch.cat([rhs, probes], dim=1)
         energy = np.full(block.shape[1], math.inf)
         energy[:m] = 2 * _ENERGY_SHARE * solver.tolerance * system.size
@@ -279,7 +279,7 @@ class RangeFormerPrepared:
         return self._probes(2 * count)[:, count:]
 
     def _predict(self, block: Tensor) -> Tensor | tuple[Tensor, Tensor] | None:
-        solutions = self.memory.recall(block.shape)
+        solutions = self.memory.recall(block)
         predictor = self.solver.predictor
         if not solutions or predictor == "none":
             return None
@@ -289,7 +289,7 @@ class RangeFormerPrepared:
             return galerkin(self.system, torch.cat(solutions[-2:], dim=1), block)
         if predictor == "extrapolate":
             return extrapolate(solutions)
-        corrections = self.memory.recall_corrections(block.shape)
+        corrections = self.memory.recall_corrections(block)
         landmarks = self.landmarks
         assert landmarks is not None
         n, seed = self.system.size, self.solver.seed + 4

@@ -24,7 +24,9 @@ def test_only_the_last_solutions_of_one_shape_are_kept() -> None:
     assert [float(solution[0, 0]) for solution in memory.solutions] == [2.0, 3.0]
     memory.remember(torch.zeros(5, 3), history=2)
     assert len(memory.solutions) == 1
-    assert memory.recall(torch.Size([5, 2])) == ()
+    assert len(memory.recall(torch.ones(5, 3))) == 1
+    for other in (torch.ones(5, 2), torch.ones(4, 3), torch.ones(5, 3, dtype=torch.float64)):
+        assert memory.recall(other) == ()
     memory.remember(torch.zeros(5, 3), history=0)
     assert memory.solutions == ()
 

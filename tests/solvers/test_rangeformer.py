@@ -221,6 +221,32 @@ def test_same_inputs_and_seed_give_the_same_bits() -> None:
     assert first.logdet != other.logdet
 
 
+def test_a_prepared_system_is_asked_for_its_log_determinant_alone() -> None:
+    linear_system = at_step(0)
+    found = RangeFormerSolver(rank=100).prepare(linear_system).logdet()
+    exact = float(torch.logdet(linear_system.to_dense()))
+    assert found.method == "lanczos"
+    assert found.rigorous.contains(exact)
+    assert found.statistical is not None
+    assert found.statistical.contains(exact)
+
+
+@pytest.mark.parametrize(("remembered", "asked", "taken"), [(64, 128, 128), (64, 32, 64), (128, 8, 32), (None, 8, 8)])
+def test_probes_that_a_gradient_was_found_to_need_stay_within_what_is_asked_for_now(remembered, asked, taken) -> None:
+    memory = Memory(num_probes=remembered)
+    RangeFormerSolver(num_probes=asked).prepare(at_step(0), memory).evaluate(targets(N))
+    assert memory.solutions[-1].shape[1] == 1 + taken
+
+
+def test_landmarks_are_as_many_as_is_asked_for_now() -> None:
+    memory, used = Memory(), []
+    for rank in (20, 400, 5):
+        prepared = RangeFormerSolver(rank=rank).prepare(at_step(0), memory)
+        assert prepared.landmarks is not None
+        used.append(len(prepared.landmarks.index))
+    assert used == [20, 64, 5]
+
+
 def test_probes_depend_on_seed_and_size_alone() -> None:
     solver = RangeFormerSolver(num_probes=4)
     assert torch.equal(solver.probe_vectors(at_step(0)), solver.probe_vectors(at_step(5)))
