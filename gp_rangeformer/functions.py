@@ -167,7 +167,7 @@ class FusedSolve(torch.autograd.Function):
 
 
 def _parts(weight: Weight) -> tuple[Tensor | None, ...]:
-    return tuple(getattr(weight, field.name) for field in fields(weight))
+    return tuple(getattr(weight, field.name) for field in fields(weight))  # type: ignore[arg-type]
 
 
 def _outputs(evaluation: Evaluation, rhs: Tensor) -> tuple[Tensor, Tensor]:

@@ -48,8 +48,8 @@ class GradientCheck:
         memory = self.memory
         spread = float(quadratic.std() / quadratic.mean().abs()) / math.sqrt(len(quadratic))
         place = self._place()
-        moved = memory.gradient_place is None or memory.gradient_place.shape != place.shape
-        moved = moved or bool(((place - memory.gradient_place).abs() > _MOVED).any())
+        former = memory.gradient_place
+        moved = former is None or former.shape != place.shape or bool(((place - former).abs() > _MOVED).any())
         grown = spread > max(_GROWN * memory.gradient_spread, _UNMOVED)
         if memory.take_gradient_check(CHECK_EVERY) or grown or moved:
             memory.gradient_spread, memory.gradient_place = spread, place

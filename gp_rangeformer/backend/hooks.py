@@ -104,7 +104,7 @@ def _inv_quad_logdet(
         logdets.append(log_determinant)
     call.publish()
     # What nobody asked for is None in the host's Cholesky path, and numbers in its other one.
-    cholesky = fast_computations.log_prob.off() or n <= max_cholesky_size.value()
+    cholesky = fast_computations.log_prob.off() or n <= (max_cholesky_size.value() or 0)
     inv_quad = torch.stack(inv_quads).reshape(*batch_shape, rhs.shape[-1])
     log_determinant = torch.stack(logdets).reshape(batch_shape)
     if inv_quad_rhs is None:
@@ -121,7 +121,7 @@ def _evaluate(
 ) -> Evaluation:
     """Values and the gradient's weight of one batch element, before autograd hears of them."""
     tolerance = settings.tolerance.value()
-    solver = ExactSolver(tolerance) if exact_reason else _solver(tolerance, settings.adaptive_rank.on())
+    solver = ExactSolver(tolerance) if exact_reason else _solver(tolerance, bool(settings.adaptive_rank.on()))
     check = _gradient_check(call, system, memory, rhs.shape[1] if with_logdet else 0)
     with torch.no_grad(), because(exact_reason and exact_reason.value):
         prepared = solver.prepare(system, memory)

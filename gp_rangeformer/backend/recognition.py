@@ -95,8 +95,11 @@ def fused_origin(operator: LinearOperator) -> FusedKernel | None:
         return operator.fused
     if type(operator) is not DenseLinearOperator:
         return None
-    fused, version = _origins.get(operator.tensor, (None, None))
-    return fused if fused is not None and version == _version(operator.tensor) else None
+    origin = _origins.get(operator.tensor)
+    if origin is None:
+        return None
+    fused, version = origin
+    return fused if version == _version(operator.tensor) else None
 
 
 def _version(matrix: Tensor) -> int:
