@@ -3,7 +3,7 @@
 The gradient of log|A| is a mean over probes, so their spread says how well it is known, as for any mean. For the noise
 and for the scale of K every probe's own value is at hand. For the parameters of a kernel a weight is pulled through K
 for each of a few groups of probes, which costs as many contractions (or backward passes, where GPyTorch evaluates the
-kernel): at a model's first step, at every 50th, and when the parameters or the spread have moved far since the last.
+kernel): at a model's first step, at every 50th, and when parameters, targets or spread have moved far since the last.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ CHECK_EVERY = 50
 _GROUPS = 4
 # Of the relative standard error of tr(A^-1): growth that calls for another check, and a level at which it does not.
 _GROWN, _UNMOVED = 1.5, 1e-4
+_SMALLEST = 1e-30  # argument of a logarithm
 _MOVED = 1.0  # of any logarithm of a parameter (of a parameter, where GPyTorch stores it transformed) or of the noise
 
 
@@ -43,11 +44,11 @@ class GradientCheck:
     tolerance: float
     found: GradientError | None = None
 
-    def due(self, quadratic: Float64[Tensor, " p"]) -> bool:
+    def due(self, probes: Float64[Tensor, " p"], quadratic: float) -> bool:
         """Whether this step is measured; counts it. Otherwise the last finding is repeated, older by a step."""
         memory = self.memory
-        spread = float(quadratic.std() / quadratic.mean().abs()) / math.sqrt(len(quadratic))
-        place = self._place()
+        spread = float(probes.std() / probes.mean().abs()) / math.sqrt(len(probes))
+        place = self._place(quadratic)
         former = memory.gradient_place
         moved = former is None or former.shape != place.shape or bool(((place - former).abs() > _MOVED).any())
         grown = spread > max(_GROWN * memory.gradient_spread, _UNMOVED)
@@ -72,9 +73,11 @@ class GradientCheck:
         self.found = self.memory.gradient_error = GradientError((noise, *(kernel or [scale])))
         return self.found.excess(self.tolerance, NEGLIGIBLE_ERROR * len(self.noise))
 
-    def _place(self) -> Float64[Tensor, " h"]:
-        noise = self.noise.double().mean().log().reshape(1).cpu()
-        return noise if self.asked is None else torch.cat([noise, self.asked.values()])
+    def _place(self, quadratic: float) -> Float64[Tensor, " h"]:
+        """Of other targets the gradient is another one, and the same error another share of it."""
+        targets = torch.tensor([max(quadratic, _SMALLEST)], dtype=torch.float64).log()
+        parts = [targets, self.noise.double().mean().log().reshape(1).cpu()]
+        return torch.cat(parts if self.asked is None else [*parts, self.asked.values()])
 
     def _of_noise_and_scale(self, weight: GradientWeight, quadratic: float) -> list[HyperparameterGradient]:
         """Of a common factor of D, and of one of K: z'K u = z'z - z'D u is as uncertain, with the other sign."""

@@ -70,8 +70,8 @@ class GradientWeight:
 class GradientCheck(Protocol):
     """Measures how well a step's gradient is known."""
 
-    def due(self, quadratic: Float64[Tensor, " p"]) -> bool:
-        """Whether to measure this step, whose probes have the quadratic forms z' A^-1 z."""
+    def due(self, probes: Float64[Tensor, " p"], quadratic: float) -> bool:
+        """Whether to measure this step. ``probes``: their quadratic forms z' A^-1 z; ``quadratic``: y' A^-1 y."""
         ...
 
     def __call__(self, weight: GradientWeight, quadratic: float) -> float:

@@ -234,8 +234,8 @@ class RangeFormerPrepared:
             self.memory.record_failure()
             return self._exact_evaluation(rhs, with_logdet, Reason.NOT_PSD)
         weight = self._weight(probes, solution, m)
-        if gradient_check is not None and with_logdet and gradient_check.due(solution.quadratic[m:]):
-            quadratic = float(solution.quadratic[:m].sum())
+        quadratic = float(solution.quadratic[:m].sum())
+        if gradient_check is not None and with_logdet and gradient_check.due(solution.quadratic[m:], quadratic):
             while (excess := gradient_check(weight, quadratic)) > 1:
                 count = probes.shape[1]
                 if self._hopeless(count * excess**2):
