@@ -122,6 +122,43 @@ def test_gradient_errors_tell_exact_from_stochastic_solvers(comparison):
             assert low < result_of(comparison, name).summary()[f"gradient_error_{when}"] < high
 
 
+def test_the_stated_gradient_error_stands_next_to_the_measured_one(comparison):
+    result = result_of(comparison, "rangeformer")
+    stated = [audit.stated for audit in result.audits if audit.stated is not None]
+    assert stated == [step.stated for step in result.steps]
+    assert all(0 < value < 0.3 for value in stated)
+    summary = result.summary()
+    assert summary["gradient_stated_mean"] == pytest.approx(sum(stated) / len(stated))
+    # One draw of probes: its error is of the size of the standard error.
+    assert 0.1 < summary["gradient_error_mean"] / summary["gradient_stated_mean"] < 4
+    for name in ("exact", "cholesky", "cg"):
+        assert result_of(comparison, name).summary()["gradient_stated_mean"] is None
+    grid = tables(comparison)[1]
+    column = grid.headers.index("gradient\nstated")
+    assert grid.headers[column - 1] == "gradient\nmean"
+    cells = {row[0].split("\n")[0]: row[column] for row in grid.rows}
+    assert cells.pop("rangeformer").endswith("%")
+    assert set(cells.values()) == {"-"}
+    assert any(note.startswith("stated:") for note in grid.notes)
+    (content,) = (item for item in comparison.to_json()["solvers"] if item["name"] == "rangeformer")
+    assert content["audits"][0]["stated"] == content["steps"][0]["stated"] == stated[0]
+    assert content["summary"]["gradient_stated_mean"] == summary["gradient_stated_mean"]
+
+
+def test_records_of_a_file_from_before_errors_were_stated_still_load(comparison):
+    (content,) = (item for item in comparison.to_json()["solvers"] if item["name"] == "rangeformer")
+    for record in (*content["steps"], *content["audits"]):
+        del record["stated"]
+    result = SolverResult("rangeformer", "rangeformer", "", "float32")
+    result.steps = [Step(**step) for step in content["steps"]]
+    result.audits = [Audit(**audit) for audit in content["audits"]]
+    old = Comparison(comparison.dataset, comparison.kernel, STEPS, "float32", 0, results=[result])
+    assert result.summary()["gradient_stated_mean"] is None
+    grid = tables(old)[1]
+    assert grid.rows[0][grid.headers.index("gradient\nstated")] == "-"
+    assert not any(note.startswith("stated:") for note in grid.notes)
+
+
 def test_the_audit_evaluates_the_parameters_of_its_own_step(comparison):
     result = result_of(comparison, "cholesky")
     for audit in result.audits:
@@ -160,7 +197,8 @@ def test_predictions_seconds_and_memory_are_measured_for_every_solver(comparison
         assert summary["seconds_total"] >= summary["seconds_first"] > 0
         assert summary["seconds_per_step"] > 0
         assert summary["prediction_seconds"] > 0
-        assert summary["peak_memory"] is None or summary["peak_memory"] >= 0
+        if summary["peak_memory"] is not None:
+            assert summary["peak_memory_with_prediction"] >= summary["peak_memory"] >= 0
         assert result.predictions is None, "kept for one-dimensional data alone"
 
 
@@ -474,7 +512,7 @@ def test_the_seasonal_forecast_beats_a_plain_matern_clearly():
     for kernel in ("trend-seasonal", "matern32"):
         run = Run(SolverResult.of(spec))
         model = train(run, spec, data, kernel, build_model(data, kernel)[0].state_dict(), Schedule(40), 0, silent)
-        predict(run.result, spec, model, data)
+        predict(run, spec, model, data)
         errors[kernel] = run.result.rmse
         if kernel == "trend-seasonal":
             assert "season.drift.lengthscale" in run.result.steps[0].hyperparameters

@@ -36,7 +36,8 @@ class Step:
     """One evaluation of value and gradient. ``seconds`` includes the optimiser's update where there was one.
 
     ``passes``: products with K (None for GPyTorch's Cholesky). ``interval`` is rigorous, ``statistical`` holds with
-    probability ``level``; both None for GPyTorch.
+    probability ``level``; both None for GPyTorch. ``stated``: the relative standard error that the plug-in gives of
+    its gradient; None where that is exact, and for GPyTorch.
     """
 
     step: int
@@ -51,6 +52,7 @@ class Step:
     interval: Bounds | None = None
     statistical: Bounds | None = None
     level: float | None = None
+    stated: float | None = None
     answered_by: str = ""
 
 
@@ -64,6 +66,7 @@ class Audit:
     gradient_error: float  # |g - g64| / |g64|
     interval: Bounds | None = None
     statistical: Bounds | None = None
+    stated: float | None = None  # what the solver said of gradient_error
 
     @property
     def value_error(self) -> float:
@@ -100,7 +103,8 @@ class SolverResult:
     rmse: float | None = None
     nll: float | None = None
     prediction_seconds: float | None = None
-    peak_memory: float | None = None  # of training
+    peak_memory: float | None = None  # of training, MiB above what was held before it
+    peak_memory_with_prediction: float | None = None  # of training and prediction, above the same
     predictions: Predictions | None = None
     exact_value: float | None = None  # at the hyperparameters reached
     difference: float | None = None  # of exact_value to the reference's
@@ -142,6 +146,7 @@ class SolverResult:
             "gradient_error_start": None if start is None else start.gradient_error,
             "gradient_error_end": None if last is None else last.gradient_error,
             "gradient_error_mean": _mean([audit.gradient_error for audit in self.audits]),
+            "gradient_stated_mean": _mean([audit.stated for audit in self.audits]),
             "value_error_mean": _mean([audit.value_error for audit in self.audits]),
             "value_error_max": max((audit.value_error for audit in self.audits), default=None),
             "rigorous_checked": len(rigorous),
@@ -162,6 +167,7 @@ class SolverResult:
             "columns_per_step": _mean([step.columns for step in steady]),
             "iterations_per_step": _mean([step.iterations for step in steady]),
             "peak_memory": self.peak_memory,
+            "peak_memory_with_prediction": self.peak_memory_with_prediction,
             "fallbacks": self.fallbacks,
             "declined": sum(self.declined.values()),
         }

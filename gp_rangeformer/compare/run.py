@@ -94,7 +94,7 @@ def _run_solver(
         data = comparison.dataset.to(spec.torch_dtype, options.device)
         model = train(run, spec, data, kernel, initial, schedule, options.seed, observer)
         if not spec.timing_only:
-            predict(result, spec, model, data)
+            predict(run, spec, model, data)
         del model
         if spec.is_reference and options.reference_check:
             observer(spec.name, schedule.evaluations, schedule.evaluations, "checking against GPyTorch's Cholesky")
@@ -135,7 +135,8 @@ def _audit(run: Run, spec: SolverSpec, exact: ExactEvaluator, schedule: Schedule
         truth = exact(remembered.parameters)
         step = result.steps[index]
         error = relative_error(remembered.gradient, truth.gradient)
-        result.audits.append(Audit(index, step.value, truth.value, error, step.interval, step.statistical))
+        intervals = step.interval, step.statistical
+        result.audits.append(Audit(index, step.value, truth.value, error, *intervals, stated=step.stated))
         if final is not None and index == final.step:
             result.exact_value = truth.value
         status = f"exact value {number} of {len(run.remembered)}"

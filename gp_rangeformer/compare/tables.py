@@ -103,6 +103,11 @@ def _arrival_row(result: SolverResult) -> tuple[str, ...]:
 def audit(comparison: Comparison) -> Grid:
     """Value, gradient and intervals against exact float64 at the same hyperparameters, over the audited steps."""
     notes = ["value: nats per point; gradient: |g - g64| / |g64| over all raw hyperparameters"]
+    if any(audit.stated is not None for result in comparison.results for audit in result.audits):
+        notes.append(
+            "stated: the standard error in the reports, relative to the gradient over log hyperparameters without the "
+            "mean's, as last measured; its mean over the audited steps"
+        )
     check = comparison.reference_check
     reference = comparison.reference
     if reference is not None:
@@ -122,6 +127,7 @@ def audit(comparison: Comparison) -> Grid:
             "value\nlargest",
             "gradient\nstart",
             "gradient\nmean",
+            "gradient\nstated",
             "gradient\nend",
             "exact is\nin likely",
             "exact is\nin certain",
@@ -142,7 +148,10 @@ def _audit_row(result: SolverResult) -> tuple[str, ...]:
         str(len(result.audits)),
         _short(s["value_error_mean"]),
         _short(s["value_error_max"]),
-        *(_percent(s[f"gradient_error_{when}"]) for when in ("start", "mean", "end")),
+        _percent(s["gradient_error_start"]),
+        _percent(s["gradient_error_mean"]),
+        _percent(s["gradient_stated_mean"]),
+        _percent(s["gradient_error_end"]),
         *inside,
     )
 

@@ -69,6 +69,7 @@ class Run:
 
     result: SolverResult
     remembered: dict[int, Remembered] = field(default_factory=dict)
+    memory: PeakMemory | None = None  # since the start of training
 
 
 def train(
@@ -89,7 +90,7 @@ def train(
     """
     device = dataset.train_x.device
     torch.manual_seed(seed)
-    memory = PeakMemory(device)
+    run.memory = memory = PeakMemory(device)
     memory.start()
     model, likelihood = build_model(dataset, kernel)
     model.load_state_dict(dict(initial))
@@ -131,11 +132,13 @@ def train(
     return model
 
 
-def predict(result: SolverResult, spec: SolverSpec, model: Regression, dataset: Dataset) -> Predictions:
-    """Mean and deviation at the test points by the same solver; fills RMSE and NLL (standardised units) and seconds.
+def predict(run: Run, spec: SolverSpec, model: Regression, dataset: Dataset) -> Predictions:
+    """Mean and deviation at the test points by the same solver; fills RMSE and NLL (standardised units), seconds and
+    memory.
 
-    Predictions of one-dimensional data are kept in ``result``, for the figure.
+    Predictions of one-dimensional data are kept in ``run.result``, for the figure.
     """
+    result = run.result
     device = dataset.test_x.device
     likelihood = model.likelihood
     assert likelihood is not None
@@ -147,6 +150,8 @@ def predict(result: SolverResult, spec: SolverSpec, model: Regression, dataset: 
         average, variance = prediction.mean, prediction.variance
         synchronize(device)
         result.prediction_seconds = time.perf_counter() - started
+    if run.memory is not None:
+        result.peak_memory_with_prediction = run.memory.peak()
     _count_calls(result, list(reports))
     average, variance = average.double().cpu(), variance.double().cpu()
     target = dataset.test_y.double().cpu()
@@ -181,6 +186,7 @@ def _account(result: SolverResult, step: Step, reports: list[SolveReport], n: in
     if likelihood is None:
         return
     step.level = likelihood.logdet_level
+    step.stated = None if likelihood.gradient is None else likelihood.gradient.relative
     if likelihood.mll_interval is not None:
         interval = likelihood.mll_interval.scaled(1 / n)
         step.interval = (interval.lower, interval.upper)
