@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import functools
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+
+from gp_rangeformer import settings
 
 _AUTOCAST_DEVICES = ("cpu", "cuda")
 
@@ -17,14 +22,16 @@ def transforming() -> bool:
 
     Their tensors are wrappers of others: what reads numbers from them, or keeps them, sees the wrong ones.
     """
-    functorch = torch._C._functorch
-    return functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0
+    functorch = torch._C._functorch  # type: ignore[attr-defined]
+    # Not "is not None": torch.compile takes that for true, whatever is on the stack (torch 2.13).
+    interpreting = isinstance(functorch.peek_interpreter_stack(), functorch.CInterpreter)
+    return interpreting or forward_ad._current_level >= 0
 
 
 def batched(gradient: Tensor) -> bool:
     """Whether an incoming gradient stands for many at once (``is_grads_batched``, ``vectorize=True``)."""
     # Two implementations: torch.func's, and the older one that is_grads_batched still uses.
-    functorch = torch._C._functorch
+    functorch = torch._C._functorch  # type: ignore[attr-defined]
     return functorch.is_functorch_wrapped_tensor(gradient) or functorch.is_legacy_batchedtensor(gradient)
 
 
@@ -36,3 +43,19 @@ def no_autocast() -> Iterator[None]:
             if torch.is_autocast_enabled(device):
                 stack.enter_context(torch.autocast(device, enabled=False))
         yield
+
+
+def not_compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """``function`` as it is, also where torch.compile traces its caller: compiled code, memories and decisions that
+    numbers take are not to be traced. With the flag off nothing is changed.
+    """
+    untraced = torch._disable_dynamo(function)
+
+    @functools.wraps(function)
+    def call(*args: Any, **options: Any) -> Any:
+        # Nobody traces before that module is loaded, which takes a second.
+        if settings.rangeformer.off() or "torch._dynamo" not in sys.modules:
+            return function(*args, **options)
+        return untraced(*args, **options)
+
+    return call

@@ -38,6 +38,7 @@ _HOOKS = {
     "solve": not_compiled(hooks.solve),
     "root_inv_decomposition": not_compiled(hooks.root_inv_decomposition),
 }
+_LOG_PROB, _CALL_KERNEL = not_compiled(feeders.log_prob), not_compiled(feeders.call_kernel)
 
 
 def check_host() -> None:
@@ -78,5 +79,5 @@ def install() -> None:
     check_host()
     for name, hook in _HOOKS.items():
         setattr(AddedDiagLinearOperator, name, hook)
-    MultivariateNormal.log_prob = not_compiled(feeders.log_prob)
-    Kernel.__call__ = not_compiled(feeders.call_kernel)
+    MultivariateNormal.log_prob = _LOG_PROB
+    Kernel.__call__ = _CALL_KERNEL
