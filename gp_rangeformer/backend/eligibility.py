@@ -26,6 +26,7 @@ from linear_operator.utils.errors import NanError
 from torch import Tensor
 
 from gp_rangeformer import settings
+from gp_rangeformer.backend.callers import called_by
 from gp_rangeformer.backend.fused_operator import FusedLinearOperator
 from gp_rangeformer.backend.memories import owners
 from gp_rangeformer.backend.recognition import fused_origin
@@ -37,7 +38,6 @@ from gp_rangeformer.solvers.reason import Reason
 from gp_rangeformer.torch_modes import transforming
 
 # Summands that a dense kernel matrix may be combined with; structure beyond these is left to the host.
-_FRAMES = 24  # of the call stack in which a caller is looked for: memoisation, decorators and type checks add some
 _LOW_RANK = (RootLinearOperator, LowRankRootLinearOperator, MatmulLinearOperator)
 
 
@@ -211,23 +211,12 @@ def called_by_covar_cache() -> bool:
 
     Others (fantasies) combine the inverse root with the root and need the triangular pair.
     """
-    return _called_by("covar_cache") and bool(gpytorch_settings.detach_test_caches.on())
+    return called_by("covar_cache") and bool(gpytorch_settings.detach_test_caches.on())
 
 
 def called_by_predictive_covariance() -> bool:
     """Whether the solution will be subtracted from a prior covariance."""
-    return _called_by("exact_predictive_covar")
-
-
-def _called_by(function: str) -> bool:
-    frame = inspect.currentframe()
-    for _ in range(_FRAMES):
-        if frame is None:
-            return False
-        if frame.f_code.co_name == function and str(frame.f_globals.get("__name__")).startswith("gpytorch.models"):
-            return True
-        frame = frame.f_back
-    return False
+    return called_by("exact_predictive_covar")
 
 
 def shapes_match(shape: torch.Size, rhs: Tensor) -> bool:

@@ -5,7 +5,7 @@ Everything here is exact. A kernel that is not recognised, for whatever reason, 
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from gpytorch.kernels import (
@@ -25,6 +25,7 @@ from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from gp_rangeformer import settings
+from gp_rangeformer.backend.callers import called_by
 from gp_rangeformer.backend.fused_operator import FusedLinearOperator
 from gp_rangeformer.backend.storage import choose_storage
 from gp_rangeformer.kernels.expression import Constant, Expression, Kind, Product, Scale, Stationary, Sum
@@ -38,6 +39,31 @@ _origins: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 _DEVICES = ("cpu", "cuda")  # others may lack float64, in which the sums are kept
 
 Found = tuple[Expression, tuple[Tensor, ...]]
+
+
+class _Origin(NamedTuple):
+    """Of a matrix: the fused kernel, the matrix's count of changes, and the values that its scalars had then. Without
+    a transform a scalar is the parameter itself, which may change; coordinates are always a new tensor."""
+
+    fused: FusedKernel
+    version: int
+    scalars: tuple[Tensor, ...]
+
+    def made(self, other: FusedKernel) -> bool:
+        """Whether ``other`` is this very matrix, bit for bit. O(n d)."""
+        own = self.fused
+        if (own.expression, own.n, own.dtype) != (other.expression, other.n, other.dtype):
+            return False
+        pairs = zip((*_coordinates(own), *self.scalars), (*_coordinates(other), *_scalars(other)), strict=True)
+        return all(mine.device == its.device and torch.equal(mine, its) for mine, its in pairs)
+
+
+def _coordinates(fused: FusedKernel) -> tuple[Tensor, ...]:
+    return tuple(argument for argument in fused.arguments if argument.dim() == 2)
+
+
+def _scalars(fused: FusedKernel) -> tuple[Tensor, ...]:
+    return tuple(argument.detach().clone() for argument in fused.arguments if argument.dim() < 2)
 
 
 class _Declined(Exception):
@@ -78,15 +104,40 @@ def _evaluated(kernel: Kernel, x: Tensor) -> DenseLinearOperator | FusedLinearOp
     fused = recognise(kernel, x)
     if fused is None:
         return None
+    held = _held_by_a_strategy(fused)
+    if held is not None:
+        return DenseLinearOperator(held)
     if settings.process_group.value() is not None:
         # Who holds what is decided where all processes meet: the matrix of test points may be one process's own.
         return FusedLinearOperator.of(fused)
     storage = choose_storage(fused.n, fused.dtype, x.device)
     if not storage.dense:
         return FusedLinearOperator.of(fused, storage.note)
-    matrix = fused.dense()
-    _origins[matrix] = fused, _version(matrix)
-    return DenseLinearOperator(matrix)
+    return DenseLinearOperator(_remembered(fused.dense(), fused))
+
+
+def _remembered(matrix: Tensor, fused: FusedKernel) -> Tensor:
+    _origins[matrix] = _Origin(fused, _version(matrix), _scalars(fused))
+    return matrix
+
+
+def _held_by_a_strategy(fused: FusedKernel) -> Tensor | None:
+    """The very matrix where a solve for predictive covariances would make it a second time.
+
+    GPyTorch solves for the mean first and keeps that K with its prediction strategy, then detaches the training
+    covariance unevaluated and solves with it: another n x n matrix, at every prediction. Only for that solve, which
+    hands its matrix to nobody, and only without a graph: two graphs are freed at times of their own.
+    """
+    if torch.is_grad_enabled() or settings.process_group.value() is not None:
+        return None
+    if not (called_by("solve", "gp_rangeformer.backend.hooks") and called_by("exact_predictive_covar")):
+        return None
+    for reference in _origins.keyrefs():
+        matrix = reference()
+        origin = None if matrix is None else _origins.get(matrix)
+        if matrix is not None and origin is not None and origin.version == _version(matrix) and origin.made(fused):
+            return _remembered(matrix.detach(), fused)
+    return None
 
 
 def fused_origin(operator: LinearOperator) -> FusedKernel | None:
@@ -98,8 +149,7 @@ def fused_origin(operator: LinearOperator) -> FusedKernel | None:
     origin = _origins.get(operator.tensor)
     if origin is None:
         return None
-    fused, version = origin
-    return fused if version == _version(operator.tensor) else None
+    return origin.fused if origin.version == _version(operator.tensor) else None
 
 
 def _version(matrix: Tensor) -> int:
