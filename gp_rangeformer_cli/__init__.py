@@ -208,7 +208,7 @@ def fit(
     console.print(
         f"test RMSE {result.rmse:.4f} standardised, {rmse:.5g} in {loaded.target_name}; test NLL {result.nll:.4f}"
     )
-    console.print(_cost_line(result))
+    console.print(_cost_line(result), soft_wrap=True)
     if result.fallbacks or result.declined:
         console.print(f"steps that fell back: {result.fallbacks}; left to GPyTorch: {sum(result.declined.values())}")
     if fitted.report is not None:
@@ -358,7 +358,10 @@ def _cost_line(result: SolverResult) -> str:
     if total is not None:
         parts.append(f"training {total:.1f} s, prediction {result.prediction_seconds or 0:.1f} s")
     if result.peak_memory is not None:
-        parts.append(f"peak memory {result.peak_memory:.0f} MiB")
+        memory = f"peak memory {result.peak_memory:.0f} MiB"
+        if result.peak_memory_with_prediction is not None:
+            memory += f", with the prediction {result.peak_memory_with_prediction:.0f} MiB"
+        parts.append(f"{memory}, beside what was held before")
     return "; ".join(parts)
 
 

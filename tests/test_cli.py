@@ -255,7 +255,10 @@ def test_fit_prints_hyperparameters_errors_and_the_report_and_writes_predictions
     for said in ("lengthscale[a]", "noise", "test RMSE", "test NLL", "inv_quad_logdet n=180 -> rangeformer"):
         assert said in result.stdout
     assert re.search(
-        r"^\d+\.\d{3} s/step \(median\), \d+\.\d passes over K; training .* MiB$", result.stdout, re.MULTILINE
+        r"^\d+\.\d{3} s/step \(median\), \d+\.\d passes over K; training .*; "
+        r"peak memory \d+ MiB, with the prediction \d+ MiB, beside what was held before$",
+        result.stdout,
+        re.MULTILINE,
     )
     lines = path.read_text().splitlines()
     assert lines[0] == "y,mean,sd,lower95,upper95,a_standardised,b_standardised"

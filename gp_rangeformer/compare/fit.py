@@ -78,7 +78,7 @@ def fit(
         run, spec, data, kernel, build_model(dataset, kernel)[0].state_dict(), Schedule(steps, lr), seed, observer
     )
     report = last_report()
-    prediction = predict(run.result, spec, model, data)
+    prediction = predict(run, spec, model, data)
     scale = dataset.target_scale
     return Fit(
         dataset,
