@@ -189,7 +189,7 @@ class Trajectories(RuleBasedStateMachine):
         assert bool(((mean - host.mean.detach()).abs() <= allowed * observed).all())
         assert bool(((deviation**2 - host.variance.detach()).abs() <= allowed * observed**2).all())
 
-    @rule(which=st.integers(0, 1), columns=st.sampled_from([1, 4, 30]), seed=st.integers(0, 9))
+    @rule(which=st.integers(0, 1), columns=st.sampled_from([1, 6, 30]), seed=st.integers(0, 9))
     def solve(self, which: int, columns: int, seed: int) -> None:
         model = self.models[which]
         problem, noise = model.problem, model.noise()
@@ -286,7 +286,8 @@ def test_the_trajectories_are_not_vacuous_every_move_is_answered_by_the_rangefor
         moving.optimise(which, 0.01, 4)
         moving.value_alone(which)
         moving.predict(which)
-        moving.solve(which, 4, which)
+        moving.solve(which, 1, which)
+        moving.solve(which, 6, which)
         moving.other_targets(which, 1, 100.0)
         moving.train_without_the_flag(which)
         moving.jump(which, 0.02, which)
@@ -295,7 +296,7 @@ def test_the_trajectories_are_not_vacuous_every_move_is_answered_by_the_rangefor
     assert seen["by rangeformer"] == seen["could be"] == seen["calls"]
     for move in ("again", "drift", "optimise", "jump", "targets", "data", "no_grad"):
         assert seen[f"{move} by rangeformer"] == seen[move] > 1
-    assert seen["predictions by rangeformer"] == seen["solves by rangeformer"] == 2
+    assert (seen["predictions by rangeformer"], seen["solves by rangeformer"]) == (2, 4)
     assert min(seen["log determinant learned"], seen["log determinant lanczos"]) > 1
     assert seen["warm"] > 3, "the memory is of no use"
     assert seen["stated gradients"] == seen["calls"] - seen["no_grad"]
