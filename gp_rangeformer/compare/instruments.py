@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import gc
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +11,8 @@ from typing import Any
 
 import torch
 from linear_operator.operators import AddedDiagLinearOperator
+
+from gp_rangeformer.workspace import trim_heap
 
 _MIB = 2**20
 
@@ -104,7 +104,7 @@ class PeakMemory:
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats(self._device)
             return
-        _return_free_memory()
+        trim_heap()  # freed matrices that malloc keeps would hide the first ones of the next solver
         # "5" resets the high-water mark to what is resident now (proc(5)).
         with contextlib.suppress(OSError):
             Path("/proc/self/clear_refs").write_text("5")
@@ -115,13 +115,6 @@ class PeakMemory:
             return torch.cuda.max_memory_allocated(self._device) / _MIB
         highest = _status("VmHWM")
         return None if highest is None or self._held is None else max(0.0, highest - self._held)
-
-
-def _return_free_memory() -> None:
-    """Freed matrices that malloc keeps would hide the first ones of the next solver (glibc only)."""
-    if sys.platform == "linux":
-        with contextlib.suppress(OSError, AttributeError):
-            ctypes.CDLL(None).malloc_trim(0)
 
 
 def _status(field: str) -> float | None:
