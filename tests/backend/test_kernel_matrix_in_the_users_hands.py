@@ -171,8 +171,13 @@ HANDLED = {**CHANGES, **{f"hook_{name}": hook for name, hook in HOOKS.items()}}
 PRECISION = {torch.float32: (1e-4, 3e-3), torch.float64: (1e-11, 1e-9)}
 
 
-@pytest.mark.parametrize("dtype", PRECISION, ids=str)
-@pytest.mark.parametrize("name", sorted(HANDLED))
+# float32 takes another path through the factorisation, not through autograd: a few of each kind do.
+IN_FLOAT32 = ("untouched", "times_equals", "data", "used_twice", "hook_halved_in_place", "hook_one_after_another")
+CASES = [(name, torch.float64) for name in sorted(HANDLED)] + [(name, torch.float32) for name in IN_FLOAT32]
+cases = pytest.mark.parametrize(("name", "dtype"), CASES, ids=str)
+
+
+@cases
 def test_whatever_is_done_to_the_matrix_the_exact_path_agrees_with_gpytorch(name, dtype) -> None:
     change, (value_tolerance, gradient_tolerance) = HANDLED[name], PRECISION[dtype]
     value, gradient = loss_and_gradient(handled(change))  # float64, whatever dtype the flag meets
@@ -183,11 +188,10 @@ def test_whatever_is_done_to_the_matrix_the_exact_path_agrees_with_gpytorch(name
     assert relative(found_gradient, gradient) < gradient_tolerance
 
 
-@pytest.mark.parametrize(("dtype", "tolerance", "allowed"), [(torch.float32, 1e-3, 0.02), (torch.float64, 1e-7, 1e-5)])
-@pytest.mark.parametrize("name", sorted(HANDLED))
-def test_whatever_is_done_to_the_matrix_the_probes_gradient_follows_it(name, dtype, tolerance, allowed) -> None:
+@cases
+def test_whatever_is_done_to_the_matrix_the_probes_gradient_follows_it(name, dtype) -> None:
     """Hooks are linear and symmetric here: of the reference's weight, which is not symmetric, they make the same."""
-    change = HANDLED[name]
+    change, (tolerance, allowed) = HANDLED[name], {torch.float32: (1e-3, 0.02), torch.float64: (1e-7, 1e-5)}[dtype]
     expected = handled(change)
     probe_surrogate(expected).backward()
     problem = handled(change, dtype)
