@@ -233,31 +233,42 @@ class RangeFormerPrepared:
         if with_logdet and logdet is None:
             self.memory.record_failure()
             return self._exact_evaluation(rhs, with_logdet, Reason.NOT_PSD)
-        weight = self._weight(probes, solution, m)
-        quadratic = float(solution.quadratic[:m].sum())
-        if gradient_check is not None and with_logdet and gradient_check.due(solution.quadratic[m:], quadratic):
-            while (excess := gradient_check(weight, quadratic)) > 1:
-                count = probes.shape[1]
-                if self._hopeless(count * excess**2):
-                    self.memory.exact_steps, self.memory.gradient_calls = _EXACT_STEPS, 0
-                    return self._exact_evaluation(rhs, with_logdet, Reason.EXACT_GRADIENT)
-                if count >= _MOST_PROBES * solver.num_probes:
-                    break
-                further = self._further_probes(count)
-                solved = self.attempt(further, None)
-                if not solved.converged:
-                    break
-                probes, solution = torch.cat([probes, further], dim=1), solution.joined(solved)
-                weight = self._weight(probes, solution, m)
-                self.memory.num_probes = probes.shape[1]
+        if gradient_check is not None and with_logdet:
+            known = self._known(probes, solution, m, gradient_check)
+            if known is None:
+                self.memory.exact_steps, self.memory.gradient_calls = _EXACT_STEPS, 0
+                return self._exact_evaluation(rhs, with_logdet, Reason.EXACT_GRADIENT)
+            probes, solution = known
         self._learn_from(solution)
         return Evaluation(
             solution=solution.leading(m),
             residual=float(solution.residual.max()),
             logdet=logdet,
-            weight=weight,
+            weight=self._weight(probes, solution, m),
             inv_quad=solution.quadratic[:m].to(rhs),
         )
+
+    def _known(
+        self, probes: Tensor, solution: Solution, m: int, check: GradientCheck
+    ) -> tuple[Float[Tensor, "n p"], Solution] | None:
+        """As many probes as the gradient needs, within limits, and what they were solved to; None where the exact path
+        costs less than those that it needs."""
+        quadratic = float(solution.quadratic[:m].sum())
+        if not check.due(solution.quadratic[m:], quadratic):
+            return probes, solution
+        while (excess := check(self._weight(probes, solution, m), quadratic)) > 1:
+            count = probes.shape[1]
+            if self._hopeless(count * excess**2):
+                return None
+            if count >= _MOST_PROBES * self.solver.num_probes:
+                break
+            further = self._further_probes(count)
+            solved = self.attempt(further, None)
+            if not solved.converged:
+                break
+            probes, solution = torch.cat([probes, further], dim=1), solution.joined(solved)
+            self.memory.num_probes = probes.shape[1]
+        return probes, solution
 
     def _hopeless(self, needed: float) -> bool:
         """Whether so many probes would cost more than a factorisation, of a size that makes one bearable."""
