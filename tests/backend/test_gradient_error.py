@@ -233,7 +233,7 @@ def test_between_checks_nothing_is_contracted_and_the_age_counts() -> None:
 
 
 def test_every_fiftieth_step_is_measured_again() -> None:
-    problem = build(n=80)
+    problem = build(n=100)
     ages = [measured(step(problem, num_probes=8)).age for _ in range(52)]
     assert ages == [*range(50), 0, 1]
 

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import gpytorch
+import numpy as np
 import pytest
 import torch
+from gpytorch.constraints import GreaterThan, Interval, Positive
 from gpytorch.kernels import (
     AdditiveKernel,
+    ConstantKernel,
     CosineKernel,
     GridInterpolationKernel,
     Kernel,
     LinearKernel,
     MaternKernel,
+    PeriodicKernel,
     PolynomialKernel,
     ProductKernel,
     RBFKernel,
@@ -21,10 +26,12 @@ from gpytorch.kernels import (
     ScaleKernel,
     SpectralMixtureKernel,
 )
+from gpytorch.priors import GammaPrior
 from linear_operator.operators import DenseLinearOperator
 from linear_operator.settings import trace_mode
 from torch import Tensor
 
+from gp_rangeformer import settings
 from gp_rangeformer.backend.recognition import recognise
 from gp_rangeformer.kernels.expression import Constant, Product, Scale, Stationary, Sum
 from gp_rangeformer.models import DecayingPeriodicKernel
@@ -151,3 +158,152 @@ def test_gpytorch_itself_evaluates_products_densely_at_any_size(name) -> None:
     kernel: Any = make(name)
     with gpytorch.settings.max_cholesky_size(10):
         assert type(kernel(points(50)).evaluate_kernel()) is DenseLinearOperator
+
+
+# Every form that GPyTorch takes for a constructor's argument: the host's matrix and gradients, fused or declined.
+LEAVES: dict[str, Any] = {
+    "rbf": RBFKernel,
+    "matern": MaternKernel,
+    "rq": RQKernel,
+    "periodic": PeriodicKernel,
+    "constant": lambda **options: ConstantKernel(
+        **{name: value for name, value in options.items() if name == "batch_shape"}
+    ),
+}
+
+
+def exponential() -> Any:
+    return Positive(transform=torch.exp, inv_transform=torch.log)  # type: ignore[arg-type]
+
+
+FORMS: dict[str, Callable[[Any], Kernel]] = {
+    "plain": lambda leaf: leaf(),
+    "active_dims_number": lambda leaf: leaf(active_dims=1),
+    "active_dims_scalar_tensor": lambda leaf: leaf(active_dims=torch.tensor(2)),
+    "active_dims_tensor": lambda leaf: leaf(active_dims=torch.tensor([2, 0])),
+    "active_dims_int32": lambda leaf: leaf(active_dims=torch.tensor([2, 0], dtype=torch.int32)),
+    "active_dims_int16": lambda leaf: leaf(active_dims=torch.tensor([2, 0], dtype=torch.int16)),
+    "active_dims_list": lambda leaf: leaf(active_dims=[0, 2]),
+    "active_dims_range": lambda leaf: leaf(active_dims=range(2)),
+    "active_dims_tuple": lambda leaf: leaf(active_dims=(1,)),
+    "active_dims_numpy": lambda leaf: leaf(active_dims=np.array([0, 2])),
+    "active_dims_twice": lambda leaf: leaf(active_dims=(0, 0, 1)),
+    "active_dims_all": lambda leaf: leaf(active_dims=(0, 1, 2)),
+    "active_dims_negative": lambda leaf: leaf(active_dims=(-1,)),
+    "active_dims_negative_number": lambda leaf: leaf(active_dims=-1),
+    "active_dims_true": lambda leaf: leaf(active_dims=True),
+    "active_dims_mask": lambda leaf: leaf(active_dims=torch.tensor([True, False, True])),
+    "active_dims_floats": lambda leaf: leaf(active_dims=torch.tensor([0.0, 1.0])),
+    "active_dims_empty": lambda leaf: leaf(active_dims=()),
+    "active_dims_beyond": lambda leaf: leaf(active_dims=(0, 3)),
+    "active_dims_column": lambda leaf: leaf(active_dims=torch.tensor([[0], [1]])),
+    "ard": lambda leaf: leaf(ard_num_dims=3),
+    "ard_one": lambda leaf: leaf(ard_num_dims=1),
+    "ard_of_active": lambda leaf: leaf(ard_num_dims=2, active_dims=(0, 2)),
+    "ard_of_a_number": lambda leaf: leaf(ard_num_dims=1, active_dims=1),
+    "ard_of_twice": lambda leaf: leaf(ard_num_dims=2, active_dims=(1, 1)),
+    "ard_of_others": lambda leaf: leaf(ard_num_dims=2),
+    "batch_shape_empty": lambda leaf: leaf(batch_shape=torch.Size([])),
+    "batch_shape_one": lambda leaf: leaf(batch_shape=torch.Size([1])),
+    "batch_shape_two": lambda leaf: leaf(batch_shape=torch.Size([2])),
+    "eps": lambda leaf: leaf(eps=0.5),
+    "prior": lambda leaf: leaf(lengthscale_prior=GammaPrior(3.0, 6.0)),
+    "constraint_above": lambda leaf: leaf(lengthscale_constraint=GreaterThan(0.3)),
+    "constraint_interval": lambda leaf: leaf(lengthscale_constraint=Interval(0.1, 2.0)),
+    "constraint_exponential": lambda leaf: leaf(lengthscale_constraint=exponential()),
+    "scaled": lambda leaf: ScaleKernel(leaf()),
+    "scaled_number": lambda leaf: ScaleKernel(leaf(active_dims=1)),
+    "scaled_with_a_prior": lambda leaf: ScaleKernel(leaf(), outputscale_prior=GammaPrior(2.0, 1.0)),
+    "scaled_within": lambda leaf: ScaleKernel(leaf(), outputscale_constraint=Interval(0.1, 3.0)),
+    "scaled_batch_shape_empty": lambda leaf: ScaleKernel(leaf(), batch_shape=torch.Size([])),
+    "scaled_batch": lambda leaf: ScaleKernel(leaf(), batch_shape=torch.Size([2])),
+    "scaled_active_dims": lambda leaf: ScaleKernel(leaf(), active_dims=(1,)),
+    "scaled_active_of_active": lambda leaf: ScaleKernel(leaf(active_dims=(1, 2)), active_dims=(0,)),
+    "sum_of_numbers": lambda leaf: leaf(active_dims=0) + leaf(active_dims=torch.tensor(2)),
+    "product_of_numbers": lambda leaf: ScaleKernel(leaf(active_dims=0)) * leaf(active_dims=1),
+    "sum_of_one": lambda leaf: AdditiveKernel(leaf()),
+    "sum_of_none": lambda leaf: AdditiveKernel(),
+    "product_of_none": lambda leaf: ProductKernel(),
+    "frozen": lambda leaf: leaf().requires_grad_(False),
+    "evaluating": lambda leaf: leaf().eval(),
+}
+
+
+def attempt(function: Callable[[], Any]) -> Any:
+    """What ``function`` returns, or the class of what it raises."""
+    try:
+        return function()
+    except Exception as error:
+        return type(error)
+
+
+def host_and_fused(kernel: Any, x: Tensor) -> tuple[Any, Any]:
+    """(K, gradients) by GPyTorch, and with the flag on."""
+    weight = torch.randn(len(x), len(x), generator=torch.Generator().manual_seed(0), dtype=x.dtype)
+    parameters = [parameter for parameter in kernel.parameters() if parameter.requires_grad]
+
+    def derived() -> list[Tensor]:
+        inputs = x.clone().requires_grad_()
+        matrix = kernel(inputs).to_dense()
+        sources = [inputs, *parameters]
+        found = torch.autograd.grad((weight * matrix).sum(), sources, allow_unused=True, materialize_grads=True)
+        return [matrix.detach(), *found]
+
+    host = attempt(derived)
+    with settings.rangeformer(), settings.exact_size(1):
+        return host, attempt(derived)
+
+
+@pytest.mark.parametrize("leaf", sorted(LEAVES))
+@pytest.mark.parametrize("form", sorted(FORMS))
+def test_every_form_of_an_argument_means_what_it_means_to_gpytorch(form, leaf) -> None:
+    kernel = attempt(lambda: FORMS[form](LEAVES[leaf]))
+    if isinstance(kernel, type):
+        pytest.skip("GPyTorch does not take it")
+    assert_as_host(*host_and_fused(kernel.double(), points(12)))
+
+
+def assert_as_host(host: Any, found: Any) -> None:
+    if isinstance(host, type):
+        assert found is host
+        return
+    assert not isinstance(found, type), found
+    for own, expected in zip(found, host, strict=True):
+        # GPyTorch's distance of a point to itself is 1e-8, and no smooth function's.
+        torch.testing.assert_close(own, expected, rtol=1e-9, atol=1e-7)
+
+
+@pytest.mark.parametrize("nu", [0.5, 1.5, 2.5, np.float64(1.5), np.float32(2.5), torch.tensor(1.5), True], ids=repr)
+def test_every_form_of_a_matern_kernels_order_is_gpytorchs(nu) -> None:
+    kernel = attempt(lambda: MaternKernel(nu))
+    if isinstance(kernel, type):
+        pytest.skip("GPyTorch does not take it")
+    assert_as_host(*host_and_fused(kernel.double(), points(12)))
+
+
+@pytest.mark.parametrize("name", ["lengthscale", "alpha", "period_length", "outputscale", "constant"])
+def test_values_set_by_number_or_tensor_are_the_same(name) -> None:
+    for value in (0.7, 1, torch.tensor(0.7), torch.tensor([[0.7]]), np.float64(0.7)):
+        kernel: Any = ScaleKernel(RQKernel() * PeriodicKernel() + ConstantKernel()).double()
+        for module in kernel.modules():
+            if hasattr(module, f"raw_{name}"):
+                # GPyTorch broadcasts some; of the others it takes their own shape.
+                number = torch.as_tensor(value, dtype=torch.float64)
+                shape = {"alpha": (1,), "constant": (1,), "outputscale": ()}.get(name)
+                setattr(module, name, value if shape is None else number.reshape(shape))
+        assert recognise(kernel, points(12)) is not None
+        assert_as_host(*host_and_fused(kernel, points(12)))
+
+
+@pytest.mark.parametrize(
+    "form", ["plain", "active_dims_number", "active_dims_scalar_tensor", "active_dims_twice", "ard_of_active", "prior"]
+)
+def test_the_forms_in_use_are_fused(form) -> None:
+    assert recognise(FORMS[form](RBFKernel).double(), points(12)) is not None
+
+
+@pytest.mark.parametrize(
+    "name", ["active_dims_negative", "active_dims_beyond", "active_dims_mask", "active_dims_floats"]
+)
+def test_dimensions_that_are_no_indices_are_left_to_gpytorch(name) -> None:
+    assert recognise(FORMS[name](RBFKernel).double(), points(12)) is None
