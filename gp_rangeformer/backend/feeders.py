@@ -122,7 +122,7 @@ def _one_set(x1: Tensor, x2: Tensor) -> bool:
         return True
     if torch.is_grad_enabled() and (x1.requires_grad or x2.requires_grad):
         return False
-    return torch.equal(x1, x2)
+    return x1.dtype == x2.dtype and torch.equal(x1, x2)
 
 
 # Kept on the hooks, so that a reloaded module finds the host's methods and not its own former hooks.

@@ -30,12 +30,14 @@ class LanczosTrace:
     """Estimate of tr log M, its interval at ``LEVEL`` (probe variance and truncation together), and passes over K.
 
     ``smallest``: the smallest Ritz value met; clearly below 1 it proves that K - Q, hence K, has a negative direction.
+    ``largest``: the largest, or 1.
     """
 
     value: float
     interval: Interval
     passes: int
     smallest: float
+    largest: float
 
 
 def lanczos_logdet(
@@ -67,7 +69,7 @@ def lanczos_logdet(
     alphas: list[Tensor] = []
     betas: list[Tensor] = []
     gauss = radau = torch.zeros(p, dtype=torch.float64)
-    smallest = 1.0
+    smallest = largest = 1.0
     for step in range(steps):
         whitened = preconditioner.root_solve_transposed(current.to(dtype))
         image = preconditioner.root_solve(system.matmul(whitened)).double()
@@ -80,8 +82,8 @@ def lanczos_logdet(
         alphas.append(alpha)
         betas.append(beta)
         if step >= 1 or steps == 1:
-            gauss, radau, low = _brackets(alphas, betas)
-            smallest = min(smallest, low)
+            gauss, radau, low, high = _brackets(alphas, betas)
+            smallest, largest = min(smallest, low), max(largest, high)
             half_width = 0.5 * float((gauss - radau).mean())
             if half_width < max(truncation, 0.1 * float(gauss.std()) / p**0.5):
                 break
@@ -96,24 +98,29 @@ def lanczos_logdet(
     spread = float(middle.std()) / p**0.5 if p > 1 else float("inf")
     half = float(stdtrit(max(p - 1, 1), 0.5 + LEVEL / 2)) * spread + bracket
     share = float(preconditioner.leverage.mean()) if share is None else share
-    half += norm2 * (FLOOR + lanczos_rounding(system, share))
-    return LanczosTrace(value, Interval(value - half, value + half), len(alphas), smallest)
+    half += norm2 * (FLOOR + lanczos_rounding(system, share, largest))
+    return LanczosTrace(value, Interval(value - half, value + half), len(alphas), smallest, largest)
 
 
-def lanczos_rounding(system: LinearSystem, share: float) -> float:
-    """What the rounding of products may move tr log M / n by, in nats.
+def lanczos_rounding(system: LinearSystem, share: float, largest: float) -> float:
+    """What the rounding of products may move tr log M / n by, in nats: four standard deviations of two errors.
 
     A product rounds M v by a vector of norm e |v| with e = rounding_scale / smallest noise, whose share along v, for
     signs that are random against the probe's, is e / sqrt(n). It matters as d log|A| = tr(A^-1 E) says: where A is
-    large, little. With the square root of the ``share`` of A^-1 that is left, measured errors are 0.01 to 1.6 times
-    this (n = 400 to 1600, kernels smooth and rough, noise 1e-5 to 0.1), and four times is counted.
+    large, little; the square root of the ``share`` of A^-1 that is left counts. Measured errors are 0.01 to 1.6 times
+    this (n = 400 to 1600, kernels smooth and rough, noise 1e-5 to 0.1).
+
+    And every entry of T is off by u times the ``largest`` Ritz value / sqrt(n), each by its own; the Ritz values next
+    to 1, which are small differences of large entries, move by as much (isolated points, whose other Ritz values are
+    250,000: 0.001 nats per point).
     """
     relative = system.rounding_scale / system.diagonal_facts.smallest_noise
-    return 4 * relative * (min(max(share, 0.0), 1.0) / system.size) ** 0.5
+    entries = 0.5 * torch.finfo(system.dtype).eps * largest
+    return 4 * (relative * min(max(share, 0.0), 1.0) ** 0.5 + entries) / system.size**0.5
 
 
-def _brackets(alphas: list[Tensor], betas: list[Tensor]) -> tuple[Tensor, Tensor, float]:
-    """Gauss and Gauss-Radau (node at 1) values of e_1' log(T) e_1 per probe, and the smallest Ritz value."""
+def _brackets(alphas: list[Tensor], betas: list[Tensor]) -> tuple[Tensor, Tensor, float, float]:
+    """Gauss and Gauss-Radau (node at 1) values of e_1' log(T) e_1 per probe; the smallest and largest Ritz value."""
     diagonal = torch.stack(alphas, dim=-1).double().cpu()  # p x k
     off = torch.stack(betas, dim=-1).double().cpu()
     p, k = diagonal.shape
@@ -121,7 +128,7 @@ def _brackets(alphas: list[Tensor], betas: list[Tensor]) -> tuple[Tensor, Tensor
     if k > 1:
         tridiagonal += torch.diag_embed(off[:, :-1], offset=1) + torch.diag_embed(off[:, :-1], offset=-1)
     nodes, vectors = torch.linalg.eigh(tridiagonal)
-    smallest = float(nodes.min())
+    smallest, largest = float(nodes.min()), float(nodes.max())
     gauss = (vectors[:, 0].square() * nodes.clamp_min(1).log()).sum(-1)
     # Radau: extend T by one row whose diagonal entry makes 1 an eigenvalue (Golub & Meurant 2010, section 6.2).
     # (T - I)^-1 e_k from the eigenvectors. T - I is singular when a Ritz value sits at 1 already; then both rules agree
@@ -136,4 +143,4 @@ def _brackets(alphas: list[Tensor], betas: list[Tensor]) -> tuple[Tensor, Tensor
     extended[:, k, k] = 1 + delta
     nodes, vectors = torch.linalg.eigh(extended)
     radau = (vectors[:, 0].square() * nodes.clamp_min(1).log()).sum(-1)
-    return gauss, radau, smallest
+    return gauss, radau, smallest, largest

@@ -231,7 +231,8 @@ def test_residuals_of_near_twins_of_high_variance_are_as_claimed(min_size, syste
     assert float(residual.norm() / y.double().norm()) <= reports[0].residual
 
 
-ISOLATED = [(269, 234.248, 9.275e-4), (200, 100.3, 1e-2), (300, 1.0, 0.1)]
+ISOLATED = [(269, 234.248, 9.275e-4), (300, 234.248, 9.275e-4), (400, 234.248, 9.275e-4)]
+ISOLATED += [(200, 100.3, 1e-2), (300, 100.3, 1e-2), (300, 1.0, 0.1)]
 
 
 @pytest.mark.parametrize(("n", "outputscale", "noise"), ISOLATED)
