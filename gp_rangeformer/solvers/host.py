@@ -6,15 +6,15 @@ million. So numbers that decide come over together, and cores of a few dozen row
 
 from __future__ import annotations
 
+import functools
+from typing import Any
+
 import numpy as np
 import torch
 from jaxtyping import Float64
 from numpy.typing import NDArray
-from scipy.linalg import get_lapack_funcs
 from torch import Tensor
 
-# LAPACK itself: what scipy.linalg checks and copies around it costs more than a core of 33 columns.
-_potrf, _trtri = get_lapack_funcs(("potrf", "trtri"), dtype=np.float64)
 _UNDIVIDED = 32  # rows of a core that no LAPACK hands to several threads
 
 
@@ -50,6 +50,16 @@ def product(left: Float64[np.ndarray, "k l"], right: Float64[np.ndarray, "l m"])
     return np.einsum("ij,jk->ik", left, right)
 
 
+@functools.cache
+def _lapack() -> tuple[Any, Any]:
+    """potrf and trtri themselves: what scipy.linalg checks and copies around them costs more than a core of 33 columns.
+    Imported when first needed, which takes a tenth of a second."""
+    from scipy.linalg import get_lapack_funcs
+
+    potrf, trtri = get_lapack_funcs(("potrf", "trtri"), dtype=np.float64)
+    return potrf, trtri
+
+
 class NotPositiveDefiniteError(ValueError):
     """A core is not positive definite, or not finite."""
 
@@ -64,10 +74,11 @@ def cholesky_with_inverse(
     """
     k = len(core)
     if k <= _UNDIVIDED:
-        factor, info = _potrf(core, lower=1)
+        potrf, trtri = _lapack()
+        factor, info = potrf(core, lower=1)
         if info or not np.isfinite(factor).all():
             raise NotPositiveDefiniteError
-        return factor, _trtri(factor, lower=1)[0]
+        return factor, trtri(factor, lower=1)[0]
     half = k // 2
     factor, inverse = np.zeros_like(core), np.zeros_like(core)
     first, last = slice(0, half), slice(half, k)

@@ -8,11 +8,11 @@ truncation error is known, not guessed, and Lanczos stops when it no longer matt
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
-from scipy.special import stdtrit  # quantiles of Student's t, without the 0.4 s of importing scipy.stats
 from torch import Tensor
 
 from gp_rangeformer.solvers.base import Interval, LinearSystem
@@ -96,10 +96,18 @@ def lanczos_logdet(
     bracket = 0.5 * abs(float((gauss - radau).mean())) * norm2
     value = float(middle.mean())
     spread = float(middle.std()) / p**0.5 if p > 1 else float("inf")
-    half = float(stdtrit(max(p - 1, 1), 0.5 + LEVEL / 2)) * spread + bracket
+    half = _student(max(p - 1, 1)) * spread + bracket
     share = float(preconditioner.leverage.mean()) if share is None else share
     half += norm2 * (FLOOR + lanczos_rounding(system, share, largest))
     return LanczosTrace(value, Interval(value - half, value + half), len(alphas), smallest, largest)
+
+
+@functools.cache
+def _student(freedom: int) -> float:
+    """The quantile of Student's t for ``LEVEL``."""
+    from scipy.special import stdtrit  # when first needed: a tenth of a second, scipy.stats four
+
+    return float(stdtrit(freedom, 0.5 + LEVEL / 2))
 
 
 def lanczos_rounding(system: LinearSystem, share: float, largest: float) -> float:

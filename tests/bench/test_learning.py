@@ -21,10 +21,10 @@ from gp_rangeformer.bench import learning as learning_module
 from gp_rangeformer.bench.contenders import ModelContender
 from gp_rangeformer.bench.learning import PARTS, Cell, best_fixed, grids, learning_table, measure_cell
 from gp_rangeformer.bench.replay import WARM_UP, Outcome, record_trajectory, replay
+from gp_rangeformer.cli import app
 from gp_rangeformer.compare.audit import ExactEvaluator, Parameters, snapshot
 from gp_rangeformer.compare.solvers import SolverSpec
 from gp_rangeformer.datasets import Dataset
-from gp_rangeformer_cli import app
 
 N, STEPS, KERNEL = 150, 5, "matern32"
 SMALL = {"min_size": 1, "rank": 40, "num_probes": 16}

@@ -23,8 +23,8 @@ from gp_rangeformer.bench.peer_run import Plan, PlanError, parse_sizes, read_siz
 from gp_rangeformer.bench.peer_tables import growth_table, relative_seconds, size_table
 from gp_rangeformer.bench.peers import Row, Size, measure_size
 from gp_rangeformer.bench.replay import Outcome
+from gp_rangeformer.cli import app
 from gp_rangeformer.compare.audit import Parameters
-from gp_rangeformer_cli import app
 
 N, STEPS = 200, 5
 PLAN = Plan("robot_arm", None, "cholesky,exact,rangeformer", STEPS, 0, "float32", "cpu")

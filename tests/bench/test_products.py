@@ -9,7 +9,7 @@ import torch
 from typer.testing import CliRunner
 
 from gp_rangeformer.bench.products import Product, _rounded_to_tf32, measure_products
-from gp_rangeformer_cli import app
+from gp_rangeformer.cli import app
 
 
 def test_every_way_multiplies_with_the_same_matrix_up_to_its_precision() -> None:

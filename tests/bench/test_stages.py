@@ -12,9 +12,9 @@ from typer.testing import CliRunner
 from gp_rangeformer import datasets
 from gp_rangeformer.bench.contenders import Problem
 from gp_rangeformer.bench.stages import FLOOR, REST, STAGES, measure_stages, timed
+from gp_rangeformer.cli import app
 from gp_rangeformer.kernels import fused
 from gp_rangeformer.solvers.base import LinearSystem
-from gp_rangeformer_cli import app
 
 CPU = torch.device("cpu")
 

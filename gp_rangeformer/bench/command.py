@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from gp_rangeformer_cli.outputs import Outputs
+from gp_rangeformer.outputs import Outputs
 
 bench_app = typer.Typer(invoke_without_command=True)
 

@@ -1,7 +1,6 @@
 """The command line: ``gp-rangeformer compare``, ``fit``, ``bench``, ``info``.
 
-A package beside ``gp_rangeformer``, whose import installs its hooks and so takes torch's two seconds: here it is
-imported inside the commands, and ``--help`` and refused options are answered at once.
+What a command needs is imported inside it; the package's own import, which installs the hooks, takes torch's time.
 """
 
 from __future__ import annotations
@@ -22,8 +21,8 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from gp_rangeformer_cli.bench import bench_app
-from gp_rangeformer_cli.outputs import Outputs
+from gp_rangeformer.bench.command import bench_app
+from gp_rangeformer.outputs import Outputs
 
 if TYPE_CHECKING:
     from gp_rangeformer.compare import Comparison
