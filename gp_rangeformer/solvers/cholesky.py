@@ -105,7 +105,10 @@ def _dense(system: LinearSystem, dtype: torch.dtype) -> Tensor:
 
 
 def _factorise(system: LinearSystem, dtype: torch.dtype) -> ExactPrepared | None:
-    factor, info = torch.linalg.cholesky_ex(_dense(system, dtype))
+    # In place: seen from its other side a symmetric matrix has the order of LAPACK, and no copy of it is made.
+    factor = _dense(system, dtype).mT
+    info = torch.empty((), dtype=torch.int32, device=factor.device)
+    torch.linalg.cholesky_ex(factor, out=(factor, info))
     if bool((info != 0) | ~factor.diagonal().sum().isfinite()):
         if not system.is_finite():
             raise NanError(
