@@ -53,8 +53,9 @@ class HyperparameterGradient:
 
 @dataclass(frozen=True)
 class GradientError:
-    """How well the gradient of one training step is known. Of a fused kernel every parameter is an entry, else the
-    noise and the scale of K. ``age``: training steps since it was measured."""
+    """How well the gradient of one training step is known, as far as the choice of probes decides; the tolerance of the
+    solves comes on top. Of a fused kernel every parameter is an entry, else the noise and the scale of K. ``age``:
+    training steps since it was measured."""
 
     entries: tuple[HyperparameterGradient, ...]
     age: int = 0

@@ -28,6 +28,11 @@ def transforming() -> bool:
     return interpreting or forward_ad._current_level >= 0
 
 
+def saving_elsewhere() -> bool:
+    """Whether what autograd saves is handed to somebody else: a checkpoint that is not reentrant, or save_on_cpu."""
+    return torch._C._autograd._top_saved_tensors_default_hooks(False) is not None  # type: ignore[attr-defined]
+
+
 def batched(gradient: Tensor) -> bool:
     """Whether an incoming gradient stands for many at once (``is_grads_batched``, ``vectorize=True``)."""
     # Two implementations: torch.func's, and the older one that is_grads_batched still uses.
@@ -58,4 +63,6 @@ def not_compiled(function: Callable[..., Any]) -> Callable[..., Any]:
             return function(*args, **options)
         return untraced(*args, **options)
 
+    # Of its own code, so that the compiler counts its recompilations apart from the other hooks'.
+    call.__code__ = call.__code__.replace(co_name=function.__name__)  # type: ignore[attr-defined]
     return call

@@ -23,6 +23,7 @@ from gp_rangeformer.backend.memories import mark_owner
 from gp_rangeformer.backend.recognition import evaluate_fused
 from gp_rangeformer.report import collect_reports
 from gp_rangeformer.solvers.reason import Reason
+from gp_rangeformer.torch_modes import saving_elsewhere
 
 
 def log_prob(self: MultivariateNormal, value: Tensor) -> Tensor:
@@ -107,6 +108,10 @@ def _fused(
     if settings.rangeformer.off() or settings.fused_kernels.off() or lazily_evaluate_kernels.on():
         return None
     if diag or last_dim_is_batch or params or checkpoint_kernel.value() or observation_nan_policy.value() != "ignore":
+        return None
+    if saving_elsewhere():
+        # A checkpoint evaluates again what it saw, and must see the same. Inside another kernel's code this one is not
+        # looked at the first time, and would be the second.
         return None
     if x1.dim() != 2 or len(x1) < settings.exact_size.value():
         return None

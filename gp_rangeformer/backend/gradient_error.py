@@ -1,9 +1,10 @@
 """How far the probes let a gradient be off: its standard error for every hyperparameter, from their own spread.
 
 The gradient of log|A| is a mean over probes, so their spread says how well it is known, as for any mean. For the noise
-and for the scale of K every probe's own value is at hand. For the parameters of a kernel a weight is pulled through K
-for each of a few groups of probes, which costs as many contractions (or backward passes, where GPyTorch evaluates the
-kernel): at a model's first step, at every 50th, and when parameters, targets or spread have moved far since the last.
+and for the scale of K every probe's own value is at hand. For the parameters of a fused kernel a weight is pulled
+through K for each of a few groups of probes, which costs as many contractions: at a model's first step, at every 50th,
+and when parameters, targets or spread have moved far since the last. What the tolerance of the solves leaves comes on
+top.
 """
 
 from __future__ import annotations
@@ -26,14 +27,14 @@ _GROUPS = 4
 # Of the relative standard error of tr(A^-1): growth that calls for another check, and a level at which it does not.
 _GROWN, _UNMOVED = 1.5, 1e-4
 _SMALLEST = 1e-30  # argument of a logarithm
-_MOVED = 1.0  # of any logarithm of a parameter (of a parameter, where GPyTorch stores it transformed) or of the noise
+_MOVED = 1.0  # of the logarithm of any parameter, of the noise or of y' A^-1 y
 
 
 @dataclass
 class GradientCheck:
     """Measures one training step's gradient; ``found`` is what it saw last.
 
-    :param asked: the kernel's parameters, or None where they are not known: then noise and scale of K alone.
+    :param asked: a fused kernel's parameters, or None: then noise and scale of K alone.
     :param noise: the diagonal of D, n.
     :param tolerance: standard error allowed, relative to the gradient (norms over all entries).
     """
@@ -66,10 +67,7 @@ class GradientCheck:
         :param quadratic: y' A^-1 y.
         """
         noise, scale = self._of_noise_and_scale(weight, quadratic)
-        try:
-            kernel = self._of_kernel(weight)
-        except RuntimeError:  # what a kernel of the user's own may raise when it is differentiated like this
-            kernel = []
+        kernel = self._of_kernel(weight)
         self.found = self.memory.gradient_error = GradientError((noise, *(kernel or [scale])))
         return self.found.excess(self.tolerance, NEGLIGIBLE_ERROR * len(self.noise))
 

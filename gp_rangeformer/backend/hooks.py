@@ -31,8 +31,8 @@ from gp_rangeformer.backend.eligibility import (
     shapes_match,
 )
 from gp_rangeformer.backend.gradient_error import GradientCheck
-from gp_rangeformer.backend.hyperparameters import FusedHyperparameters, Hyperparameters, ModuleHyperparameters
-from gp_rangeformer.backend.memories import kernels_of, memory_of
+from gp_rangeformer.backend.hyperparameters import FusedHyperparameters
+from gp_rangeformer.backend.memories import memory_of
 from gp_rangeformer.backend.prediction import covariance_solve, mean_solve
 from gp_rangeformer.free_memory import because
 from gp_rangeformer.functions import FusedInvQuadLogDet, FusedSolve, InvQuadLogDet, Solve
@@ -140,17 +140,10 @@ def _gradient_check(call: Call, system: LinearSystem, memory: Memory, columns: i
     tolerance = settings.gradient_tolerance.value()
     if columns != 1 or math.isinf(tolerance) or not torch.is_grad_enabled() or not call.system.requires_grad:
         return None
-    return GradientCheck(_hyperparameters(call.system), system.noise, memory, tolerance)
-
-
-def _hyperparameters(system: EligibleSystem) -> Hyperparameters | None:
-    """Those of a fused kernel, or of the modules that a single matrix came from."""
-    if system.fused is not None:
-        return FusedHyperparameters(system.fused)
-    kernel, modules = system.kernel, kernels_of(system.owners)
-    if not isinstance(kernel, Tensor) or kernel.dim() > 2 or not kernel.requires_grad or not modules:
-        return None
-    return ModuleHyperparameters(kernel, modules)
+    # Not through a graph of GPyTorch's or the user's own: their hooks would see weights that are no gradients.
+    fused = call.system.fused
+    asked = None if fused is None else FusedHyperparameters(fused)
+    return GradientCheck(asked, system.noise, memory, tolerance)
 
 
 def solve(self: AddedDiagLinearOperator, right_tensor: Tensor, left_tensor: Tensor | None = None) -> Tensor:
@@ -298,10 +291,13 @@ def _symmetric_system(call: Call, system: EligibleSystem, kernel: Tensor | Kerne
         return _linear_system(kernel, noise)
     found = symmetric_part(kernel.detach())
     if found is None:
-        return _linear_system(kernel, noise)
+        linear_system = _linear_system(kernel, noise)
+        linear_system.symmetric = False
+        return linear_system
     call.note("the kernel matrix is not symmetric: its symmetric part answers")
     mean, difference = found
     linear_system = _linear_system(mean, noise)
+    linear_system.symmetric = False  # rounded once more
     if difference < _EVALUATION_ERROR:
         linear_system.entry_error = max(linear_system.entry_error, difference)
     return linear_system

@@ -60,27 +60,6 @@ class FusedHyperparameters:
         return _flat([parameter.detach() * gradient for parameter, gradient in zip(parameters, found, strict=True)])
 
 
-class ModuleHyperparameters:
-    """The parameters of the kernel modules that evaluated K, as they are stored. A weight costs a backward pass of K,
-    which the kernel's own code does, and an n x n matrix."""
-
-    def __init__(self, kernel: Tensor, modules: list[torch.nn.Module]) -> None:
-        self._kernel = kernel
-        named = [pair for module in modules for pair in module.named_parameters()]
-        self._parameters = list({id(p): (name, p) for name, p in named if p.requires_grad}.values())
-
-    @property
-    def names(self) -> list[str]:
-        return [number for name, parameter in self._parameters for number in _numbered(name, parameter)]
-
-    def values(self) -> Float64[Tensor, " h"]:
-        return _flat([parameter.detach() for _, parameter in self._parameters])
-
-    def through(self, weight: ThinWeight) -> Float64[Tensor, " h"]:
-        """:raises RuntimeError: if the kernel's code cannot be differentiated so (a checkpoint, a failing hook)."""
-        return _flat(_pulled([self._kernel], [parameter for _, parameter in self._parameters], [weight.symmetric()]))
-
-
 def _pulled(outputs: list[Tensor], inputs: list[Tensor], gradients: list[Tensor]) -> list[Tensor]:
     found = torch.autograd.grad(
         outputs, inputs, gradients, retain_graph=True, allow_unused=True, materialize_grads=True

@@ -51,11 +51,6 @@ def owners(operator: LinearOperator) -> tuple[int, ...]:
     return tuple(mark for mark in marks if mark is not None)
 
 
-def kernels_of(owners: tuple[int, ...]) -> list[torch.nn.Module]:
-    """The kernel modules of these numbers that still live."""
-    return [kernel for kernel, number in list(_owner_numbers.items()) if number in owners]
-
-
 def memory_of(owners: tuple[int, ...], kernel: torch.Tensor | KernelMatrix, element: int) -> Memory:
     """The memory of batch element ``element`` of a kernel matrix of shape (*batch) n n.
 

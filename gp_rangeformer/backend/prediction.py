@@ -56,7 +56,7 @@ def mean_solve(prepared: Prepared, rhs: Tensor) -> Solution:
     if factorised is not None:
         corrected = torch.cholesky_solve(residual.to(factorised.factor.dtype), factorised.factor)
         energy = (residual * corrected.double()).sum(0)
-        return replace(solution, mean_error=_mean_error(system, energy))
+        return replace(solution, mean_error=_mean_error(system, energy, rounded))
     preconditioner = prepared.preconditioner  # type: ignore[union-attr]
     assert preconditioner is not None
     quadratic, bounds = inv_quad_bounds(system, preconditioner, rhs, rounded, residual)
@@ -68,7 +68,7 @@ def mean_solve(prepared: Prepared, rhs: Tensor) -> Solution:
         inv_quad=bounds,
         iterations=iterations,
         passes=system.passes - start,
-        mean_error=_mean_error(system, _energy(preconditioner, residual)),
+        mean_error=_mean_error(system, _energy(preconditioner, residual), rounded),
     )
 
 
@@ -108,12 +108,18 @@ def _energy(preconditioner: NystromPreconditioner, residual: Float64[Tensor, "n 
     return (unit.double() * preconditioner.solve(unit)).sum(0) * scale.square()
 
 
-def _mean_error(system: LinearSystem, energy: Float64[Tensor, " m"]) -> float:
-    """The certified error of a predictive mean, at any point, over the standard deviation of the noise."""
+def _mean_error(system: LinearSystem, energy: Float64[Tensor, " m"], value: Tensor) -> float:
+    """The certified error of a predictive mean over the standard deviation of the noise, at any point whose prior
+    variance is at most the largest of training. ``energy``: r' A^-1 r or more of the solution ``value``."""
     facts = system.diagonal_facts
     if not facts.smallest_noise > 0:
         return math.inf
-    return (max(float(energy.max()), 0.0) * facts.largest_total / facts.smallest_noise) ** 0.5
+    error = energy.clamp_min(0).sqrt()
+    if not system.symmetric:
+        # The residual is one of the rows as they are; that of the symmetric part differs by the rounding of entries.
+        length = torch.linalg.vector_norm(value, dim=0, dtype=torch.float64)
+        error = error + system.entry_scale * length / facts.smallest_noise**0.5
+    return float(error.max()) * (facts.largest_total / facts.smallest_noise) ** 0.5
 
 
 def covariance_solve(prepared: Prepared, rhs: Tensor) -> Solution:

@@ -79,6 +79,8 @@ class LinearSystem:
         self.columns_multiplied = 0
         # Relative to max_i A_ii, what the entries of K are known to: their rounding, unless K was found to be worse.
         self.entry_error = torch.finfo(self._kernel.dtype).eps
+        # Symmetric to the last bit: otherwise its symmetric part is known to the rounding of the entries.
+        self.symmetric = True
         self._row_squares: Tensor | None = None
 
     @property

@@ -8,8 +8,10 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+import gpytorch
 import pytest
 import torch
+from gpytorch.distributions import MultivariateNormal
 from torch import Tensor
 from torch.autograd import forward_ad, functional
 from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
@@ -306,3 +308,35 @@ def test_deterministic_calls_have_the_same_bits_whatever_came_before(dtype, logd
     assert not torch.equal(remembered[1], remembered[0])
     for own, other in zip(again, remembered, strict=True):
         assert torch.equal(own, other)
+
+
+class Checkpointed(gpytorch.kernels.Kernel):
+    """Its base kernel is evaluated again in the backward pass, when no other kernel's code stands around it."""
+
+    def __init__(self, base: gpytorch.kernels.Kernel) -> None:
+        super().__init__()
+        self.base = base
+
+    def forward(self, x1: Tensor, x2: Tensor, diag: bool = False, **params: Any) -> Tensor:
+        def evaluate(first: Tensor, second: Tensor) -> Tensor:
+            result = self.base(first, second, diag=diag)
+            return result if isinstance(result, Tensor) else result.to_dense()
+
+        return torch.utils.checkpoint.checkpoint(evaluate, x1, x2, use_reentrant=False)  # type: ignore[return-value]
+
+
+def test_a_kernel_with_a_checkpoint_inside_has_gpytorchs_gradient() -> None:
+    x = torch.rand(150, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    y = torch.sin(6 * x.sum(1))
+
+    def gradient(flag: bool) -> Tensor:
+        kernel = Checkpointed(gpytorch.kernels.MaternKernel(1.5)).double()
+        with settings.rangeformer(flag):
+            lazy: Any = kernel(x)
+            covariance = lazy.add_diagonal(torch.full((150,), 0.1, dtype=torch.float64))
+            (-MultivariateNormal(torch.zeros_like(y), covariance).log_prob(y)).backward()
+        found = kernel.base.raw_lengthscale.grad
+        assert isinstance(found, Tensor)
+        return found
+
+    torch.testing.assert_close(gradient(True), gradient(False), rtol=1e-8, atol=1e-8)
