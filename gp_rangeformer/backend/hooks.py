@@ -289,17 +289,14 @@ def _symmetric_system(call: Call, system: EligibleSystem, kernel: Tensor | Kerne
     """A of the symmetric part of K. A fused kernel's matrix is symmetric to the last bit."""
     if not isinstance(kernel, Tensor) or system.fused is not None:
         return _linear_system(kernel, noise)
-    found = symmetric_part(kernel.detach())
-    if found is None:
-        linear_system = _linear_system(kernel, noise)
-        linear_system.symmetric = False
-        return linear_system
-    call.note("the kernel matrix is not symmetric: its symmetric part answers")
-    mean, difference = found
+    given = kernel.detach()
+    mean, difference = symmetric_part(given)
     linear_system = _linear_system(mean, noise)
-    linear_system.symmetric = False  # rounded once more
-    if difference < _EVALUATION_ERROR:
-        linear_system.entry_error = max(linear_system.entry_error, difference)
+    if mean is not given:
+        call.note("the kernel matrix is not symmetric: its symmetric part answers")
+    if difference > 0:
+        linear_system.asymmetry = min(difference, _EVALUATION_ERROR)
+    linear_system.trusted = False
     return linear_system
 
 

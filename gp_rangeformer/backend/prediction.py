@@ -115,7 +115,7 @@ def _mean_error(system: LinearSystem, energy: Float64[Tensor, " m"], value: Tens
     if not facts.smallest_noise > 0:
         return math.inf
     error = energy.clamp_min(0).sqrt()
-    if not system.symmetric:
+    if not system.trusted:
         # The residual is one of the rows as they are; that of the symmetric part differs by the rounding of entries.
         length = torch.linalg.vector_norm(value, dim=0, dtype=torch.float64)
         error = error + system.entry_scale * length / facts.smallest_noise**0.5

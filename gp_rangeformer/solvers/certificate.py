@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -52,6 +53,7 @@ class SolutionEvidence:
             (wide * correction).sum(0),
         )
         energy = np.maximum(energy, 0) + 8 * torch.finfo(system.dtype).eps * whitened
+        energy *= 1 + preconditioner.doubt(system)
         return cls(np.sqrt(residual_square), solution_norm, quadratic, energy)
 
     def with_leading(self, other: SolutionEvidence) -> SolutionEvidence:
@@ -130,5 +132,7 @@ def logdet_bounds(system: LinearSystem, preconditioner: NystromPreconditioner) -
     """
     base = preconditioner.logdet()
     rounding = system.logdet_margin()
+    # log|A| >= log|P| - n log(1 + t) where P <= (1 + t) A.
+    doubt = system.size * math.log1p(preconditioner.doubt(system))
     upper = min(base + preconditioner.facts.log_gap_sum, system.diagonal_facts.log_total_sum)
-    return Interval(base - rounding, max(upper, base) + rounding)
+    return Interval(base - rounding - doubt, max(upper, base) + rounding)

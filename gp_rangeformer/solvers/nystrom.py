@@ -125,6 +125,11 @@ class NystromPreconditioner:
         rounding = system.rounding_scale / facts.smallest_noise + _SUBTRACTION * eps * largest
         return max(0.5, 1 - _RITZ_SLACK - rounding)
 
+    def doubt(self, system: LinearSystem) -> float:
+        """t such that P <= (1 + t) A is all that is known: 0 for a K that is known to be positive semi-definite, else
+        what Ritz values would not have shown."""
+        return 0.0 if system.trusted else 1 / self.least_ritz_value(system) - 1
+
     def _unscale(self, rhs: Tensor) -> Tensor:
         return rhs / self.root_noise.unsqueeze(-1)
 

@@ -14,9 +14,9 @@ _TILE = 1024
 _LAST_BITS = 4  # eps of the largest diagonal entry: products of z z' and z' z differ by as much
 
 
-def symmetric_part(matrix: Float[Tensor, "n n"]) -> tuple[Float[Tensor, "n n"], float] | None:
-    """(K + K') / 2 as a new matrix, and the largest |K_ij - K_ji| over the largest diagonal entry; or None where K is
-    symmetric up to rounding already (or not finite).
+def symmetric_part(matrix: Float[Tensor, "n n"]) -> tuple[Float[Tensor, "n n"], float]:
+    """(K + K') / 2, and the largest |K_ij - K_ji| over the largest diagonal entry. K itself where it is symmetric up to
+    rounding already (or not finite).
 
     A factorisation reads one triangle, a product with K reads its rows, and a quadratic form sees the symmetric part
     alone: they would answer for three matrices. One read of K, tile by tile; another matrix only where it is needed.
@@ -24,7 +24,7 @@ def symmetric_part(matrix: Float[Tensor, "n n"]) -> tuple[Float[Tensor, "n n"], 
     largest = matrix.diagonal().abs().amax()
     difference = torch.stack([(upper - lower.mT).abs().amax() for upper, lower, _ in _pairs(matrix)]).amax()
     if not bool(difference > _LAST_BITS * torch.finfo(matrix.dtype).eps * largest):
-        return None
+        return matrix, float(difference / largest)
     n = len(matrix)
     made = empty_matrix(n, n, matrix.dtype, matrix.device)
     for upper, lower, (rows, columns) in _pairs(matrix):
