@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from gp_rangeformer.backend.hyperparameters import Hyperparameters
+from gp_rangeformer.backend.hyperparameters import FusedHyperparameters
 from gp_rangeformer.kernels.contract import ThinWeight
 from gp_rangeformer.ranges.memory import Memory
 from gp_rangeformer.report import NEGLIGIBLE_ERROR, GradientError, HyperparameterGradient
@@ -39,7 +39,7 @@ class GradientCheck:
     :param tolerance: standard error allowed, relative to the gradient (norms over all entries).
     """
 
-    asked: Hyperparameters | None
+    asked: FusedHyperparameters | None
     noise: Tensor
     memory: Memory
     tolerance: float

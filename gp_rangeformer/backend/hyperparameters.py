@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float64
@@ -12,22 +11,6 @@ from torch import Tensor
 from gp_rangeformer.kernels.contract import ThinWeight
 from gp_rangeformer.kernels.expression import parameter_names
 from gp_rangeformer.kernels.fused import FusedKernel
-
-
-@runtime_checkable
-class Hyperparameters(Protocol):
-    """All numbers of all parameters that ask for a gradient, in one order."""
-
-    @property
-    def names(self) -> list[str]: ...
-
-    def values(self) -> Float64[Tensor, " h"]:
-        """Of a kind that a change of 1 is a large one, on the CPU."""
-        ...
-
-    def through(self, weight: ThinWeight) -> Float64[Tensor, " h"]:
-        """d sum(weight * K) for every one of :meth:`values`, on the CPU."""
-        ...
 
 
 class FusedHyperparameters:

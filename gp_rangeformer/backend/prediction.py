@@ -16,7 +16,7 @@ from torch import Tensor
 from gp_rangeformer import settings
 from gp_rangeformer.ranges.memory import Memory
 from gp_rangeformer.solvers.base import LinearSystem, Solution
-from gp_rangeformer.solvers.certificate import inv_quad_bounds, relative_residual, wide_residual
+from gp_rangeformer.solvers.certificate import FEW_COLUMNS, inv_quad_bounds, relative_residual, wide_residual
 from gp_rangeformer.solvers.cholesky import ExactPrepared, ExactSolver
 from gp_rangeformer.solvers.direct import DirectPrepared
 from gp_rangeformer.solvers.galerkin import galerkin
@@ -28,7 +28,6 @@ _REFINEMENTS = 2
 # Of a mean, each of which takes a factor of at most 30 off the residual: the bound of its error is loose, and thirty
 # times less residual took errors from 1e-2 to 5e-4 of the deviation.
 _MEAN_REFINEMENTS, _MEAN_REDUCTION = 3, 0.03
-_FEW_COLUMNS = 4  # that are taken for targets, and refined in float64
 Prepared = ExactPrepared | RangeFormerPrepared | DirectPrepared
 
 
@@ -43,7 +42,7 @@ def mean_solve(prepared: Prepared, rhs: Tensor) -> Solution:
     Cost beyond the solve: two wide passes over K, and for a refinement about as many iterations again.
     """
     solution = prepared.solve(rhs)
-    if isinstance(prepared, DirectPrepared) or rhs.shape[1] > _FEW_COLUMNS:
+    if isinstance(prepared, DirectPrepared) or rhs.shape[1] > FEW_COLUMNS:
         return solution
     system = prepared.system
     start = system.passes - solution.passes

@@ -77,8 +77,6 @@ class LinearSystem:
         self.noise = noise
         self.passes = 0
         self.columns_multiplied = 0
-        # Relative to max_i A_ii, what the entries of K are known to: their rounding, unless K was found to be worse.
-        self.entry_error = torch.finfo(self._kernel.dtype).eps
         # Symmetric to the last bit, and positive semi-definite but for the rounding of its entries: what is not known
         # to be has wider margins.
         self.trusted = True
@@ -167,11 +165,16 @@ class LinearSystem:
         return _ROUNDING * torch.finfo(self.dtype).eps * (largest + facts.largest_noise)
 
     @property
+    def entry_error(self) -> float:
+        """Relative to max_i A_ii, what the entries of K are known to: their rounding, or worse."""
+        return max(torch.finfo(self.dtype).eps, self.asymmetry)
+
+    @property
     def entry_scale(self) -> float:
         """What the rounding of K's entries adds to the norm of a residual, over that of the solution: E x for entries
         of E of at most eps max_i A_ii with signs of their own. A K that is symmetric up to such rounding alone has no
         more exact a residual."""
-        return max(self.entry_error, self.asymmetry) * self.size**0.5 * self.diagonal_facts.largest_total
+        return self.entry_error * self.size**0.5 * self.diagonal_facts.largest_total
 
     def quadratic_margin(self, square: Float64[np.ndarray, " m"]) -> Float64[np.ndarray, " m"]:
         """What an interval of b' A^-1 b with a solution x has to allow for beside its residual. ``square``: |x|^2.
@@ -180,10 +183,10 @@ class LinearSystem:
         deviation below u max_i K_ii |x|^2 for |K_ij| <= max_i K_ii, of which four are counted. And x'Ax was summed in
         float64: n^2 eps64 max_i K_ii |x|^2 at most, as |x|_1^2 <= n |x|^2.
         """
-        entries = 2 * self.entry_error
+        entries = 2 * torch.finfo(self.dtype).eps
         if self.asymmetry:
             # |x'Ex| <= max |E_ij| |x|_1^2, and |x|_1^2 <= n |x|^2.
-            entries = max(entries, 0.5 * max(self.entry_error, self.asymmetry) * self.size)
+            entries = max(entries, 0.5 * self.entry_error * self.size)
         relative = entries + self.size**2 * np.finfo(np.float64).eps
         return relative * self.diagonal_facts.largest_total * square
 
@@ -194,7 +197,7 @@ class LinearSystem:
         standard deviation below u max_i A_ii |A^-1|_F, and |A^-1|_F <= sqrt(n) / smallest noise. Counted is
         n eps max_i A_ii / smallest noise: errors of the diagonal may have one sign, for K_ii is often one number.
         """
-        return self.size * max(self.entry_error, self.asymmetry) * self.condition
+        return self.size * self.entry_error * self.condition
 
     @property
     def condition(self) -> float:

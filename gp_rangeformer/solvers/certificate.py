@@ -72,6 +72,9 @@ class SolutionEvidence:
         return [Interval(low, high) for low, high in ends]
 
 
+FEW_COLUMNS = 4  # whose residual is summed in float64: more would cost a pass over K each
+
+
 def wide_residual(
     system: LinearSystem, rhs: Float[Tensor, "n m"], solution: Float[Tensor, "n m"]
 ) -> Float64[Tensor, "n m"]:

@@ -22,7 +22,7 @@ from torch import Tensor
 from gp_rangeformer import settings
 from gp_rangeformer.free_memory import Demand, InsufficientMemoryError
 from gp_rangeformer.solvers.base import Evaluation, Interval, InverseRoot, LinearSystem, LogDet, Solution
-from gp_rangeformer.solvers.certificate import wide_residual
+from gp_rangeformer.solvers.certificate import FEW_COLUMNS, wide_residual
 from gp_rangeformer.solvers.host import to_host
 from gp_rangeformer.solvers.reason import Reason
 from gp_rangeformer.workspace import shortage
@@ -75,7 +75,6 @@ def factor_rounding_per_point(system: LinearSystem, dtype: torch.dtype) -> float
 # n x n matrices beside K: the matrix and its factor, or the factor and the copies that LAPACK's other routines make of
 # it (measured with torch 2.13 on a CPU); and numbers per row and right-hand side of a solve with its residual.
 _FACTOR, _ROOT, _PER_COLUMN = 2.3, 2.2, 12
-_WIDE_COLUMNS = 4  # whose residual is summed in float64: more would cost a pass over K each
 _INVERSE_ITERATIONS = 8
 
 
@@ -212,7 +211,7 @@ class ExactPrepared:
         unrounded = torch.cholesky_solve(rhs.to(self.factor.dtype), self.factor)
         value = unrounded.to(system.dtype)
         # Of the answer, as rounded to the system's dtype, also for a float64 factor.
-        few = rhs.shape[1] <= _WIDE_COLUMNS
+        few = rhs.shape[1] <= FEW_COLUMNS
         residual = wide_residual(system, rhs, value) if few else rhs - system.matmul(value)
         left, norm, length, inner, correction = to_host(
             torch.linalg.vector_norm(residual, dim=0),

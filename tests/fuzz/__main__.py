@@ -9,7 +9,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")
+if __name__ == "__main__":  # before torch is imported; not where the tests import this, whose processes inherit it
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
 from rich import print_json

@@ -130,11 +130,7 @@ def test_worker_processes_write_the_shards_of_a_single_one(tmp_path: Path) -> No
     names = sorted(path.name for path in (tmp_path / "one").iterdir())
     assert names == sorted(path.name for path in (tmp_path / "two").iterdir())
     for name in names:
-        with np.load(tmp_path / "one" / name) as one, np.load(tmp_path / "two" / name) as two:
-            assert one.files == two.files
-            for array in one.files:
-                # Not to the last bit: what a process has loaded and done before may decide how its BLAS divides a sum.
-                np.testing.assert_allclose(one[array], two[array], rtol=1e-3, atol=1e-4, err_msg=array)
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
