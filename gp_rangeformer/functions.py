@@ -16,24 +16,30 @@ from torch import Tensor
 
 from gp_rangeformer.kernels.contract import ThinWeight
 from gp_rangeformer.kernels.fused import FusedKernel, takes_unformed_weights
+from gp_rangeformer.kernels.fused_batch import FusedBatch
 from gp_rangeformer.kernels.unformed_weight import UnformedWeight
 from gp_rangeformer.solvers.base import Evaluation, Weight
+from gp_rangeformer.solvers.exact_batch import BatchEvaluation
 from gp_rangeformer.torch_modes import batched, no_autocast
+
+
+AnyEvaluation = Evaluation | BatchEvaluation
+AnyFused = FusedKernel | FusedBatch
 
 
 class InvQuadLogDet(torch.autograd.Function):
     """(rhs_j' A^-1 rhs_j for every column j, log|A|) of A = K + D.
 
-    ``apply(kernel n x n, noise n, rhs n x m, evaluation)`` -> (m, scalar), with the
-    :class:`~gp_rangeformer.solvers.base.Evaluation` of this very system. Backward: the weight's factors, O(n (m +
-    probes)), where a fused kernel made K and nothing changed it since; else one n x n weight.
+    ``apply(kernel n x n, noise n, rhs n x m, evaluation)`` -> (m, scalar), with what the solvers found of this very
+    system; all with a leading axis for a batch. Backward: the weight's factors, O(n (m + probes)), where a fused kernel
+    made K and nothing changed it since; else one n x n weight.
     """
 
     @staticmethod
-    def forward(ctx, kernel: Tensor, noise: Tensor, rhs: Tensor, evaluation: Evaluation):
+    def forward(ctx, kernel: Tensor, noise: Tensor, rhs: Tensor, evaluation: AnyEvaluation):
         ctx.weight = type(evaluation.weight)
         ctx.save_for_backward(kernel, noise, rhs, *_parts(evaluation.weight))
-        return _outputs(evaluation, rhs)
+        return evaluation.outputs(rhs)
 
     @staticmethod
     def backward(ctx, g_inv_quad: Tensor, g_logdet: Tensor):  # type: ignore[override]
@@ -51,29 +57,29 @@ class InvQuadLogDet(torch.autograd.Function):
                     noise_grad = thin.own_diagonal()
                 else:
                     dense = weight.dense(g_inv_quad, g_logdet) if kernel_grad is None else kernel_grad
-                    noise_grad = dense.diagonal().clone()
+                    noise_grad = dense.diagonal(dim1=-2, dim2=-1).clone()
             if ctx.needs_input_grad[2]:
-                rhs_grad = 2 * g_inv_quad * weight.solutions
+                rhs_grad = 2 * g_inv_quad.unsqueeze(-2) * weight.solutions
         return kernel_grad, noise_grad, rhs_grad, None
 
 
 class FusedInvQuadLogDet(torch.autograd.Function):
     """As :class:`InvQuadLogDet`, of a kernel matrix that is not held as one tensor.
 
-    ``apply(noise n, rhs n x m, evaluation, fused, *fused.arguments)`` -> (m, scalar). Backward: one evaluation of half
-    of K, 2 n^2 (m + probes) flops, and no n x n matrix where the weight has thin factors.
+    ``apply(noise n, rhs n x m, evaluation, fused, *fused.arguments)`` -> (m, scalar), or all of a batch. Backward: one
+    evaluation of half of K, 2 n^2 (m + probes) flops, and no n x n matrix where the weight has thin factors.
     """
 
     @staticmethod
-    def forward(ctx, noise: Tensor, rhs: Tensor, evaluation: Evaluation, fused: FusedKernel, *arguments: Tensor):
+    def forward(ctx, noise: Tensor, rhs: Tensor, evaluation: AnyEvaluation, fused: AnyFused, *arguments: Tensor):
         ctx.weight, ctx.fused = type(evaluation.weight), fused
         ctx.save_for_backward(noise, rhs, *_parts(evaluation.weight))
-        return _outputs(evaluation, rhs)
+        return evaluation.outputs(rhs)
 
     @staticmethod
     def backward(ctx, g_inv_quad: Tensor, g_logdet: Tensor):  # type: ignore[override]
         noise, rhs, *parts = ctx.saved_tensors
-        fused: FusedKernel = ctx.fused
+        fused: AnyFused = ctx.fused
         if _differentiated(g_inv_quad, g_logdet):
             with torch.enable_grad():
                 kernel = fused.dense()
@@ -87,12 +93,13 @@ class FusedInvQuadLogDet(torch.autograd.Function):
             if thin is not None:
                 noise_grad = thin.own_diagonal() if ctx.needs_input_grad[0] else None
                 if any(ctx.needs_input_grad[4:]):
+                    assert isinstance(fused, FusedKernel), "weights of batches are dense"
                     found = fused.contract(thin.left, thin.right, thin.diagonal)
             elif ctx.needs_input_grad[0] or any(ctx.needs_input_grad[4:]):
                 dense = weight.dense(g_inv_quad, g_logdet)
-                noise_grad = dense.diagonal().clone()
-                found = fused.contract_dense(dense)
-            rhs_grad = 2 * g_inv_quad * weight.solutions if ctx.needs_input_grad[1] else None
+                noise_grad = dense.diagonal(dim1=-2, dim2=-1).clone()
+                found = fused.contract_symmetric(dense)
+            rhs_grad = 2 * g_inv_quad.unsqueeze(-2) * weight.solutions if ctx.needs_input_grad[1] else None
         return noise_grad, rhs_grad, None, None, *found
 
 
@@ -170,11 +177,6 @@ def _parts(weight: Weight) -> tuple[Tensor | None, ...]:
     return tuple(getattr(weight, field.name) for field in fields(weight))  # type: ignore[arg-type]
 
 
-def _outputs(evaluation: Evaluation, rhs: Tensor) -> tuple[Tensor, Tensor]:
-    logdet = rhs.new_zeros(()) if evaluation.logdet is None else rhs.new_tensor(evaluation.logdet.value)
-    return evaluation.inv_quad.clone(), logdet
-
-
 def _differentiated(*gradients: Tensor) -> bool:
     """Whether the result must be a differentiable function of everything, or serve many gradients at once.
 
@@ -203,8 +205,8 @@ def _differentiable_gradient(
     with no_autocast():
         inverse = _exact_inverse(kernel, noise)
         solution = inverse @ rhs.double()
-        scaled = solution * g_inv_quad.double()
-        weight = g_logdet.double() * inverse - scaled @ solution.mT
+        scaled = solution * g_inv_quad.double().unsqueeze(-2)
+        weight = g_logdet.double()[..., None, None] * inverse - scaled @ solution.mT
         noise_gradient = weight.diagonal(dim1=-2, dim2=-1)
         return weight.to(kernel.dtype), noise_gradient.to(noise.dtype), (2 * scaled).to(rhs.dtype)
 
@@ -215,9 +217,9 @@ def _outer_gradient(rhs_grad: Tensor, solution: Tensor) -> Tensor:
     return -0.5 * (outer + outer.mT)
 
 
-def _through(kernel: Tensor, fused: FusedKernel, weight: Tensor) -> Sequence[Tensor | None]:
+def _through(kernel: Tensor, fused: AnyFused, weight: Tensor) -> Sequence[Tensor | None]:
     """The gradient of sum(weight * kernel) for the arguments of ``fused``, which made ``kernel``; differentiable."""
     create_graph = torch.is_grad_enabled()
     wanted = [argument for argument in fused.arguments if argument.requires_grad]
-    found = iter(torch.autograd.grad(kernel, wanted, weight, create_graph=create_graph, allow_unused=True))
+    found = iter(torch.autograd.grad(kernel, wanted, weight.reshape(kernel.shape), create_graph=create_graph, allow_unused=True))
     return [next(found) if argument.requires_grad else None for argument in fused.arguments]

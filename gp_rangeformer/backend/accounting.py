@@ -14,8 +14,9 @@ from gp_rangeformer.backend.eligibility import EligibleSystem
 from gp_rangeformer.backend.memories import trim_memory
 from gp_rangeformer.report import NEGLIGIBLE_ERROR, GradientError, SolveReport, publish
 from gp_rangeformer.solvers.base import Evaluation, LinearSystem, LogDet, Solution
-from gp_rangeformer.solvers.cholesky import ExactPrepared
+from gp_rangeformer.solvers.cholesky import FACTORISED_IN_FLOAT64, ExactPrepared
 from gp_rangeformer.solvers.direct import DirectPrepared
+from gp_rangeformer.solvers.exact_batch import BatchEvaluation
 from gp_rangeformer.solvers.rangeformer import RangeFormerPrepared
 from gp_rangeformer.solvers.reason import Reason
 
@@ -107,6 +108,30 @@ def account_training(
         changes |= _likelihood(report, evaluation, logdet)
     reason = evaluation.fallback_reason or exact_reason or evaluation.solution.reason
     call.add(system, prepared, reason, **changes)
+
+
+def account_batch(call: Call, count: int, evaluation: BatchEvaluation, exact_reason: Reason) -> None:
+    """As :func:`account_training` of every element."""
+    report, logdet, interval = call.report, evaluation.logdet, evaluation.logdet_interval
+    changes: dict[str, object] = {}
+    if logdet is not None and interval is not None:
+        total = float(logdet.sum())
+        changes |= {"logdet": total, "logdet_interval": interval, "logdet_method": "exact"}
+        if report.columns == 1:
+            constant = -0.5 * count * report.n * math.log(2 * math.pi)
+            changes["mll"] = -0.5 * (float(evaluation.inv_quad.sum()) + total) + constant
+            changes["mll_interval"] = (evaluation.inv_quad_interval + interval).scaled(-0.5).shifted(constant)
+    promoted = evaluation.factorised_in != call.system.noise.dtype
+    call.report = replace(
+        report,
+        solver="exact",
+        reason=exact_reason,
+        residual=evaluation.residual,
+        passes=count,
+        columns_multiplied=count * report.columns,
+        notes=(*report.notes, FACTORISED_IN_FLOAT64) if promoted else report.notes,
+        **changes,  # type: ignore[arg-type]
+    )
 
 
 def _likelihood(report: SolveReport, evaluation: Evaluation, logdet: LogDet) -> dict[str, object]:

@@ -32,6 +32,7 @@ from gp_rangeformer.backend.memories import owners
 from gp_rangeformer.backend.recognition import fused_origin
 from gp_rangeformer.backend.storage import Storage, choose_storage, hold
 from gp_rangeformer.kernels.fused import FusedKernel
+from gp_rangeformer.kernels.fused_batch import FusedBatch
 from gp_rangeformer.kernels.sharded import ProcessShare
 from gp_rangeformer.solvers.kernel_matrix import KernelMatrix
 from gp_rangeformer.solvers.reason import Reason
@@ -44,18 +45,31 @@ _LOW_RANK = (RootLinearOperator, LowRankRootLinearOperator, MatmulLinearOperator
 @dataclass(frozen=True)
 class EligibleSystem:
     """A = K + D: kernel (*batch) n n and noise (*batch) n as tensors in the autograd graph; owners of K's parts; the
-    fused kernel that K came from, if one did and there is no batch.
+    fused kernel that K came from, if one did.
 
-    Where this process does not hold K as one tensor, ``kernel`` has no graph: gradients go through ``fused``. ``note``:
-    how K is held, where that is worth saying; ``share``: this process among those that share K.
+    ``detached``: K has no graph, and gradients go through ``fused``: nobody else sees this K, or this process does not
+    hold it as one tensor. Then alone ``fused`` may be a batch. ``note``: how K is held, where that is worth saying;
+    ``share``: this process among those that share K.
     """
 
     kernel: Tensor | KernelMatrix
     noise: Tensor
     owners: tuple[int, ...]
-    fused: FusedKernel | None = None
+    fused: FusedKernel | FusedBatch | None = None
     note: str | None = None
     share: ProcessShare | None = None
+    detached: bool = False
+
+    @property
+    def count(self) -> int:
+        """Of the elements of the batch; 1 without one."""
+        return self.kernel.shape[:-2].numel()
+
+    def fused_elements(self) -> list[FusedKernel | None]:
+        """The fused kernel of every element."""
+        if isinstance(self.fused, FusedBatch):
+            return list(self.fused.elements())
+        return [self.fused] * self.count
 
     def elements(self) -> list[tuple[Tensor | KernelMatrix, Tensor]]:
         """(kernel n n, noise n) of every batch element. unbind, not indexing: its backward stacks once."""
@@ -167,7 +181,7 @@ def _not_one_tensor(operator: FusedLinearOperator, noise: Tensor) -> EligibleSys
     if storage.share is not None:
         storage.share.require_same("kernel matrices", *operator.fused.arguments, noise)
     fused, kernel = hold(operator.fused, storage)
-    return EligibleSystem(kernel, noise, owners(operator), fused, storage.note, storage.share)
+    return EligibleSystem(kernel, noise, owners(operator), fused, storage.note, storage.share, detached=True)
 
 
 def check_rhs(system: EligibleSystem, rhs: Tensor) -> None:

@@ -18,12 +18,14 @@ from torch import Tensor
 
 from gp_rangeformer import settings
 from gp_rangeformer.backend.accounting import report_declined
-from gp_rangeformer.backend.eligibility import decline_reason
+from gp_rangeformer.backend.eligibility import check_rhs, decline_reason
+from gp_rangeformer.backend.hooks import likelihood_terms
 from gp_rangeformer.backend.memories import mark_owner
 from gp_rangeformer.backend.recognition import evaluate_fused
+from gp_rangeformer.backend.unevaluated import unevaluated
 from gp_rangeformer.report import collect_reports
 from gp_rangeformer.solvers.reason import Reason
-from gp_rangeformer.torch_modes import saving_elsewhere
+from gp_rangeformer.torch_modes import no_autocast, saving_elsewhere
 
 
 def log_prob(self: MultivariateNormal, value: Tensor) -> Tensor:
@@ -35,6 +37,13 @@ def log_prob(self: MultivariateNormal, value: Tensor) -> Tensor:
     if settings.rangeformer.off() or not self.islazy:
         return original_log_prob(self, value)
     covariance = self.lazy_covariance_matrix
+    if type(covariance) is AddedDiagLinearOperator and isinstance(value, Tensor):
+        if self._validate_args:
+            self._validate_sample(value)
+        difference = value - self.loc
+        found = _of_unevaluated(covariance, difference)
+        if found is not None:
+            return found
     base = covariance.base_linear_op if isinstance(covariance, BatchRepeatLinearOperator) else covariance
     if type(base) is not AddedDiagLinearOperator or host_settings.fast_computations.log_prob.on():
         return _counted_log_prob(self, value, base)
@@ -54,6 +63,18 @@ def log_prob(self: MultivariateNormal, value: Tensor) -> Tensor:
         covariance = covariance.repeat(*(own // single for own, single in zip(batch_shape, padded, strict=True)), 1, 1)
     inv_quad, logdet = covariance.evaluate_kernel().inv_quad_logdet(difference.unsqueeze(-1), logdet=True)
     return -0.5 * (inv_quad + logdet + difference.shape[-1] * math.log(2 * math.pi))
+
+
+def _of_unevaluated(covariance: AddedDiagLinearOperator, difference: Tensor) -> Tensor | None:
+    """log p of targets minus mean, of as many as there are covariances; None for the long way."""
+    system = unevaluated(covariance, difference.shape[:-1])
+    if system is None or system.noise.dtype != difference.dtype:
+        return None
+    with no_autocast():
+        rhs = difference.unsqueeze(-1)
+        check_rhs(system, rhs)
+        inv_quad, logdet = likelihood_terms(system, rhs)
+        return -0.5 * (inv_quad.squeeze(-1) + logdet + difference.shape[-1] * math.log(2 * math.pi))
 
 
 def _counted_log_prob(self: MultivariateNormal, value: Tensor, covariance: LinearOperator) -> Tensor:

@@ -20,7 +20,14 @@ from linear_operator.utils.memoize import _is_in_cache, add_to_cache, get_from_c
 from torch import Tensor
 
 from gp_rangeformer import settings
-from gp_rangeformer.backend.accounting import AnyPrepared, Call, account_solve, account_training, report_declined
+from gp_rangeformer.backend.accounting import (
+    AnyPrepared,
+    Call,
+    account_batch,
+    account_solve,
+    account_training,
+    report_declined,
+)
 from gp_rangeformer.backend.eligibility import (
     EligibleSystem,
     called_by_covar_cache,
@@ -36,15 +43,17 @@ from gp_rangeformer.backend.memories import memory_of
 from gp_rangeformer.backend.prediction import covariance_solve, mean_solve
 from gp_rangeformer.free_memory import because
 from gp_rangeformer.functions import FusedInvQuadLogDet, FusedSolve, InvQuadLogDet, Solve
+from gp_rangeformer.kernels.fused import FusedKernel
 from gp_rangeformer.ranges.memory import Memory
 from gp_rangeformer.solvers.base import Evaluation, InverseRoot, LinearSystem
 from gp_rangeformer.solvers.cholesky import ExactPrepared, ExactSolver, exact_path_fits
 from gp_rangeformer.solvers.direct import DirectSolver
+from gp_rangeformer.solvers.exact_batch import evaluate_batch
 from gp_rangeformer.solvers.gradient_weight import GradientWeight
 from gp_rangeformer.solvers.kernel_matrix import KernelMatrix
 from gp_rangeformer.solvers.rangeformer import RangeFormerPrepared, RangeFormerSolver
 from gp_rangeformer.solvers.reason import Reason
-from gp_rangeformer.solvers.symmetry import symmetric_part
+from gp_rangeformer.solvers.symmetry import last_bits_asymmetry, symmetric_part
 from gp_rangeformer.torch_modes import no_autocast
 
 _NO_KEYWORDS = pickle.dumps({})  # how linear_operator's memoisation spells a call without keyword arguments
@@ -84,29 +93,9 @@ def _inv_quad_logdet(
     rhs = rhs.unsqueeze(-1) if vector else rhs
     if inv_quad_rhs is not None:
         check_rhs(system, rhs)
-    call = Call("inv_quad_logdet", system, rhs.shape[-1])
-    exact_reason = _exact_training_reason(system, rhs.shape[-1])
-    inv_quads, logdets = [], []
-    for index, ((kernel, noise), b) in enumerate(
-        # not reshape(-1, ...): there may be no columns
-        zip(system.elements(), rhs.reshape(batch_shape.numel(), n, rhs.shape[-1]).unbind(0), strict=True)
-    ):
-        linear_system = _symmetric_system(call, system, kernel, noise)
-        memory = memory_of(system.owners, system.kernel, index)
-        evaluation = _evaluate(call, linear_system, memory, b.detach(), with_logdet, exact_reason)
-        if isinstance(kernel, Tensor):
-            inv_quad, log_determinant = InvQuadLogDet.apply(kernel, noise, b, evaluation)
-        else:
-            fused = system.fused
-            assert fused is not None
-            inv_quad, log_determinant = FusedInvQuadLogDet.apply(noise, b, evaluation, fused, *fused.arguments)
-        inv_quads.append(inv_quad)
-        logdets.append(log_determinant)
-    call.publish()
+    inv_quad, log_determinant = likelihood_terms(system, rhs, with_logdet)
     # What nobody asked for is None in the host's Cholesky path, and numbers in its other one.
     cholesky = fast_computations.log_prob.off() or n <= (max_cholesky_size.value() or 0)
-    inv_quad = torch.stack(inv_quads).reshape(*batch_shape, rhs.shape[-1])
-    log_determinant = torch.stack(logdets).reshape(batch_shape)
     if inv_quad_rhs is None:
         inv_quad = None if cholesky else inv_quad.new_zeros(batch_shape)
     elif reduce_inv_quad:
@@ -116,13 +105,77 @@ def _inv_quad_logdet(
     return inv_quad, log_determinant
 
 
+def likelihood_terms(system: EligibleSystem, rhs: Tensor, with_logdet: bool = True) -> tuple[Tensor, Tensor]:
+    """rhs_j' A^-1 rhs_j for every column j, (*batch) m, and log|A|, (*batch): differentiable, reported.
+
+    :param rhs: (*batch) n m.
+    """
+    *_, n, m = rhs.shape
+    batch_shape, count = system.kernel.shape[:-2], system.count
+    call = Call("inv_quad_logdet", system, m)
+    exact_reason = _exact_training_reason(system, m)
+    columns = rhs.reshape(count, n, m)
+    found = None if exact_reason is None else _together(call, system, columns, with_logdet, exact_reason)
+    inv_quad, logdet = found if found is not None else _one_by_one(call, system, columns, with_logdet, exact_reason)
+    call.publish()
+    return inv_quad.reshape(*batch_shape, m), logdet.reshape(batch_shape)
+
+
+def _together(
+    call: Call, system: EligibleSystem, rhs: Tensor, with_logdet: bool, exact_reason: Reason
+) -> tuple[Tensor, Tensor] | None:
+    """All elements on the exact path at once, or None where one of them needs to be looked at by itself."""
+    if not isinstance(system.kernel, Tensor):
+        return None
+    count, n, _ = rhs.shape
+    kernel, noise = system.kernel.reshape(count, n, n), system.noise.reshape(count, n)
+    with torch.no_grad():
+        asymmetry = 0.0 if system.fused is not None else last_bits_asymmetry(kernel)
+        if asymmetry is None:
+            return None
+        tolerance = settings.tolerance.value()
+        evaluation = evaluate_batch(kernel.detach(), noise.detach(), rhs.detach(), tolerance, with_logdet, asymmetry)
+    if evaluation is None:
+        return None
+    account_batch(call, count, evaluation, exact_reason)
+    if not system.detached:
+        return InvQuadLogDet.apply(kernel, noise, rhs, evaluation)  # type: ignore[return-value]
+    assert system.fused is not None
+    return FusedInvQuadLogDet.apply(noise, rhs, evaluation, system.fused, *system.fused.arguments)  # type: ignore
+
+
+def _one_by_one(
+    call: Call, system: EligibleSystem, rhs: Tensor, with_logdet: bool, exact_reason: Reason | None
+) -> tuple[Tensor, Tensor]:
+    inv_quads, logdets = [], []
+    parts = zip(system.elements(), system.fused_elements(), rhs.unbind(0), strict=True)
+    for index, ((kernel, noise), fused, b) in enumerate(parts):
+        linear_system = _symmetric_system(call, system, kernel, noise)
+        memory = memory_of(system.owners, system.kernel, index)
+        evaluation = _evaluate(call, linear_system, fused, memory, b.detach(), with_logdet, exact_reason)
+        if isinstance(kernel, Tensor) and not system.detached:
+            inv_quad, log_determinant = InvQuadLogDet.apply(kernel, noise, b, evaluation)
+        else:
+            assert fused is not None
+            inv_quad, log_determinant = FusedInvQuadLogDet.apply(noise, b, evaluation, fused, *fused.arguments)
+        inv_quads.append(inv_quad)
+        logdets.append(log_determinant)
+    return torch.stack(inv_quads), torch.stack(logdets)
+
+
 def _evaluate(
-    call: Call, system: LinearSystem, memory: Memory, rhs: Tensor, with_logdet: bool, exact_reason: Reason | None
+    call: Call,
+    system: LinearSystem,
+    fused: FusedKernel | None,
+    memory: Memory,
+    rhs: Tensor,
+    with_logdet: bool,
+    exact_reason: Reason | None,
 ) -> Evaluation:
     """Values and the gradient's weight of one batch element, before autograd hears of them."""
     tolerance = settings.tolerance.value()
     solver = ExactSolver(tolerance) if exact_reason else _solver(tolerance, bool(settings.adaptive_rank.on()))
-    check = _gradient_check(call, system, memory, rhs.shape[1] if with_logdet else 0)
+    check = _gradient_check(call, system, fused, memory, rhs.shape[1] if with_logdet else 0)
     with torch.no_grad(), because(exact_reason and exact_reason.value):
         prepared = solver.prepare(system, memory)
         if isinstance(prepared, RangeFormerPrepared):
@@ -135,13 +188,14 @@ def _evaluate(
     return evaluation
 
 
-def _gradient_check(call: Call, system: LinearSystem, memory: Memory, columns: int) -> GradientCheck | None:
+def _gradient_check(
+    call: Call, system: LinearSystem, fused: FusedKernel | None, memory: Memory, columns: int
+) -> GradientCheck | None:
     """Of a likelihood whose gradient may be asked for."""
     tolerance = settings.gradient_tolerance.value()
     if columns != 1 or math.isinf(tolerance) or not torch.is_grad_enabled() or not call.system.requires_grad:
         return None
     # Not through a graph of GPyTorch's or the user's own: their hooks would see weights that are no gradients.
-    fused = call.system.fused
     asked = None if fused is None else FusedHyperparameters(fused)
     return GradientCheck(asked, system.noise, memory, tolerance)
 
@@ -220,7 +274,7 @@ def _solve(operator: AddedDiagLinearOperator, system: EligibleSystem, right_tens
         if isinstance(kernel, Tensor):
             solutions.append(Solve.apply(kernel, noise, b, solve_columns))
         else:
-            assert system.fused is not None
+            assert isinstance(system.fused, FusedKernel)
             solutions.append(FusedSolve.apply(noise, b, solve_columns, system.fused, *system.fused.arguments))
     call.publish()
     result = torch.stack(solutions).reshape(*batch_shape, n, rhs.shape[-1])

@@ -30,7 +30,8 @@ def memory_bytes() -> int:
     return _store.nbytes
 
 
-def _owner(kernel: torch.nn.Module) -> int:
+def owner_of(kernel: torch.nn.Module) -> int:
+    """The number of a kernel module."""
     number = _owner_numbers.get(kernel)
     if number is None:
         number = _owner_numbers[kernel] = next(_next_owner)
@@ -40,7 +41,7 @@ def _owner(kernel: torch.nn.Module) -> int:
 
 def mark_owner(operator: LinearOperator, kernel: torch.nn.Module) -> None:
     """An attribute of the tensor survives what the operator does not: rebuilding from the representation tree."""
-    owner = _owner(kernel)
+    owner = owner_of(kernel)
     for tensor in operator.representation():
         setattr(tensor, _OWNER, owner)
 

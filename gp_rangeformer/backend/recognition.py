@@ -30,6 +30,7 @@ from gp_rangeformer.backend.fused_operator import FusedLinearOperator
 from gp_rangeformer.backend.storage import choose_storage
 from gp_rangeformer.kernels.expression import Constant, Expression, Kind, Product, Scale, Stationary, Sum
 from gp_rangeformer.kernels.fused import FusedKernel
+from gp_rangeformer.kernels.fused_batch import FusedBatch, fuses_batches
 from gp_rangeformer.torch_modes import no_autocast, transforming
 
 _MATERN: dict[float, Kind] = {0.5: "matern12", 1.5: "matern32", 2.5: "matern52"}
@@ -85,10 +86,44 @@ def recognise(kernel: Kernel, x1: Tensor) -> FusedKernel | None:
     if x1.device.type not in _DEVICES or trace_mode.on() or transforming():
         return None
     try:
-        expression, parameters = _called(kernel, x1, tuple(range(x1.shape[1])))
+        expression, parameters = _called(kernel, x1, tuple(range(x1.shape[1])), torch.Size())
     except _Declined:
         return None
     return FusedKernel(expression, x1, parameters)
+
+
+def recognise_selected(kernel: Kernel, x: Tensor) -> FusedKernel | FusedBatch | None:
+    """As :func:`recognise` for points whose active dimensions ``kernel`` has selected already, as a lazily evaluated
+    kernel holds them; and for batches of points, parameters or both, on devices where those are made together.
+
+    :param x: (*batch) n d.
+    """
+    if x.dim() < 2 or 0 in x.shape or x.dtype not in (torch.float32, torch.float64):
+        return None
+    if x.device.type not in _DEVICES or trace_mode.on() or transforming():
+        return None
+    try:
+        batch = _broadcast(x.shape[:-2], kernel.batch_shape)
+        expression, parameters = _forward(kernel, x, tuple(range(x.shape[-1])), batch)
+    except _Declined:
+        return None
+    if not batch:
+        return FusedKernel(expression, x, parameters)
+    if 0 in batch or not fuses_batches(x.device):
+        return None
+    return FusedBatch.of(expression, x, parameters, batch)
+
+
+def _broadcast(points: torch.Size, parameters: torch.Size) -> torch.Size:
+    """The batch of a kernel matrix. Not by torch.broadcast_shapes, which takes longer than a small factorisation."""
+    if not parameters or points == parameters:
+        return points
+    if not points:
+        return parameters
+    try:
+        return torch.broadcast_shapes(points, parameters)
+    except RuntimeError as error:
+        raise _Declined from error
 
 
 def evaluate_fused(kernel: Kernel, x: Tensor) -> DenseLinearOperator | FusedLinearOperator | None:
@@ -157,7 +192,7 @@ def _version(matrix: Tensor) -> int:
     return -1 if matrix.is_inference() else matrix._version
 
 
-def _called(kernel: Any, x: Tensor, columns: tuple[int, ...]) -> Found:
+def _called(kernel: Any, x: Tensor, columns: tuple[int, ...], batch: torch.Size) -> Found:
     """``kernel(...)`` on the columns of ``x``, which selects the kernel's active dimensions; ``forward`` does not."""
     selected = getattr(kernel, "active_dims", None)
     if selected is not None:
@@ -166,35 +201,35 @@ def _called(kernel: Any, x: Tensor, columns: tuple[int, ...]) -> Found:
         chosen = selected.reshape(-1).tolist()
         _require(len(chosen) > 0 and all(0 <= index < len(columns) for index in chosen))
         columns = tuple(columns[index] for index in chosen)
-    return _forward(kernel, x, columns)
+    return _forward(kernel, x, columns, batch)
 
 
-def _forward(kernel: Any, x: Tensor, columns: tuple[int, ...]) -> Found:
-    _require(issubclass(type(kernel), Kernel) and len(kernel.batch_shape) == 0)
+def _forward(kernel: Any, x: Tensor, columns: tuple[int, ...], batch: torch.Size) -> Found:
+    _require(issubclass(type(kernel), Kernel))
     # A method replaced on the instance, or a hook, would be passed by.
     _require(not {"forward", "covar_dist", "__call__"} & vars(kernel).keys())
     _require(not (kernel._forward_hooks or kernel._forward_pre_hooks))
     kind = type(kernel)
     if kind is ScaleKernel:
         # Calls the forward of its base kernel: the active dimensions, which it has taken over, are selected already.
-        expression, parameters = _forward(kernel.base_kernel, x, columns)
-        return Scale(expression), (_checked(kernel.outputscale, x, ((),)), *parameters)
+        expression, parameters = _forward(kernel.base_kernel, x, columns, batch)
+        return Scale(expression), (_checked(kernel.outputscale, x, ((),), batch), *parameters)
     if kind is ConstantKernel:
-        return Constant(), (_checked(kernel.constant, x, ((1,),)),)
+        return Constant(), (_scalar(kernel.constant, x, batch),)
     if kind is AdditiveKernel or kind is ProductKernel:
         _require(len(kernel.kernels) > 0)
-        found = [_called(child, x, columns) for child in kernel.kernels]
+        found = [_called(child, x, columns, batch) for child in kernel.kernels]
         children = tuple(expression for expression, _ in found)
         expression = Sum(children) if kind is AdditiveKernel else Product(children)
         return expression, tuple(parameter for _, parameters in found for parameter in parameters)
     if "fused_composition" in vars(kind):
         # Of this very class, beside its forward: a subclass that computes something else may have inherited either.
         _require("forward" in vars(kind))
-        return _forward(kernel.fused_composition(), x, columns)
-    return _stationary(kernel, x, columns)
+        return _forward(kernel.fused_composition(), x, columns, batch)
+    return _stationary(kernel, x, columns, batch)
 
 
-def _stationary(kernel: Any, x: Tensor, columns: tuple[int, ...]) -> Found:
+def _stationary(kernel: Any, x: Tensor, columns: tuple[int, ...], batch: torch.Size) -> Found:
     d = len(columns)
     _require(kernel.ard_num_dims in (None, d))
     per_dimension = ((1, 1), (1, d))
@@ -205,20 +240,37 @@ def _stationary(kernel: Any, x: Tensor, columns: tuple[int, ...]) -> Found:
     elif kind is MaternKernel and kernel.nu in _MATERN:
         name, shape = _MATERN[kernel.nu], ()
     elif kind is RQKernel:
-        name, shape = "rq", (_checked(kernel.alpha, x, ((1,),)),)
+        # GPyTorch aligns its alpha with the batch of the parameters, not with that of the points.
+        _require(kernel.batch_shape in (torch.Size(), batch))
+        name, shape = "rq", (_scalar(kernel.alpha, x, batch),)
     elif kind is PeriodicKernel:
-        name, shape = "periodic", (_checked(kernel.period_length, x, per_dimension),)
+        name, shape = "periodic", (_checked(kernel.period_length, x, per_dimension, batch),)
     else:
         raise _Declined
-    lengthscale = _checked(kernel.lengthscale, x, per_dimension)
-    active_dims = None if columns == tuple(range(x.shape[1])) else columns
+    lengthscale = _checked(kernel.lengthscale, x, per_dimension, batch)
+    active_dims = None if columns == tuple(range(x.shape[-1])) else columns
     return Stationary(name, active_dims), (lengthscale, *shape)
 
 
-def _checked(parameter: Tensor, x: Tensor, shapes: tuple[tuple[int, ...], ...]) -> Tensor:
-    """Not every shape: a sampled or expanded parameter carries a batch."""
-    _require(tuple(parameter.shape) in shapes and parameter.dtype == x.dtype and parameter.device == x.device)
+def _scalar(parameter: Tensor, x: Tensor, batch: torch.Size) -> Tensor:
+    """One number, which GPyTorch holds with an axis of its own; of a batch without."""
+    checked = _checked(parameter, x, ((1,),), batch)
+    return checked.squeeze(-1) if batch else checked
+
+
+def _checked(parameter: Tensor, x: Tensor, shapes: tuple[tuple[int, ...], ...], batch: torch.Size) -> Tensor:
+    """Not every shape: a sampled or expanded parameter carries a batch that is not the kernel's."""
+    axes = len(shapes[0])
+    own = parameter.dim() - axes
+    _require(own >= 0 and tuple(parameter.shape[own:]) in shapes and _spreads(parameter.shape[:own], batch))
+    _require(parameter.dtype == x.dtype and parameter.device == x.device)
     return parameter
+
+
+def _spreads(shape: torch.Size, batch: torch.Size) -> bool:
+    """Whether ``shape`` broadcasts to ``batch``."""
+    pairs = zip(reversed(shape), reversed(batch), strict=False)
+    return len(shape) <= len(batch) and all(own in (1, other) for own, other in pairs)
 
 
 def _require(condition: bool) -> None:

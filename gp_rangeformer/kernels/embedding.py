@@ -17,12 +17,15 @@ from torch import Tensor
 from gp_rangeformer.kernels.expression import Expression, Stationary, parameter_names
 
 
-def embed(expression: Expression, x: Float[Tensor, "n d"], parameters: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+def embed(
+    expression: Expression, x: Float[Tensor, "*batch n d"], parameters: tuple[Tensor, ...]
+) -> tuple[Tensor, ...]:
     """The *arguments* of the kernel matrix, differentiable in ``x`` and ``parameters``.
 
     Depth first, a node's own before its children's: n x D float64 coordinates of a stationary kernel (and alpha of a
     rational quadratic), the constant, the outputscale. Float64 because it costs O(n d) and keeps the sums over points
-    in the gradients accurate.
+    in the gradients accurate. Batches of inputs, of parameters or of both broadcast; every argument has the batch that
+    its own inputs have.
 
     :raises ValueError: if the number of parameters is not the expression's.
     """
@@ -36,7 +39,7 @@ def _arguments(expression: Expression, x: Tensor, parameters: Iterator[Tensor]) 
     own = [next(parameters) for _ in expression.own_names]
     if isinstance(expression, Stationary):
         lengthscale, *shape = own
-        columns = x if expression.active_dims is None else x[:, list(expression.active_dims)]
+        columns = x if expression.active_dims is None else x[..., list(expression.active_dims)]
         if expression.kind == "periodic":
             return [_on_circles(_centred(columns), lengthscale.double(), shape[0].double())]
         return [_centred(columns) / lengthscale.double(), *shape]
@@ -45,16 +48,16 @@ def _arguments(expression: Expression, x: Tensor, parameters: Iterator[Tensor]) 
     return own
 
 
-def _centred(x: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
+def _centred(x: Float[Tensor, "*batch n d"]) -> Float[Tensor, "*batch n d"]:
     """Squared distances are differences of squared norms, which a common offset would make large. The mean is
     detached: it moves all points alike, and no distance."""
     wide = x.double()
-    return wide - wide.detach().mean(0)
+    return wide - wide.detach().mean(-2, keepdim=True)
 
 
 def _on_circles(
-    x: Float[Tensor, "n d"], lengthscale: Float[Tensor, "1 _"], period: Float[Tensor, "1 _"]
-) -> Float[Tensor, "n 2*d"]:
+    x: Float[Tensor, "*#batch n d"], lengthscale: Float[Tensor, "*#batch 1 _"], period: Float[Tensor, "*#batch 1 _"]
+) -> Float[Tensor, "*batch n 2*d"]:
     """Every coordinate wound around a circle, one turn per period.
 
     |(cos u, sin u) - (cos v, sin v)|^2 = 4 sin^2((u - v) / 2): with radius lengthscale^-1/2 the RBF exp(-r^2 / 2) of

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import ctypes
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from gp_rangeformer import settings
+from gp_rangeformer.kernels.compiler import native_library
 from gp_rangeformer.kernels.contract import DenseWeight, ThinWeight, contract
 from gp_rangeformer.kernels.embedding import embed
 from gp_rangeformer.kernels.evaluate import evaluate_arguments, of_points
 from gp_rangeformer.kernels.expression import Expression
 from gp_rangeformer.kernels.matrix_free import RecomputedKernelMatrix
+from gp_rangeformer.kernels.native_batch import NativeBatch
 from gp_rangeformer.kernels.plain import plain
 from gp_rangeformer.kernels.share import ALONE, Share
 from gp_rangeformer.kernels.unformed_weight import UnformedWeight
@@ -89,6 +94,22 @@ class FusedKernel:
         """The same for a W that is there already."""
         with torch.no_grad():
             return contract(self.expression, self.arguments, DenseWeight(weight), self.dtype, self.share)
+
+    def contract_symmetric(self, weight: Float[Tensor, "*1 n n"]) -> tuple[Tensor, ...]:
+        """The same for a W that is symmetric, alone or as a batch of one: on a CPU half of the pairs, and no tile of the
+        weight."""
+        weight = weight.reshape(self.n, self.n)
+        library = self._own_library()
+        if library is None:
+            return self.contract_dense(weight)
+        native = NativeBatch(library, self.expression, self.arguments, 1, self.n, self.dtype)
+        pairs = zip(native.pull(weight.unsqueeze(0)), self.arguments, strict=True)
+        return tuple(gradient.to(argument.dtype).reshape(argument.shape) for gradient, argument in pairs)
+
+    def _own_library(self) -> ctypes.CDLL | None:
+        """The compiled functions, where this process alone answers on a CPU."""
+        alone = self.share is ALONE and self.arguments[0].device.type == "cpu" and settings.compiled_kernels.on()
+        return native_library() if alone else None
 
 
 def takes_unformed_weights(kernel: Tensor) -> bool:

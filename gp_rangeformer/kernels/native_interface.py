@@ -64,6 +64,9 @@ def declare(library: ctypes.CDLL) -> ctypes.CDLL:
     columns = [address, number]
     signatures["multiply_wide_dense"] = [address, size, size, size, *columns, address, address, number]
     signatures["multiply_wide_made"] = [address, size, size, *columns, address, address, number]
+    batch = [address, size, address, address, address]
+    signatures["value_batch"] = [*batch, number]
+    signatures["pull_batch"] = [*batch, address, number]
     try:
         for name, signature in signatures.items():
             for suffix in ("float", "double"):

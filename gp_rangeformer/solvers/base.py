@@ -18,6 +18,7 @@ from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
 from gp_rangeformer.kernels.contract import ThinWeight
+from gp_rangeformer.solvers import margins
 from gp_rangeformer.solvers.host import to_host
 from gp_rangeformer.solvers.kernel_matrix import DenseKernelMatrix, KernelMatrix
 from gp_rangeformer.solvers.reason import Reason
@@ -167,7 +168,7 @@ class LinearSystem:
     @property
     def entry_error(self) -> float:
         """Relative to max_i A_ii, what the entries of K are known to: their rounding, or worse."""
-        return max(torch.finfo(self.dtype).eps, self.asymmetry)
+        return margins.entry_error(self.dtype, self.asymmetry)
 
     @property
     def entry_scale(self) -> float:
@@ -177,27 +178,13 @@ class LinearSystem:
         return self.entry_error * self.size**0.5 * self.diagonal_facts.largest_total
 
     def quadratic_margin(self, square: Float64[np.ndarray, " m"]) -> Float64[np.ndarray, " m"]:
-        """What an interval of b' A^-1 b with a solution x has to allow for beside its residual. ``square``: |x|^2.
-
-        Entries of K were rounded, by at most u = eps / 2 of each and with signs of their own: x'Ex has a standard
-        deviation below u max_i K_ii |x|^2 for |K_ij| <= max_i K_ii, of which four are counted. And x'Ax was summed in
-        float64: n^2 eps64 max_i K_ii |x|^2 at most, as |x|_1^2 <= n |x|^2.
-        """
-        entries = 2 * torch.finfo(self.dtype).eps
-        if self.asymmetry:
-            # |x'Ex| <= max |E_ij| |x|_1^2, and |x|_1^2 <= n |x|^2.
-            entries = max(entries, 0.5 * self.entry_error * self.size)
-        relative = entries + self.size**2 * np.finfo(np.float64).eps
-        return relative * self.diagonal_facts.largest_total * square
+        """What an interval of b' A^-1 b with a solution x has to allow for beside its residual. ``square``: |x|^2."""
+        largest = self.diagonal_facts.largest_total
+        return margins.quadratic_margin(self.size, self.dtype, self.asymmetry, largest, square)
 
     def logdet_margin(self) -> float:
-        """What any interval of log|A| has to allow for, in nats: the rounding of the entries of K.
-
-        d log|A| = tr(A^-1 E) for errors E of at most u = eps / 2 of every entry and with signs of their own has a
-        standard deviation below u max_i A_ii |A^-1|_F, and |A^-1|_F <= sqrt(n) / smallest noise. Counted is
-        n eps max_i A_ii / smallest noise: errors of the diagonal may have one sign, for K_ii is often one number.
-        """
-        return self.size * self.entry_error * self.condition
+        """What any interval of log|A| has to allow for, in nats: the rounding of the entries of K."""
+        return margins.logdet_margin(self.size, self.dtype, self.asymmetry, self.condition)
 
     @property
     def condition(self) -> float:
@@ -353,6 +340,11 @@ class Evaluation:
     inv_quad: Float[Tensor, " m"]
     residual: float  # largest certified relative residual, probe columns included
     fallback_reason: Reason | None = None
+
+    def outputs(self, like: Tensor) -> tuple[Float[Tensor, " m"], Float[Tensor, ""]]:
+        """Quadratic forms and log|A| (0 where it was not asked for), as new tensors of the dtype of ``like``."""
+        logdet = like.new_zeros(()) if self.logdet is None else like.new_tensor(self.logdet.value)
+        return self.inv_quad.clone(), logdet
 
 
 class Prepared(Protocol):

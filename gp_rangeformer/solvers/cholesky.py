@@ -24,6 +24,7 @@ from gp_rangeformer.free_memory import Demand, InsufficientMemoryError
 from gp_rangeformer.solvers.base import Evaluation, Interval, InverseRoot, LinearSystem, LogDet, Solution
 from gp_rangeformer.solvers.certificate import FEW_COLUMNS, wide_residual
 from gp_rangeformer.solvers.host import to_host
+from gp_rangeformer.solvers.margins import factor_rounding
 from gp_rangeformer.solvers.reason import Reason
 from gp_rangeformer.workspace import shortage
 
@@ -51,7 +52,7 @@ class ExactSolver:
         """
         del memory
         dtype = system.dtype
-        if dtype == torch.float32 and factor_rounding_per_point(system, dtype) > 0.1 * self.tolerance:
+        if dtype == torch.float32 and factor_rounding(system.size, dtype, system.condition) > 0.1 * self.tolerance:
             dtype = torch.float64
         prepared = _factorise(system, dtype)
         if prepared is None and dtype == torch.float32:
@@ -62,20 +63,11 @@ class ExactSolver:
         return prepared._with_tolerance(self.tolerance)
 
 
-def factor_rounding_per_point(system: LinearSystem, dtype: torch.dtype) -> float:
-    """What a Cholesky factorisation in ``dtype`` may move log|A| / n by, in nats.
-
-    L L' = A + E with |E_ii| <= n u A_ii in the worst case, and sqrt(n) u A_ii where roundings are independent (Higham &
-    Mary 2019); the sign is the same for every i where all points are alike. The diagonal of A^-1 is at most
-    1 / smallest noise. Twice that is counted: eps = 2 u.
-    """
-    return system.size**0.5 * torch.finfo(dtype).eps * system.condition
-
-
 # n x n matrices beside K: the matrix and its factor, or the factor and the copies that LAPACK's other routines make of
 # it (measured with torch 2.13 on a CPU); and numbers per row and right-hand side of a solve with its residual.
 _FACTOR, _ROOT, _PER_COLUMN = 2.3, 2.2, 12
 _INVERSE_ITERATIONS = 8
+FACTORISED_IN_FLOAT64 = "factorised in float64"  # a note
 
 
 def exact_path_fits(system: LinearSystem, columns: int) -> bool:
@@ -139,24 +131,29 @@ def _factorise_with_jitter(system: LinearSystem, dtype: torch.dtype) -> ExactPre
 
 @dataclass(frozen=True)
 class ExactWeight:
-    """The gradient's weight from the factor: a :class:`~gp_rangeformer.solvers.base.Weight` without thin factors.
+    """The gradient's weight from the factor: a :class:`~gp_rangeformer.solvers.base.Weight` without thin factors, of one
+    system or of a batch of them.
 
     ``factor``: None where log|A| was not asked for.
     """
 
-    factor: Float[Tensor, "n n"] | None
-    solutions: Float[Tensor, "n m"]
+    factor: Float[Tensor, "*batch n n"] | None
+    solutions: Float[Tensor, "*batch n m"]
 
-    def thin(self, g_inv_quad: Float[Tensor, " m"], g_logdet: Float[Tensor, ""]) -> None:
+    def thin(self, g_inv_quad: Float[Tensor, "*batch m"], g_logdet: Float[Tensor, "*batch"]) -> None:
         """A^-1 has full rank."""
 
-    def dense(self, g_inv_quad: Float[Tensor, " m"], g_logdet: Float[Tensor, ""]) -> Float[Tensor, "n n"]:
+    def dense(
+        self, g_inv_quad: Float[Tensor, "*batch m"], g_logdet: Float[Tensor, "*batch"]
+    ) -> Float[Tensor, "*batch n n"]:
         """g_logdet A^-1 - sum_j g_inv_quad[j] x_j x_j'. 2 n^3 / 3 flops, unless log|A| was not asked for."""
-        outer = self.solutions * -g_inv_quad
-        if self.factor is None or not bool(g_logdet != 0):
+        outer = self.solutions * -g_inv_quad.unsqueeze(-2)
+        if self.factor is None or not bool((g_logdet != 0).any()):
             return outer @ self.solutions.mT
-        weight = torch.cholesky_inverse(self.factor).to(self.solutions.dtype).mul_(g_logdet)
-        return weight.addmm_(outer, self.solutions.mT)
+        weight = torch.cholesky_inverse(self.factor).to(self.solutions.dtype).mul_(g_logdet[..., None, None])
+        if weight.dim() == 2:
+            return weight.addmm_(outer, self.solutions.mT)
+        return weight.baddbmm_(outer, self.solutions.mT)
 
 
 @dataclass
@@ -177,7 +174,7 @@ class ExactPrepared:
         """What a reader of the report should know: a promotion to float64, jitter, what float32 cannot hold."""
         notes = []
         if self.factor.dtype != self.system.dtype:
-            notes.append("factorised in float64")
+            notes.append(FACTORISED_IN_FLOAT64)
         if not self.system.held_dense:
             notes.append("the exact path formed K as a dense matrix")
         if self.jitter:
@@ -250,7 +247,7 @@ class ExactPrepared:
         cost, except where there is no noise."""
         value = 2 * float(self.factor.diagonal().double().log().sum())
         system = self.system
-        margin = system.logdet_margin() + system.size * factor_rounding_per_point(system, self.factor.dtype)
+        margin = system.logdet_margin() + system.size * factor_rounding(system.size, self.factor.dtype, system.condition)
         if not math.isfinite(margin):
             # Without noise the smallest eigenvalue takes its place.
             eps = torch.finfo(system.dtype).eps + system.size**0.5 * torch.finfo(self.factor.dtype).eps

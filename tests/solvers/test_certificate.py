@@ -10,7 +10,8 @@ from gp_rangeformer.ranges.landmarks import Landmarks
 from gp_rangeformer.solvers.base import LinearSystem
 from gp_rangeformer.solvers.block_cg import block_cg
 from gp_rangeformer.solvers.certificate import inv_quad_bounds, logdet_bounds
-from gp_rangeformer.solvers.cholesky import ExactPrepared, factor_rounding_per_point
+from gp_rangeformer.solvers.cholesky import ExactPrepared
+from gp_rangeformer.solvers.margins import factor_rounding
 from gp_rangeformer.solvers.nystrom import nystrom_preconditioner
 from gp_rangeformer.solvers.refinement import ROUNDING_OF_AN_UPDATE
 from tests.solvers.systems import kernel_matrix, points, system, targets
@@ -108,7 +109,7 @@ def test_the_float32_rounding_margins_cover_what_is_measured(name, noise) -> Non
     exact = float(torch.logdet(dense))
     factor = torch.linalg.cholesky(single.to_dense())
     error = abs(ExactPrepared(single, factor, jitter=0.0).logdet().value - exact) / 500
-    assert error <= factor_rounding_per_point(single, torch.float32)
+    assert error <= factor_rounding(single.size, torch.float32, single.condition)
 
     rhs = targets(500, 4).float()
     solution = torch.linalg.solve(dense, rhs.double()).float()

@@ -1,0 +1,134 @@
+"""The exact path of many systems at once: one batched factorisation, and the evidence in a few operations.
+
+Below some hundred points a step is bound by the number of operations, not by their arithmetic. So the elements of a
+batch (a single matrix is a batch of one) share every operation, and what a certificate asks is computed for all of them
+together. The formulas are those of :mod:`~gp_rangeformer.solvers.cholesky`; whatever is not plainly well there (no
+factor, a residual above the tolerance, no noise) is left to it, element by element.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float64
+from torch import Tensor
+
+from gp_rangeformer.kernels.native_product import multiply_wide
+from gp_rangeformer.solvers.base import Interval
+from gp_rangeformer.solvers.certificate import FEW_COLUMNS
+from gp_rangeformer.solvers.cholesky import ExactWeight
+from gp_rangeformer.solvers.host import to_host
+from gp_rangeformer.solvers.margins import entry_error, factor_rounding, logdet_margin, quadratic_margin
+
+
+@dataclass(frozen=True)
+class BatchEvaluation:
+    """What one training step asks of every element; intervals and sums are of all elements together, in nats."""
+
+    weight: ExactWeight
+    inv_quad: Float[Tensor, "count m"]
+    logdet: Float[Tensor, " count"] | None
+    residual: float  # largest certified relative one
+    inv_quad_interval: Interval
+    logdet_interval: Interval | None
+    factorised_in: torch.dtype
+
+    def outputs(self, like: Tensor) -> tuple[Float[Tensor, "count m"], Float[Tensor, " count"]]:
+        """Quadratic forms and log determinants, as new tensors of the dtype of ``like``."""
+        inv_quad = self.inv_quad.to(like.dtype, copy=True)
+        logdet = like.new_zeros(len(inv_quad)) if self.logdet is None else self.logdet.to(like.dtype, copy=True)
+        return inv_quad, logdet
+
+
+def evaluate_batch(
+    kernel: Float[Tensor, "count n n"],
+    noise: Float[Tensor, "count n"],
+    rhs: Float[Tensor, "count n m"],
+    tolerance: float,
+    with_logdet: bool,
+    asymmetry: float = 0.0,
+) -> BatchEvaluation | None:
+    """Quadratic forms, log|A| and the weight of their gradient, or None where single systems must be looked at.
+
+    :param kernel: symmetric; left as it is. O(count n^3 / 3).
+    :param rhs: of few columns (:data:`~gp_rangeformer.solvers.certificate.FEW_COLUMNS`).
+    :param asymmetry: as in :mod:`~gp_rangeformer.solvers.margins`.
+    """
+    n, m = rhs.shape[-2:]
+    if m > FEW_COLUMNS:
+        return None
+    smallest, largest = to_host(noise.amin(-1), (kernel.diagonal(dim1=-2, dim2=-1) + noise).amax(-1))
+    if not (np.isfinite(largest).all() and (smallest > 0).all()):
+        return None
+    condition = largest / smallest
+    dtype = kernel.dtype
+    if dtype == torch.float32 and (factor_rounding(n, dtype, condition) > 0.1 * tolerance).any():
+        dtype = torch.float64
+    factor = _factorised(kernel, noise, dtype)
+    if factor is None:
+        return None
+    unrounded = torch.cholesky_solve(rhs.to(dtype), factor)
+    value = unrounded.to(kernel.dtype)
+    residual = _wide_residual(kernel, noise, rhs, value)
+    wide = value.double()
+    numbers = [
+        torch.linalg.vector_norm(residual, dim=-2),
+        torch.linalg.vector_norm(rhs, dim=-2, dtype=torch.float64),
+        torch.linalg.vector_norm(wide, dim=-2),
+        (rhs.double() * unrounded).sum(-2),
+    ]
+    if dtype == torch.float32:
+        numbers.append((residual * wide).sum(-2))
+    logdet = 2 * factor.diagonal(dim1=-2, dim2=-1).double().log().sum(-1) if with_logdet else None
+    left, norm, length, inner, *correction = to_host(*numbers)
+    scale = entry_error(kernel.dtype, asymmetry) * n**0.5 * largest[:, None]
+    error = left + scale * length
+    relative = np.divide(error, norm, out=error.copy(), where=norm > 0)
+    if not (relative <= tolerance).all():
+        return None
+    room = quadratic_margin(n, kernel.dtype, asymmetry, largest[:, None], length**2)
+    quadratic = inner
+    if correction:
+        quadratic = inner + correction[0]
+        room = room + error**2 / smallest[:, None]
+    logdet_interval = None
+    if logdet is not None:
+        margin = logdet_margin(n, kernel.dtype, asymmetry, condition) + n * factor_rounding(n, dtype, condition)
+        logdet_interval = Interval(*_ends(to_host(logdet)[0], margin))
+    return BatchEvaluation(
+        weight=ExactWeight(factor if with_logdet else None, value),
+        inv_quad=torch.from_numpy(quadratic).to(rhs.device),
+        logdet=logdet,
+        residual=float(relative.max()) if m else 0.0,
+        inv_quad_interval=Interval(*_ends(quadratic, room)),
+        logdet_interval=logdet_interval,
+        factorised_in=dtype,
+    )
+
+
+def _ends(value: np.ndarray, margin: np.ndarray) -> tuple[float, float]:
+    return float((value - margin).sum()), float((value + margin).sum())
+
+
+def _factorised(kernel: Tensor, noise: Tensor, dtype: torch.dtype) -> Float[Tensor, "count n n"] | None:
+    # In place: seen from its other side a symmetric matrix has the order of LAPACK, and no copy of it is made.
+    factor = kernel.to(dtype, copy=True, memory_format=torch.contiguous_format)
+    factor.diagonal(dim1=-2, dim2=-1).add_(noise)
+    factor = factor.mT
+    info = torch.empty(len(factor), dtype=torch.int32, device=factor.device)
+    torch.linalg.cholesky_ex(factor, out=(factor, info))
+    well = (info == 0).all() & factor.diagonal(dim1=-2, dim2=-1).sum().isfinite()
+    return factor if bool(well) else None
+
+
+def _wide_residual(kernel: Tensor, noise: Tensor, rhs: Tensor, value: Tensor) -> Float64[Tensor, "count n m"]:
+    """b - A x, summed in float64."""
+    wide = value.double()
+    if kernel.dtype == torch.float64:
+        product = torch.bmm(kernel, wide)
+    else:
+        product = torch.stack([multiply_wide(one, column)[0] for one, column in zip(kernel, wide, strict=True)])
+    return rhs.double() - product.addcmul_(noise.double().unsqueeze(-1), wide)

@@ -1,0 +1,56 @@
+"""What rounding may change: one formula each, for numbers and for arrays of them (a batch of systems).
+
+``asymmetry``: what K_ij and K_ji differed by, relative to max_i A_ii; 0 where K is symmetric to the last bit.
+``condition``: max_i A_ii / min_i D_ii.
+"""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+import numpy as np
+import torch
+
+Numbers = TypeVar("Numbers", float, np.ndarray)
+
+
+def entry_error(dtype: torch.dtype, asymmetry: float) -> float:
+    """What the entries of K are known to, relative to max_i A_ii: their rounding, or worse."""
+    return max(torch.finfo(dtype).eps, asymmetry)
+
+
+def factor_rounding(n: int, dtype: torch.dtype, condition: Numbers) -> Numbers:
+    """What a Cholesky factorisation in ``dtype`` may move log|A| / n by, in nats.
+
+    L L' = A + E with |E_ii| <= n u A_ii in the worst case, and sqrt(n) u A_ii where roundings are independent (Higham &
+    Mary 2019); the sign is the same for every i where all points are alike. The diagonal of A^-1 is at most
+    1 / smallest noise. Twice that is counted: eps = 2 u.
+    """
+    return n**0.5 * torch.finfo(dtype).eps * condition
+
+
+def logdet_margin(n: int, dtype: torch.dtype, asymmetry: float, condition: Numbers) -> Numbers:
+    """What any interval of log|A| has to allow for, in nats: the rounding of the entries of K.
+
+    d log|A| = tr(A^-1 E) for errors E of at most u = eps / 2 of every entry and with signs of their own has a
+    standard deviation below u max_i A_ii |A^-1|_F, and |A^-1|_F <= sqrt(n) / smallest noise. Counted is
+    n eps max_i A_ii / smallest noise: errors of the diagonal may have one sign, for K_ii is often one number.
+    """
+    return n * entry_error(dtype, asymmetry) * condition
+
+
+def quadratic_margin(
+    n: int, dtype: torch.dtype, asymmetry: float, largest: Numbers, square: np.ndarray
+) -> np.ndarray:
+    """What an interval of b' A^-1 b with a solution x has to allow for beside its residual. ``square``: |x|^2;
+    ``largest``: max_i A_ii.
+
+    Entries of K were rounded, by at most u = eps / 2 of each and with signs of their own: x'Ex has a standard
+    deviation below u max_i K_ii |x|^2 for |K_ij| <= max_i K_ii, of which four are counted. Those of a K that is not
+    symmetric may all have one sign: |x'Ex| <= max |E_ij| |x|_1^2, and |x|_1^2 <= n |x|^2. And x'Ax was summed in
+    float64: n^2 eps64 max_i K_ii |x|^2 at most.
+    """
+    entries = 2 * torch.finfo(dtype).eps
+    if asymmetry:
+        entries = max(entries, 0.5 * entry_error(dtype, asymmetry) * n)
+    return (entries + n**2 * np.finfo(np.float64).eps) * largest * square
