@@ -221,5 +221,7 @@ def _through(kernel: Tensor, fused: AnyFused, weight: Tensor) -> Sequence[Tensor
     """The gradient of sum(weight * kernel) for the arguments of ``fused``, which made ``kernel``; differentiable."""
     create_graph = torch.is_grad_enabled()
     wanted = [argument for argument in fused.arguments if argument.requires_grad]
-    found = iter(torch.autograd.grad(kernel, wanted, weight.reshape(kernel.shape), create_graph=create_graph, allow_unused=True))
+    found = iter(
+        torch.autograd.grad(kernel, wanted, weight.reshape(kernel.shape), create_graph=create_graph, allow_unused=True)
+    )
     return [next(found) if argument.requires_grad else None for argument in fused.arguments]

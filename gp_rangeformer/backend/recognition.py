@@ -86,7 +86,9 @@ def recognise(kernel: Kernel, x1: Tensor) -> FusedKernel | None:
     if x1.device.type not in _DEVICES or trace_mode.on() or transforming():
         return None
     try:
-        expression, parameters = _called(kernel, x1, tuple(range(x1.shape[1])), torch.Size())
+        reading = _Reading(x1)
+        expression, parameters = reading.called(kernel, tuple(range(x1.shape[1])))
+        _require(not reading.batch())
     except _Declined:
         return None
     return FusedKernel(expression, x1, parameters)
@@ -103,27 +105,18 @@ def recognise_selected(kernel: Kernel, x: Tensor) -> FusedKernel | FusedBatch | 
     if x.device.type not in _DEVICES or trace_mode.on() or transforming():
         return None
     try:
-        batch = _broadcast(x.shape[:-2], kernel.batch_shape)
-        expression, parameters = _forward(kernel, x, tuple(range(x.shape[-1])), batch)
+        reading = _Reading(x)
+        expression, parameters = reading.forward(kernel, tuple(range(x.shape[-1])))
+        batch = reading.batch()
     except _Declined:
         return None
     if not batch:
         return FusedKernel(expression, x, parameters)
     if 0 in batch or not fuses_batches(x.device):
         return None
+    scalars = iter(_of_one_number(expression))
+    parameters = tuple(parameter.squeeze(-1) if next(scalars) else parameter for parameter in parameters)
     return FusedBatch.of(expression, x, parameters, batch)
-
-
-def _broadcast(points: torch.Size, parameters: torch.Size) -> torch.Size:
-    """The batch of a kernel matrix. Not by torch.broadcast_shapes, which takes longer than a small factorisation."""
-    if not parameters or points == parameters:
-        return points
-    if not points:
-        return parameters
-    try:
-        return torch.broadcast_shapes(points, parameters)
-    except RuntimeError as error:
-        raise _Declined from error
 
 
 def evaluate_fused(kernel: Kernel, x: Tensor) -> DenseLinearOperator | FusedLinearOperator | None:
@@ -192,85 +185,101 @@ def _version(matrix: Tensor) -> int:
     return -1 if matrix.is_inference() else matrix._version
 
 
-def _called(kernel: Any, x: Tensor, columns: tuple[int, ...], batch: torch.Size) -> Found:
-    """``kernel(...)`` on the columns of ``x``, which selects the kernel's active dimensions; ``forward`` does not."""
-    selected = getattr(kernel, "active_dims", None)
-    if selected is not None:
-        # index_select, GPyTorch's way, takes a number for a list of one, and refuses what is no index or out of range.
-        _require(selected.dtype in (torch.int32, torch.int64) and selected.dim() <= 1)
-        chosen = selected.reshape(-1).tolist()
-        _require(len(chosen) > 0 and all(0 <= index < len(columns) for index in chosen))
-        columns = tuple(columns[index] for index in chosen)
-    return _forward(kernel, x, columns, batch)
+class _Reading:
+    """A walk over a kernel that is called with the points ``x``, which are (*batch) n d."""
+
+    def __init__(self, x: Tensor) -> None:
+        self._x = x
+        self._batches: set[torch.Size] = {x.shape[:-2]}
+        self._aligned: set[torch.Size] = set()  # batches that must be the whole matrix's, or none
+
+    def batch(self) -> torch.Size:
+        """Of the kernel matrix."""
+        shapes = {shape for shape in self._batches if shape}
+        if not shapes:
+            return torch.Size()
+        # Not by torch.broadcast_shapes where it can be helped: it takes as long as a small factorisation.
+        whole = next(iter(shapes))
+        if len(shapes) > 1:
+            try:
+                whole = torch.broadcast_shapes(*shapes)
+            except RuntimeError as error:
+                raise _Declined from error
+        _require(self._aligned <= {torch.Size(), whole})
+        return whole
+
+    def called(self, kernel: Any, columns: tuple[int, ...]) -> Found:
+        """``kernel(...)`` on the columns of x, which selects the kernel's active dimensions; ``forward`` does not."""
+        selected = getattr(kernel, "active_dims", None)
+        if selected is not None:
+            # index_select, GPyTorch's way, takes a number for a list of one, and refuses what is no index or out of
+            # range.
+            _require(selected.dtype in (torch.int32, torch.int64) and selected.dim() <= 1)
+            chosen = selected.reshape(-1).tolist()
+            _require(len(chosen) > 0 and all(0 <= index < len(columns) for index in chosen))
+            columns = tuple(columns[index] for index in chosen)
+        return self.forward(kernel, columns)
+
+    def forward(self, kernel: Any, columns: tuple[int, ...]) -> Found:
+        """Without the kernel's own active dimensions."""
+        _require(issubclass(type(kernel), Kernel))
+        # A method replaced on the instance, or a hook, would be passed by.
+        _require(not {"forward", "covar_dist", "__call__"} & vars(kernel).keys())
+        _require(not (kernel._forward_hooks or kernel._forward_pre_hooks))
+        kind = type(kernel)
+        if kind is ScaleKernel:
+            # Calls the forward of its base kernel: the active dimensions, which it has taken over, are selected
+            # already.
+            expression, parameters = self.forward(kernel.base_kernel, columns)
+            return Scale(expression), (self._checked(kernel.outputscale, ((),)), *parameters)
+        if kind is ConstantKernel:
+            return Constant(), (self._checked(kernel.constant, ((1,),)),)
+        if kind is AdditiveKernel or kind is ProductKernel:
+            _require(len(kernel.kernels) > 0)
+            found = [self.called(child, columns) for child in kernel.kernels]
+            children = tuple(expression for expression, _ in found)
+            expression = Sum(children) if kind is AdditiveKernel else Product(children)
+            return expression, tuple(parameter for _, parameters in found for parameter in parameters)
+        if "fused_composition" in vars(kind):
+            # Of this very class, beside its forward: a subclass that computes something else may have inherited either.
+            _require("forward" in vars(kind))
+            return self.forward(kernel.fused_composition(), columns)
+        return self._stationary(kernel, columns)
+
+    def _stationary(self, kernel: Any, columns: tuple[int, ...]) -> Found:
+        d = len(columns)
+        _require(kernel.ard_num_dims in (None, d))
+        per_dimension = ((1, 1), (1, d))
+        kind = type(kernel)
+        name: Kind
+        if kind is RBFKernel:
+            name, shape = "rbf", ()
+        elif kind is MaternKernel and kernel.nu in _MATERN:
+            name, shape = _MATERN[kernel.nu], ()
+        elif kind is RQKernel:
+            name, shape = "rq", (self._checked(kernel.alpha, ((1,),)),)
+            # GPyTorch aligns alpha with the batch of the kernel, not with that of the points.
+            self._aligned.add(shape[0].shape[:-1])
+        elif kind is PeriodicKernel:
+            name, shape = "periodic", (self._checked(kernel.period_length, per_dimension),)
+        else:
+            raise _Declined
+        lengthscale = self._checked(kernel.lengthscale, per_dimension)
+        active_dims = None if columns == tuple(range(self._x.shape[-1])) else columns
+        return Stationary(name, active_dims), (lengthscale, *shape)
+
+    def _checked(self, parameter: Tensor, shapes: tuple[tuple[int, ...], ...]) -> Tensor:
+        own = parameter.dim() - len(shapes[0])
+        _require(own >= 0 and tuple(parameter.shape[own:]) in shapes)
+        _require(parameter.dtype == self._x.dtype and parameter.device == self._x.device)
+        self._batches.add(parameter.shape[:own])
+        return parameter
 
 
-def _forward(kernel: Any, x: Tensor, columns: tuple[int, ...], batch: torch.Size) -> Found:
-    _require(issubclass(type(kernel), Kernel))
-    # A method replaced on the instance, or a hook, would be passed by.
-    _require(not {"forward", "covar_dist", "__call__"} & vars(kernel).keys())
-    _require(not (kernel._forward_hooks or kernel._forward_pre_hooks))
-    kind = type(kernel)
-    if kind is ScaleKernel:
-        # Calls the forward of its base kernel: the active dimensions, which it has taken over, are selected already.
-        expression, parameters = _forward(kernel.base_kernel, x, columns, batch)
-        return Scale(expression), (_checked(kernel.outputscale, x, ((),), batch), *parameters)
-    if kind is ConstantKernel:
-        return Constant(), (_scalar(kernel.constant, x, batch),)
-    if kind is AdditiveKernel or kind is ProductKernel:
-        _require(len(kernel.kernels) > 0)
-        found = [_called(child, x, columns, batch) for child in kernel.kernels]
-        children = tuple(expression for expression, _ in found)
-        expression = Sum(children) if kind is AdditiveKernel else Product(children)
-        return expression, tuple(parameter for _, parameters in found for parameter in parameters)
-    if "fused_composition" in vars(kind):
-        # Of this very class, beside its forward: a subclass that computes something else may have inherited either.
-        _require("forward" in vars(kind))
-        return _forward(kernel.fused_composition(), x, columns, batch)
-    return _stationary(kernel, x, columns, batch)
-
-
-def _stationary(kernel: Any, x: Tensor, columns: tuple[int, ...], batch: torch.Size) -> Found:
-    d = len(columns)
-    _require(kernel.ard_num_dims in (None, d))
-    per_dimension = ((1, 1), (1, d))
-    kind = type(kernel)
-    name: Kind
-    if kind is RBFKernel:
-        name, shape = "rbf", ()
-    elif kind is MaternKernel and kernel.nu in _MATERN:
-        name, shape = _MATERN[kernel.nu], ()
-    elif kind is RQKernel:
-        # GPyTorch aligns its alpha with the batch of the parameters, not with that of the points.
-        _require(kernel.batch_shape in (torch.Size(), batch))
-        name, shape = "rq", (_scalar(kernel.alpha, x, batch),)
-    elif kind is PeriodicKernel:
-        name, shape = "periodic", (_checked(kernel.period_length, x, per_dimension, batch),)
-    else:
-        raise _Declined
-    lengthscale = _checked(kernel.lengthscale, x, per_dimension, batch)
-    active_dims = None if columns == tuple(range(x.shape[-1])) else columns
-    return Stationary(name, active_dims), (lengthscale, *shape)
-
-
-def _scalar(parameter: Tensor, x: Tensor, batch: torch.Size) -> Tensor:
-    """One number, which GPyTorch holds with an axis of its own; of a batch without."""
-    checked = _checked(parameter, x, ((1,),), batch)
-    return checked.squeeze(-1) if batch else checked
-
-
-def _checked(parameter: Tensor, x: Tensor, shapes: tuple[tuple[int, ...], ...], batch: torch.Size) -> Tensor:
-    """Not every shape: a sampled or expanded parameter carries a batch that is not the kernel's."""
-    axes = len(shapes[0])
-    own = parameter.dim() - axes
-    _require(own >= 0 and tuple(parameter.shape[own:]) in shapes and _spreads(parameter.shape[:own], batch))
-    _require(parameter.dtype == x.dtype and parameter.device == x.device)
-    return parameter
-
-
-def _spreads(shape: torch.Size, batch: torch.Size) -> bool:
-    """Whether ``shape`` broadcasts to ``batch``."""
-    pairs = zip(reversed(shape), reversed(batch), strict=False)
-    return len(shape) <= len(batch) and all(own in (1, other) for own, other in pairs)
+def _of_one_number(expression: Expression) -> list[bool]:
+    """For every parameter, whether GPyTorch holds it as one number with an axis of its own."""
+    own = [name in ("alpha", "constant") for name in expression.own_names]
+    return own + [single for child in expression.children for single in _of_one_number(child)]
 
 
 def _require(condition: bool) -> None:

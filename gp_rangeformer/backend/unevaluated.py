@@ -23,7 +23,6 @@ from gp_rangeformer.backend.eligibility import EligibleSystem
 from gp_rangeformer.backend.memories import owner_of
 from gp_rangeformer.backend.recognition import recognise_selected
 from gp_rangeformer.backend.storage import choose_storage, hold
-from gp_rangeformer.kernels.evaluate import evaluate_arguments
 from gp_rangeformer.kernels.fused import FusedKernel
 from gp_rangeformer.kernels.fused_batch import FusedBatch
 from gp_rangeformer.torch_modes import no_autocast, saving_elsewhere
@@ -65,7 +64,9 @@ def _declined(lazy: LazyEvaluatedKernelTensor) -> bool:
     return saving_elsewhere() or lazy.x1.shape[-2] < settings.exact_size.value()
 
 
-def _system(fused: FusedKernel | FusedBatch, batch_shape: torch.Size, noise: Tensor, owner: int) -> EligibleSystem | None:
+def _system(
+    fused: FusedKernel | FusedBatch, batch_shape: torch.Size, noise: Tensor, owner: int
+) -> EligibleSystem | None:
     n, device = fused.n, noise.device
     storage = choose_storage(n, fused.dtype, device)
     if isinstance(fused, FusedKernel):
@@ -74,8 +75,7 @@ def _system(fused: FusedKernel | FusedBatch, batch_shape: torch.Size, noise: Ten
         if not storage.dense:
             fused, kernel = hold(fused, storage)
         else:
-            with torch.no_grad():
-                kernel = evaluate_arguments(fused.expression, fused.arguments, n, fused.dtype)
+            kernel = fused.evaluate()
         return EligibleSystem(kernel, noise, (owner,), fused, storage.note, detached=True)
     if batch_shape != fused.shape or not storage.dense or noise.dim() > 1 + len(batch_shape):
         return None

@@ -17,9 +17,7 @@ from torch import Tensor
 from gp_rangeformer.kernels.expression import Expression, Stationary, parameter_names
 
 
-def embed(
-    expression: Expression, x: Float[Tensor, "*batch n d"], parameters: tuple[Tensor, ...]
-) -> tuple[Tensor, ...]:
+def embed(expression: Expression, x: Float[Tensor, "*batch n d"], parameters: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     """The *arguments* of the kernel matrix, differentiable in ``x`` and ``parameters``.
 
     Depth first, a node's own before its children's: n x D float64 coordinates of a stationary kernel (and alpha of a

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
+import functools
 
 import torch
 from jaxtyping import Float
@@ -20,6 +20,9 @@ from gp_rangeformer.kernels.plain import plain
 from gp_rangeformer.kernels.share import ALONE, Share
 from gp_rangeformer.kernels.unformed_weight import UnformedWeight
 from gp_rangeformer.torch_modes import batched, no_autocast
+
+# Points of a matrix that is not written past the caches, as larger ones are.
+_BOUND = 1024
 
 
 class FusedKernel:
@@ -95,21 +98,32 @@ class FusedKernel:
         with torch.no_grad():
             return contract(self.expression, self.arguments, DenseWeight(weight), self.dtype, self.share)
 
+    def evaluate(self) -> Float[Tensor, "n n"]:
+        """K without a graph. What is bound to compiled code for it serves :meth:`contract_symmetric` too."""
+        native = self._native
+        if native is not None and self.n <= _BOUND:
+            return native.evaluate().view(self.n, self.n)
+        with torch.no_grad():
+            return evaluate_arguments(self.expression, self.arguments, self.n, self.dtype)
+
     def contract_symmetric(self, weight: Float[Tensor, "*1 n n"]) -> tuple[Tensor, ...]:
-        """The same for a W that is symmetric, alone or as a batch of one: on a CPU half of the pairs, and no tile of the
-        weight."""
-        weight = weight.reshape(self.n, self.n)
-        library = self._own_library()
-        if library is None:
-            return self.contract_dense(weight)
-        native = NativeBatch(library, self.expression, self.arguments, 1, self.n, self.dtype)
-        pairs = zip(native.pull(weight.unsqueeze(0)), self.arguments, strict=True)
+        """d sum(W * K) for a W that is symmetric, alone or as a batch of one: on a CPU half of the pairs, and no tile
+        of the weight."""
+        native = self._native
+        if native is None:
+            return self.contract_dense(weight.reshape(self.n, self.n))
+        pairs = zip(native.pull(weight.reshape(1, self.n, self.n)), self.arguments, strict=True)
         return tuple(gradient.to(argument.dtype).reshape(argument.shape) for gradient, argument in pairs)
 
-    def _own_library(self) -> ctypes.CDLL | None:
-        """The compiled functions, where this process alone answers on a CPU."""
-        alone = self.share is ALONE and self.arguments[0].device.type == "cpu" and settings.compiled_kernels.on()
-        return native_library() if alone else None
+    @functools.cached_property
+    def _native(self) -> NativeBatch | None:
+        """A batch of one, where compiled code on a CPU answers for this process alone."""
+        if self.share is not ALONE or self.arguments[0].device.type != "cpu" or settings.compiled_kernels.off():
+            return None
+        library = native_library()
+        if library is None:
+            return None
+        return NativeBatch(library, self.expression, self.arguments, 1, self.n, self.dtype)
 
 
 def takes_unformed_weights(kernel: Tensor) -> bool:

@@ -3,6 +3,7 @@ call for all of them."""
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import torch
@@ -16,10 +17,9 @@ from gp_rangeformer.kernels.expression import Expression, Stationary
 from gp_rangeformer.kernels.fused import FusedKernel
 from gp_rangeformer.kernels.native_batch import NativeBatch
 from gp_rangeformer.kernels.plain import plain
-from gp_rangeformer.workspace import empty_matrix
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class FusedBatch:
     """K(x_e, x_e) for every element e of a batch, as :class:`~gp_rangeformer.kernels.fused.FusedKernel` has one.
 
@@ -60,10 +60,7 @@ class FusedBatch:
 
     def evaluate(self) -> Float[Tensor, "count n n"]:
         """All matrices, without a graph; each symmetric to the last bit."""
-        matrices = empty_matrix(self.count * self.n, self.n, self.dtype, self.arguments[0].device)
-        together = matrices.view(self.count, self.n, self.n)
-        self._native().value(together)
-        return together
+        return self._native.evaluate()
 
     def dense(self) -> Float[Tensor, "count n n"]:
         """The same in the autograd graph, with the n x n temporaries of plain tensor operations."""
@@ -72,9 +69,10 @@ class FusedBatch:
 
     def contract_symmetric(self, weight: Float[Tensor, "count n n"]) -> tuple[Tensor, ...]:
         """d sum(weight * K) for every one of ``arguments``, of symmetric weights; without a graph."""
-        found = self._native().pull(weight)
+        found = self._native.pull(weight)
         return tuple(gradient.to(argument) for gradient, argument in zip(found, self.arguments, strict=True))
 
+    @functools.cached_property
     def _native(self) -> NativeBatch:
         library = native_library()
         assert library is not None, "there were compiled functions when this batch was taken on"

@@ -247,7 +247,9 @@ class ExactPrepared:
         cost, except where there is no noise."""
         value = 2 * float(self.factor.diagonal().double().log().sum())
         system = self.system
-        margin = system.logdet_margin() + system.size * factor_rounding(system.size, self.factor.dtype, system.condition)
+        margin = system.logdet_margin() + system.size * factor_rounding(
+            system.size, self.factor.dtype, system.condition
+        )
         if not math.isfinite(margin):
             # Without noise the smallest eigenvalue takes its place.
             eps = torch.finfo(system.dtype).eps + system.size**0.5 * torch.finfo(self.factor.dtype).eps

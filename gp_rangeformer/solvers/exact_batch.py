@@ -29,18 +29,17 @@ class BatchEvaluation:
     """What one training step asks of every element; intervals and sums are of all elements together, in nats."""
 
     weight: ExactWeight
-    inv_quad: Float[Tensor, "count m"]
-    logdet: Float[Tensor, " count"] | None
+    inv_quad: Float64[np.ndarray, "count m"]
+    logdet: Float64[np.ndarray, " count"] | None
     residual: float  # largest certified relative one
     inv_quad_interval: Interval
     logdet_interval: Interval | None
     factorised_in: torch.dtype
 
     def outputs(self, like: Tensor) -> tuple[Float[Tensor, "count m"], Float[Tensor, " count"]]:
-        """Quadratic forms and log determinants, as new tensors of the dtype of ``like``."""
-        inv_quad = self.inv_quad.to(like.dtype, copy=True)
-        logdet = like.new_zeros(len(inv_quad)) if self.logdet is None else self.logdet.to(like.dtype, copy=True)
-        return inv_quad, logdet
+        """Quadratic forms and log determinants, as new tensors in the dtype and on the device of ``like``."""
+        logdet = np.zeros(len(self.inv_quad)) if self.logdet is None else self.logdet
+        return like.new_tensor(self.inv_quad), like.new_tensor(logdet)
 
 
 def evaluate_batch(
@@ -60,57 +59,57 @@ def evaluate_batch(
     n, m = rhs.shape[-2:]
     if m > FEW_COLUMNS:
         return None
-    smallest, largest = to_host(noise.amin(-1), (kernel.diagonal(dim1=-2, dim2=-1) + noise).amax(-1))
-    if not (np.isfinite(largest).all() and (smallest > 0).all()):
+    diagonal, noises = to_host(kernel.diagonal(dim1=-2, dim2=-1), noise)
+    smallest, largest = noises.min(-1), (diagonal + noises).max(-1)
+    if not (smallest.min() > 0 and largest.max() < math.inf):  # NaN is neither
         return None
     condition = largest / smallest
     dtype = kernel.dtype
-    if dtype == torch.float32 and (factor_rounding(n, dtype, condition) > 0.1 * tolerance).any():
+    if dtype == torch.float32 and factor_rounding(n, dtype, condition).max() > 0.1 * tolerance:
         dtype = torch.float64
     factor = _factorised(kernel, noise, dtype)
     if factor is None:
         return None
-    unrounded = torch.cholesky_solve(rhs.to(dtype), factor)
+    # Not by cholesky_solve, which copies the factor.
+    half = torch.linalg.solve_triangular(factor, rhs.to(dtype), upper=False)
+    unrounded = torch.linalg.solve_triangular(factor.mT, half, upper=True)
     value = unrounded.to(kernel.dtype)
     residual = _wide_residual(kernel, noise, rhs, value)
-    wide = value.double()
-    numbers = [
-        torch.linalg.vector_norm(residual, dim=-2),
-        torch.linalg.vector_norm(rhs, dim=-2, dtype=torch.float64),
-        torch.linalg.vector_norm(wide, dim=-2),
-        (rhs.double() * unrounded).sum(-2),
-    ]
-    if dtype == torch.float32:
-        numbers.append((residual * wide).sum(-2))
-    logdet = 2 * factor.diagonal(dim1=-2, dim2=-1).double().log().sum(-1) if with_logdet else None
-    left, norm, length, inner, *correction = to_host(*numbers)
-    scale = entry_error(kernel.dtype, asymmetry) * n**0.5 * largest[:, None]
-    error = left + scale * length
+    # O(n) numbers in one transfer: what follows is cheaper on the host, whatever the device.
+    b, x, r, answer, pivots = to_host(rhs, value, residual, unrounded, factor.diagonal(dim1=-2, dim2=-1))
+    norm, length, left = (_norms(block) for block in (b, x, r))
+    error = left + entry_error(kernel.dtype, asymmetry) * n**0.5 * largest[:, None] * length
     relative = np.divide(error, norm, out=error.copy(), where=norm > 0)
-    if not (relative <= tolerance).all():
+    logdet = 2 * np.log(pivots).sum(-1)
+    if not (m == 0 or relative.max() <= tolerance) or not np.isfinite(logdet).all():
         return None
-    room = quadratic_margin(n, kernel.dtype, asymmetry, largest[:, None], length**2)
-    quadratic = inner
-    if correction:
-        quadratic = inner + correction[0]
-        room = room + error**2 / smallest[:, None]
-    logdet_interval = None
-    if logdet is not None:
-        margin = logdet_margin(n, kernel.dtype, asymmetry, condition) + n * factor_rounding(n, dtype, condition)
-        logdet_interval = Interval(*_ends(to_host(logdet)[0], margin))
+    quadratic, room = _inner(b, answer), quadratic_margin(n, kernel.dtype, asymmetry, largest[:, None], length**2)
+    if dtype == torch.float32:
+        quadratic, room = quadratic + _inner(r, x), room + error**2 / smallest[:, None]
+    margin = logdet_margin(n, kernel.dtype, asymmetry, condition) + n * factor_rounding(n, dtype, condition)
     return BatchEvaluation(
         weight=ExactWeight(factor if with_logdet else None, value),
-        inv_quad=torch.from_numpy(quadratic).to(rhs.device),
-        logdet=logdet,
+        inv_quad=quadratic,
+        logdet=logdet if with_logdet else None,
         residual=float(relative.max()) if m else 0.0,
-        inv_quad_interval=Interval(*_ends(quadratic, room)),
-        logdet_interval=logdet_interval,
+        inv_quad_interval=_interval(quadratic, room),
+        logdet_interval=_interval(logdet, margin) if with_logdet else None,
         factorised_in=dtype,
     )
 
 
-def _ends(value: np.ndarray, margin: np.ndarray) -> tuple[float, float]:
-    return float((value - margin).sum()), float((value + margin).sum())
+def _inner(
+    one: Float64[np.ndarray, "count n m"], other: Float64[np.ndarray, "count n m"]
+) -> Float64[np.ndarray, "count m"]:
+    return np.einsum("cnm,cnm->cm", one, other)
+
+
+def _norms(block: Float64[np.ndarray, "count n m"]) -> Float64[np.ndarray, "count m"]:
+    return np.sqrt(_inner(block, block))
+
+
+def _interval(value: np.ndarray, margin: np.ndarray) -> Interval:
+    return Interval(float((value - margin).sum()), float((value + margin).sum()))
 
 
 def _factorised(kernel: Tensor, noise: Tensor, dtype: torch.dtype) -> Float[Tensor, "count n n"] | None:
@@ -120,8 +119,7 @@ def _factorised(kernel: Tensor, noise: Tensor, dtype: torch.dtype) -> Float[Tens
     factor = factor.mT
     info = torch.empty(len(factor), dtype=torch.int32, device=factor.device)
     torch.linalg.cholesky_ex(factor, out=(factor, info))
-    well = (info == 0).all() & factor.diagonal(dim1=-2, dim2=-1).sum().isfinite()
-    return factor if bool(well) else None
+    return None if info.any() else factor
 
 
 def _wide_residual(kernel: Tensor, noise: Tensor, rhs: Tensor, value: Tensor) -> Float64[Tensor, "count n m"]:

@@ -39,9 +39,7 @@ def logdet_margin(n: int, dtype: torch.dtype, asymmetry: float, condition: Numbe
     return n * entry_error(dtype, asymmetry) * condition
 
 
-def quadratic_margin(
-    n: int, dtype: torch.dtype, asymmetry: float, largest: Numbers, square: np.ndarray
-) -> np.ndarray:
+def quadratic_margin(n: int, dtype: torch.dtype, asymmetry: float, largest: Numbers, square: np.ndarray) -> np.ndarray:
     """What an interval of b' A^-1 b with a solution x has to allow for beside its residual. ``square``: |x|^2;
     ``largest``: max_i A_ii.
 

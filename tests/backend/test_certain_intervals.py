@@ -60,7 +60,14 @@ def systems(monkeypatch: pytest.MonkeyPatch) -> list[LinearSystem]:
         seen.append(original(*arguments))
         return seen[-1]
 
+    together = hooks.evaluate_batch
+
+    def spy_on_batch(kernel: Tensor, noise: Tensor, *arguments: Any) -> Any:
+        seen.extend(LinearSystem(*element) for element in zip(kernel, noise, strict=True))
+        return together(kernel, noise, *arguments)
+
     monkeypatch.setattr(hooks, "_linear_system", spy)
+    monkeypatch.setattr(hooks, "evaluate_batch", spy_on_batch)
     return seen
 
 

@@ -78,7 +78,9 @@ def test_a_loss_kept_after_its_backward_pass_holds_no_matrix(path, kernel, dtype
     problem = build(kernel, n=N, dtype=dtype)
     with PATHS[path](tolerance=1e-4) if path == "rangeformer" else PATHS[path]() as reports:
         held = problem.loss()
-        assert watch.alive() > 0  # else the watch is blind: the graph needs K, or its factor, until the backward pass
+        # Else the watch is blind: the graph needs K, or its factor, until the backward pass. Not that of a fused kernel
+        # whose weight is thin.
+        assert (watch.alive() > 0) == (path == "exact" or kernel != "matern32")
         held.backward()
         assert watch.alive() == 0
         losses = training_losses(problem, 4)
