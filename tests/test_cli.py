@@ -161,6 +161,7 @@ COMMANDS = {
     "bench learning": (["bench", "learning", *BENCH, "--seeds", "0"], "log determinant"),
     "bench products": (["bench", "products", "--sizes", "200"], "recomputed"),
     "bench stages": (["bench", "stages", *BENCH], "a step"),
+    "bench small": (["bench", "small", "--sizes", "10", "--batches", "1", "--repetitions", "1"], "Small data sets"),
 }
 FILES = dict.fromkeys(COMMANDS, ("--json", "--markdown")) | {
     "compare": ("--json", "--markdown", "--plots"),
