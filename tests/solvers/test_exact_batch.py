@@ -197,6 +197,29 @@ def test_intervals_hold_it_where_roundings_have_one_sign(equal, offset) -> None:
     assert found.inv_quad_interval.contains(float(exact.inv_quad.sum()))
 
 
+@pytest.mark.parametrize("n", [30, 120, 257])
+def test_a_float32_quadratic_form_errs_by_the_square_of_its_residual(n) -> None:
+    """b'x + r'x is off by r' A^-1 r, which is at most |r|^2 / noise; b'x alone would be by |r| |x|."""
+    given = batch(n, 2, torch.float32, 1.0)
+    found, exact = given.answered(), truth(given)
+    kernel, noise, rhs = (part.double() for part in given)
+    x = found.weight.solutions.double()
+    left = rhs - kernel @ x - noise.unsqueeze(-1) * x
+    allowed = left.square().sum(-2) / noise.amin(-1, keepdim=True)
+    error = (torch.from_numpy(found.inv_quad) - exact.inv_quad).abs()
+    assert found.factorised_in == torch.float32
+    assert bool((error <= allowed + n * torch.finfo(torch.float64).eps * exact.inv_quad).all())
+    assert float(allowed.max()) < torch.finfo(torch.float32).eps ** 1.5
+
+
+def test_the_interval_of_a_quadratic_form_counts_what_its_residual_may_hide() -> None:
+    given = batch(257, 1, torch.float32, 1e-4)
+    found = given.answered(0.9)
+    single = [interval for one in given.one_by_one(0.9) for interval in one.solution.inv_quad]
+    assert found.factorised_in == torch.float32
+    assert found.inv_quad_interval.width == pytest.approx(sum(interval.width for interval in single), rel=1e-3)
+
+
 @dtypes
 @pytest.mark.parametrize("noise", [1e-1, 1e-5])
 def test_the_residual_is_a_claim_that_holds(noise, dtype) -> None:
