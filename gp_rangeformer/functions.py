@@ -22,7 +22,6 @@ from gp_rangeformer.solvers.base import Evaluation, Weight
 from gp_rangeformer.solvers.exact_batch import BatchEvaluation
 from gp_rangeformer.torch_modes import batched, no_autocast
 
-
 AnyEvaluation = Evaluation | BatchEvaluation
 AnyFused = FusedKernel | FusedBatch
 

@@ -348,7 +348,8 @@ class min_size(_count):
 
 class exact_size(_count):
     """
-    The size n from which the plug-in answers at all; smaller systems stay with GPyTorch.
+    The number of points, of all elements of a batch together, from which the plug-in answers at all; smaller systems
+    stay with GPyTorch.
 
     (Default: 100)
     """

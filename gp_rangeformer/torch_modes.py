@@ -40,13 +40,20 @@ def batched(gradient: Tensor) -> bool:
     return functorch.is_functorch_wrapped_tensor(gradient) or functorch.is_legacy_batchedtensor(gradient)
 
 
-@contextlib.contextmanager
-def no_autocast() -> Iterator[None]:
+def no_autocast() -> contextlib.AbstractContextManager[None]:
     """Autocast off inside: certificates need the precision that the tensors have."""
+    on = [device for device in _AUTOCAST_DEVICES if torch.is_autocast_enabled(device)]
+    return _without_autocast(on) if on else _AS_IT_IS
+
+
+_AS_IT_IS = contextlib.nullcontext()
+
+
+@contextlib.contextmanager
+def _without_autocast(devices: list[str]) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
-        for device in _AUTOCAST_DEVICES:
-            if torch.is_autocast_enabled(device):
-                stack.enter_context(torch.autocast(device, enabled=False))
+        for device in devices:
+            stack.enter_context(torch.autocast(device, enabled=False))
         yield
 
 

@@ -39,6 +39,7 @@ from linear_operator import settings as host_settings  # noqa: E402
 
 import gp_rangeformer  # noqa: E402
 from gp_rangeformer import settings  # noqa: E402
+from gp_rangeformer.backend import crossover  # noqa: E402
 
 # The matrices here are small: threads cost more than they give. And the threaded LU of torch's MKL, which the dense
 # comparisons use, was seen to hang now and then on 192 x 192 matrices (torch 2.13, two cores, plain torch.logdet).
@@ -83,3 +84,10 @@ def isolated() -> Iterator[None]:
     gp_rangeformer.clear_memory()
     assert settings.current() == before, "the test leaves a gp_rangeformer setting changed"
     assert _host_state() == host_before, "the test leaves a gpytorch or linear_operator setting changed"
+
+
+@pytest.fixture
+def predicts_small_systems(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Predictions of a few hundred points are the plug-in's too: at sizes that it leaves to the host, the same code as
+    beyond takes seconds less."""
+    monkeypatch.setattr(crossover, "POINTS", 0)

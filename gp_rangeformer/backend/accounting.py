@@ -6,7 +6,7 @@ import math
 import time
 from dataclasses import replace
 
-from linear_operator.operators import LinearOperator
+from linear_operator.operators import AddedDiagLinearOperator, LinearOperator
 from torch import Tensor
 
 from gp_rangeformer import settings
@@ -82,15 +82,19 @@ class Call:
 
 
 def report_declined(operation: str, operator: LinearOperator, reason: Reason, columns: int = 0) -> None:
+    # Of the parts of a sum: linear_operator derives its shape and dtype anew each time, a tenth of a small step.
+    summed = type(operator) is AddedDiagLinearOperator
+    shape = (operator._linear_op if summed else operator).shape
+    like = operator._diag_tensor if summed else operator
     publish(
         SolveReport(
             operation,
             solver="gpytorch",
             reason=reason,
-            n=operator.shape[-1],
-            batch_shape=tuple(operator.batch_shape),
-            dtype=str(operator.dtype).removeprefix("torch."),
-            device=str(operator.device),
+            n=shape[-1],
+            batch_shape=tuple(shape[:-2]),
+            dtype=str(like.dtype).removeprefix("torch."),
+            device=str(like.device),
             columns=columns,
         )
     )

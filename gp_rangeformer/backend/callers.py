@@ -8,13 +8,13 @@ import inspect
 _FRAMES = 48
 
 
-def called_by(function: str, package: str = "gpytorch.models") -> bool:
-    """Whether a function of this name, of a module in ``package``, is on the call stack."""
+def called_by(*functions: str, package: str = "gpytorch.models") -> bool:
+    """Whether a function of one of these names, of a module in ``package``, is on the call stack."""
     frame = inspect.currentframe()
     for _ in range(_FRAMES):
         if frame is None:
             return False
-        if frame.f_code.co_name == function and str(frame.f_globals.get("__name__")).startswith(package):
+        if frame.f_code.co_name in functions and str(frame.f_globals.get("__name__")).startswith(package):
             return True
         frame = frame.f_back
     return False

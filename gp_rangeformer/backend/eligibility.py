@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +28,7 @@ from torch import Tensor
 
 from gp_rangeformer import settings
 from gp_rangeformer.backend.callers import called_by
+from gp_rangeformer.backend.crossover import host_predicts_as_fast
 from gp_rangeformer.backend.fused_operator import FusedLinearOperator
 from gp_rangeformer.backend.memories import owners
 from gp_rangeformer.backend.recognition import fused_origin
@@ -119,10 +121,10 @@ def decline_reason(operator: AddedDiagLinearOperator) -> Reason | None:
     if type(operator) is not AddedDiagLinearOperator:
         return Reason.OTHER_OPERATOR
     diagonal = operator._diag_tensor
-    n = diagonal.shape[-1]
+    *batch_shape, n, _ = diagonal.shape
     if n == 0:
         return Reason.SHAPE
-    if n < settings.exact_size.value():
+    if n * math.prod(batch_shape) < settings.exact_size.value():
         return Reason.TOO_SMALL
     if diagonal.dtype not in (torch.float32, torch.float64):
         return Reason.UNSUPPORTED_DTYPE
@@ -145,9 +147,24 @@ def decline_reason(operator: AddedDiagLinearOperator) -> Reason | None:
     return None
 
 
-def eligible(operator: AddedDiagLinearOperator) -> EligibleSystem | Reason:
-    """The system as tensors, or why it stays with the host."""
+def decline_prediction_reason(operator: AddedDiagLinearOperator) -> Reason | None:
+    """As :func:`decline_reason` for solves and inverse roots, of which a model's own predictions may be better off with
+    the host: in float64, where a few points are asked about and its Cholesky factorisation answers. In float32 that may
+    need float64, so there the host is no match."""
     reason = decline_reason(operator)
+    if reason is not None:
+        return reason
+    diagonal = operator._diag_tensor
+    if host_predicts_as_fast(diagonal.shape[-1], diagonal.dtype, diagonal.device) and called_by_prediction():
+        return Reason.HOST_CHOLESKY
+    return None
+
+
+def eligible(operator: AddedDiagLinearOperator, reason: Reason | None) -> EligibleSystem | Reason:
+    """The system as tensors, or why it stays with the host.
+
+    :param reason: what :func:`decline_reason` or :func:`decline_prediction_reason` says.
+    """
     if reason is not None:
         return reason
     kernel_operator = _evaluated(operator._linear_op)
@@ -226,6 +243,11 @@ def called_by_covar_cache() -> bool:
     Others (fantasies) combine the inverse root with the root and need the triangular pair.
     """
     return called_by("covar_cache") and bool(gpytorch_settings.detach_test_caches.on())
+
+
+def called_by_prediction() -> bool:
+    """Whether a prediction strategy asks, for a mean, a covariance or the root that its variances share."""
+    return called_by("_mean_cache", "exact_predictive_covar", "covar_cache")
 
 
 def called_by_predictive_covariance() -> bool:

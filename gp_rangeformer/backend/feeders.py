@@ -18,7 +18,8 @@ from torch import Tensor
 
 from gp_rangeformer import settings
 from gp_rangeformer.backend.accounting import report_declined
-from gp_rangeformer.backend.eligibility import check_rhs, decline_reason
+from gp_rangeformer.backend.crossover import host_predicts_as_fast
+from gp_rangeformer.backend.eligibility import decline_reason
 from gp_rangeformer.backend.hooks import likelihood_terms
 from gp_rangeformer.backend.memories import mark_owner
 from gp_rangeformer.backend.recognition import evaluate_fused
@@ -68,12 +69,10 @@ def log_prob(self: MultivariateNormal, value: Tensor) -> Tensor:
 def _of_unevaluated(covariance: AddedDiagLinearOperator, difference: Tensor) -> Tensor | None:
     """log p of targets minus mean, of as many as there are covariances; None for the long way."""
     system = unevaluated(covariance, difference.shape[:-1])
-    if system is None or system.noise.dtype != difference.dtype:
+    if system is None or (system.noise.dtype, system.noise.device) != (difference.dtype, difference.device):
         return None
     with no_autocast():
-        rhs = difference.unsqueeze(-1)
-        check_rhs(system, rhs)
-        inv_quad, logdet = likelihood_terms(system, rhs)
+        inv_quad, logdet = likelihood_terms(system, difference.unsqueeze(-1))
         return -0.5 * (inv_quad.squeeze(-1) + logdet + difference.shape[-1] * math.log(2 * math.pi))
 
 
@@ -135,6 +134,8 @@ def _fused(
         # looked at the first time, and would be the second.
         return None
     if x1.dim() != 2 or len(x1) < settings.exact_size.value():
+        return None
+    if not kernel.training and host_predicts_as_fast(len(x1), x1.dtype, x1.device):
         return None
     if x2 is not None and not _one_set(x1, x2):
         return None

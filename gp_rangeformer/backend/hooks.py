@@ -33,6 +33,8 @@ from gp_rangeformer.backend.eligibility import (
     called_by_covar_cache,
     called_by_predictive_covariance,
     check_rhs,
+    decline_prediction_reason,
+    decline_reason,
     eligible,
     inside_line_search,
     shapes_match,
@@ -69,7 +71,7 @@ def inv_quad_logdet(
     if settings.rangeformer.off():
         return original(self, inv_quad_rhs, logdet, reduce_inv_quad)
     with no_autocast():
-        system = eligible(self)
+        system = eligible(self, decline_reason(self))
         if not isinstance(system, Reason) and inv_quad_rhs is not None:
             if inv_quad_rhs.dtype != system.noise.dtype:
                 system = Reason.MIXED_DTYPE
@@ -91,8 +93,6 @@ def _inv_quad_logdet(
     vector = inv_quad_rhs is not None and inv_quad_rhs.dim() == 1
     rhs = system.noise.new_zeros(*batch_shape, n, 0) if inv_quad_rhs is None else inv_quad_rhs
     rhs = rhs.unsqueeze(-1) if vector else rhs
-    if inv_quad_rhs is not None:
-        check_rhs(system, rhs)
     inv_quad, log_determinant = likelihood_terms(system, rhs, with_logdet)
     # What nobody asked for is None in the host's Cholesky path, and numbers in its other one.
     cholesky = fast_computations.log_prob.off() or n <= (max_cholesky_size.value() or 0)
@@ -108,7 +108,8 @@ def _inv_quad_logdet(
 def likelihood_terms(system: EligibleSystem, rhs: Tensor, with_logdet: bool = True) -> tuple[Tensor, Tensor]:
     """rhs_j' A^-1 rhs_j for every column j, (*batch) m, and log|A|, (*batch): differentiable, reported.
 
-    :param rhs: (*batch) n m.
+    :param rhs: (*batch) n m, perhaps of no columns.
+    :raises RuntimeError, NanError, ProcessGroupError: as :func:`~gp_rangeformer.backend.eligibility.check_rhs`.
     """
     *_, n, m = rhs.shape
     batch_shape, count = system.kernel.shape[:-2], system.count
@@ -116,7 +117,10 @@ def likelihood_terms(system: EligibleSystem, rhs: Tensor, with_logdet: bool = Tr
     exact_reason = _exact_training_reason(system, m)
     columns = rhs.reshape(count, n, m)
     found = None if exact_reason is None else _together(call, system, columns, with_logdet, exact_reason)
-    inv_quad, logdet = found if found is not None else _one_by_one(call, system, columns, with_logdet, exact_reason)
+    if found is None:
+        check_rhs(system, rhs)
+        found = _one_by_one(call, system, columns, with_logdet, exact_reason)
+    inv_quad, logdet = found
     call.publish()
     return inv_quad.reshape(*batch_shape, m), logdet.reshape(batch_shape)
 
@@ -125,7 +129,7 @@ def _together(
     call: Call, system: EligibleSystem, rhs: Tensor, with_logdet: bool, exact_reason: Reason
 ) -> tuple[Tensor, Tensor] | None:
     """All elements on the exact path at once, or None where one of them needs to be looked at by itself."""
-    if not isinstance(system.kernel, Tensor):
+    if not isinstance(system.kernel, Tensor) or rhs.device != system.kernel.device:
         return None
     count, n, _ = rhs.shape
     kernel, noise = system.kernel.reshape(count, n, n), system.noise.reshape(count, n)
@@ -205,7 +209,7 @@ def solve(self: AddedDiagLinearOperator, right_tensor: Tensor, left_tensor: Tens
     if settings.rangeformer.off():
         return original(self, right_tensor, left_tensor)
     with no_autocast():
-        system = eligible(self)
+        system = eligible(self, decline_prediction_reason(self))
         if not isinstance(system, Reason):
             system = _solve_reason(self, right_tensor, left_tensor) or system
         if not isinstance(system, Reason):
@@ -292,7 +296,7 @@ def root_inv_decomposition(
     asked = any(argument is not None for argument in arguments)
     if settings.rangeformer.off() or (not asked and _is_in_cache(self, name, kwargs_pkl=_NO_KEYWORDS)):
         return original(self, *arguments) if asked else original(self)
-    system = Reason.CUSTOM_ROOT if asked else eligible(self)
+    system = Reason.CUSTOM_ROOT if asked else eligible(self, decline_prediction_reason(self))
     for_variance = called_by_covar_cache()
     if not isinstance(system, Reason) and torch.is_grad_enabled() and not for_variance:
         system = Reason.ROOT_GRADIENT if system.requires_grad else system

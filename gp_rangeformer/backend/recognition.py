@@ -158,7 +158,9 @@ def _held_by_a_strategy(fused: FusedKernel) -> Tensor | None:
     """
     if torch.is_grad_enabled() or settings.process_group.value() is not None:
         return None
-    if not (called_by("solve", "gp_rangeformer.backend.hooks") and called_by("exact_predictive_covar")):
+    if settings.kernel_storage.value() == "tiles":
+        return None
+    if not (called_by("solve", package="gp_rangeformer.backend.hooks") and called_by("exact_predictive_covar")):
         return None
     for reference in _origins.keyrefs():
         matrix = reference()

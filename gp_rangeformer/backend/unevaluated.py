@@ -37,9 +37,11 @@ def unevaluated(operator: AddedDiagLinearOperator, batch_shape: torch.Size) -> E
     :raises InsufficientMemoryError: as :func:`~gp_rangeformer.backend.storage.choose_storage`.
     """
     lazy = operator._linear_op
+    diagonal = operator._diag_tensor
+    if diagonal.shape[-1] * batch_shape.numel() < settings.exact_size.value():
+        return None
     if type(lazy) is not LazyEvaluatedKernelTensor or _declined(lazy):
         return None
-    diagonal = operator._diag_tensor
     x = lazy.x1
     if lazy.x2 is not x or x.dim() < 2 or x.shape[-2] != diagonal.shape[-1]:
         return None
@@ -61,7 +63,7 @@ def _declined(lazy: LazyEvaluatedKernelTensor) -> bool:
         return True
     if checkpoint_kernel.value() or trace_mode.on() or gpytorch_settings.observation_nan_policy.value() != "ignore":
         return True
-    return saving_elsewhere() or lazy.x1.shape[-2] < settings.exact_size.value()
+    return saving_elsewhere()
 
 
 def _system(

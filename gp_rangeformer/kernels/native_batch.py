@@ -7,7 +7,7 @@ come as tables. A call costs some thirty microseconds beside its arithmetic, how
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterator
+import functools
 
 import torch
 from jaxtyping import Float
@@ -20,6 +20,43 @@ from gp_rangeformer.workspace import empty_matrix
 
 # Entries that one thread makes in the time that others take to wake up.
 _ONE_THREAD = 2**14
+_CPU = torch.device("cpu")
+
+
+class _Layout:
+    """What the elements of every batch of an expression have in common: its nodes, children before their parents."""
+
+    def __init__(self, expression: Expression) -> None:
+        self.nodes: list[Node] = []
+        self.children: list[int] = []
+        self.expressions: list[Expression] = []  # of every node
+        # Of every argument: its node, and whether it is coordinates.
+        _, self.places = self._add(expression)
+        self.node_array = (Node * len(self.nodes))(*self.nodes)
+        self.child_array = (ctypes.c_int32 * len(self.children))(*self.children)
+
+    def _add(self, expression: Expression) -> tuple[int, list[tuple[int, bool]]]:
+        """The number of the node, and the places of its arguments and of its children's, which follow them."""
+        node = Node()
+        own: list[bool] = []  # whether coordinates, for every argument of its own
+        if isinstance(expression, Stationary):
+            node.operation, node.kind = Operation.STATIONARY, KINDS[expression.kind]
+            own = [True, False] if expression.kind == "rq" else [True]
+        elif isinstance(expression, (Constant, Scale)):
+            node.operation = Operation.CONSTANT if isinstance(expression, Constant) else Operation.SCALE
+            own = [False]
+        else:
+            node.operation = Operation.SUM if isinstance(expression, Sum) else Operation.PRODUCT
+        children = [self._add(child) for child in expression.children]
+        node.first_child, node.child_count = len(self.children), len(children)
+        self.children += [number for number, _ in children]
+        number = len(self.nodes)
+        self.nodes.append(node)
+        self.expressions.append(expression)
+        return number, [(number, of_points) for of_points in own] + [place for _, found in children for place in found]
+
+
+_layout = functools.lru_cache(maxsize=64)(_Layout)
 
 
 class NativeBatch:
@@ -43,27 +80,26 @@ class NativeBatch:
         suffix = "float" if dtype == torch.float32 else "double"
         self._value, self._pull = getattr(library, f"value_batch_{suffix}"), getattr(library, f"pull_batch_{suffix}")
         self._dtype, self._count, self._size = dtype, count, n
-        self._nodes: list[Node] = []
-        self._children: list[int] = []
-        self._coordinates: list[Tensor] = []  # held while the library points into them
-        self._tables: list[tuple[Tensor | float, Tensor | float]] = []  # of every node: parameter, largest distance
-        self._shapes: dict[int, torch.Size] = {}  # of the coordinates of every stationary node
-        # Of every argument: its node, and whether it is coordinates.
-        _, self._places = self._add(expression, iter([argument.detach() for argument in arguments]))
-        self._parameters = torch.empty(count, len(self._nodes), dtype=torch.float64)
-        self._largest = torch.empty_like(self._parameters)
-        for node, (parameter, largest) in enumerate(self._tables):
-            self._parameters[:, node], self._largest[:, node] = parameter, largest
-        self._node_array = (Node * len(self._nodes))(*self._nodes)
-        self._child_array = (ctypes.c_int32 * len(self._children))(*self._children)
-        self._program = Program(
-            len(self._nodes), ctypes.addressof(self._node_array), ctypes.addressof(self._child_array), n
-        )
+        self._layout = layout = _layout(expression)
+        nodes = len(layout.nodes)
+        self._node_array = type(layout.node_array).from_buffer_copy(layout.node_array)
+        self._tables = torch.zeros(2, count, nodes, dtype=torch.float64)
+        self._parameters, largest = self._tables.numpy()  # on which single numbers cost less
+        self._coordinates: dict[int, Tensor] = {}  # of stationary nodes; the library points into them
+        for (number, of_points), argument in zip(layout.places, arguments, strict=True):
+            if of_points:
+                self._point_to(number, argument.detach())
+            else:
+                self._parameters[:, number] = argument.detach().reshape(count).numpy()
+        for number in self._coordinates:
+            largest[:, number] = self._limits(number)
+        address = ctypes.addressof
+        self._program = Program(nodes, address(self._node_array), address(layout.child_array), n)
 
     def evaluate(self) -> Float[Tensor, "count n n"]:
         """All matrices, symmetric to the last bit and with the bits of single tiles."""
         n = self._size
-        out = empty_matrix(self._count * n, n, self._dtype, self._parameters.device).view(self._count, n, n)
+        out = empty_matrix(self._count * n, n, self._dtype, _CPU).view(self._count, n, n)
         self._value(*self._common(), out.data_ptr(), self._threads())
         return out
 
@@ -72,58 +108,42 @@ class NativeBatch:
 
         :param weight: symmetric.
         """
-        found = torch.zeros_like(self._parameters)
-        gradients = {number: torch.zeros(shape, dtype=torch.float64) for number, shape in self._shapes.items()}
-        for number, gradient in gradients.items():
-            self._node_array[number].gradient = gradient.data_ptr()
         expected, held = (self._count, self._size, self._size), weight.contiguous()
         if held.dtype != self._dtype or tuple(held.shape) != expected:
             raise ValueError(f"the weight must be {expected} of {self._dtype}")
+        found = torch.zeros_like(self._tables[0])
+        gradients = {}
+        for number, coordinates in self._coordinates.items():
+            gradients[number] = torch.zeros(coordinates.shape, dtype=torch.float64)
+            self._node_array[number].gradient = gradients[number].data_ptr()
         self._pull(*self._common(), held.data_ptr(), found.data_ptr(), self._threads())
-        return [gradients[node].mT if of_points else found[:, node] for node, of_points in self._places]
+        return [gradients[node].mT if of_points else found[:, node] for node, of_points in self._layout.places]
 
     def _common(self) -> tuple[int, ...]:
-        return ctypes.addressof(self._program), self._count, self._parameters.data_ptr(), self._largest.data_ptr()
+        parameters = self._tables.data_ptr()
+        largest = parameters + self._parameters.nbytes
+        return ctypes.addressof(self._program), self._count, parameters, largest
 
     def _threads(self) -> int:
         return 1 if self._count * self._size**2 <= _ONE_THREAD else torch.get_num_threads()
 
-    def _add(self, expression: Expression, arguments: Iterator[Tensor]) -> tuple[int, list[tuple[int, bool]]]:
-        """The number of the node, and the places of its arguments and of its children's. Children are numbered before
-        their parents, and have their arguments after them."""
-        node = Node()
-        own: list[bool] = []  # whether coordinates, for every argument of its own
-        parameter: Tensor | float = 0.0
-        largest: Tensor | float = 0.0
-        coordinates = None
-        if isinstance(expression, Stationary):
-            coordinates = next(arguments).reshape(self._count, self._size, -1).to(self._dtype).mT.contiguous()
-            node.operation, node.kind = Operation.STATIONARY, KINDS[expression.kind]
-            node.dimensions, node.coordinates = coordinates.shape[1], coordinates.data_ptr()
-            own.append(True)
-            if expression.kind == "rq":
-                parameter = next(arguments).reshape(self._count).double()
-                own.append(False)
-                largest = torch.tensor([self._limit("rq", alpha) for alpha in parameter.tolist()]).double()
-            else:
-                largest = self._limit(expression.kind, None)
-        elif isinstance(expression, (Constant, Scale)):
-            node.operation = Operation.CONSTANT if isinstance(expression, Constant) else Operation.SCALE
-            parameter = next(arguments).reshape(self._count)
-            own.append(False)
-        else:
-            node.operation = Operation.SUM if isinstance(expression, Sum) else Operation.PRODUCT
-        children = [self._add(child, arguments) for child in expression.children]
-        node.first_child, node.child_count = len(self._children), len(children)
-        self._children += [number for number, _ in children]
-        number = len(self._nodes)
-        self._nodes.append(node)
-        self._tables.append((parameter, largest))
-        if coordinates is not None:
-            self._coordinates.append(coordinates)
-            self._shapes[number] = coordinates.shape
-        return number, [(number, of_points) for of_points in own] + [place for _, found in children for place in found]
+    def _point_to(self, number: int, points: Tensor) -> None:
+        coordinates = points.reshape(self._count, self._size, -1).to(self._dtype).mT.contiguous()
+        node = self._node_array[number]
+        node.dimensions, node.coordinates = coordinates.shape[1], coordinates.data_ptr()
+        self._coordinates[number] = coordinates
 
-    def _limit(self, kind: Kind, alpha: float | None) -> float:
-        largest = largest_squared_distance(profile(kind, alpha, 0.0), self._dtype)
-        return min(largest, torch.finfo(self._dtype).max / 4)
+    def _limits(self, number: int) -> list[float] | float:
+        """Squared distances at which the profiles are held."""
+        expression = self._layout.expressions[number]
+        assert isinstance(expression, Stationary)
+        if expression.kind != "rq":
+            return _limit(expression.kind, None, self._dtype)
+        alphas = self._parameters[:, number].tolist()
+        return [_limit("rq", alpha, self._dtype) for alpha in alphas]
+
+
+@functools.lru_cache(maxsize=256)
+def _limit(kind: Kind, alpha: float | None, dtype: torch.dtype) -> float:
+    largest = largest_squared_distance(profile(kind, alpha, 0.0), dtype)
+    return min(largest, torch.finfo(dtype).max / 4)

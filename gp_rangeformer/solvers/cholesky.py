@@ -131,8 +131,8 @@ def _factorise_with_jitter(system: LinearSystem, dtype: torch.dtype) -> ExactPre
 
 @dataclass(frozen=True)
 class ExactWeight:
-    """The gradient's weight from the factor: a :class:`~gp_rangeformer.solvers.base.Weight` without thin factors, of one
-    system or of a batch of them.
+    """The gradient's weight from the factor: a :class:`~gp_rangeformer.solvers.base.Weight` without thin factors, of
+    one system or of a batch of them.
 
     ``factor``: None where log|A| was not asked for.
     """

@@ -81,7 +81,7 @@ def evaluate_batch(
     error = left + entry_error(kernel.dtype, asymmetry) * n**0.5 * largest[:, None] * length
     relative = np.divide(error, norm, out=error.copy(), where=norm > 0)
     logdet = 2 * np.log(pivots).sum(-1)
-    if not (m == 0 or relative.max() <= tolerance) or not np.isfinite(logdet).all():
+    if not (m == 0 or (relative.max() <= tolerance and norm.max() < math.inf)) or not np.isfinite(logdet).all():
         return None
     quadratic, room = _inner(b, answer), quadratic_margin(n, kernel.dtype, asymmetry, largest[:, None], length**2)
     if dtype == torch.float32:

@@ -41,6 +41,9 @@ class Reason(enum.Enum):
         "the kernel matrix has structure (Kronecker, Toeplitz, interpolation, ...) that GPyTorch exploits"
     )
     TOO_SMALL = "n is below settings.exact_size, where the overhead of a plug-in shows"
+    HOST_CHOLESKY = (
+        "a prediction in float64 of few points, for which GPyTorch's own factorisation is as exact and faster"
+    )
     UNSUPPORTED_DTYPE = "only float32 and float64 are supported"
     MIXED_DTYPE = "kernel, noise and targets differ in dtype; call .float() or .double() on model, likelihood and data"
     SHAPE = "shapes do not match or are empty; GPyTorch's own message follows"

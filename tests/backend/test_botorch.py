@@ -18,6 +18,8 @@ from gp_rangeformer.solvers.reason import Reason
 from tests.backend.market import exact_path, flat_gradient, marginal_log_likelihood, rangeformer_path, relative
 from tests.conftest import HOST_DEFAULTS
 
+pytestmark = pytest.mark.usefixtures("predicts_small_systems")
+
 
 @pytest.fixture(autouse=True)
 def botorch_defaults(isolated: None) -> Iterator[None]:

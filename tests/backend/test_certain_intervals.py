@@ -22,6 +22,8 @@ from gp_rangeformer.solvers.base import LinearSystem
 from gp_rangeformer.solvers.reason import Reason
 from tests.backend.market import GP, Problem, added_diagonal
 
+pytestmark = pytest.mark.usefixtures("predicts_small_systems")
+
 may_fall_back = pytest.mark.filterwarnings("ignore::gp_rangeformer.FallbackWarning")
 
 

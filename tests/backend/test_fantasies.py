@@ -11,6 +11,8 @@ import torch
 from gp_rangeformer.solvers.reason import Reason
 from tests.backend.market import Problem, build, exact_path, rangeformer_path, relative
 
+pytestmark = pytest.mark.usefixtures("predicts_small_systems")
+
 PATHS = {"exact": exact_path, "rangeformer": rangeformer_path}
 paths = pytest.mark.parametrize("path", PATHS)
 love = pytest.mark.parametrize("fast_pred_var", [False, True], ids=["solve", "love"])

@@ -38,6 +38,8 @@ from tests.backend.market import (
     relative,
 )
 
+pytestmark = pytest.mark.usefixtures("predicts_small_systems")
+
 RECOGNISED = [name for name in KERNELS if name not in ("spectral_mixture", "linear_plus_rbf")]
 kernels = pytest.mark.parametrize("kernel", RECOGNISED)
 paths = pytest.mark.parametrize("path", [exact_path, rangeformer_path], ids=["exact", "rangeformer"])

@@ -27,6 +27,8 @@ from tests.backend.market import Problem, added_diagonal, build, exact_path, ran
 from tests.backend.test_bad_input import kernel_matrix
 from tests.backend.test_optimisers import train_adam
 
+pytestmark = pytest.mark.usefixtures("predicts_small_systems")
+
 
 def memory(problem: Problem) -> Memory:
     """The memory that the model's training steps use."""

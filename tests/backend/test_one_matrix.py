@@ -14,6 +14,8 @@ from gpytorch.constraints import Positive
 from gp_rangeformer.kernels.fused import FusedKernel
 from tests.backend.market import Problem, build, exact_path, rangeformer_path
 
+pytestmark = pytest.mark.usefixtures("predicts_small_systems")
+
 N = 150
 
 

@@ -30,6 +30,8 @@ from tests.backend.market import (
 )
 from tests.solvers.systems import kernel_matrix, points, system, targets
 
+pytestmark = pytest.mark.usefixtures("predicts_small_systems")
+
 PATHS = {"exact": exact_path, "rangeformer": rangeformer_path}
 paths = pytest.mark.parametrize("path", PATHS)
 love = pytest.mark.parametrize("fast_pred_var", [False, True], ids=["solve", "love"])

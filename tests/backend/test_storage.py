@@ -25,6 +25,8 @@ from tests.backend.market import GP, Problem, build, data, exact_path, flat_grad
 from tests.backend.test_fused import RECOGNISED, hessian_row_sums
 from tests.kernels.test_memory import peak
 
+pytestmark = pytest.mark.usefixtures("predicts_small_systems")
+
 kernels = pytest.mark.parametrize("kernel", RECOGNISED)
 paths = pytest.mark.parametrize("path", [exact_path, rangeformer_path], ids=["exact", "rangeformer"])
 MIB = 2**20
