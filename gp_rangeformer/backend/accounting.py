@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import replace
+from typing import Any
 
 from linear_operator.operators import AddedDiagLinearOperator, LinearOperator
 from torch import Tensor
@@ -82,10 +83,12 @@ class Call:
 
 
 def report_declined(operation: str, operator: LinearOperator, reason: Reason, columns: int = 0) -> None:
-    # Of the parts of a sum: linear_operator derives its shape and dtype anew each time, a tenth of a small step.
-    summed = type(operator) is AddedDiagLinearOperator
-    shape = (operator._linear_op if summed else operator).shape
-    like = operator._diag_tensor if summed else operator
+    kernel: Any = operator
+    like: Any = operator
+    if type(operator) is AddedDiagLinearOperator:
+        # Of the parts: linear_operator derives shape and dtype of a sum anew each time, a tenth of a small step.
+        kernel, like = operator._linear_op, operator._diag_tensor
+    shape = kernel.shape
     publish(
         SolveReport(
             operation,

@@ -12,7 +12,7 @@ from gp_rangeformer import settings
 POINTS = 500
 
 
-def host_predicts_as_fast(n: int, dtype: torch.dtype, device: torch.device | None) -> bool:
+def host_predicts_as_fast(n: int, dtype: torch.dtype | None, device: torch.device | None) -> bool:
     """Whether predictions from ``n`` points are left to the host's Cholesky factorisation. Never in float32, whose
     factorisations may need float64."""
     if dtype != torch.float64 or device is None or n >= min(POINTS, settings.min_size.value_on(device)):
