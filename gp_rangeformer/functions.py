@@ -72,13 +72,14 @@ class FusedInvQuadLogDet(torch.autograd.Function):
     @staticmethod
     def forward(ctx, noise: Tensor, rhs: Tensor, evaluation: AnyEvaluation, fused: AnyFused, *arguments: Tensor):
         ctx.weight, ctx.fused = type(evaluation.weight), fused
-        ctx.save_for_backward(noise, rhs, *_parts(evaluation.weight))
+        # The arguments too: autograd refuses a backward pass after they were changed in place.
+        ctx.save_for_backward(noise, rhs, *_parts(evaluation.weight), *arguments)
         return evaluation.outputs(rhs)
 
     @staticmethod
     def backward(ctx, g_inv_quad: Tensor, g_logdet: Tensor):  # type: ignore[override]
-        noise, rhs, *parts = ctx.saved_tensors
         fused: AnyFused = ctx.fused
+        noise, rhs, *parts = ctx.saved_tensors[: -len(fused.arguments)]
         if _differentiated(g_inv_quad, g_logdet):
             with torch.enable_grad():
                 kernel = fused.dense()
@@ -146,12 +147,12 @@ class FusedSolve(torch.autograd.Function):
     ):
         solution = solve(rhs)
         ctx.solve, ctx.fused = solve, fused
-        ctx.save_for_backward(noise, solution)
+        ctx.save_for_backward(noise, solution, *arguments)
         return solution
 
     @staticmethod
     def backward(ctx, g_solution: Tensor):  # type: ignore[override]
-        noise, solution = ctx.saved_tensors
+        noise, solution, *_ = ctx.saved_tensors
         fused: FusedKernel = ctx.fused
         if _differentiated(g_solution):
             with torch.enable_grad():
@@ -220,6 +221,8 @@ def _through(kernel: Tensor, fused: AnyFused, weight: Tensor) -> Sequence[Tensor
     """The gradient of sum(weight * kernel) for the arguments of ``fused``, which made ``kernel``; differentiable."""
     create_graph = torch.is_grad_enabled()
     wanted = [argument for argument in fused.arguments if argument.requires_grad]
+    if not wanted:
+        return [None] * len(fused.arguments)
     found = iter(
         torch.autograd.grad(kernel, wanted, weight.reshape(kernel.shape), create_graph=create_graph, allow_unused=True)
     )

@@ -40,6 +40,11 @@ def batched(gradient: Tensor) -> bool:
     return functorch.is_functorch_wrapped_tensor(gradient) or functorch.is_legacy_batchedtensor(gradient)
 
 
+def recordable(tensor: Tensor) -> Tensor:
+    """``tensor``, or a copy that autograd can save where it was made in inference mode and that is left now."""
+    return tensor.clone() if tensor.is_inference() and not torch.is_inference_mode_enabled() else tensor
+
+
 def no_autocast() -> contextlib.AbstractContextManager[None]:
     """Autocast off inside: certificates need the precision that the tensors have."""
     on = [device for device in _AUTOCAST_DEVICES if torch.is_autocast_enabled(device)]

@@ -38,7 +38,7 @@ from gp_rangeformer.kernels.fused_batch import FusedBatch
 from gp_rangeformer.kernels.sharded import ProcessShare
 from gp_rangeformer.solvers.kernel_matrix import KernelMatrix
 from gp_rangeformer.solvers.reason import Reason
-from gp_rangeformer.torch_modes import transforming
+from gp_rangeformer.torch_modes import recordable, transforming
 
 # Summands that a dense kernel matrix may be combined with; structure beyond these is left to the host.
 _LOW_RANK = (RootLinearOperator, LowRankRootLinearOperator, MatmulLinearOperator)
@@ -168,7 +168,7 @@ def eligible(operator: AddedDiagLinearOperator, reason: Reason | None) -> Eligib
     if reason is not None:
         return reason
     kernel_operator = _evaluated(operator._linear_op)
-    noise = operator._diag_tensor._diagonal()
+    noise = recordable(operator._diag_tensor._diagonal())
     if noise.device != kernel_operator.device:
         raise RuntimeError(
             f"the kernel matrix is on {kernel_operator.device}, the noise on {noise.device}: move model and likelihood "
@@ -181,7 +181,7 @@ def eligible(operator: AddedDiagLinearOperator, reason: Reason | None) -> Eligib
     if isinstance(kernel_operator, FusedLinearOperator) and not batch_shape:
         return _not_one_tensor(kernel_operator, noise)
     fused = None if batch_shape else fused_origin(kernel_operator)
-    kernel = kernel_operator.to_dense()
+    kernel = recordable(kernel_operator.to_dense())
     if kernel.shape[:-2] != batch_shape:  # an expansion is a node between K and the kernel that made it
         kernel = kernel.expand(*batch_shape, n, n)
     note = None

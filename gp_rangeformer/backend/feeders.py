@@ -68,7 +68,7 @@ def log_prob(self: MultivariateNormal, value: Tensor) -> Tensor:
 
 def _of_unevaluated(covariance: AddedDiagLinearOperator, difference: Tensor) -> Tensor | None:
     """log p of targets minus mean, of as many as there are covariances; None for the long way."""
-    system = unevaluated(covariance, difference.shape[:-1])
+    system = unevaluated(covariance, difference.shape) if difference.dim() else None
     if system is None or (system.noise.dtype, system.noise.device) != (difference.dtype, difference.device):
         return None
     with no_autocast():

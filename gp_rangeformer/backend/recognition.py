@@ -33,6 +33,7 @@ from gp_rangeformer.kernels.fused import FusedKernel
 from gp_rangeformer.kernels.fused_batch import FusedBatch, fuses_batches
 from gp_rangeformer.torch_modes import no_autocast, transforming
 
+_SMALLEST_ALPHA = 1e-6
 _MATERN: dict[float, Kind] = {0.5: "matern12", 1.5: "matern32", 2.5: "matern52"}
 # By tensor: it survives what the operator does not, rebuilding from the representation tree. Not an attribute of the
 # tensor, which would be pickled with a model's caches.
@@ -260,6 +261,8 @@ class _Reading:
             name, shape = _MATERN[kernel.nu], ()
         elif kind is RQKernel:
             name, shape = "rq", (self._checked(kernel.alpha, ((1,),)),)
+            # Tails that are heavier than these have no place in the profiles' arithmetic.
+            _require(bool((shape[0] > _SMALLEST_ALPHA).all()))
             # GPyTorch aligns alpha with the batch of the kernel, not with that of the points.
             self._aligned.add(shape[0].shape[:-1])
         elif kind is PeriodicKernel:

@@ -1,8 +1,9 @@
 """The likelihood of a kernel that nobody has evaluated yet: from its points and parameters straight to the solvers.
 
-GPyTorch evaluates the kernel lazily, inside log_prob, and the matrix is seen by nobody else. So where the kernel has a
+GPyTorch evaluates the kernel lazily, inside log_prob, and nobody has seen the matrix by then. So where the kernel has a
 fused form, K needs no place in the autograd graph, and what linear_operator does to get hold of it (a tree of
-representations, shapes derived anew at every turn) is spared: a third of a step at n = 100.
+representations, shapes derived anew at every turn) is spared: a third of a step at n = 100. A matrix that is read from
+the same output afterwards is another one, which the likelihood does not depend on; one that is read before is kept.
 """
 
 from __future__ import annotations
@@ -25,34 +26,35 @@ from gp_rangeformer.backend.recognition import recognise_selected
 from gp_rangeformer.backend.storage import choose_storage, hold
 from gp_rangeformer.kernels.fused import FusedKernel
 from gp_rangeformer.kernels.fused_batch import FusedBatch
-from gp_rangeformer.torch_modes import no_autocast, saving_elsewhere
+from gp_rangeformer.torch_modes import no_autocast, recordable, saving_elsewhere
 
 _NO_KEYWORDS = pickle.dumps({})  # how GPyTorch's memoisation spells a call without keyword arguments
 
 
-def unevaluated(operator: AddedDiagLinearOperator, batch_shape: torch.Size) -> EligibleSystem | None:
+def unevaluated(operator: AddedDiagLinearOperator, targets: torch.Size) -> EligibleSystem | None:
     """The system of ``operator`` = lazily evaluated kernel + diagonal, or None: then its kernel is evaluated as ever.
 
-    :param batch_shape: of the targets, which must be the system's own.
+    :param targets: their shape, (*batch) n: as many as there are systems.
     :raises InsufficientMemoryError: as :func:`~gp_rangeformer.backend.storage.choose_storage`.
     """
     lazy = operator._linear_op
     diagonal = operator._diag_tensor
-    if diagonal.shape[-1] * batch_shape.numel() < settings.exact_size.value():
+    n = diagonal.shape[-1]
+    if targets[-1] != n or targets.numel() < settings.exact_size.value():
         return None
     if type(lazy) is not LazyEvaluatedKernelTensor or _declined(lazy):
         return None
     x = lazy.x1
-    if lazy.x2 is not x or x.dim() < 2 or x.shape[-2] != diagonal.shape[-1]:
+    if lazy.x2 is not x or x.dim() < 2 or x.shape[-2] != n:
         return None
     if diagonal.dtype != x.dtype or diagonal.device != x.device:
         return None
-    # The graph is that of the moment at which the user called the kernel.
+    # The graph of K is that of the moment at which the user called the kernel.
     with torch.set_grad_enabled(lazy._is_grad_enabled), no_autocast():
         fused = recognise_selected(lazy.kernel, x)
-        if fused is None:
-            return None
-        return _system(fused, batch_shape, diagonal._diagonal(), owner_of(lazy.kernel))
+    if fused is None:
+        return None
+    return _system(fused, targets[:-1], recordable(diagonal._diagonal()), owner_of(lazy.kernel))
 
 
 def _declined(lazy: LazyEvaluatedKernelTensor) -> bool:

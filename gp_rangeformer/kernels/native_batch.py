@@ -93,14 +93,13 @@ class NativeBatch:
                 self._parameters[:, number] = argument.detach().reshape(count).numpy()
         for number in self._coordinates:
             largest[:, number] = self._limits(number)
-        address = ctypes.addressof
-        self._program = Program(nodes, address(self._node_array), address(layout.child_array), n)
+        self._program = self._program_of(self._node_array)
 
     def evaluate(self) -> Float[Tensor, "count n n"]:
         """All matrices, symmetric to the last bit and with the bits of single tiles."""
         n = self._size
         out = empty_matrix(self._count * n, n, self._dtype, _CPU).view(self._count, n, n)
-        self._value(*self._common(), out.data_ptr(), self._threads())
+        self._value(*self._common(self._program), out.data_ptr(), self._threads())
         return out
 
     def pull(self, weight: Float[Tensor, "count n n"]) -> list[Tensor]:
@@ -112,17 +111,23 @@ class NativeBatch:
         if held.dtype != self._dtype or tuple(held.shape) != expected:
             raise ValueError(f"the weight must be {expected} of {self._dtype}")
         found = torch.zeros_like(self._tables[0])
-        gradients = {}
+        # A copy of the nodes: another thread may be asking for the same gradients.
+        nodes, gradients = type(self._node_array).from_buffer_copy(self._node_array), {}
         for number, coordinates in self._coordinates.items():
             gradients[number] = torch.zeros(coordinates.shape, dtype=torch.float64)
-            self._node_array[number].gradient = gradients[number].data_ptr()
-        self._pull(*self._common(), held.data_ptr(), found.data_ptr(), self._threads())
+            nodes[number].gradient = gradients[number].data_ptr()
+        program = self._program_of(nodes)
+        self._pull(*self._common(program), held.data_ptr(), found.data_ptr(), self._threads())
         return [gradients[node].mT if of_points else found[:, node] for node, of_points in self._layout.places]
 
-    def _common(self) -> tuple[int, ...]:
+    def _program_of(self, nodes: ctypes.Array[Node]) -> Program:
+        address = ctypes.addressof
+        return Program(len(nodes), address(nodes), address(self._layout.child_array), self._size)
+
+    def _common(self, program: Program) -> tuple[int, ...]:
         parameters = self._tables.data_ptr()
         largest = parameters + self._parameters.nbytes
-        return ctypes.addressof(self._program), self._count, parameters, largest
+        return ctypes.addressof(program), self._count, parameters, largest
 
     def _threads(self) -> int:
         return 1 if self._count * self._size**2 <= _ONE_THREAD else torch.get_num_threads()

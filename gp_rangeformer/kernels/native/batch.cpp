@@ -125,7 +125,9 @@ template <typename T> void pull(const Batch &batch, const T *weight, int threads
     const int64_t n = program.n;
     const int coordinates = Row<T>(program).coordinates(), nodes = program.node_count;
     const Elements<T> works = elements<T>(batch, threads);
-    std::vector<Sums<T>> sums(threads, Sums<T>(coordinates, program));
+    std::vector<Sums<T>> sums;
+    sums.reserve(threads);
+    for (int thread = 0; thread < threads; ++thread) sums.emplace_back(coordinates, program);
     // Each element is one thread's, or every thread's: the same bits every time.
     const bool shared = batch.count < threads;
 #pragma omp parallel num_threads(threads)
