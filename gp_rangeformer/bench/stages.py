@@ -37,7 +37,9 @@ FLOOR = ("K", "contraction of its gradient")
 PRODUCTS = "products with K"
 # (stage, whose function, its name): looked up at every call, so that it can be replaced by one that is timed.
 _FUNCTIONS: tuple[tuple[str, Any, str], ...] = (
+    (FLOOR[0], fused.FusedKernel, "evaluate"),
     (FLOOR[0], fused, "evaluate_arguments"),
+    (FLOOR[1], fused.FusedKernel, "contract_symmetric"),
     (FLOOR[1], fused, "contract"),
     (PRODUCTS, LinearSystem, "matmul"),
     ("preconditioner", rangeformer, "nystrom_preconditioner"),
