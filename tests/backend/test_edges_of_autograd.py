@@ -15,6 +15,7 @@ from torch import Tensor
 from tests.backend.market import build, exact_path, rangeformer_path
 from tests.backend.test_batches import Asked, answered
 
+UNTRANSFORMED: Any = None  # the parameter itself is the value
 batches = pytest.mark.parametrize("batch", [(), (3,)], ids=["single", "batch"])
 
 
@@ -61,7 +62,7 @@ def test_a_parameter_changed_in_place_before_the_backward_pass_is_an_error_not_a
     def gradient() -> Any:
         asked = Asked(of_kernel=batch, of_y=batch)
         kernel = asked.model["kernel"]
-        kernel.register_constraint("raw_outputscale", Positive(transform=None, inv_transform=None))
+        kernel.register_constraint("raw_outputscale", Positive(transform=UNTRANSFORMED, inv_transform=UNTRANSFORMED))
         kernel.raw_outputscale.data.fill_(0.7)
         loss = asked.values().sum()
         with torch.no_grad():
@@ -80,7 +81,7 @@ def test_nor_is_it_on_the_solver_s_path() -> None:
     def gradient() -> Any:
         problem = build("rbf", n=150)
         kernel = problem.model.covar_module
-        kernel.register_constraint("raw_outputscale", Positive(transform=None, inv_transform=None))
+        kernel.register_constraint("raw_outputscale", Positive(transform=UNTRANSFORMED, inv_transform=UNTRANSFORMED))
         kernel.raw_outputscale.data.fill_(0.7)
         loss = problem.loss()
         with torch.no_grad():
