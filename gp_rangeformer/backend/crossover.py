@@ -8,8 +8,9 @@ from linear_operator import settings as host_settings
 from gp_rangeformer import settings
 
 # Points up to which a prediction of GPyTorch's takes less than one of this plug-in: at n = 100 it evaluates, factorises
-# and solves within 2.4 to 3 ms, and a certificate takes another millisecond (float64, one thread; level at 500).
-POINTS = 500
+# and solves within 2.4 to 3 ms, and a certificate takes another millisecond (float64, one thread; level at 500). Of a
+# batch of four the host is a sixth faster at 500, and slower at 1000 (`gp-rangeformer bench small`).
+POINTS = 640
 
 
 def host_predicts_as_fast(n: int, dtype: torch.dtype | None, device: torch.device | None) -> bool:
