@@ -189,6 +189,8 @@ def _evaluate(
     account_training(call, system, prepared, evaluation, exact_reason)
     if check is not None and isinstance(evaluation.weight, GradientWeight):
         call.add_gradient(check.found)
+        if check.asked is None:
+            call.note("the gradient is measured for noise and scale alone: GPyTorch evaluates this kernel")
     return evaluation
 
 

@@ -18,7 +18,7 @@ from gp_rangeformer.backend import gradient_error
 from gp_rangeformer.kernels.fused import FusedKernel
 from gp_rangeformer.report import GradientError, HyperparameterGradient, SolveReport
 from gp_rangeformer.solvers.reason import Reason
-from tests.backend.market import GP, Problem, added_diagonal, build, flat_gradient, relative
+from tests.backend.market import GP, Problem, added_diagonal, build, flat_gradient, rangeformer_path, relative
 
 N = 150
 NAMES = {
@@ -250,3 +250,11 @@ def test_the_excess_is_relative_to_the_gradient_or_to_what_is_negligible() -> No
     assert found.excess(0.05, 0.0) == pytest.approx(2)
     assert found.excess(0.05, 1.0) == pytest.approx(0.5)
     assert GradientError((HyperparameterGradient("a", 0.0, 0.1),)).relative == math.inf
+
+
+@pytest.mark.parametrize(("kernel", "said"), [("matern32", False), ("linear_plus_rbf", True)])
+def test_what_is_not_measured_of_a_kernel_that_gpytorch_evaluates_is_said(kernel: str, said: bool) -> None:
+    problem = build(kernel, n=150)
+    with rangeformer_path() as reports:
+        problem.loss().backward()
+    assert any("noise and scale alone" in note for note in reports[-1].notes) == said
