@@ -1,13 +1,14 @@
 """Certified fast solves and log determinants for GPyTorch, behind one flag."""
 
-from gp_rangeformer import quiet_import  # noqa: F401  before whatever else imports GPyTorch
+from gp_rangeformer.plugin import quiet_import  # noqa: F401  before whatever else imports GPyTorch
 
 # isort: split
-from gp_rangeformer import backend, settings
-from gp_rangeformer.backend import IncompatibleHostError, clear_memory, memory_bytes
-from gp_rangeformer.free_memory import InsufficientMemoryError
-from gp_rangeformer.kernels.sharded import ProcessGroupError
-from gp_rangeformer.model.checkpoint import CheckpointError, load_pretrained
+from gp_rangeformer import plugin, settings
+from gp_rangeformer.allocation.free_memory import InsufficientMemoryError
+from gp_rangeformer.checkpoint import CheckpointError
+from gp_rangeformer.kernels.matrices.sharded import ProcessGroupError
+from gp_rangeformer.plugin import IncompatibleHostError, clear_memory, memory_bytes
+from gp_rangeformer.rangeformer.pretrained import load_pretrained
 from gp_rangeformer.report import (
     FallbackWarning,
     OutsideToleranceWarning,
@@ -17,7 +18,7 @@ from gp_rangeformer.report import (
     last_report,
 )
 
-backend.install()
+plugin.install()
 
 __version__ = "0.1.0"
 

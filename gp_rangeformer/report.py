@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from gp_rangeformer import settings
-from gp_rangeformer.solvers.base import Interval
-from gp_rangeformer.solvers.reason import Reason
+from gp_rangeformer.system.answers import Interval
+from gp_rangeformer.system.reason import Reason
 
 FAILURES = frozenset(
     {

@@ -29,11 +29,12 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from gp_rangeformer.compare import machine
-from gp_rangeformer.compare.result import write_json
-from gp_rangeformer.model.checkpoint import load_checkpoint, load_pretrained, pretrained_names
-from gp_rangeformer.model.operator import DenseOperator
-from gp_rangeformer.model.rangeformer import RangeFormer, RangeFormerOutput
+from gp_rangeformer.checkpoint import CheckpointError, load_checkpoint
+from gp_rangeformer.lab.compare import machine
+from gp_rangeformer.lab.compare.result import write_json
+from gp_rangeformer.rangeformer.operator import DenseOperator
+from gp_rangeformer.rangeformer.pretrained import load_pretrained, pretrained_names
+from gp_rangeformer.rangeformer.rangeformer import RangeFormer, RangeFormerOutput
 from pretrain.baselines.classical import conjugate_gradients
 from pretrain.baselines.untrained import untrained
 from pretrain.matrices import HELD_OUT, STRUCTURED, list_matrices, load
@@ -232,11 +233,12 @@ def main() -> None:
     parser.add_argument("--loops", type=int, help="instead of the model's default")
     arguments = parser.parse_args()
     if arguments.checkpoint in pretrained_names():
-        model: Any = load_pretrained(arguments.checkpoint)
+        model = load_pretrained(arguments.checkpoint)
     else:
-        model, _ = load_checkpoint(Path(arguments.checkpoint))
-    if not isinstance(model, RangeFormer):
-        raise SystemExit(f"{arguments.checkpoint} holds a {type(model).__name__}; this command evaluates a RangeFormer")
+        try:
+            model, _ = load_checkpoint(Path(arguments.checkpoint), RangeFormer)
+        except CheckpointError as error:
+            raise SystemExit(str(error)) from error
     loops = arguments.loops or model.config.loops
     sizes = [int(size) for size in arguments.sizes.split(",")]
     facts = {

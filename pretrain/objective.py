@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from gp_rangeformer.model.rangeformer import RangeFormerOutput
+from gp_rangeformer.rangeformer.rangeformer import RangeFormerOutput
 
 TASKS = ("lambda_max", "logdet", "solve", "range", "scores")
 

@@ -23,9 +23,9 @@ import torch
 from lightning_fabric import Fabric, seed_everything
 from torch import Tensor
 
-from gp_rangeformer.model.checkpoint import save_checkpoint
-from gp_rangeformer.model.operator import DenseOperator
-from gp_rangeformer.model.rangeformer import RangeFormer
+from gp_rangeformer.checkpoint import save_checkpoint
+from gp_rangeformer.rangeformer.operator import DenseOperator
+from gp_rangeformer.rangeformer.rangeformer import RangeFormer
 from pretrain import configs
 from pretrain.configs import Stage, TrainConfig
 from pretrain.curves import plot_curves

@@ -12,11 +12,11 @@ import gp_rangeformer
 print(*sorted(set(sys.modules) - before))
 """
 # Seconds of a first import that only some calls need: those import it themselves.
-HEAVY = ("sympy", "typer", "rich", "matplotlib", "scipy.optimize", "scipy.stats", "gp_rangeformer.compare")
+HEAVY = ("sympy", "typer", "rich", "matplotlib", "scipy.optimize", "scipy.stats", "gp_rangeformer.lab.compare")
 
 
 def test_the_import_brings_no_heavy_module_that_torch_and_gpytorch_had_not() -> None:
     run = subprocess.run([sys.executable, "-c", IMPORTED], capture_output=True, text=True, check=True, timeout=120)
     brought = run.stdout.split()
-    assert "gp_rangeformer.backend.hooks" in brought
+    assert "gp_rangeformer.plugin.hooks" in brought
     assert not [name for name in brought if name.startswith(HEAVY)]

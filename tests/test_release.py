@@ -9,7 +9,8 @@ import gpytorch
 import pytest
 import torch
 
-from gp_rangeformer import datasets, last_report, models, settings
+from gp_rangeformer import last_report, settings
+from gp_rangeformer.lab import datasets, models
 
 N = 300
 

@@ -16,8 +16,8 @@ import torch
 import gp_rangeformer
 from gp_rangeformer import FallbackWarning, collect_reports, last_report, settings
 from gp_rangeformer.report import FAILURES, SolveReport
-from gp_rangeformer.solvers.reason import Reason
-from tests.backend.market import added_diagonal, build, dense_covariance, exact_path, rangeformer_path
+from gp_rangeformer.system.reason import Reason
+from tests.plugin.market import added_diagonal, build, dense_covariance, exact_path, rangeformer_path
 
 pytestmark = pytest.mark.usefixtures("predicts_small_systems")
 
@@ -199,7 +199,7 @@ def test_a_report_cannot_be_changed() -> None:
 
 VERBOSE = """
 from gp_rangeformer import settings
-from tests.backend.market import added_diagonal, build, exact_path
+from tests.plugin.market import added_diagonal, build, exact_path
 with exact_path(), settings.verbose():
     build().loss()
 with exact_path():

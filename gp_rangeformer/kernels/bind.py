@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from gp_rangeformer import settings
-from gp_rangeformer.kernels.compiler import native_library
 from gp_rangeformer.kernels.expression import Expression
-from gp_rangeformer.kernels.native_tiles import NativeTiles
-from gp_rangeformer.kernels.nodes import TensorTiles
+from gp_rangeformer.kernels.native.compiler import native_library
+from gp_rangeformer.kernels.native.tiles import NativeTiles
+from gp_rangeformer.kernels.tensor.nodes import TensorTiles
 from gp_rangeformer.kernels.tiles import Block
 
 

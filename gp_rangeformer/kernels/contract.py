@@ -10,8 +10,8 @@ from torch import Tensor
 
 from gp_rangeformer.kernels.bind import bind
 from gp_rangeformer.kernels.expression import Expression
-from gp_rangeformer.kernels.share import ALONE, Share
-from gp_rangeformer.kernels.streamed import streamed
+from gp_rangeformer.kernels.gpu.streamed import streamed
+from gp_rangeformer.kernels.matrices.share import ALONE, Share
 from gp_rangeformer.kernels.tiles import Block, tile_size, upper_blocks
 
 
@@ -54,7 +54,7 @@ def contract(
 
     K is symmetric whatever W is: only W + W' matters, and half of the tiles. Their values are recomputed, in ``dtype``
     (K's); per tile the sums over its rows and columns are kept, in float64. Memory: a few tiles, O(n (m + D)). A thin
-    weight of a streamed kernel (:mod:`~gp_rangeformer.kernels.streamed`) needs no tile in memory.
+    weight of a streamed kernel (:mod:`~gp_rangeformer.kernels.gpu.streamed`) needs no tile in memory.
 
     :param arguments: as :func:`~gp_rangeformer.kernels.embedding.embed` returns them.
     :param share: the tiles (rows of a streamed kernel) that are this process's; the sums over them are added up in

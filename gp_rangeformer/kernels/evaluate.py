@@ -6,12 +6,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from gp_rangeformer.allocation.workspace import empty_matrix
 from gp_rangeformer.kernels.bind import KernelTiles, bind
-from gp_rangeformer.kernels.device_tiles import copy_transposed
 from gp_rangeformer.kernels.embedding import embed
 from gp_rangeformer.kernels.expression import Expression
+from gp_rangeformer.kernels.gpu.device_tiles import copy_transposed
 from gp_rangeformer.kernels.tiles import Block, spans, tile_size, upper_blocks
-from gp_rangeformer.workspace import empty_matrix
 
 
 def evaluate(expression: Expression, x: Float[Tensor, "n d"], parameters: tuple[Tensor, ...]) -> Float[Tensor, "n n"]:

@@ -9,15 +9,15 @@ from jaxtyping import Float
 from torch import Tensor
 
 from gp_rangeformer import settings
-from gp_rangeformer.kernels.compiler import native_library
 from gp_rangeformer.kernels.contract import DenseWeight, ThinWeight, contract
 from gp_rangeformer.kernels.embedding import embed
 from gp_rangeformer.kernels.evaluate import evaluate_arguments, of_points
 from gp_rangeformer.kernels.expression import Expression
-from gp_rangeformer.kernels.matrix_free import RecomputedKernelMatrix
-from gp_rangeformer.kernels.native_batch import NativeBatch
-from gp_rangeformer.kernels.plain import plain
-from gp_rangeformer.kernels.share import ALONE, Share
+from gp_rangeformer.kernels.matrices.recomputed import RecomputedKernelMatrix
+from gp_rangeformer.kernels.matrices.share import ALONE, Share
+from gp_rangeformer.kernels.native.batch import NativeBatch
+from gp_rangeformer.kernels.native.compiler import native_library
+from gp_rangeformer.kernels.tensor.plain import plain
 from gp_rangeformer.kernels.unformed_weight import UnformedWeight
 from gp_rangeformer.torch_modes import batched, no_autocast
 

@@ -11,12 +11,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from gp_rangeformer import settings
-from gp_rangeformer.kernels.compiler import native_library
 from gp_rangeformer.kernels.embedding import embed
 from gp_rangeformer.kernels.expression import Expression, Stationary
 from gp_rangeformer.kernels.fused import FusedKernel
-from gp_rangeformer.kernels.native_batch import NativeBatch
-from gp_rangeformer.kernels.plain import plain
+from gp_rangeformer.kernels.native.batch import NativeBatch
+from gp_rangeformer.kernels.native.compiler import native_library
+from gp_rangeformer.kernels.tensor.plain import plain
 
 
 @dataclass(eq=False)

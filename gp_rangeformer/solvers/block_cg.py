@@ -16,8 +16,10 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from gp_rangeformer.solvers.base import LinearSystem
-from gp_rangeformer.solvers.host import (
+from gp_rangeformer.preconditioner.nystrom import NystromPreconditioner
+from gp_rangeformer.system.linear_system import LinearSystem
+from gp_rangeformer.system.reason import Reason
+from gp_rangeformer.system.small_cores import (
     NotPositiveDefiniteError,
     cholesky_with_inverse,
     product,
@@ -25,8 +27,6 @@ from gp_rangeformer.solvers.host import (
     to_device,
     to_host,
 )
-from gp_rangeformer.solvers.nystrom import NystromPreconditioner
-from gp_rangeformer.solvers.reason import Reason
 
 # Give up when this many iterations have not halved the largest residual: rounding has taken over. Shorter plateaus are
 # the usual start of a hard system.

@@ -2,7 +2,7 @@
 
 Below some hundred points a step is bound by the number of operations, not by their arithmetic. So the elements of a
 batch (a single matrix is a batch of one) share every operation, and what a certificate asks is computed for all of them
-together. The formulas are those of :mod:`~gp_rangeformer.solvers.cholesky`; whatever is not plainly well there (no
+together. The formulas are those of :mod:`~gp_rangeformer.solvers.exact`; whatever is not plainly well there (no
 factor, a residual above the tolerance, no noise) is left to it, element by element.
 """
 
@@ -16,12 +16,12 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from gp_rangeformer.kernels.native_product import multiply_wide
-from gp_rangeformer.solvers.base import Interval
-from gp_rangeformer.solvers.certificate import FEW_COLUMNS
-from gp_rangeformer.solvers.cholesky import ExactWeight
-from gp_rangeformer.solvers.host import to_host
-from gp_rangeformer.solvers.margins import entry_error, factor_rounding, logdet_margin, quadratic_margin
+from gp_rangeformer.kernels.native.product import multiply_wide
+from gp_rangeformer.preconditioner.certificate import FEW_COLUMNS
+from gp_rangeformer.solvers.exact import ExactWeight
+from gp_rangeformer.system.answers import Interval
+from gp_rangeformer.system.margins import entry_error, factor_rounding, logdet_margin, quadratic_margin
+from gp_rangeformer.system.small_cores import to_host
 
 
 @dataclass(frozen=True)
@@ -53,8 +53,8 @@ def evaluate_batch(
     """Quadratic forms, log|A| and the weight of their gradient, or None where single systems must be looked at.
 
     :param kernel: symmetric; left as it is. O(count n^3 / 3).
-    :param rhs: of few columns (:data:`~gp_rangeformer.solvers.certificate.FEW_COLUMNS`).
-    :param asymmetry: as in :mod:`~gp_rangeformer.solvers.margins`.
+    :param rhs: of few columns (:data:`~gp_rangeformer.preconditioner.certificate.FEW_COLUMNS`).
+    :param asymmetry: as in :mod:`~gp_rangeformer.system.margins`.
     """
     n, m = rhs.shape[-2:]
     if m > FEW_COLUMNS:

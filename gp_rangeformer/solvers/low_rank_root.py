@@ -8,9 +8,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from gp_rangeformer.solvers.base import InverseRoot, LinearSystem, Solution
-from gp_rangeformer.solvers.nystrom import NystromPreconditioner
-from gp_rangeformer.solvers.reason import Reason
+from gp_rangeformer.preconditioner.nystrom import NystromPreconditioner
+from gp_rangeformer.system.answers import InverseRoot, Solution
+from gp_rangeformer.system.linear_system import LinearSystem
+from gp_rangeformer.system.reason import Reason
 
 _VARIANCE_SAMPLES = 32
 

@@ -11,12 +11,13 @@ from jaxtyping import Float, Float64
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gp_rangeformer.solvers.base import Interval, LinearSystem, Solution
+from gp_rangeformer.preconditioner.certificate import SolutionEvidence, model_margin, relative, wide_residual
+from gp_rangeformer.preconditioner.nystrom import NystromPreconditioner
 from gp_rangeformer.solvers.block_cg import block_cg
-from gp_rangeformer.solvers.certificate import SolutionEvidence, model_margin, relative, wide_residual
-from gp_rangeformer.solvers.host import to_host
-from gp_rangeformer.solvers.nystrom import NystromPreconditioner
-from gp_rangeformer.solvers.reason import Reason
+from gp_rangeformer.system.answers import Interval, Solution
+from gp_rangeformer.system.linear_system import LinearSystem
+from gp_rangeformer.system.reason import Reason
+from gp_rangeformer.system.small_cores import to_host
 
 # Updates through which a residual is carried instead of being recomputed from the solution, which costs a pass. Each
 # rounds as a product does, and rounds the solution: counted as twice the rounding of a product. Measured, all of four

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from gp_rangeformer.model.block import Block
+from gp_rangeformer.rangeformer.block import Block
 from pretrain.baselines.read_out import SOLVE, ReadOut, unit_rhs
 
 

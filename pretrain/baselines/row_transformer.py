@@ -13,10 +13,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from gp_rangeformer.model.attention import FeatureMap
-from gp_rangeformer.model.block import Block
-from gp_rangeformer.model.embedding import RangeEmbedding
-from gp_rangeformer.model.operator import DenseOperator
+from gp_rangeformer.rangeformer.attention import FeatureMap
+from gp_rangeformer.rangeformer.block import Block
+from gp_rangeformer.rangeformer.embedding import RangeEmbedding
+from gp_rangeformer.rangeformer.operator import DenseOperator
 from pretrain.baselines.read_out import SOLVE, ReadOut, unit_rhs
 
 

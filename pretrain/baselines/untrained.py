@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from gp_rangeformer.model.rangeformer import RangeFormer, RangeFormerConfig
+from gp_rangeformer.rangeformer.rangeformer import RangeFormer, RangeFormerConfig
 
 
 def untrained(config: RangeFormerConfig, seed: int = 0, dtype: torch.dtype = torch.float64) -> RangeFormer:

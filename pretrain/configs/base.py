@@ -1,6 +1,6 @@
 """The weights that the package ships: an hour on one CPU core."""
 
-from gp_rangeformer.model.rangeformer import RangeFormerConfig
+from gp_rangeformer.rangeformer.rangeformer import RangeFormerConfig
 from pretrain.configs.config import Stage, TrainConfig
 
 CONFIG = TrainConfig(

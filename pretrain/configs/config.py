@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from gp_rangeformer.model.rangeformer import RangeFormerConfig
+from gp_rangeformer.rangeformer.rangeformer import RangeFormerConfig
 
 
 @dataclass(frozen=True)

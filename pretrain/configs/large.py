@@ -1,6 +1,6 @@
 """For GPUs: wider, deeper loops, larger matrices. Not trained by the authors."""
 
-from gp_rangeformer.model.rangeformer import RangeFormerConfig
+from gp_rangeformer.rangeformer.rangeformer import RangeFormerConfig
 from pretrain.configs.config import Stage, TrainConfig
 
 CONFIG = TrainConfig(

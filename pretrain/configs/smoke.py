@@ -1,6 +1,6 @@
 """A minute on a laptop: shows that the loss falls."""
 
-from gp_rangeformer.model.rangeformer import RangeFormerConfig
+from gp_rangeformer.rangeformer.rangeformer import RangeFormerConfig
 from pretrain.configs.config import Stage, TrainConfig
 
 CONFIG = TrainConfig(

@@ -23,10 +23,10 @@ from lightning_fabric import Fabric
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from gp_rangeformer.compare import machine
-from gp_rangeformer.compare.result import write_json
-from gp_rangeformer.model.checkpoint import load_checkpoint
-from gp_rangeformer.model.rangeformer import RangeFormer, RangeFormerConfig
+from gp_rangeformer.checkpoint import load_checkpoint
+from gp_rangeformer.lab.compare import machine
+from gp_rangeformer.lab.compare.result import write_json
+from gp_rangeformer.rangeformer.rangeformer import RangeFormer, RangeFormerConfig
 from pretrain.baselines.untrained import untrained
 from pretrain.configs import Stage, TrainConfig
 from pretrain.evaluate import evaluate_matrix, truth_of
@@ -82,8 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for name, config in trainings(options.steps).items():
             folder = options.out / f"{name.replace(' ', '-')}-seed{seed}"
             train(dataclasses.replace(config, seed=seed), folder, Fabric(accelerator="cpu", devices=1))
-            model, _ = load_checkpoint(folder / "model")
-            assert isinstance(model, RangeFormer)
+            model, _ = load_checkpoint(folder / "model", RangeFormer)
             tested = LEFT_OUT if name in ("all", "wishart") else config.without
             for family in tested:
                 for n in SIZES:

@@ -26,10 +26,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from gp_rangeformer.compare import machine
-from gp_rangeformer.compare.result import write_json
-from gp_rangeformer.model.linear_system_transformer import LinearSystemTransformer, LinearSystemTransformerConfig
+from gp_rangeformer.lab.compare import machine
+from gp_rangeformer.lab.compare.result import write_json
 from pretrain.baselines.classical import conjugate_gradients, exact, gradient_descent
+from pretrain.baselines.linear_system_transformer import LinearSystemTransformer, LinearSystemTransformerConfig
 from pretrain.experiments.model_file import read_model, write_model
 from pretrain.experiments.spd_systems import random_systems
 

@@ -35,7 +35,8 @@ def extrapolated(matrix: Float[Tensor, "b b"], n: int) -> float:
 class BlockMLP(nn.Module):
     """An MLP on the means of the nested-block features: the same training, no probe moments, no tokens.
 
-    The interface of :class:`~gp_rangeformer.model.tail.LogDetTail`; the block's largest level is its first estimate.
+    The interface of :class:`~gp_rangeformer.logdet.network.LogDetTail`; the block's largest level is its first
+    estimate.
     """
 
     mean: Tensor

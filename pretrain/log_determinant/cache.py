@@ -27,10 +27,10 @@ from scipy.linalg import lapack
 from torch import Tensor
 
 from gp_rangeformer.atomic import write_bytes
-from gp_rangeformer.ranges.landmarks import rp_cholesky_landmarks, uniform_landmarks
-from gp_rangeformer.ranges.tail import sample_points, tail_evidence
-from gp_rangeformer.solvers.base import LinearSystem
-from gp_rangeformer.solvers.nystrom import NystromPreconditioner, nystrom_preconditioner
+from gp_rangeformer.logdet.evidence import sample_points, tail_evidence
+from gp_rangeformer.preconditioner.landmarks import rp_cholesky_landmarks, uniform_landmarks
+from gp_rangeformer.preconditioner.nystrom import NystromPreconditioner, nystrom_preconditioner
+from gp_rangeformer.system.linear_system import LinearSystem
 from pretrain.log_determinant.systems import NOISES, RANKS, SIZES, draw_composite, draw_kernel
 
 KERNELS_PER_SHARD = 16

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from gp_rangeformer.model.tail import LOG_SIZE, QUANTILES, LogDetTail
+from gp_rangeformer.logdet.network import LOG_SIZE, QUANTILES, LogDetTail
 
 GROUPS = 6
 _FIRST_SHAPE = 2  # of the scalars; before it come n and the rank, which are not the kernel's

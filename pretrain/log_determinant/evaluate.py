@@ -25,21 +25,21 @@ import click
 import torch
 from torch import Tensor
 
-from gp_rangeformer import datasets
 from gp_rangeformer.atomic import write_bytes
-from gp_rangeformer.bench.replay import record_trajectory
-from gp_rangeformer.compare import machine
-from gp_rangeformer.compare.audit import Parameters, restore
-from gp_rangeformer.compare.instruments import synchronize
-from gp_rangeformer.compare.solvers import SolverSpec
-from gp_rangeformer.datasets import Dataset
-from gp_rangeformer.models import build_model
-from gp_rangeformer.ranges import learned
-from gp_rangeformer.ranges.tail import TailEvidence, sample_points, tail_evidence, whitened_rows
-from gp_rangeformer.solvers.base import LinearSystem
-from gp_rangeformer.solvers.lanczos import lanczos_logdet
-from gp_rangeformer.solvers.rangeformer import RangeFormerSolver
-from gp_rangeformer.solvers.tail import TailEstimate
+from gp_rangeformer.lab import datasets
+from gp_rangeformer.lab.bench.replay import record_trajectory
+from gp_rangeformer.lab.compare import machine
+from gp_rangeformer.lab.compare.audit import Parameters, restore
+from gp_rangeformer.lab.compare.instruments import synchronize
+from gp_rangeformer.lab.compare.solvers import SolverSpec
+from gp_rangeformer.lab.datasets import Dataset
+from gp_rangeformer.lab.models import build_model
+from gp_rangeformer.logdet import learned
+from gp_rangeformer.logdet.estimate import TailEstimate
+from gp_rangeformer.logdet.evidence import TailEvidence, sample_points, tail_evidence, whitened_rows
+from gp_rangeformer.logdet.lanczos import lanczos_logdet
+from gp_rangeformer.solvers.certified import Certified
+from gp_rangeformer.system.linear_system import LinearSystem
 from pretrain.log_determinant.baselines import BlockMLP, block_alone, extrapolated
 from pretrain.log_determinant.evidence import Record, write_evidence
 from pretrain.log_determinant.pack import load
@@ -100,7 +100,7 @@ def measure(
     """Every estimator's z on one system, in nats per point, the seconds of the two that compete in time, and what the
     network read."""
     n = system.size
-    solver = RangeFormerSolver(rank=rank, adaptive_rank=False, predictor="none", max_passes=1000)
+    solver = Certified(rank=rank, adaptive_rank=False, predictor="none", max_passes=1000)
     prepared = solver.prepare(system)
     preconditioner = prepared.preconditioner
     assert preconditioner is not None

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from gp_rangeformer.atomic import write_bytes
-from gp_rangeformer.ranges.tail import TailEvidence
+from gp_rangeformer.logdet.evidence import TailEvidence
 
 Record = dict[str, float | int | str]
 

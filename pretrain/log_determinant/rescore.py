@@ -13,8 +13,8 @@ from pathlib import Path
 
 import click
 
-from gp_rangeformer.ranges import learned
-from gp_rangeformer.ranges.tail import TailEvidence
+from gp_rangeformer.logdet import learned
+from gp_rangeformer.logdet.evidence import TailEvidence
 from pretrain.log_determinant.baselines import BlockMLP
 from pretrain.log_determinant.evaluate import RESULT, answer, mlp_answer, trained_mlp, write_result
 from pretrain.log_determinant.evidence import Record, read_evidence

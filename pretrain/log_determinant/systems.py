@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from gp_rangeformer.ranges.tail import SMALLEST_SIZE
+from gp_rangeformer.logdet.evidence import SMALLEST_SIZE
 
 SIZES = (SMALLEST_SIZE, 4096)
 NOISES = (1e-4, 1.0)  # relative to the variance of the process

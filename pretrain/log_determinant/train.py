@@ -1,6 +1,6 @@
 """Train the log-determinant tail on a cached set of systems, and calibrate the width of its stated interval.
 
-    python -m pretrain.log_determinant.train FOLDER --out RUN [--steps 20000] [--ship base]
+    python -m pretrain.log_determinant.train FOLDER --out RUN [--steps 20000] [--ship]
 
 Systems of one kernel matrix stay on one side of the split between training and validation, and the latter is for
 reporting alone; the width comes from heads with a group of kernels left out of training (see ``calibration``), six
@@ -24,16 +24,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from gp_rangeformer.model.checkpoint import load_checkpoint, save_checkpoint
-from gp_rangeformer.model.rangeformer import RangeFormer
-from gp_rangeformer.model.tail import LOG_SIZE, QUANTILES, LogDetTail, LogDetTailConfig
+from gp_rangeformer.checkpoint import save_checkpoint
+from gp_rangeformer.logdet.learned import HEAD
+from gp_rangeformer.logdet.network import LOG_SIZE, QUANTILES, LogDetTail, LogDetTailConfig
 from pretrain.log_determinant import systems
 from pretrain.log_determinant.calibration import GROUPS, calibrate, groups
 from pretrain.log_determinant.pack import load
 from pretrain.run_state import load_state, save_state
 
 VALIDATION_SHARE = 10  # every tenth kernel matrix
-_WEIGHTS = Path(__file__).resolve().parents[2] / "gp_rangeformer" / "model" / "weights"
 Systems = dict[str, Tensor]
 
 
@@ -151,8 +150,8 @@ def build(data: Systems, seed: int) -> LogDetTail:
 @click.option("--out", required=True, type=click.Path(file_okay=False, path_type=Path))
 @click.option("--steps", default=TrainConfig.steps)
 @click.option("--seed", default=0)
-@click.option("--ship", default=None, help="put the result into this shipped checkpoint, e.g. base")
-def main(folder: Path, out: Path, steps: int, seed: int, ship: str | None) -> None:
+@click.option("--ship", is_flag=True, help="let the result take the place of the head in the package")
+def main(folder: Path, out: Path, steps: int, seed: int, ship: bool) -> None:
     """Train on the systems cached in FOLDER."""
     out.mkdir(parents=True, exist_ok=True)
     data, held = split(load(folder))
@@ -162,15 +161,12 @@ def main(folder: Path, out: Path, steps: int, seed: int, ship: str | None) -> No
     fit(model, data, held, config, out)
     calibrate(model, answers_from_outside(data, config, out), data, groups(data))
     print(f"widened by {model.widening.tolist()}, floor {float(model.floor):.2g}: {measures(model, held)}", flush=True)
-    if ship is not None:
-        ship_tail(ship, model, data, held, config)
+    if ship:
+        save_head(HEAD, model, data, held, config)
 
 
-def ship_tail(name: str, tail: LogDetTail, data: Systems, held: Systems, config: TrainConfig) -> None:
-    """Put ``tail`` into the shipped checkpoint ``name``, with what it was trained on and its held-out errors."""
-    model, card = load_checkpoint(_WEIGHTS / name)
-    assert isinstance(model, RangeFormer)
-    model.attach_tail(tail)
+def save_head(path: Path, head: LogDetTail, data: Systems, held: Systems, config: TrainConfig) -> None:
+    """Write ``head`` with what it was trained on and its held-out errors."""
     sizes = data["scalars"][:, LOG_SIZE].exp().round().int()
     trained = {
         **dataclasses.asdict(config),
@@ -182,14 +178,14 @@ def ship_tail(name: str, tail: LogDetTail, data: Systems, held: Systems, config:
         "kinds": list(systems.KINDS),
         "groups_left_out_in_turn": GROUPS,
     }
-    found = measures(tail, held)
+    found = measures(head, held)
     save_checkpoint(
-        _WEIGHTS / name,
-        model,
-        training={**card.training, "log_determinant": trained},
-        steps=card.steps,
-        seed=card.seed,
-        metrics={**card.metrics, "log_determinant": {k: found[k] for k in ("median", "p95", "coverage")}},
+        path,
+        head,
+        training=trained,
+        steps=config.steps,
+        seed=config.seed,
+        metrics={name: found[name] for name in ("median", "p95", "coverage")},
     )
 
 

@@ -26,8 +26,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from gp_rangeformer.atomic import write_bytes
-from gp_rangeformer.model.checkpoint import load_pretrained
-from gp_rangeformer.model.tail import LogDetTail
+from gp_rangeformer.logdet.learned import load_head
+from gp_rangeformer.logdet.network import LogDetTail
 from pretrain.log_determinant.calibration import calibrate
 from pretrain.log_determinant.evaluate import SETS, SIMULATED
 from pretrain.log_determinant.evidence import read_evidence
@@ -140,8 +140,7 @@ def left_out(data: Systems, config: TrainConfig, run: Path, widths: dict[str, Wi
 @click.option("--out", default=RESULT, type=click.Path(dir_okay=False, path_type=Path))
 def main(folder: Path, kept: tuple[tuple[Path, Path], ...], run: Path | None, systems: Path | None, out: Path) -> None:
     """Measure on the held-out systems of CACHE and on kept evidence, and write OUT."""
-    head = load_pretrained("base").tail
-    assert head is not None
+    head = load_head()
     calibrating, reporting = halves(split(load(folder))[1])
     widths = three(head, calibrating)
     rows = [measured("held out, reporting half", head, reporting, widths)]

@@ -19,8 +19,8 @@ from gpytorch.kernels import (
 )
 from torch import Tensor
 
-from gp_rangeformer.backend.recognition import recognise
 from gp_rangeformer.kernels.fused import FusedKernel
+from gp_rangeformer.plugin.recognition import recognise
 
 DIM = 3
 

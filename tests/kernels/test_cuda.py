@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from gp_rangeformer.kernels import device_tiles as device_tiles_module
-from gp_rangeformer.kernels.device_tiles import copy_transposed
 from gp_rangeformer.kernels.expression import Expression, Kind, Product, Scale, Stationary, Sum
 from gp_rangeformer.kernels.fused import FusedKernel
-from gp_rangeformer.kernels.streamed import streamed
+from gp_rangeformer.kernels.gpu import device_tiles as device_tiles_module
+from gp_rangeformer.kernels.gpu.device_tiles import copy_transposed
+from gp_rangeformer.kernels.gpu.streamed import streamed
 
 pytestmark = pytest.mark.cuda
 N, D = 700, 5
@@ -102,7 +102,7 @@ def test_without_triton_a_warning_says_so(monkeypatch) -> None:
     def fail(*arguments, **options):
         raise OSError("no C compiler")
 
-    monkeypatch.setattr("gp_rangeformer.kernels.triton_tiles.TritonTiles.value", fail)
+    monkeypatch.setattr("gp_rangeformer.kernels.gpu.tiles.TritonTiles.value", fail)
     with pytest.warns(RuntimeWarning, match="Triton failed .*no C compiler"):
         assert not device_tiles_module.triton_works.__wrapped__(torch.cuda.current_device(), torch.float32)
 

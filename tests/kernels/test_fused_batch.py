@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from gp_rangeformer import settings
-from gp_rangeformer.kernels.compiler import native_library
 from gp_rangeformer.kernels.evaluate import evaluate, evaluate_arguments
 from gp_rangeformer.kernels.expression import Constant, Expression, Product, Scale, Stationary, Sum, parameter_names
 from gp_rangeformer.kernels.fused import FusedKernel
 from gp_rangeformer.kernels.fused_batch import FusedBatch, fuses_batches
-from gp_rangeformer.kernels.plain import plain
+from gp_rangeformer.kernels.native.compiler import native_library
+from gp_rangeformer.kernels.tensor.plain import plain
 
 DTYPES = [torch.float32, torch.float64]
 DIM = 3

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from gp_rangeformer.model.operator import DenseOperator
+from gp_rangeformer.rangeformer.operator import DenseOperator
 from pretrain.baselines.numformer import NumFormer, NumFormerConfig
 from pretrain.baselines.read_out import SCALARS, TASKS
 from pretrain.baselines.row_transformer import RowTransformer, RowTransformerConfig

@@ -8,10 +8,10 @@ import pytest
 import torch
 from scipy.sparse import csr_matrix
 
-from gp_rangeformer.datasets import load
-from gp_rangeformer.model.checkpoint import save_checkpoint
-from gp_rangeformer.model.rangeformer import RangeFormer, RangeFormerConfig
-from gp_rangeformer.models import hyperparameters
+from gp_rangeformer.checkpoint import save_checkpoint
+from gp_rangeformer.lab.datasets import load
+from gp_rangeformer.lab.models import hyperparameters
+from gp_rangeformer.rangeformer.rangeformer import RangeFormer, RangeFormerConfig
 from pretrain.baselines.untrained import untrained
 from pretrain.experiments.downstream import gp_learning, range_finder, warm_start
 from pretrain.experiments.downstream.command import main

@@ -12,10 +12,10 @@ import scipy.io
 import scipy.sparse
 import torch
 
-from gp_rangeformer.model.checkpoint import save_checkpoint
-from gp_rangeformer.model.rangeformer import RangeFormer, RangeFormerConfig
+from gp_rangeformer.checkpoint import save_checkpoint
+from gp_rangeformer.rangeformer.rangeformer import RangeFormer, RangeFormerConfig
 from pretrain.evaluate import evaluate_matrix, truth_of
-from tests.solvers.systems import spectrum_matrix
+from tests.system.systems import spectrum_matrix
 
 ROOT = Path(__file__).parents[2]
 CONFIG = RangeFormerConfig(dim=16, rank=4, heads=2, loops=3)

@@ -5,8 +5,8 @@ import json
 import pytest
 import torch
 
-from gp_rangeformer.model.linear_system_transformer import LinearSystemTransformer, LinearSystemTransformerConfig
 from pretrain.baselines.classical import conjugate_gradients, exact, gradient_descent
+from pretrain.baselines.linear_system_transformer import LinearSystemTransformer, LinearSystemTransformerConfig
 from pretrain.experiments import linear_systems
 from pretrain.experiments.linear_systems import Evaluation, Training, as_solver, errors, train, trainings
 from pretrain.experiments.spd_systems import random_systems

@@ -12,16 +12,16 @@ import torch
 from click.testing import CliRunner
 from torch import Tensor
 
-from gp_rangeformer.model.tail import LogDetTail
-from gp_rangeformer.ranges.landmarks import rp_cholesky_landmarks
-from gp_rangeformer.ranges.tail import SMALLEST_SIZE, sample_points, whitened_rows
-from gp_rangeformer.solvers.nystrom import nystrom_preconditioner
+from gp_rangeformer.logdet.evidence import SMALLEST_SIZE, sample_points, whitened_rows
+from gp_rangeformer.logdet.network import LogDetTail
+from gp_rangeformer.preconditioner.landmarks import rp_cholesky_landmarks
+from gp_rangeformer.preconditioner.nystrom import nystrom_preconditioner
 from pretrain.log_determinant import cache, train
 from pretrain.log_determinant.baselines import BlockMLP, block_alone, extrapolated
 from pretrain.log_determinant.pack import load
 from pretrain.log_determinant.systems import KernelDraw, draw_composite, draw_kernel
 from pretrain.log_determinant.train import Systems, TrainConfig, build, fit, measures, pinball, split
-from tests.solvers.systems import kernel_matrix, points, system
+from tests.system.systems import kernel_matrix, points, system
 
 LARGEST = 600
 SMALL = cache.Recipe(largest=540)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from gp_rangeformer.model.tail import LogDetTail, LogDetTailConfig
+from gp_rangeformer.logdet.network import LogDetTail, LogDetTailConfig
 from pretrain.log_determinant import train
 from pretrain.log_determinant.calibration import calibrate, groups
 from pretrain.log_determinant.train import Systems, TrainConfig, answers_from_outside, build, quantiles

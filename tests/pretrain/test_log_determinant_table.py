@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from gp_rangeformer import settings
-from gp_rangeformer.ranges import learned
+from gp_rangeformer.logdet import learned
 from pretrain.log_determinant import evaluate, rescore
 from pretrain.log_determinant.evaluate import METHODS, SETS, measure, system_at, table, trajectory
 

@@ -10,9 +10,9 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from gp_rangeformer.model.checkpoint import load_pretrained
-from gp_rangeformer.model.tail import LogDetTail, LogDetTailConfig
-from gp_rangeformer.ranges.tail import TailEvidence
+from gp_rangeformer.logdet.evidence import TailEvidence
+from gp_rangeformer.logdet.learned import load_head
+from gp_rangeformer.logdet.network import LogDetTail, LogDetTailConfig
 from pretrain.log_determinant import train
 from pretrain.log_determinant.evaluate import SETS, SIMULATED
 from pretrain.log_determinant.evidence import write_evidence
@@ -101,7 +101,7 @@ def test_groups_left_out_weigh_the_same_however_many_systems_they_have(
 
 
 def test_the_command_reports_uci_and_simulated_kernels_apart(tmp_path: Path) -> None:
-    head = load_pretrained("base").tail
+    head = load_head()
     assert head is not None
     data = answered(head, kernels=200, per_kernel=1)
     cache = tmp_path / "cache"
@@ -147,7 +147,7 @@ def test_the_published_coverage_of_the_shipped_width_is_that_of_the_result_file(
 
 
 def test_the_published_factors_of_the_shipped_width_are_those_of_the_shipped_weights() -> None:
-    head = load_pretrained("base").tail
+    head = load_head()
     assert head is not None
     torch.testing.assert_close(torch.tensor(STORED["widths"]["shipped"]["factors"]), head.widening)
     assert STORED["widths"]["shipped"]["floor"] == pytest.approx(float(head.floor))

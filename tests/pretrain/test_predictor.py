@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from gp_rangeformer.solvers.base import LinearSystem
+from gp_rangeformer.system.linear_system import LinearSystem
 from pretrain.experiments.predictor import trajectories
 from pretrain.experiments.predictor.command import QUICK, main
 from pretrain.experiments.predictor.model import STEPS, Learned, MixingTransformer, tokens

@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from gp_rangeformer.ranges.landmarks import Landmarks, rp_cholesky_landmarks
-from gp_rangeformer.ranges.learned import SystemOperator
-from gp_rangeformer.solvers.base import LinearSystem
-from gp_rangeformer.solvers.nystrom import ProposedTestMatrix, nystrom_preconditioner
+from gp_rangeformer.preconditioner.landmarks import Landmarks, rp_cholesky_landmarks
+from gp_rangeformer.preconditioner.nystrom import ProposedTestMatrix, nystrom_preconditioner
+from gp_rangeformer.rangeformer.answer import SystemOperator
+from gp_rangeformer.system.linear_system import LinearSystem
 from pretrain.experiments.ranges.bench import QUICK, rank_for
 from pretrain.experiments.ranges.command import main
 from pretrain.experiments.ranges.extended import Remainder, extend

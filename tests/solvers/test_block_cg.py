@@ -5,11 +5,11 @@ import math
 import pytest
 import torch
 
-from gp_rangeformer.ranges.landmarks import Landmarks
+from gp_rangeformer.preconditioner.landmarks import Landmarks
+from gp_rangeformer.preconditioner.nystrom import nystrom_preconditioner
 from gp_rangeformer.solvers.block_cg import block_cg
-from gp_rangeformer.solvers.nystrom import nystrom_preconditioner
-from gp_rangeformer.solvers.reason import Reason
-from tests.solvers.systems import kernel_matrix, points, spectrum_matrix, system, targets
+from gp_rangeformer.system.reason import Reason
+from tests.system.systems import kernel_matrix, points, spectrum_matrix, system, targets
 
 N = 300
 

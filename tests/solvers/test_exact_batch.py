@@ -10,13 +10,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from gp_rangeformer.solvers.base import Evaluation, LinearSystem
-from gp_rangeformer.solvers.certificate import FEW_COLUMNS
-from gp_rangeformer.solvers.cholesky import FACTORISED_IN_FLOAT64, ExactSolver
+from gp_rangeformer.preconditioner.certificate import FEW_COLUMNS
+from gp_rangeformer.solvers.exact import FACTORISED_IN_FLOAT64, Exact
 from gp_rangeformer.solvers.exact_batch import BatchEvaluation, evaluate_batch
-from gp_rangeformer.solvers.margins import entry_error
-from gp_rangeformer.solvers.reason import Reason
-from tests.solvers.systems import kernel_matrix, points, spectrum_matrix, targets
+from gp_rangeformer.system.answers import Evaluation
+from gp_rangeformer.system.linear_system import LinearSystem
+from gp_rangeformer.system.margins import entry_error
+from gp_rangeformer.system.reason import Reason
+from tests.system.systems import kernel_matrix, points, spectrum_matrix, targets
 
 DTYPES = [torch.float32, torch.float64]
 dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -40,7 +41,7 @@ class Batch(NamedTuple):
         return [LinearSystem(*element) for element in zip(self.kernel, self.noise, strict=True)]
 
     def one_by_one(self, tolerance: float = TOLERANCE, with_logdet: bool = True) -> list[Evaluation]:
-        solver = ExactSolver(tolerance)
+        solver = Exact(tolerance)
         return [
             solver.prepare(system).evaluate(rhs, with_logdet)
             for system, rhs in zip(self.systems(), self.rhs, strict=True)
@@ -247,7 +248,7 @@ def test_float32_is_promoted_for_all_where_one_system_asks_for_it() -> None:
     assert found.logdet is not None
     # The rounding of float64, not that of float32.
     np.testing.assert_allclose(found.logdet, truth(mixed).logdet.numpy(), rtol=4 * rounding(mixed, torch.float64))
-    promoted = [FACTORISED_IN_FLOAT64 in ExactSolver(TOLERANCE).prepare(system).notes() for system in mixed.systems()]
+    promoted = [FACTORISED_IN_FLOAT64 in Exact(TOLERANCE).prepare(system).notes() for system in mixed.systems()]
     assert promoted == [False, True, False]
 
 
@@ -361,7 +362,7 @@ def test_an_asymmetry_widens_what_is_said_as_for_one_system(relative, dtype) -> 
     intervals, logdets, residuals = [], [], []
     for system, rhs in zip(given.systems(), given.rhs, strict=True):
         system.asymmetry = asymmetry
-        one = ExactSolver(TOLERANCE).prepare(system).evaluate(rhs)
+        one = Exact(TOLERANCE).prepare(system).evaluate(rhs)
         assert one.logdet is not None
         intervals.append(one.solution.inv_quad[0])
         logdets.append(one.logdet.rigorous)

@@ -3,10 +3,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from gp_rangeformer.ranges.landmarks import rp_cholesky_landmarks
+from gp_rangeformer.preconditioner.landmarks import rp_cholesky_landmarks
+from gp_rangeformer.preconditioner.nystrom import nystrom_preconditioner
 from gp_rangeformer.solvers.gradient_weight import CONTROL_GAP, GradientWeight
-from gp_rangeformer.solvers.nystrom import nystrom_preconditioner
-from tests.solvers.systems import kernel_matrix, points, system, targets
+from tests.system.systems import kernel_matrix, points, system, targets
 
 N = 300
 

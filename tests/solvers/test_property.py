@@ -10,11 +10,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from linear_operator.utils.errors import NotPSDError
 
-from gp_rangeformer.ranges.memory import Memory
+from gp_rangeformer.recycling.memory import Memory
 from gp_rangeformer.report import FAILURES
-from gp_rangeformer.solvers.cholesky import ExactPrepared, ExactSolver
-from gp_rangeformer.solvers.rangeformer import RangeFormerSolver
-from tests.solvers.systems import kernel_matrix, points, system, targets
+from gp_rangeformer.solvers.certified import Certified
+from gp_rangeformer.solvers.exact import Exact, ExactPrepared
+from tests.system.systems import kernel_matrix, points, system, targets
 
 TOLERANCE = 0.01
 
@@ -47,7 +47,7 @@ def build(case):
     return linear_system, rhs
 
 
-@pytest.mark.parametrize("make", [RangeFormerSolver, ExactSolver], ids=["rangeformer", "exact"])
+@pytest.mark.parametrize("make", [Certified, Exact], ids=["rangeformer", "exact"])
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
 @given(case=cases)
 def test_every_answer_meets_its_tolerance_and_lies_in_its_intervals(make, case) -> None:
@@ -55,8 +55,8 @@ def test_every_answer_meets_its_tolerance_and_lies_in_its_intervals(make, case) 
     dense = linear_system.to_dense(torch.float64)  # the matrix that the solver was given, to the last bit
     eigenvalues = torch.linalg.eigvalsh(dense)
     solver = make(tolerance=TOLERANCE)
-    if make is RangeFormerSolver:
-        solver = RangeFormerSolver(tolerance=TOLERANCE, rank=case["rank"], seed=case["seed"])
+    if make is Certified:
+        solver = Certified(tolerance=TOLERANCE, rank=case["rank"], seed=case["seed"])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -98,5 +98,5 @@ def test_the_property_test_is_not_vacuous_most_cases_are_answered_by_the_rangefo
     linear_system, rhs = build(case)
     if case["noise"] < 1e-3 or case["rank"] < 40:
         return
-    evaluation = RangeFormerSolver(tolerance=TOLERANCE, rank=case["rank"]).prepare(linear_system).evaluate(rhs)
+    evaluation = Certified(tolerance=TOLERANCE, rank=case["rank"]).prepare(linear_system).evaluate(rhs)
     assert evaluation.fallback_reason is None

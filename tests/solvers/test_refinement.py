@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from gp_rangeformer.ranges.landmarks import Landmarks
+from gp_rangeformer.preconditioner.landmarks import Landmarks
+from gp_rangeformer.preconditioner.nystrom import nystrom_preconditioner
 from gp_rangeformer.solvers import refinement
-from gp_rangeformer.solvers.nystrom import nystrom_preconditioner
-from gp_rangeformer.solvers.reason import Reason
 from gp_rangeformer.solvers.refinement import refine
-from tests.solvers.systems import kernel_matrix, points, system, targets
+from gp_rangeformer.system.reason import Reason
+from tests.system.systems import kernel_matrix, points, system, targets
 
 N, M = 300, 4
 SYSTEM = system(kernel_matrix(points(N, 4)), 1e-2)

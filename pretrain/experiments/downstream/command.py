@@ -23,10 +23,11 @@ from typing import Any
 
 import torch
 
-from gp_rangeformer.compare import machine
-from gp_rangeformer.compare.result import write_json
-from gp_rangeformer.model.checkpoint import load_checkpoint, load_pretrained, pretrained_names
-from gp_rangeformer.model.rangeformer import RangeFormer
+from gp_rangeformer.checkpoint import CheckpointError, load_checkpoint
+from gp_rangeformer.lab.compare import machine
+from gp_rangeformer.lab.compare.result import write_json
+from gp_rangeformer.rangeformer.pretrained import load_pretrained, pretrained_names
+from gp_rangeformer.rangeformer.rangeformer import RangeFormer
 from pretrain.experiments.downstream import gp_learning, range_finder, warm_start
 
 # Each has a dataclass ``Plan`` with ``quick``, ``run(plan, model, folder) -> dict`` and ``draw(dict) -> Figure``.
@@ -36,12 +37,13 @@ PARTS: dict[str, ModuleType] = {"cg": warm_start, "svd": range_finder, "gp": gp_
 def load_model(checkpoint: str) -> RangeFormer:
     """A shipped model by name, or a checkpoint by path; float64, in eval mode, without gradients.
 
-    :raises SystemExit: the checkpoint is of another model.
+    :raises SystemExit: there is no such checkpoint, it is damaged or of another model.
     """
-    shipped = checkpoint in pretrained_names()
-    model: Any = load_pretrained(checkpoint) if shipped else load_checkpoint(Path(checkpoint))[0]
-    if not isinstance(model, RangeFormer):
-        raise SystemExit(f"{checkpoint} holds a {type(model).__name__}; this command needs a RangeFormer")
+    try:
+        shipped = checkpoint in pretrained_names()
+        model = load_pretrained(checkpoint) if shipped else load_checkpoint(Path(checkpoint), RangeFormer)[0]
+    except CheckpointError as error:
+        raise SystemExit(str(error)) from error
     return model.double().eval().requires_grad_(False)
 
 

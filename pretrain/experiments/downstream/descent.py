@@ -12,7 +12,7 @@ from jaxtyping import Float
 from scipy.sparse import csr_matrix
 from torch import Tensor
 
-from gp_rangeformer.model.rangeformer import RangeFormer
+from gp_rangeformer.rangeformer.rangeformer import RangeFormer
 
 
 @dataclass(frozen=True)

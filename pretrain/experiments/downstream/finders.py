@@ -25,10 +25,10 @@ from jaxtyping import Float64
 from scipy.sparse.linalg import svds
 from torch import Tensor
 
-from gp_rangeformer.model.operator import DenseOperator
-from gp_rangeformer.model.rangeformer import RangeFormer
-from gp_rangeformer.ranges.landmarks import rp_cholesky_landmarks
-from gp_rangeformer.solvers.base import LinearSystem
+from gp_rangeformer.preconditioner.landmarks import rp_cholesky_landmarks
+from gp_rangeformer.rangeformer.operator import DenseOperator
+from gp_rangeformer.rangeformer.rangeformer import RangeFormer
+from gp_rangeformer.system.linear_system import LinearSystem
 
 _DENSE_NORM = 200  # up to here the spectral norm by LAPACK, above by Lanczos
 _LANCZOS_TOLERANCE = 1e-6  # relative, of that norm

@@ -26,9 +26,9 @@ from typing import Any, get_args
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from gp_rangeformer.datasets import Dataset, available, load
-from gp_rangeformer.model.rangeformer import RangeFormer
-from gp_rangeformer.models import hyperparameters
+from gp_rangeformer.lab.datasets import Dataset, available, load
+from gp_rangeformer.lab.models import hyperparameters
+from gp_rangeformer.rangeformer.rangeformer import RangeFormer
 from pretrain.experiments.downstream.gp_training import Method, directly, exact_value, exactly, rmse, train
 
 METHODS: tuple[Method, ...] = get_args(Method)

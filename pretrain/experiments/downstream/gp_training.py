@@ -18,11 +18,11 @@ from linear_operator.utils.errors import NanError, NotPSDError
 from torch import Tensor
 
 from gp_rangeformer import clear_memory, collect_reports, settings
-from gp_rangeformer.datasets import Dataset
-from gp_rangeformer.model.operator import DenseOperator
-from gp_rangeformer.model.rangeformer import RangeFormer
-from gp_rangeformer.models import Regression, hyperparameters
-from gp_rangeformer.ranges import learned
+from gp_rangeformer.lab.datasets import Dataset
+from gp_rangeformer.lab.models import Regression, hyperparameters
+from gp_rangeformer.rangeformer import answer
+from gp_rangeformer.rangeformer.operator import DenseOperator
+from gp_rangeformer.rangeformer.rangeformer import RangeFormer
 
 Method = Literal["exact", "direct", "differentiated"]
 
@@ -58,7 +58,7 @@ def exactly() -> Iterator[None]:
 def directly(model: RangeFormer, seed: int) -> Iterator[None]:
     """The flag in direct mode at every n, with ``model`` as its network, which the setting knows by name only."""
     with contextlib.ExitStack() as stack:
-        stack.enter_context(mock.patch.object(learned, "pretrained", return_value=model))
+        stack.enter_context(mock.patch.object(answer, "pretrained", return_value=model))
         for setting in (
             settings.rangeformer(),
             settings.mode("direct"),

@@ -23,7 +23,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from gp_rangeformer.model.rangeformer import RangeFormer
+from gp_rangeformer.rangeformer.rangeformer import RangeFormer
 from pretrain.baselines.untrained import untrained
 from pretrain.experiments.downstream.dot_plot import dots
 from pretrain.experiments.downstream.finders import Finder, finders, projection_errors, ritz_vectors

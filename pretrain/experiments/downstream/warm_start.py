@@ -31,7 +31,7 @@ from matplotlib.figure import Figure
 from scipy.sparse import csr_matrix
 from torch import Tensor
 
-from gp_rangeformer.model.rangeformer import RangeFormer
+from gp_rangeformer.rangeformer.rangeformer import RangeFormer
 from pretrain.baselines.untrained import untrained
 from pretrain.experiments.downstream.descent import Crossing, Start, conjugate_gradients, network_start
 from pretrain.experiments.downstream.dot_plot import dots

@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 
-from gp_rangeformer.compare import machine
-from gp_rangeformer.compare.result import write_json
-from gp_rangeformer.datasets import ENVIRONMENT_VARIABLE
+from gp_rangeformer.lab.compare import machine
+from gp_rangeformer.lab.compare.result import write_json
+from gp_rangeformer.lab.datasets import ENVIRONMENT_VARIABLE
 from pretrain.baselines.read_out import TASKS
 from pretrain.experiments import interventions
 from pretrain.experiments.interventions.cost import costs

@@ -20,8 +20,8 @@ import torch
 from safetensors.torch import load_file, save
 
 from gp_rangeformer.atomic import write_bytes
-from gp_rangeformer.compare import machine
-from gp_rangeformer.compare.result import write_json, write_text
+from gp_rangeformer.lab.compare import machine
+from gp_rangeformer.lab.compare.result import write_json, write_text
 from pretrain.experiments.predictor.model import Learned
 from pretrain.experiments.predictor.paths import Path, Problem, adam_path, generated, lbfgs_path, table
 from pretrain.experiments.predictor.predictors import Damped, Hindsight, Sketched, linear, previous, span, zero

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from gp_rangeformer.model.attention import RowAttention
+from gp_rangeformer.rangeformer.attention import RowAttention
 from pretrain.experiments.predictor.predictors import linear, mix
 from pretrain.experiments.predictor.replay import Situation
 

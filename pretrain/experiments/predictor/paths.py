@@ -15,10 +15,10 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from gp_rangeformer import datasets
-from gp_rangeformer.functions import InvQuadLogDet
-from gp_rangeformer.solvers.base import LinearSystem
-from gp_rangeformer.solvers.cholesky import ExactSolver
+from gp_rangeformer.lab import datasets
+from gp_rangeformer.plugin.autograd import InvQuadLogDet
+from gp_rangeformer.solvers.exact import Exact
+from gp_rangeformer.system.linear_system import LinearSystem
 from pretrain.matrices.draws import log_uniform, normal, uniform
 from pretrain.matrices.gp_kernel import PROFILES
 
@@ -90,7 +90,7 @@ def generated(seed: int) -> Problem:
 def table(name: str, n: int, least_noise: float = 1e-4) -> Problem:
     """A UCI set in float32 with Matern-3/2, for evaluation only.
 
-    :raises DatasetError: as :func:`gp_rangeformer.datasets.load`.
+    :raises DatasetError: as :func:`gp_rangeformer.lab.datasets.load`.
     """
     data = datasets.load(name, n=n, seed=0).to(torch.float32)
     return Problem(name, data.train_x, data.train_y, "matern32", least_noise=least_noise)
@@ -132,6 +132,6 @@ def _loss(problem: Problem, raw: Tensor) -> Tensor:
     system = LinearSystem(kernel.detach(), noise.detach())
     rhs = target[:, None]
 
-    evaluation = ExactSolver().prepare(system).evaluate(rhs.detach())
+    evaluation = Exact().prepare(system).evaluate(rhs.detach())
     quadratic, logdet = InvQuadLogDet.apply(kernel, noise, rhs, evaluation)  # type: ignore[misc]
     return 0.5 * (quadratic.sum() + logdet) / problem.size

@@ -14,10 +14,10 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from gp_rangeformer.ranges.prediction import extrapolate, least_squares
-from gp_rangeformer.solvers.base import LinearSystem
-from gp_rangeformer.solvers.galerkin import galerkin
-from gp_rangeformer.solvers.host import to_host
+from gp_rangeformer.recycling.first_guess import extrapolate, least_squares
+from gp_rangeformer.recycling.galerkin import galerkin
+from gp_rangeformer.system.linear_system import LinearSystem
+from gp_rangeformer.system.small_cores import to_host
 from pretrain.experiments.predictor.replay import Past, Situation
 
 

@@ -1,7 +1,7 @@
 """Solve the systems of a path one after the other, as the solver does in training, with any predictor of the next X.
 
 Every predictor remembers its own solutions, each stopped at the tolerance; the landmarks, the probes and the stopping
-rule are :class:`RangeFormerSolver`'s. Only the prediction and the solve that follows it are timed and counted.
+rule are :class:`Certified`'s. Only the prediction and the solve that follows it are timed and counted.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from gp_rangeformer.ranges.memory import Memory
-from gp_rangeformer.solvers.base import LinearSystem
-from gp_rangeformer.solvers.nystrom import NystromPreconditioner
-from gp_rangeformer.solvers.rangeformer import RangeFormerSolver
+from gp_rangeformer.preconditioner.nystrom import NystromPreconditioner
+from gp_rangeformer.recycling.memory import Memory
+from gp_rangeformer.solvers.certified import Certified
+from gp_rangeformer.system.linear_system import LinearSystem
 from pretrain.experiments.predictor.paths import Path
 
 HISTORY = 4
@@ -87,7 +87,7 @@ def walk(
 
     :raises RuntimeError: a preconditioner cannot be built.
     """
-    solver = RangeFormerSolver(rank=rank, adaptive_rank=False)
+    solver = Certified(rank=rank, adaptive_rank=False)
     memory = Memory()
     pasts: dict[str, tuple[Past, ...]] = dict.fromkeys(predictors, ())
     for raw in path.raw:

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from gp_rangeformer.atomic import write_bytes
-from gp_rangeformer.solvers.base import LinearSystem
+from gp_rangeformer.system.linear_system import LinearSystem
 from pretrain.experiments.predictor.model import STEPS, tokens
 from pretrain.experiments.predictor.paths import adam_path, generated, lbfgs_path
 from pretrain.experiments.predictor.predictors import Damped, Sketched, linear

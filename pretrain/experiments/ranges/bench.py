@@ -13,17 +13,17 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from gp_rangeformer.ranges.landmarks import Landmarks, rp_cholesky_landmarks, uniform_landmarks
-from gp_rangeformer.ranges.learned import pretrained
-from gp_rangeformer.ranges.memory import Memory
-from gp_rangeformer.solvers.base import LinearSystem
-from gp_rangeformer.solvers.nystrom import (
+from gp_rangeformer.preconditioner.landmarks import Landmarks, rp_cholesky_landmarks, uniform_landmarks
+from gp_rangeformer.preconditioner.nystrom import (
     PreconditionerError,
     ProposedTestMatrix,
     RangeProposal,
     nystrom_preconditioner,
 )
-from gp_rangeformer.solvers.rangeformer import RangeFormerPrepared, RangeFormerSolver
+from gp_rangeformer.rangeformer.answer import pretrained
+from gp_rangeformer.recycling.memory import Memory
+from gp_rangeformer.solvers.certified import Certified, CertifiedPrepared
+from gp_rangeformer.system.linear_system import LinearSystem
 from pretrain.experiments.ranges.extended import extend
 from pretrain.experiments.ranges.finders import finders
 from pretrain.log_determinant.evaluate import SETS
@@ -53,7 +53,7 @@ class Bench:
 
     def __init__(self, system: LinearSystem, target: Float[Tensor, "n 1"], plan: Plan) -> None:
         self.system, self.plan = system, plan
-        self.solver = RangeFormerSolver(adaptive_rank=False, predictor="none", max_passes=1000, seed=plan.seed)
+        self.solver = Certified(adaptive_rank=False, predictor="none", max_passes=1000, seed=plan.seed)
         self.rhs = torch.cat([target, self.solver.probe_vectors(system)], dim=1)
         self.records: list[dict[str, Any]] = []
 
@@ -84,7 +84,7 @@ class Bench:
             return
         passes, columns = self.system.take_counts()
         record |= {"kept": preconditioner.rank, "build_passes": passes // repeats, "build_columns": columns // repeats}
-        prepared = RangeFormerPrepared(self.solver, self.system, Memory(), preconditioner, None)
+        prepared = CertifiedPrepared(self.solver, self.system, Memory(), preconditioner, None)
         solution, solve = timed(lambda: prepared.attempt(self.rhs, None), repeats)
         passes, columns = self.system.take_counts()
         record |= {"iterations": solution.iterations, "passes": passes // repeats, "columns": columns // repeats}

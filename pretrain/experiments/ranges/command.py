@@ -31,8 +31,8 @@ from typing import Any
 import torch
 
 from gp_rangeformer.atomic import write_bytes
-from gp_rangeformer.compare import machine
-from gp_rangeformer.compare.audit import Parameters
+from gp_rangeformer.lab.compare import machine
+from gp_rangeformer.lab.compare.audit import Parameters
 from pretrain.experiments.ranges.bench import QUICK, Bench, Plan
 from pretrain.log_determinant.evaluate import system_at, trajectory
 

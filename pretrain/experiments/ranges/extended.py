@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Float
 
-from gp_rangeformer.ranges.landmarks import Landmarks
-from gp_rangeformer.ranges.learned import SystemOperator
-from gp_rangeformer.solvers.base import LinearSystem
+from gp_rangeformer.preconditioner.landmarks import Landmarks
+from gp_rangeformer.rangeformer.answer import SystemOperator
+from gp_rangeformer.system.linear_system import LinearSystem
 from pretrain.experiments.ranges.finders import Finder
 
 

@@ -9,11 +9,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from gp_rangeformer.model.operator import MatrixOperator
-from gp_rangeformer.model.rangeformer import RangeFormer
-from gp_rangeformer.model.subspace import orthonormalise
-from gp_rangeformer.ranges.learned import pretrained
-from gp_rangeformer.solvers.base import LinearSystem
+from gp_rangeformer.rangeformer.answer import pretrained
+from gp_rangeformer.rangeformer.operator import MatrixOperator
+from gp_rangeformer.rangeformer.rangeformer import RangeFormer
+from gp_rangeformer.rangeformer.subspace import orthonormalise
+from gp_rangeformer.system.linear_system import LinearSystem
 from pretrain.baselines.untrained import untrained
 
 # A range of the operator from T loops: orthonormal columns and their image. The generator draws what is random.

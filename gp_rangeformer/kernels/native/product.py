@@ -1,0 +1,108 @@
+"""Products with a thin block by the compiled library: of a dense matrix where that is the fastest, of a kernel matrix
+that is made on the way, and in float64 whatever the matrix is held in."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Float64
+from torch import Tensor
+
+from gp_rangeformer import settings
+from gp_rangeformer.kernels.native.compiler import native_library
+from gp_rangeformer.kernels.native.interface import PANEL
+from gp_rangeformer.kernels.tiles import spans
+
+# Panels of 32 columns are summed in registers, so many more as dot products: fewer than would pay for a panel.
+_FURTHER = 4
+# One sweep with one panel; for other widths the library of PyTorch is as fast or faster.
+_DENSE_WIDTHS = range(32, 35)
+_DENSE_ROWS = 1500  # below, packing costs what the product saves
+# Numbers of a matrix that tensor operations widen at a time: a level-2 cache of a CPU; on a GPU, enough to occupy it.
+_WIDENED, _WIDENED_CUDA = 2**18, 2**25
+
+
+class PackedBlock(NamedTuple):
+    """Columns as the library reads them; zero columns fill the last panel.
+
+    ``packed``: panels x n x 32. ``further``: k x n.
+    """
+
+    packed: Float[Tensor, "panels n 32"]
+    further: Float[Tensor, "k n"]
+
+    @property
+    def width(self) -> int:
+        return self.packed.shape[0] * PANEL + len(self.further)
+
+    def pointers(self) -> tuple[int, int, int, int]:
+        """Arguments of the library's functions; valid while the block lives."""
+        return self.packed.data_ptr(), len(self.packed), self.further.data_ptr(), len(self.further)
+
+
+def pack(vectors: Float[Tensor, "n k"]) -> PackedBlock:
+    """A copy of the columns. At most four that fill no panel are further ones."""
+    n, k = vectors.shape
+    rest = k % PANEL
+    whole = k - rest if rest <= _FURTHER else k
+    panels = -(-whole // PANEL)
+    packed = vectors.new_zeros(panels, n, PANEL)
+    for panel, start in enumerate(range(0, whole, PANEL)):
+        columns = vectors[:, start : min(start + PANEL, whole)]
+        packed[panel, :, : columns.shape[1]] = columns
+    return PackedBlock(packed, vectors[:, whole:].mT.contiguous())
+
+
+def multiply(matrix: Float[Tensor, "rows n"], vectors: Float[Tensor, "n k"]) -> Float[Tensor, "rows k"]:
+    """matrix @ vectors, summed in their dtype, with the rounding of :func:`torch.matmul` or less."""
+    rows, n = matrix.shape
+    k = vectors.shape[1]
+    fits = k in _DENSE_WIDTHS and rows >= _DENSE_ROWS and matrix.device.type == "cpu" and matrix.stride(1) == 1
+    alike = len(vectors) == n and vectors.dtype == matrix.dtype and vectors.device == matrix.device
+    known = matrix.dtype in (torch.float32, torch.float64)
+    library = native_library() if fits and alike and known and settings.compiled_kernels.on() else None
+    if library is None:
+        return matrix @ vectors
+    block = pack(vectors)
+    out = vectors.new_empty(rows, block.width)
+    function = library.multiply_dense_float if matrix.dtype == torch.float32 else library.multiply_dense_double
+    function(matrix.data_ptr(), rows, n, matrix.stride(0), *block.pointers(), out.data_ptr(), torch.get_num_threads())
+    return out[:, :k]
+
+
+def multiply_wide(
+    matrix: Float[Tensor, "rows n"], vectors: Float64[Tensor, "n k"]
+) -> tuple[Float64[Tensor, "rows k"], Float64[Tensor, " rows"]]:
+    """matrix @ vectors and sum_j matrix_ij^2, every product and sum in float64: the entries of a float32 matrix are
+    converted exactly. Componentwise |error| <= n u / (1 - n u) sum_j |matrix_ij| |vectors_jk|, u = 2^-53.
+
+    One read of the matrix for few columns, no copy of it (by tensor operations, of a few rows at a time).
+    """
+    rows, n = matrix.shape
+    fits = matrix.device.type == "cpu" and vectors.device.type == "cpu" and (n == 1 or matrix.stride(1) == 1)
+    known = matrix.dtype in (torch.float32, torch.float64)
+    library = native_library() if fits and known and settings.compiled_kernels.on() else None
+    if library is None:
+        return _multiply_widened(matrix, vectors)
+    out, squares = vectors.new_empty(rows, vectors.shape[1]), vectors.new_empty(rows)
+    columns, threads = vectors.mT.contiguous(), torch.get_num_threads()
+    is_float = matrix.dtype == torch.float32
+    function = library.multiply_wide_dense_float if is_float else library.multiply_wide_dense_double
+    function(
+        matrix.data_ptr(), rows, n, matrix.stride(0), columns.data_ptr(), len(columns), out.data_ptr(),
+        squares.data_ptr(), threads,
+    )  # fmt: skip
+    return out, squares
+
+
+def _multiply_widened(
+    matrix: Float[Tensor, "rows n"], vectors: Float64[Tensor, "n k"]
+) -> tuple[Float64[Tensor, "rows k"], Float64[Tensor, " rows"]]:
+    rows, n = matrix.shape
+    out, squares = vectors.new_empty(rows, vectors.shape[1]), vectors.new_empty(rows)
+    for piece in spans(0, rows, max(1, (_WIDENED if matrix.device.type == "cpu" else _WIDENED_CUDA) // n)):
+        wide = matrix[piece].double()
+        out[piece] = wide @ vectors
+        squares[piece] = wide.square().sum(1)
+    return out, squares

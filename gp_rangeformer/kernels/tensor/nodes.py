@@ -1,0 +1,290 @@
+"""A kernel expression on tensors: every node computes one tile of its matrix, and the gradient through it.
+
+``value`` writes a tile. For gradients a tile is opened (the values and slopes of the stationary kernels are computed),
+and then a weight is pulled through the tree from the root: each node adds what the tile contributes to the gradients of
+its own arguments.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from gp_rangeformer.kernels.expression import Constant, Expression, Scale, Stationary, Sum
+from gp_rangeformer.kernels.gpu.device_tiles import DeviceTiles, device_tiles
+from gp_rangeformer.kernels.tensor.profiles import (
+    RBF,
+    SMALLEST,
+    Buffers,
+    Opened,
+    largest_squared_distance,
+    profile,
+    unresolved_distance,
+)
+from gp_rangeformer.kernels.tiles import Block, Scratch
+
+
+class TensorTiles:
+    """Tiles by operations on tensors: a :class:`~gp_rangeformer.kernels.bind.KernelTiles` for every device.
+
+    :param arguments: as :func:`~gp_rangeformer.kernels.embedding.embed` returns them.
+    :param size: the most rows and columns of a tile.
+    """
+
+    mirrored = True
+
+    def __init__(self, expression: Expression, arguments: tuple[Tensor, ...], dtype: torch.dtype, size: int) -> None:
+        like = arguments[0].new_empty(0, dtype=dtype)
+        self._root = _bind(expression, iter([argument.detach() for argument in arguments]), like, size)
+
+    def value(self, block: Block, out: Tensor) -> None:
+        self._root.value(block, out)
+
+    def pull(self, block: Block, weight: Tensor) -> None:
+        self._root.open(block)
+        self._root.pull(block, weight, 1.0)
+
+    def multiply(self, vectors: Tensor, rows: slice | None = None) -> None:
+        """Tile by tile."""
+
+    def multiply_wide(self, vectors: Tensor, rows: slice | None = None) -> None:
+        """Tile by tile."""
+
+    def gradients(self) -> list[Tensor]:
+        return self._root.gradients()
+
+
+@runtime_checkable
+class _Node(Protocol):
+    """A part of the expression with its arguments and buffers."""
+
+    def value(self, block: Block, out: Tensor) -> None:
+        """Write the tile of the node's matrix; ``out`` may be strided."""
+        ...
+
+    def open(self, block: Block) -> None:
+        """Compute what :meth:`current` and :meth:`pull` need of this tile."""
+        ...
+
+    def current(self, block: Block) -> Tensor:
+        """The opened tile's values; valid until the next ``open``."""
+        ...
+
+    def pull(self, block: Block, weight: Tensor, factor: float) -> None:
+        """Add the tile's part of d sum(factor * weight * tile). ``weight`` is left as it is."""
+        ...
+
+    def gradients(self) -> list[Tensor]:
+        """The sums over all tiles, for the arguments of this node and of its children, in float64."""
+        ...
+
+
+def _bind(expression: Expression, arguments: Iterator[Tensor], like: Tensor, size: int) -> _Node:
+    if isinstance(expression, Stationary):
+        coordinates = next(arguments)
+        alpha = float(next(arguments)) if expression.kind == "rq" else None
+        return _StationaryNode(expression, coordinates, alpha, like, size)
+    if isinstance(expression, Constant):
+        return _ConstantNode(float(next(arguments)), like, size)
+    if isinstance(expression, Scale):
+        factor = float(next(arguments))
+        return _ScaleNode(factor, _bind(expression.child, arguments, like, size), like, size)
+    children = [_bind(child, arguments, like, size) for child in expression.children]
+    return (_SumNode if isinstance(expression, Sum) else _ProductNode)(children, like, size)
+
+
+class _StationaryNode:
+    def __init__(
+        self, expression: Stationary, coordinates: Tensor, alpha: float | None, like: Tensor, size: int
+    ) -> None:
+        points = coordinates.to(like.dtype)
+        self._points = points.double()  # as the tiles see them: sums of differences then cancel to the last bit
+        squares = self._points.square().sum(-1, keepdim=True)
+        norms, ones = squares.to(like.dtype), torch.ones_like(squares, dtype=like.dtype)
+        # [-2 z, |z|^2, 1] . [z', 1, |z'|^2] = |z - z'|^2. The norms last, as in GPyTorch: first they cost up to three
+        # times the rounding error (measured, d = 8 to 50).
+        self._left = torch.cat([-2 * points, norms, ones], dim=-1)
+        self._right = torch.cat([points, ones, norms], dim=-1).mT.contiguous()
+        self._points_and_ones = self._right[:-1]
+        unresolved = unresolved_distance(squares, like.dtype)
+        self._profile = profile(expression.kind, alpha, unresolved)
+        self._largest = largest_squared_distance(self._profile, like.dtype)
+        self._storage = [Scratch(like, size) for _ in range(3)]
+        # sum_j S_ij z_j and sum_j S_ij, one column per i: a tile's in its own dtype, their sums in float64. (Products
+        # with D + 1 rows take two thirds of the time of those with D + 1 columns.)
+        self._sums = torch.zeros(points.shape[1] + 1, len(points), dtype=torch.float64, device=points.device)
+        self._alpha_gradient = None if alpha is None else self._sums.new_zeros(())
+        self._opened: Opened | None = None
+        self._device_tiles = device_tiles(expression.kind, points, alpha, unresolved)
+
+    def value(self, block: Block, out: Tensor) -> None:
+        if self._device_tiles is not None:
+            self._device_tiles.value(block, out)
+        else:
+            self._profile.value(self._distances(block), out)
+
+    def open(self, block: Block) -> None:
+        if self._device_tiles is not None:
+            self._opened = self._open_on_device(block, self._device_tiles)
+        else:
+            self._opened = self._profile.open(self._distances(block))
+
+    def _open_on_device(self, block: Block, device_tiles: DeviceTiles) -> Opened:
+        value, slope, shape_slope = self._buffers(block)
+        device_tiles.open(block, value, slope, shape_slope)
+        if isinstance(self._profile, RBF):
+            return Opened(value, value, slope)
+        return Opened(value, slope, slope, shape_slope if self._alpha_gradient is not None else None)
+
+    def current(self, block: Block) -> Tensor:
+        assert self._opened is not None
+        return self._opened.value
+
+    def pull(self, block: Block, weight: Tensor, factor: float) -> None:
+        assert self._opened is not None
+        _, slope, target, alpha_slope = self._opened
+        if self._alpha_gradient is not None and alpha_slope is not None:
+            self._alpha_gradient.add_(_dot(weight, alpha_slope), alpha=factor)
+        # q_ij = |z_i - z_j|^2, S = weight * dk/dq: the gradient for z_i is 2 sum_j S_ij (z_i - z_j), and for z_j
+        # likewise with S'. Points do not move from themselves: a large S_ii would only leave rounding.
+        slopes = torch.mul(weight, slope, out=target)
+        if block.on_diagonal:
+            slopes.diagonal().zero_()
+        scale = factor * self._profile.slope_factor
+        self._sums[:, block.rows].add_(self._points_and_ones[:, block.columns] @ slopes.mT, alpha=scale)
+        self._sums[:, block.columns].add_(self._points_and_ones[:, block.rows] @ slopes, alpha=scale)
+
+    def gradients(self) -> list[Tensor]:
+        coordinates = 2 * (self._sums[-1:].mT * self._points - self._sums[:-1].mT)
+        return [coordinates] if self._alpha_gradient is None else [coordinates, self._alpha_gradient]
+
+    def _buffers(self, block: Block) -> Buffers:
+        return Buffers(*(storage.of(block) for storage in self._storage))
+
+    def _distances(self, block: Block) -> Buffers:
+        buffers = self._buffers(block)
+        torch.mm(self._left[block.rows], self._right[:, block.columns], out=buffers.first)
+        buffers.first.clamp_(SMALLEST, self._largest)
+        if block.on_diagonal:
+            buffers.first.diagonal().fill_(SMALLEST)
+        return buffers
+
+
+class _ConstantNode:
+    def __init__(self, constant: float, like: Tensor, size: int) -> None:
+        self._constant = constant
+        self._storage = Scratch(like, size)
+        self._gradient = like.new_zeros((), dtype=torch.float64)
+
+    def value(self, block: Block, out: Tensor) -> None:
+        out.fill_(self._constant)
+
+    def open(self, block: Block) -> None:
+        self.value(block, self._storage.of(block))
+
+    def current(self, block: Block) -> Tensor:
+        return self._storage.of(block)
+
+    def pull(self, block: Block, weight: Tensor, factor: float) -> None:
+        self._gradient.add_(weight.sum(), alpha=factor)
+
+    def gradients(self) -> list[Tensor]:
+        return [self._gradient]
+
+
+class _ScaleNode:
+    def __init__(self, factor: float, child: _Node, like: Tensor, size: int) -> None:
+        self._factor, self._child = factor, child
+        self._storage = Scratch(like, size)
+        self._gradient = like.new_zeros((), dtype=torch.float64)
+
+    def value(self, block: Block, out: Tensor) -> None:
+        self._child.value(block, out)
+        out.mul_(self._factor)
+
+    def open(self, block: Block) -> None:
+        self._child.open(block)
+
+    def current(self, block: Block) -> Tensor:
+        return torch.mul(self._child.current(block), self._factor, out=self._storage.of(block))
+
+    def pull(self, block: Block, weight: Tensor, factor: float) -> None:
+        self._gradient.add_(_dot(weight, self._child.current(block)), alpha=factor)
+        self._child.pull(block, weight, factor * self._factor)
+
+    def gradients(self) -> list[Tensor]:
+        return [self._gradient, *self._child.gradients()]
+
+
+class _SumNode:
+    def __init__(self, children: list[_Node], like: Tensor, size: int) -> None:
+        self._children = children
+        self._storage = Scratch(like, size)
+
+    def value(self, block: Block, out: Tensor) -> None:
+        first, *others = self._children
+        first.value(block, out)
+        for child in others:
+            term = self._storage.of(block)
+            child.value(block, term)
+            out.add_(term)
+
+    def open(self, block: Block) -> None:
+        for child in self._children:
+            child.open(block)
+
+    def current(self, block: Block) -> Tensor:
+        total = self._storage.of(block).zero_()
+        for child in self._children:
+            total.add_(child.current(block))
+        return total
+
+    def pull(self, block: Block, weight: Tensor, factor: float) -> None:
+        for child in self._children:
+            child.pull(block, weight, factor)
+
+    def gradients(self) -> list[Tensor]:
+        return [gradient for child in self._children for gradient in child.gradients()]
+
+
+class _ProductNode:
+    def __init__(self, children: list[_Node], like: Tensor, size: int) -> None:
+        self._children = children
+        self._storage, self._weight_storage = Scratch(like, size), Scratch(like, size)
+
+    def value(self, block: Block, out: Tensor) -> None:
+        first, *others = self._children
+        first.value(block, out)
+        for child in others:
+            factor = self._storage.of(block)
+            child.value(block, factor)
+            out.mul_(factor)
+
+    def open(self, block: Block) -> None:
+        for child in self._children:
+            child.open(block)
+
+    def current(self, block: Block) -> Tensor:
+        total = self._storage.of(block).fill_(1)
+        for child in self._children:
+            total.mul_(child.current(block))
+        return total
+
+    def pull(self, block: Block, weight: Tensor, factor: float) -> None:
+        values = [child.current(block) for child in self._children]
+        for index, child in enumerate(self._children):
+            # Not the product divided by the child's value, which may have underflowed to zero.
+            own = self._weight_storage.of(block).copy_(weight)
+            for value in values[:index] + values[index + 1 :]:
+                own.mul_(value)
+            child.pull(block, own, factor)
+
+    def gradients(self) -> list[Tensor]:
+        return [gradient for child in self._children for gradient in child.gradients()]
+
+
+def _dot(one: Tensor, other: Tensor) -> Tensor:
+    return torch.dot(one.reshape(-1), other.reshape(-1))

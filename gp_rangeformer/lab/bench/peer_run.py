@@ -1,0 +1,122 @@
+"""One run of the benchmark: its plan, the file it can be resumed from, and the sizes in turn."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from gp_rangeformer.lab import datasets
+from gp_rangeformer.lab.bench.contenders import Problem
+from gp_rangeformer.lab.bench.entrants import parse_peers
+from gp_rangeformer.lab.bench.peers import Observer, Size, measure_size
+from gp_rangeformer.lab.compare import machine
+from gp_rangeformer.lab.compare.result import write_json
+from gp_rangeformer.lab.models import check_kernel, default_kernel
+from gp_rangeformer.settings import exact_size
+
+FORMAT = 1
+
+
+class PlanError(ValueError):
+    """A run that cannot be done as asked; the message names the option and the remedy."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What decides the numbers of a run; two runs share a file if their plans are equal.
+
+    :param kernel: None: the data set's default.
+    :param solvers: comma-separated, see :func:`~gp_rangeformer.lab.bench.entrants.parse_peers`.
+    """
+
+    dataset: str
+    kernel: str | None
+    solvers: str
+    steps: int
+    seed: int
+    dtype: str
+    device: str
+
+
+def parse_sizes(text: str) -> list[int]:
+    """Ascending, each once.
+
+    :raises PlanError: not whole numbers, or so small that the plug-in leaves the systems to GPyTorch.
+    """
+    try:
+        sizes = sorted({int(n) for n in text.split(",")})
+    except ValueError:
+        raise PlanError(f"--sizes {text!r}: whole numbers separated by commas") from None
+    if sizes[0] < exact_size.value():
+        raise PlanError(f"--sizes {text!r}: the plug-in answers from n = {exact_size.value()} on (settings.exact_size)")
+    return sizes
+
+
+def read_sizes(path: Path, plan: Plan) -> list[Size]:
+    """The sizes that ``path`` holds of the same plan; none if there is no such file.
+
+    :raises PlanError: the file is damaged, or holds another plan.
+    """
+    if not path.is_file():
+        return []
+    try:
+        content = json.loads(path.read_text())
+        found = Plan(**content["plan"])
+        sizes = [Size.from_json(size) for size in content["sizes"]]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise PlanError(f"{path} is not a result of this command ({error}): choose another --json") from None
+    if found != plan:
+        ours, theirs = asdict(plan), asdict(found)
+        other = ", ".join(f"{name} {theirs[name]}, not {ours[name]}" for name in ours if ours[name] != theirs[name])
+        raise PlanError(f"{path} holds a run with {other}: choose another --json, or repeat that run's options")
+    return sizes
+
+
+def run(
+    plan: Plan,
+    sizes: Sequence[int],
+    *,
+    patience: float,
+    audit_largest: int,
+    path: Path | None = None,
+    write: Callable[[Path, dict[str, object]], object] = write_json,
+    data_dir: Path | None = None,
+    observer: Observer = lambda text: None,
+    show: Callable[[Size], None] = lambda size: None,
+) -> list[Size]:
+    """Measure ``sizes``, those that ``path`` has not yet, and write the file after each.
+
+    :param audit_largest: largest n with exact float64 values and gradients.
+    :param write: writes the file.
+    :param show: called with every size when it is known.
+    :raises PlanError, DatasetError, KernelError, SolverError: before anything is measured.
+    """
+    entrants = parse_peers(plan.solvers, plan.dtype)
+    known = [] if path is None else read_sizes(path, plan)
+    largest = datasets.load(plan.dataset, n=max(sizes), n_test=1, seed=plan.seed, data_dir=data_dir)
+    check_kernel(plan.kernel, largest)
+    kernel = plan.kernel or default_kernel(largest)
+    first_calls, described = True, machine.describe(plan.device)
+    for n in sizes:
+        if not any(size.n == n for size in known):
+            dataset = datasets.load(plan.dataset, n=n, n_test=1, seed=plan.seed, data_dir=data_dir)
+            measured = measure_size(
+                Problem(dataset, kernel, plan.dtype, plan.device),
+                entrants,
+                known,
+                steps=plan.steps,
+                seed=plan.seed,
+                patience=patience,
+                audit=n <= audit_largest,
+                first_calls=first_calls,
+                observer=lambda text, n=n: observer(f"n = {n}: {text}"),
+            )
+            first_calls = False
+            known.append(measured)
+            if path is not None:
+                content = [size.to_json() for size in sorted(known, key=lambda size: size.n)]
+                write(path, {"format": FORMAT, "plan": asdict(plan), "machine": described, "sizes": content})
+        show(next(size for size in known if size.n == n))
+    return sorted((size for size in known if size.n in sizes), key=lambda size: size.n)

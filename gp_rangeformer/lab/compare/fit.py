@@ -1,0 +1,90 @@
+"""One training with the flag on, for ``gp-rangeformer fit``: hyperparameters, test error, predictions, last report."""
+
+from __future__ import annotations
+
+import csv
+import io
+from dataclasses import dataclass
+from pathlib import Path
+
+from gp_rangeformer import SolveReport, clear_memory, last_report
+from gp_rangeformer.lab.compare.result import SolverResult, write_text
+from gp_rangeformer.lab.compare.run import silent
+from gp_rangeformer.lab.compare.solvers import SolverSpec
+from gp_rangeformer.lab.compare.training import Observer, Run, Schedule, predict, train
+from gp_rangeformer.lab.datasets import Dataset
+from gp_rangeformer.lab.models import build_model, default_kernel
+
+_NORMAL_95 = 1.959964  # half-width of a central 95 % interval in standard deviations
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A trained model's numbers: ``result`` as in a comparison, and predictions at the test points in the target's
+    own unit (each n_test long; the deviation includes the noise)."""
+
+    dataset: Dataset
+    kernel: str
+    result: SolverResult
+    mean: list[float]
+    deviation: list[float]
+    report: SolveReport | None
+
+    @property
+    def hyperparameters(self) -> dict[str, float]:
+        """At the end of training, in standardised units."""
+        return self.result.steps[-1].hyperparameters
+
+    def write_predictions(self, path: Path) -> None:
+        """A CSV with one row per test point: target, mean, sd and 95 % interval in the target's unit, then inputs.
+
+        The inputs are standardised, as the model saw them.
+        """
+        data = self.dataset
+        target = (data.test_y.double() * data.target_scale + data.target_mean).tolist()
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        inputs = [f"{name}_standardised" for name in data.feature_names]
+        writer.writerow([data.target_name, "mean", "sd", "lower95", "upper95", *inputs])
+        rows = zip(target, self.mean, self.deviation, data.test_x.tolist(), strict=True)
+        for observed, mean, deviation, x in rows:
+            margin = _NORMAL_95 * deviation
+            writer.writerow([repr(v) for v in (observed, mean, deviation, mean - margin, mean + margin, *x)])
+        write_text(path, text.getvalue())
+
+
+def fit(
+    dataset: Dataset,
+    spec: SolverSpec,
+    kernel: str | None = None,
+    *,
+    steps: int = 60,
+    lr: float = 0.1,
+    device: str = "cpu",
+    seed: int = 0,
+    observer: Observer = silent,
+) -> Fit:
+    """Train with ``spec`` by Adam and predict at the test points.
+
+    :param dataset: float64, as loaded.
+    :param kernel: name of a kernel, None for the data set's default.
+    :raises FloatingPointError, NotPSDError, NanError: the solver could not answer.
+    """
+    kernel = kernel or default_kernel(dataset)
+    clear_memory()
+    data = dataset.to(spec.torch_dtype, device)
+    run = Run(SolverResult.of(spec))
+    model = train(
+        run, spec, data, kernel, build_model(dataset, kernel)[0].state_dict(), Schedule(steps, lr), seed, observer
+    )
+    report = last_report()
+    prediction = predict(run, spec, model, data)
+    scale = dataset.target_scale
+    return Fit(
+        dataset,
+        kernel,
+        run.result,
+        [scale * mean + dataset.target_mean for mean in prediction.mean],
+        [scale * deviation for deviation in prediction.deviation],
+        report,
+    )

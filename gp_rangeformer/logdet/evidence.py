@@ -1,0 +1,262 @@
+"""What one training step already knows about the tail of the log determinant, z = (log|A| - log|P|) / n.
+
+Nothing here multiplies with K. In whitened units (A~ = D^-1/2 A D^-1/2) three sources see the tail:
+
+* The diagonal of E = D^-1/2 (K - Q) D^-1/2, known at every point: Hadamard's inequality turns it into an upper bound.
+* Rows of I + E, A~ and P~ at up to 256 random points. The Cholesky factors of their principal blocks hold learning
+  curves of every other point: its variance given k of them, for every k. By the chain rule of determinants the mean of
+  log v_E over points and over k = 0..n-1 is log|I + E| / n >= z, and that of log v_A - log v_P is z itself: the rows
+  show how both curves begin. Which points are given hardly matters; whose curves are averaged does, so many are.
+* The probe solutions X = A^-1 Z, which the gradient needs anyway: moments z'P^-1 z, z'A^-1 z and x'P x of the spectrum
+  of P^-1 A, averaged over all points. A quadrature rule with two nodes reads a first estimate from them.
+
+The network of :mod:`gp_rangeformer.logdet.network` extrapolates from this evidence.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float64, Int
+from torch import Tensor
+
+from gp_rangeformer.preconditioner.nystrom import NystromPreconditioner
+from gp_rangeformer.system.linear_system import LinearSystem
+from gp_rangeformer.system.small_cores import to_host
+
+# Points that the others' learning curves are given: 128, and one in 64 of all from there to 256.
+_GIVEN = (128, 256)
+# Points whose curves are averaged: a quarter of all, up to 1024, and an eighth where that is more. Averages over 128 of
+# them varied by 0.004 nats per point with the draw where z > 1, and did not with n.
+_ASKED = 1024
+SMALLEST_SIZE = 256  # of the cached training set
+TRAINED_PROBES = 32  # of the cached training set: fewer make the moments noisier than the network expects
+GROUPS = 16  # of sampled points, by the variance that remains: the tokens of the network
+_LEVELS = (0, 1, 2, 4, 8, 16, 32)  # of 32: how many of the given points a learning curve has seen
+_SMALLEST = 1e-8  # argument of a logarithm
+_LARGEST_RATIO = 1.001  # of z'A^-1 z to z'P^-1 z: at most 1 but for rounding
+_QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9, 0.97)
+
+
+@dataclass(frozen=True)
+class MomentEvidence:
+    """Evidence about one system that needs no sampled points, float64 on the CPU.
+
+    ``scalars``: of the whole system. ``upper``: the rigorous upper end of z in nats per point; the lower is zero.
+    ``estimate``: the quadrature rule's. ``definite``: False if the solutions contradict A >= P, so that K has a
+    negative direction.
+    """
+
+    scalars: Float[Tensor, " f"]
+    upper: float
+    estimate: float
+    definite: bool
+
+
+@dataclass(frozen=True)
+class TailEvidence(MomentEvidence):
+    """All of it. ``tokens``: group means over sampled points, sorted by remaining variance."""
+
+    tokens: Float[Tensor, "g c"]
+
+
+def given_points(n: int) -> int:
+    """How many points learning curves are given: the first of :func:`sample_points`."""
+    return min(n // 8, max(_GIVEN[0], min(_GIVEN[1], n // 64)))
+
+
+def sample_points(n: int, generator: torch.Generator) -> Int[Tensor, " b"]:
+    """Indices of distinct random points: those that learning curves are given, then those whose curves they are."""
+    asked = min(n // 4, max(_ASKED, n // 8))
+    return torch.randperm(n, generator=generator)[: given_points(n) + asked]
+
+
+def tail_evidence(
+    system: LinearSystem,
+    preconditioner: NystromPreconditioner,
+    probes: Float[Tensor, "n p"],
+    solutions: Float[Tensor, "n p"],
+    quadratic: Float[Tensor, " p"],
+    chosen: Int[Tensor, " b"],
+) -> TailEvidence:
+    """Gather the evidence. No pass over K; reads at most 256 of its columns.
+
+    :param probes: Z, Rademacher vectors.
+    :param solutions: X = A^-1 Z, to the solver's tolerance.
+    :param quadratic: z'A^-1 z per probe, corrected to second order in the residual.
+    :param chosen: points from :func:`sample_points`, or others in such an order.
+    Cost: O(n r p + c b (r + c)) for b points, c of them given.
+    """
+    rows, *measured = to_host(
+        _point_features(system, preconditioner, probes, solutions, chosen),
+        quadratic,
+        *_measurements(system, preconditioner, probes, solutions),
+    )
+    moments = _moments(system, preconditioner, *measured)
+    # By the variance of I + E that all given points leave: the last of its learning curve.
+    order = rows[:, len(_LEVELS) - 1].argsort(kind="stable")
+    tokens = np.stack([group.mean(0) for group in np.array_split(rows[order], GROUPS)])
+    return TailEvidence(**vars(moments), tokens=torch.from_numpy(tokens))
+
+
+def whitened_rows(
+    system: LinearSystem, preconditioner: NystromPreconditioner, chosen: Int[Tensor, " b"], count: int
+) -> tuple[Float64[Tensor, "3 c b"], Float64[Tensor, "3 b"]]:
+    """The first ``count`` rows of I + E, A~ and P~ on some points, and their diagonals at all of these points. Reads
+    ``count`` columns of K; O(c b r)."""
+    root, noise = preconditioner.root_noise[chosen].double(), system.noise[chosen].double()
+    basis, gap = preconditioner.basis[chosen].double(), preconditioner.gap[chosen]
+    kernel = system.columns(chosen[:count]).index_select(0, chosen).mT.double() / root / root[:count].unsqueeze(-1)
+    scaled = basis * preconditioner.spectrum
+    low_rank = scaled[:count] @ basis.mT
+    schur = kernel - low_rank
+    schur.diagonal().copy_(gap[:count])  # clamped at zero there
+    rows = torch.stack([schur, kernel, low_rank])
+    rows.diagonal(dim1=-2, dim2=-1).add_(1)
+    diagonals = torch.stack([gap, system.diagonal()[chosen].double() / noise, torch.linalg.vecdot(scaled, basis)])
+    return rows, diagonals.add_(1)
+
+
+def _point_features(
+    system: LinearSystem, preconditioner: NystromPreconditioner, probes: Tensor, solutions: Tensor, chosen: Tensor
+) -> Float64[Tensor, "asked c"]:
+    """Of every point that is not given: its learning curves, its leverage, and its share of tr(A^-1)."""
+    count = given_points(system.size)
+    stacked, diagonals = whitened_rows(system, preconditioner, chosen, count)
+    asked, prior = chosen[count:], diagonals[:, count:].unsqueeze(1)
+    # Rounding of a float32 K may leave E slightly indefinite; I + E then still has eigenvalues near 1, not near 0.
+    factor = torch.linalg.cholesky_ex(stacked[..., :count]).L
+    rest = torch.linalg.solve_triangular(factor, stacked[..., count:], upper=False)
+    explained = _levels(count, system.device) @ rest.square_()
+    curves = torch.cat([prior, prior - explained], dim=1)
+    schur_curve, full, ranged = curves.clamp_min_(1).log_().mT.unbind(0)
+    own = (probes[asked] * solutions[asked]).mean(-1, dtype=torch.float64) * system.noise[asked]
+    others = torch.stack([preconditioner.leverage[asked], own], dim=-1)
+    return torch.cat([schur_curve, full - ranged, ranged, others], dim=-1)
+
+
+@functools.lru_cache(maxsize=8)
+def _levels(count: int, device: torch.device) -> Float64[Tensor, "levels c"]:
+    """Ones where a learning curve has seen a given point, for every level but the first, at which it has seen none."""
+    seen = [max(1, count * level // _LEVELS[-1]) for level in _LEVELS[1:]]
+    return torch.tensor([[float(k < number) for k in range(count)] for number in seen], dtype=torch.float64).to(device)
+
+
+def moment_evidence(
+    system: LinearSystem,
+    preconditioner: NystromPreconditioner,
+    probes: Float[Tensor, "n p"],
+    solutions: Float[Tensor, "n p"],
+    quadratic: Float[Tensor, " p"],
+) -> MomentEvidence:
+    """Features of the whole system: diagonal, spectrum of Q, moments of the probes. O(n r p)."""
+    measured = to_host(quadratic, *_measurements(system, preconditioner, probes, solutions))
+    return _moments(system, preconditioner, *measured)
+
+
+def _measurements(
+    system: LinearSystem, preconditioner: NystromPreconditioner, probes: Tensor, solutions: Tensor
+) -> tuple[Tensor, ...]:
+    """Sums over all points, which :func:`_moments` takes on the host."""
+    p = probes.shape[1]
+    root_noise = preconditioner.root_noise.unsqueeze(-1)
+    whitened = torch.cat([probes / root_noise, solutions * root_noise], dim=1)
+    coordinates = (preconditioner.basis.mT @ whitened).double().square_()
+    shares = preconditioner.shares
+    weighted = torch.stack([shares, shares * (2 - shares), preconditioner.spectrum]) @ coordinates
+    sizes = whitened.square().sum(0, dtype=torch.float64)
+    gap = preconditioner.gap
+    return (
+        weighted,
+        sizes.reshape(2, p),
+        gap.sort().values[_around_quantiles(len(gap))],
+        (gap / (1 + gap)).mean(),
+        (preconditioner.leverage / system.noise).sum(),
+    )
+
+
+def _around_quantiles(n: int) -> list[int]:
+    """Places in an ordered list of n numbers between which the quantiles lie, two for each."""
+    places = [q * (n - 1) for q in _QUANTILES]
+    return [index for place in places for index in (math.floor(place), math.ceil(place))]
+
+
+def _moments(
+    system: LinearSystem,
+    preconditioner: NystromPreconditioner,
+    quadratic: Float64[np.ndarray, " p"],
+    weighted: Float64[np.ndarray, "3 twice"],
+    sizes: Float64[np.ndarray, "2 p"],
+    around: Float64[np.ndarray, " twelve"],
+    damped: Float64[np.ndarray, ""],
+    trace: Float64[np.ndarray, ""],
+) -> MomentEvidence:
+    n, p = system.size, len(quadratic)
+    facts, diagonal = preconditioner.facts, system.diagonal_facts
+    spectrum, mean_gap = facts.spectrum, facts.mean_gap
+    shares = spectrum / (1 + spectrum)
+    # log|A| <= sum log A_ii as well
+    hadamard = (diagonal.log_total_sum - preconditioner.logdet()) / n
+    upper = max(min(facts.log_gap_sum / n, hadamard), 1e-12)
+
+    # z'P^-1 z = |w|^2 - sum share c^2, with w = D^-1/2 z and its coordinates c; |D^1/2 P^-1 z|^2 likewise.
+    zero = sizes[0] - weighted[0, :p]
+    plain_zero = (sizes[0] - weighted[1, :p]).sum()
+    first = quadratic
+    plain = sizes[1].sum()
+    second = plain + weighted[2, p:].sum()
+    ratio = first.sum() / zero.sum()
+    ratio2 = min(second / zero.sum(), ratio)
+    # Gauss-Radau with one node at 1: matches the moments 0, -1 and -2 of the spectrum of P^-1 A.
+    node = min(max((ratio - ratio2) / max(1 - ratio, 1e-12), _SMALLEST), 1)
+    radau = -(1 - ratio) / max(1 - node, 1e-8) * math.log(node)
+    gauss = -math.log(max(ratio, 1e-12))
+    # The moments are means with respect to P^-1, which hardly sees the range of Q; nor does the tail.
+    leverage = 1 - shares.sum() / n
+    estimate = max(min(max(radau, gauss) * leverage, upper), 1e-12)
+    logs = np.log1p(around).reshape(-1, 2)
+    between = np.array([q * (n - 1) % 1 for q in _QUANTILES])
+    quantiles = (1 - between) * logs[:, 0] + between * logs[:, 1]
+    ranks = [int(q * (len(spectrum) - 1)) for q in (0, 0.25, 0.5, 0.75, 1)]
+    ends = np.log1p(spectrum[ranks]) if len(spectrum) else np.zeros(5)
+    spread = float((first / zero).std(ddof=1)) / p**0.5
+    relative = plain / plain_zero
+    values = [
+        math.log(n),  # at LOG_SIZE of the model
+        math.log(max(len(spectrum), 1) / n),
+        diagonal.log_noise_deviation * (n / max(n - 1, 1)) ** 0.5,
+        upper,
+        math.log1p(mean_gap),
+        damped,
+        *quantiles,
+        shares.sum() / n,
+        np.log1p(spectrum).sum() / n,
+        *ends,
+        1 - ratio,
+        ratio - ratio2,
+        gauss,
+        radau,
+        zero.mean() / trace - 1,
+        spread,
+        1 - relative,
+        math.log(estimate),
+        estimate / upper,
+        leverage,
+        # The same again where the hard end can be told apart: there the ratios are nearly zero.
+        math.log(max(ratio2 / ratio, _SMALLEST)),
+        math.log(node),
+        radau - gauss,
+        math.log(max(upper - estimate, _SMALLEST)),
+        math.log1p(max(upper - radau, 0)),
+        math.log1p(mean_gap) - radau,
+        math.log(max(relative, _SMALLEST)),
+        spread / ratio,
+        damped - (1 - ratio),
+        math.log(max(1 - damped, _SMALLEST)),
+    ]
+    scalars = torch.tensor([float(value) for value in values], dtype=torch.float64)
+    return MomentEvidence(scalars, upper, float(estimate), bool(ratio < _LARGEST_RATIO))

@@ -1,0 +1,83 @@
+"""The only folder that touches GPyTorch's and linear_operator's classes.
+
+Three methods of ``AddedDiagLinearOperator`` (which it inherits) are the entrance: ``inv_quad_logdet``, ``solve`` and
+``root_inv_decomposition``. Two more hooks feed them: ``MultivariateNormal.log_prob`` (with fast log_prob off, BoTorch's
+default, it would bypass ``inv_quad_logdet``), and ``Kernel.__call__`` (which marks the evaluated matrix with its kernel
+module, so that memories of different models stay apart). With the flag off every hook is a straight call of the
+original.
+"""
+
+from __future__ import annotations
+
+import inspect
+from importlib.metadata import version
+
+from gpytorch.distributions import MultivariateNormal
+from gpytorch.kernels import Kernel
+from gpytorch.models.exact_prediction_strategies import DefaultPredictionStrategy
+from linear_operator.operators import AddedDiagLinearOperator, LinearOperator
+
+from gp_rangeformer.plugin import entrances, hooks
+from gp_rangeformer.plugin.owners import clear_memory, memory_bytes
+from gp_rangeformer.torch_modes import not_compiled
+
+__all__ = ["IncompatibleHostError", "check_host", "clear_memory", "install", "memory_bytes"]
+
+
+class IncompatibleHostError(ImportError):
+    """The installed gpytorch / linear_operator do not have the methods that the flag reroutes."""
+
+
+_EXPECTED_PARAMETERS = {
+    "inv_quad_logdet": ["self", "inv_quad_rhs", "logdet", "reduce_inv_quad"],
+    "solve": ["self", "right_tensor", "left_tensor"],
+    "root_inv_decomposition": ["self", "initial_vectors", "test_vectors", "method"],
+}
+_HOOKS = {
+    "inv_quad_logdet": not_compiled(hooks.inv_quad_logdet),
+    "solve": not_compiled(hooks.solve),
+    "root_inv_decomposition": not_compiled(hooks.root_inv_decomposition),
+}
+_LOG_PROB, _CALL_KERNEL = not_compiled(entrances.log_prob), not_compiled(entrances.call_kernel)
+
+
+def check_host() -> None:
+    """Compare the host's methods with what the hooks were written for.
+
+    :raises IncompatibleHostError: naming the method and the tested versions.
+    """
+    for name, expected in _EXPECTED_PARAMETERS.items():
+        own = AddedDiagLinearOperator.__dict__.get(name)
+        # By module: after a reload the hook of the former module may still be in place.
+        if own is not None and getattr(own, "__module__", None) != hooks.__name__:
+            _refuse_host(f"AddedDiagLinearOperator now defines its own {name}")
+        found = list(inspect.signature(getattr(LinearOperator, name)).parameters)
+        if found != expected:
+            _refuse_host(f"LinearOperator.{name} takes {found}, expected {expected}")
+    if list(inspect.signature(entrances.original_log_prob).parameters) != ["self", "value"]:
+        _refuse_host("MultivariateNormal.log_prob has another signature")
+    for name in ("covar_cache", "exact_predictive_covar"):
+        if not hasattr(DefaultPredictionStrategy, name):
+            _refuse_host(f"DefaultPredictionStrategy no longer has {name}")
+    # By the code, not on an instance: making the first one imports sympy, half a second (through torch 2.13's
+    # broadcast_shapes).
+    assigned = inspect.unwrap(AddedDiagLinearOperator.__init__).__code__.co_names
+    if not {"_linear_op", "_diag_tensor"} <= set(assigned):
+        _refuse_host("AddedDiagLinearOperator no longer keeps its parts as _linear_op and _diag_tensor")
+
+
+def _refuse_host(difference: str) -> None:
+    raise IncompatibleHostError(
+        f"gp_rangeformer cannot hook into gpytorch {version('gpytorch')} with linear_operator "
+        f"{version('linear_operator')}: {difference}. Tested with gpytorch 1.15.2 and linear_operator 0.6.1 "
+        "(pip install gpytorch==1.15.2 linear-operator==0.6.1)"
+    )
+
+
+def install() -> None:
+    """Put the hooks in place, once; with the flag off they call the host's methods unchanged."""
+    check_host()
+    for name, hook in _HOOKS.items():
+        setattr(AddedDiagLinearOperator, name, hook)
+    MultivariateNormal.log_prob = _LOG_PROB
+    Kernel.__call__ = _CALL_KERNEL

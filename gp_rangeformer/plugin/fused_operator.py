@@ -1,0 +1,102 @@
+"""A fused kernel as a LinearOperator, for kernel matrices that this process does not hold."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from linear_operator.operators import DenseLinearOperator, LinearOperator
+from torch import Tensor
+
+from gp_rangeformer.kernels.expression import Expression
+from gp_rangeformer.kernels.fused import FusedKernel
+from gp_rangeformer.plugin.storage import require_dense
+
+
+class FusedLinearOperator(LinearOperator):
+    """K of ``size`` points, represented by the arguments of its expression; see
+    :class:`~gp_rangeformer.kernels.fused.FusedKernel`.
+
+    The hooks take it for what it is. GPyTorch's own code gets products tile by tile, with gradients; what needs single
+    entries gets the dense matrix.
+
+    :param arguments: coordinates n x D and scalars, in the autograd graph.
+    :param kernel_dtype: of K; coordinates are float64.
+    :param note: how K is held and why, for the report.
+    :param parameters: those of the expression, which ``arguments`` depend on; only to say how well their gradients are
+        known.
+    """
+
+    def __init__(
+        self,
+        *arguments: Tensor,
+        expression: Expression,
+        size: int,
+        kernel_dtype: torch.dtype,
+        note: str | None = None,
+        parameters: tuple[Tensor, ...] = (),
+    ) -> None:
+        super().__init__(
+            *arguments, expression=expression, size=size, kernel_dtype=kernel_dtype, note=note, parameters=parameters
+        )
+        self.fused = FusedKernel.of_arguments(expression, arguments, size, kernel_dtype, parameters=parameters)
+        self.note = note
+
+    @classmethod
+    def of(cls, fused: FusedKernel, note: str | None = None) -> FusedLinearOperator:
+        """Aliases of the arguments: marks of ownership on them must not end up on a module's own parameters."""
+        aliases = (argument.view_as(argument) for argument in fused.arguments)
+        return cls(
+            *aliases,
+            expression=fused.expression,
+            size=fused.n,
+            kernel_dtype=fused.dtype,
+            note=note,
+            parameters=fused.parameters,
+        )
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.fused.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.fused.arguments[0].device
+
+    def _size(self) -> torch.Size:
+        return torch.Size((self.fused.n, self.fused.n))
+
+    def _transpose_nonbatch(self) -> LinearOperator:
+        return self
+
+    def _diagonal(self) -> Tensor:
+        return self.fused.diagonal()
+
+    def _matmul(self, rhs: Tensor) -> Tensor:
+        """A batch of right-hand sides becomes columns. linear_operator's own function calls this without a graph."""
+        columns = rhs.unsqueeze(-1) if rhs.dim() == 1 else rhs.movedim(-2, 0).reshape(self.fused.n, -1)
+        product = self.fused.recomputed().matmul(columns)
+        if rhs.dim() == 1:
+            return product.squeeze(-1)
+        return product.reshape(self.fused.n, *rhs.shape[:-2], rhs.shape[-1]).movedim(0, -2)
+
+    def _bilinear_derivative(self, left_vecs: Tensor, right_vecs: Tensor) -> tuple[Tensor | None, ...]:
+        left, right = (
+            vecs.unsqueeze(-1) if vecs.dim() == 1 else vecs.movedim(-2, 0).reshape(self.fused.n, -1)
+            for vecs in (left_vecs, right_vecs)
+        )
+        return self.fused.contract(left, right)
+
+    def _get_indices(self, row_index: Any, col_index: Any, *batch_indices: Any) -> Tensor:
+        return self.to_dense()[(*batch_indices, row_index, col_index)]
+
+    def _getitem(self, row_index: Any, col_index: Any, *batch_indices: Any) -> LinearOperator:
+        return DenseLinearOperator(self.to_dense()[(*batch_indices, row_index, col_index)])
+
+    def to_dense(self) -> Tensor:
+        """K in the autograd graph.
+
+        :raises InsufficientMemoryError: if it does not fit.
+        """
+        require_dense("GPyTorch asks for the dense kernel matrix", self.fused.n, self.dtype, self.device)
+        return self.fused.dense()

@@ -1,0 +1,125 @@
+"""The network's own answers, let through for research: nothing is refined, everything is measured.
+
+The residual is recomputed, and the network's range gives a preconditioner P <= A, so that the intervals of the
+certified solver hold here too: they say how far off the answer may be. An answer outside tolerance has reason DIRECT.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from gp_rangeformer.preconditioner.certificate import inv_quad_bounds, logdet_bounds, relative_residual
+from gp_rangeformer.preconditioner.nystrom import (
+    NystromPreconditioner,
+    PreconditionerError,
+    ProposedTestMatrix,
+    nystrom_preconditioner,
+)
+from gp_rangeformer.rangeformer.answer import Answer
+from gp_rangeformer.recycling.memory import Memory
+from gp_rangeformer.solvers.certified import Certified
+from gp_rangeformer.solvers.exact import Exact, ExactPrepared
+from gp_rangeformer.solvers.gradient_weight import GradientWeight
+from gp_rangeformer.system.answers import Evaluation, Interval, InverseRoot, LogDet, Solution
+from gp_rangeformer.system.linear_system import LinearSystem
+from gp_rangeformer.system.reason import Reason
+
+
+@dataclass(frozen=True)
+class Direct:
+    """Ask ``network(system, rhs) -> Answer`` and measure the answer; probes and tolerance are ``certified``'s."""
+
+    certified: Certified
+    network: Callable[[LinearSystem, Tensor], Answer]
+
+    def prepare(self, system: LinearSystem, memory: Memory | None = None) -> DirectPrepared:
+        """No other work yet than looking for NaN: the network sees matrix and right-hand sides together.
+
+        :raises NanError: as the exact path, if K or D is not finite.
+        """
+        if not system.is_finite():
+            Exact(self.certified.tolerance).prepare(system)
+        return DirectPrepared(self, system)
+
+
+@dataclass
+class DirectPrepared:
+    """See :class:`Direct`. ``exact``: once an inverse root, which the network does not answer, was asked for."""
+
+    solver: Direct
+    system: LinearSystem
+    exact: ExactPrepared | None = field(default=None, repr=False)
+
+    def solve(self, rhs: Float[Tensor, "n m"]) -> Solution:
+        """The network's A^-1 rhs with its true residual; the reason is CONVERGED only within tolerance."""
+        solution, _, _ = self._measured(rhs)
+        return solution
+
+    def logdet(self) -> LogDet:
+        """The network's log|A| beside its rigorous interval, which it may leave."""
+        _, preconditioner, answer = self._measured(self.system.noise.new_zeros(self.system.size, 0))
+        return self._logdet(preconditioner, answer)
+
+    def inv_root(self) -> InverseRoot:
+        """The exact one: the network has no answer for it."""
+        self.exact = Exact(self.solver.certified.tolerance).prepare(self.system)
+        return self.exact.inv_root()
+
+    def evaluate(self, rhs: Float[Tensor, "n m"], with_logdet: bool = True) -> Evaluation:
+        """Quadratic forms, log|A| and the gradient of both, from the network's solutions for [rhs, probes]."""
+        system, m = self.system, rhs.shape[1]
+        certified = self.solver.certified
+        probes = certified.probe_vectors(system) if with_logdet else rhs.new_empty(system.size, 0)
+        solution, preconditioner, answer = self._measured(torch.cat([rhs, probes], dim=1))
+        value = solution.value
+        logdet = self._logdet(preconditioner, answer) if with_logdet else None
+        outside = logdet is not None and not logdet.rigorous.contains(logdet.value)
+        reason = Reason.DIRECT if outside else solution.reason
+        weight = _gradient_weight(preconditioner, system.noise, value[:, :m], probes, value[:, m:])
+        # The network's own value, uncorrected.
+        quadratic = (rhs.double() * value[:, :m].double()).sum(0)
+        return Evaluation(
+            solution=replace(solution.leading(m), reason=reason, quadratic=quadratic.cpu()),
+            residual=float(solution.residual.max()) if solution.residual.numel() else 0.0,
+            logdet=logdet,
+            weight=weight,
+            inv_quad=quadratic.to(rhs.dtype),
+        )
+
+    def _measured(self, rhs: Tensor) -> tuple[Solution, NystromPreconditioner | None, Answer]:
+        system, before = self.system, self.system.passes
+        answer = self.solver.network(system, rhs)
+        value = answer.solution
+        residual = rhs - system.matmul(value) if rhs.shape[1] else rhs
+        relative = relative_residual(system, rhs, value, residual)
+        try:
+            preconditioner = nystrom_preconditioner(system, ProposedTestMatrix(answer.range))
+            quadratic, bounds = inv_quad_bounds(system, preconditioner, rhs, value, residual)
+        except PreconditionerError:
+            preconditioner, quadratic = None, (rhs.double() * value.double()).sum(0).cpu()
+            bounds = [Interval(-float("inf"), float("inf"))] * rhs.shape[1]
+        within = bool((relative <= self.solver.certified.tolerance).all())
+        reason = Reason.CONVERGED if within else Reason.DIRECT
+        return Solution(value, relative, quadratic, bounds, 0, system.passes - before, reason), preconditioner, answer
+
+    def _logdet(self, preconditioner: NystromPreconditioner | None, answer: Answer) -> LogDet:
+        everything = Interval(-float("inf"), float("inf"))
+        rigorous = everything if preconditioner is None else logdet_bounds(self.system, preconditioner)
+        return LogDet(value=answer.logdet, rigorous=rigorous)
+
+
+def _gradient_weight(
+    preconditioner: NystromPreconditioner | None,
+    noise: Tensor,
+    solutions: Tensor,
+    probes: Tensor,
+    probe_solutions: Tensor,
+) -> GradientWeight:
+    if preconditioner is None:
+        return GradientWeight(solutions, probes, probe_solutions, noise, None)
+    return GradientWeight.build(preconditioner, noise, solutions, probes, probe_solutions)

@@ -1,0 +1,296 @@
+"""The exact path: one Cholesky factorisation, and the closed-form gradient from A^-1.
+
+GPyTorch differentiates *through* the factorisation; the closed form d log|A| = tr(A^-1 dA),
+d(y' A^-1 y) = -(A^-1 y)' dA (A^-1 y) needs one factorisation and one inverse instead. This path answers below the
+measured crossover and whenever a certificate does not close above it.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from linear_operator import settings as host_settings
+from linear_operator.utils.errors import NanError, NotPSDError
+from linear_operator.utils.warnings import NumericalWarning
+from torch import Tensor
+
+from gp_rangeformer import settings
+from gp_rangeformer.allocation.free_memory import Demand, InsufficientMemoryError
+from gp_rangeformer.allocation.workspace import shortage
+from gp_rangeformer.preconditioner.certificate import FEW_COLUMNS, wide_residual
+from gp_rangeformer.system.answers import Evaluation, Interval, InverseRoot, LogDet, Solution
+from gp_rangeformer.system.linear_system import LinearSystem
+from gp_rangeformer.system.margins import factor_rounding
+from gp_rangeformer.system.reason import Reason
+from gp_rangeformer.system.small_cores import to_host
+
+
+@dataclass(frozen=True)
+class Exact:
+    """Cholesky with the host's jitter policy. O(n^3 / 3) to prepare, n^2 memory for the factor.
+
+    :param tolerance: relative residual a solution must certify. A float32 factorisation that cannot is repeated in
+        float64 (twice the time and memory of the factor), before any jitter is added.
+    :raises ValueError: at construction, for a tolerance that is none.
+    """
+
+    tolerance: float = 0.01
+
+    def __post_init__(self) -> None:
+        settings.tolerance.check(self.tolerance)
+
+    def prepare(self, system: LinearSystem, memory: object = None) -> ExactPrepared:
+        """Factorise. ``memory`` is accepted for the common signature and not used.
+
+        :raises NanError: K or D holds NaN or infinity.
+        :raises NotPSDError: A is not positive definite even with the host's largest jitter.
+        :raises InsufficientMemoryError: the dense matrix and its factor do not fit.
+        """
+        del memory
+        dtype = system.dtype
+        if dtype == torch.float32 and factor_rounding(system.size, dtype, system.condition) > 0.1 * self.tolerance:
+            dtype = torch.float64
+        prepared = _factorise(system, dtype)
+        if prepared is None and dtype == torch.float32:
+            # The host would add jitter here; float64 first, because jitter changes the answer.
+            prepared = _factorise(system, torch.float64)
+        if prepared is None:
+            prepared = _factorise_with_jitter(system, torch.float64)
+        return prepared._with_tolerance(self.tolerance)
+
+
+# n x n matrices beside K: the matrix and its factor, or the factor and the copies that LAPACK's other routines make of
+# it (measured with torch 2.13 on a CPU); and numbers per row and right-hand side of a solve with its residual.
+_FACTOR, _ROOT, _PER_COLUMN = 2.3, 2.2, 12
+_INVERSE_ITERATIONS = 8
+FACTORISED_IN_FLOAT64 = "factorised in float64"  # a note
+
+
+def exact_path_fits(system: LinearSystem, columns: int) -> bool:
+    """Whether a factorisation and a solve with so many right-hand sides fit into free memory, as far as is known."""
+    return _shortage(system, system.dtype, _FACTOR, _PER_COLUMN * columns) is None
+
+
+def _shortage(system: LinearSystem, dtype: torch.dtype, matrices: float, columns: int = 0) -> str | None:
+    return shortage(Demand(matrices, columns, dtype.itemsize), system.size, system.device)
+
+
+def _dense(system: LinearSystem, dtype: torch.dtype) -> Tensor:
+    """A, if there is room for it and its factor.
+
+    :raises InsufficientMemoryError: if there is not.
+    """
+    lacking = _shortage(system, dtype, _FACTOR)
+    if lacking is not None:
+        raise InsufficientMemoryError(
+            f"the exact path needs K + D as a dense {str(dtype).removeprefix('torch.')} matrix of n = {system.size}, "
+            f"and its Cholesky factor, which do not fit on {system.device} ({lacking}). The RangeFormer solver needs "
+            "neither: where it could not certify its answer, raise settings.rank, settings.max_passes, "
+            "settings.tolerance or the likelihood's noise; float64 helps where rounding is the cause"
+        )
+    return system.to_dense(dtype)
+
+
+def _factorise(system: LinearSystem, dtype: torch.dtype) -> ExactPrepared | None:
+    # In place: seen from its other side a symmetric matrix has the order of LAPACK, and no copy of it is made.
+    factor = _dense(system, dtype).mT
+    info = torch.empty((), dtype=torch.int32, device=factor.device)
+    torch.linalg.cholesky_ex(factor, out=(factor, info))
+    if bool((info != 0) | ~factor.diagonal().sum().isfinite()):
+        if not system.is_finite():
+            raise NanError(
+                "the kernel matrix or the noise holds NaN or infinity: look for NaN in the training inputs and for "
+                "hyperparameters that overflowed (a smaller learning rate or a constraint helps)"
+            )
+        return None
+    return ExactPrepared(system, factor, jitter=0.0)
+
+
+def _factorise_with_jitter(system: LinearSystem, dtype: torch.dtype) -> ExactPrepared:
+    """The host's policy (linear_operator.settings.cholesky_jitter, cholesky_max_tries), for the system's own dtype."""
+    dense = _dense(system, dtype)
+    first = host_settings.cholesky_jitter.value(system.dtype)
+    added = 0.0
+    for attempt in range(host_settings.cholesky_max_tries.value() or 0):
+        jitter = first * 10**attempt
+        dense.diagonal().add_(jitter - added)
+        added = jitter
+        warnings.warn(f"A not p.d., added jitter of {jitter:.1e} to the diagonal", NumericalWarning, stacklevel=2)
+        factor, info = torch.linalg.cholesky_ex(dense)
+        if not bool(info):
+            return ExactPrepared(system, factor, jitter=jitter)
+    raise NotPSDError(
+        f"the {system.size} x {system.size} kernel matrix plus noise is not positive definite even with "
+        f"jitter {added:.0e}: raise the likelihood's noise constraint, remove duplicated inputs, or use float64"
+    )
+
+
+@dataclass(frozen=True)
+class ExactWeight:
+    """The gradient's weight from the factor: a :class:`~gp_rangeformer.system.answers.Weight` without thin factors, of
+    one system or of a batch of them.
+
+    ``factor``: None where log|A| was not asked for.
+    """
+
+    factor: Float[Tensor, "*batch n n"] | None
+    solutions: Float[Tensor, "*batch n m"]
+
+    def thin(self, g_inv_quad: Float[Tensor, "*batch m"], g_logdet: Float[Tensor, "*batch"]) -> None:
+        """A^-1 has full rank."""
+
+    def dense(
+        self, g_inv_quad: Float[Tensor, "*batch m"], g_logdet: Float[Tensor, "*batch"]
+    ) -> Float[Tensor, "*batch n n"]:
+        """g_logdet A^-1 - sum_j g_inv_quad[j] x_j x_j'. 2 n^3 / 3 flops, unless log|A| was not asked for."""
+        outer = self.solutions * -g_inv_quad.unsqueeze(-2)
+        if self.factor is None or not bool((g_logdet != 0).any()):
+            return outer @ self.solutions.mT
+        weight = torch.cholesky_inverse(self.factor).to(self.solutions.dtype).mul_(g_logdet[..., None, None])
+        if weight.dim() == 2:
+            return weight.addmm_(outer, self.solutions.mT)
+        return weight.baddbmm_(outer, self.solutions.mT)
+
+
+@dataclass
+class ExactPrepared:
+    """A factorised system. ``factor`` may be float64 for a float32 system; answers come in the system's dtype."""
+
+    system: LinearSystem
+    factor: Float[Tensor, "n n"]
+    jitter: float
+    tolerance: float = 0.01
+    unheld: float = 0.0  # largest relative residual beyond the tolerance that rounding a solution has left
+
+    def _with_tolerance(self, tolerance: float) -> ExactPrepared:
+        self.tolerance = tolerance
+        return self
+
+    @property
+    def exact(self) -> ExactPrepared:
+        return self
+
+    def notes(self) -> list[str]:
+        """What a reader of the report should know: a promotion to float64, jitter, what float32 cannot hold."""
+        notes = []
+        if self.factor.dtype != self.system.dtype:
+            notes.append(FACTORISED_IN_FLOAT64)
+        if not self.system.held_dense:
+            notes.append("the exact path formed K as a dense matrix")
+        if self.jitter:
+            notes.append(f"jitter {self.jitter:.0e} added to the diagonal")
+        # Where K itself is known to less than its dtype holds, the solution is not what is at fault.
+        exact_entries = self.system.entry_error <= torch.finfo(self.system.dtype).eps
+        if self.unheld and not self.jitter and exact_entries:
+            dtype = str(self.system.dtype).removeprefix("torch.")
+            notes.append(
+                f"the exact solution, rounded to {dtype}, leaves a residual of {self.unheld:.1g}: float64 helps"
+            )
+        return notes
+
+    def solve(self, rhs: Float[Tensor, "n m"]) -> Solution:
+        """A^-1 rhs by two triangular solves, and one pass over K for the residual. O(n^2 m)."""
+        found = self._solve_once(rhs)
+        if self.factor.dtype == torch.float32 and bool((found.residual > self.tolerance).any()):
+            promoted = _factorise(self.system, torch.float64)
+            if promoted is not None:
+                self.factor = promoted.factor
+                found = self._solve_once(rhs)
+        # Nothing is left to try: that the dtype of the answer cannot hold it better is said in a note.
+        left = float(found.residual.max()) if found.residual.numel() else 0.0
+        if not left <= self.tolerance:
+            self.unheld = max(self.unheld, left)
+            return replace(found, reason=Reason.ROUNDING)
+        return found
+
+    def _solve_once(self, rhs: Float[Tensor, "n m"]) -> Solution:
+        system = self.system
+        unrounded = torch.cholesky_solve(rhs.to(self.factor.dtype), self.factor)
+        value = unrounded.to(system.dtype)
+        # Of the answer, as rounded to the system's dtype, also for a float64 factor.
+        few = rhs.shape[1] <= FEW_COLUMNS
+        residual = wide_residual(system, rhs, value) if few else rhs - system.matmul(value)
+        left, norm, length, inner, correction = to_host(
+            torch.linalg.vector_norm(residual, dim=0),
+            torch.linalg.vector_norm(rhs, dim=0),
+            torch.linalg.vector_norm(value, dim=0, dtype=torch.float64),
+            (rhs.double() * unrounded).sum(0),
+            ((residual.double() - self.jitter * value.double()) * value.double()).sum(0),
+        )
+        error = left + (system.entry_scale if few else system.rounding_scale) * length
+        relative = np.divide(error, norm, out=error.copy(), where=norm > 0)
+        room = system.quadratic_margin(length**2)
+        if self.factor.dtype == torch.float64:
+            # b'x of an x that solves a system next to A, off by eps64 n A_ii in every entry: part of the margin.
+            quadratic = inner
+        else:
+            # b' A^-1 b = b'x + r'x + r' A^-1 r with |r'x| <= |r| |x| and r' A^-1 r <= |r|^2 / min noise.
+            quadratic = inner + correction if few else inner
+            with np.errstate(divide="ignore", invalid="ignore"):  # zero noise proves nothing
+                room = room + error**2 / system.diagonal_facts.smallest_noise
+            if not few:
+                room = room + error * length
+        ends = zip((quadratic - room).tolist(), (quadratic + room).tolist(), strict=True)
+        intervals = [Interval(low, high) for low, high in ends]
+        return Solution(
+            value,
+            torch.from_numpy(relative),
+            torch.from_numpy(quadratic),
+            intervals,
+            iterations=0,
+            passes=1,
+            reason=Reason.CONVERGED,
+        )
+
+    def logdet(self) -> LogDet:
+        """2 sum log diag(L), with what the rounding of K's entries and of the factorisation may change: no further
+        cost, except where there is no noise."""
+        value = 2 * float(self.factor.diagonal().double().log().sum())
+        system = self.system
+        margin = system.logdet_margin() + system.size * factor_rounding(
+            system.size, self.factor.dtype, system.condition
+        )
+        if not math.isfinite(margin):
+            # Without noise the smallest eigenvalue takes its place.
+            eps = torch.finfo(system.dtype).eps + system.size**0.5 * torch.finfo(self.factor.dtype).eps
+            margin = system.size * eps * system.diagonal_facts.largest_total / self._smallest_eigenvalue()
+        return LogDet(value, Interval(value - margin, value + margin))
+
+    def _smallest_eigenvalue(self) -> float:
+        """Half of what inverse iteration finds, which is never too small. O(n^2)."""
+        vector = torch.linspace(1, 2, self.system.size, dtype=self.factor.dtype, device=self.factor.device)
+        vector = (vector * 12.9898).sin().unsqueeze(-1)  # no direction of its own
+        for _ in range(_INVERSE_ITERATIONS):
+            vector = torch.cholesky_solve(vector / torch.linalg.vector_norm(vector), self.factor)
+        return 0.5 / float(torch.linalg.vector_norm(vector))
+
+    def inv_root(self) -> InverseRoot:
+        """L^-T: an exact, dense and upper triangular root of A^-1. O(n^3 / 3).
+
+        :raises InsufficientMemoryError: if it does not fit.
+        """
+        lacking = _shortage(self.system, self.factor.dtype, _ROOT)
+        if lacking is not None:
+            raise InsufficientMemoryError(
+                f"an exact root of the inverse of n = {self.system.size} does not fit on {self.system.device} "
+                f"({lacking}): predict without gpytorch.settings.fast_pred_var, or raise settings.rank or "
+                "settings.tolerance so that a low-rank root serves"
+            )
+        identity = torch.eye(self.system.size, dtype=self.factor.dtype, device=self.factor.device)
+        inverse = torch.linalg.solve_triangular(self.factor, identity, upper=False)
+        return InverseRoot(inverse.mT.to(self.system.dtype), error=0.0, passes=0, reason=Reason.CONVERGED)
+
+    def evaluate(self, rhs: Float[Tensor, "n m"], with_logdet: bool = True) -> Evaluation:
+        solution = self.solve(rhs)
+        return Evaluation(
+            solution=solution,
+            logdet=self.logdet() if with_logdet else None,
+            weight=ExactWeight(self.factor if with_logdet else None, solution.value),
+            inv_quad=solution.quadratic.to(rhs),
+            residual=float(solution.residual.max()) if rhs.shape[1] else 0.0,
+        )

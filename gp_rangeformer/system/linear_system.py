@@ -1,0 +1,183 @@
+"""A = K + D: what solvers may ask of it, and the numbers that their certificates need."""
+
+from __future__ import annotations
+
+import functools
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float64, Int
+from torch import Tensor
+
+from gp_rangeformer.system import margins
+from gp_rangeformer.system.kernel_matrix import DenseKernelMatrix, KernelMatrix
+from gp_rangeformer.system.small_cores import to_host
+
+_ROUNDING = 6
+
+
+class LinearSystem:
+    """A = K + D: a symmetric positive semi-definite kernel matrix and a positive diagonal.
+
+    Solvers speak to K only through :meth:`matmul`, :meth:`columns`, :meth:`diagonal` and, for the exact path,
+    :meth:`to_dense`. ``passes`` counts products with K, ``columns_multiplied`` their columns.
+
+    :param kernel: K, n x n, float32 or float64: a tensor, or held in another way. Only its symmetric part is meant; it
+        is never modified.
+    :param noise: the diagonal of D, n (expand a scalar), same dtype and device as K.
+    :raises ValueError: if the shapes do not belong together.
+    """
+
+    def __init__(self, kernel: Float[Tensor, "n n"] | KernelMatrix, noise: Float[Tensor, " n"]) -> None:
+        self._kernel = DenseKernelMatrix(kernel) if isinstance(kernel, Tensor) else kernel
+        if noise.shape != self._kernel.shape[:1]:
+            raise ValueError(f"noise must have shape ({self.size},), got {tuple(noise.shape)}: expand a scalar")
+        self.noise = noise
+        self.passes = 0
+        self.columns_multiplied = 0
+        # Symmetric to the last bit, and positive semi-definite but for the rounding of its entries: what is not known
+        # to be has wider margins.
+        self.trusted = True
+        # What K_ij and K_ji differed by, relative to max_i A_ii: entries of the symmetric part are known to half of it,
+        # or to their rounding, and the errors of all may have one sign.
+        self.asymmetry = 0.0
+        self._row_squares: Tensor | None = None
+
+    @property
+    def size(self) -> int:
+        return self._kernel.shape[0]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self._kernel.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self._kernel.device
+
+    @property
+    def held_dense(self) -> bool:
+        """Whether K is a dense matrix in the memory of this process."""
+        return self._kernel.held_dense
+
+    def matmul(self, vectors: Float[Tensor, "n k"]) -> Float[Tensor, "n k"]:
+        """A @ vectors: one pass over K."""
+        self.passes += 1
+        self.columns_multiplied += vectors.shape[1]
+        return self._kernel.matmul(vectors).addcmul_(self.noise.unsqueeze(-1), vectors)
+
+    def columns(self, index: Int[Tensor, " r"]) -> Float[Tensor, "n r"]:
+        """K[:, index]."""
+        return self._kernel.columns(index)
+
+    def diagonal(self) -> Float[Tensor, " n"]:
+        """The diagonal of K, without D."""
+        return self._kernel.diagonal()
+
+    def to_dense(self, dtype: torch.dtype | None = None) -> Float[Tensor, "n n"]:
+        """A as a new dense matrix: n^2 memory. The exact path needs it, nothing else does."""
+        dense = self._kernel.to_dense(dtype or self.dtype)
+        dense.diagonal().add_(self.noise)
+        return dense
+
+    def take_counts(self) -> tuple[int, int]:
+        """(passes, columns_multiplied) since the last call of this method, which sets both to zero."""
+        counts = self.passes, self.columns_multiplied
+        self.passes = self.columns_multiplied = 0
+        return counts
+
+    def is_finite(self) -> bool:
+        """Whether K and D hold no NaN and no infinity."""
+        return bool(self.noise.sum(dtype=torch.float64).isfinite()) and self._kernel.is_finite()
+
+    def wide_matmul(self, vectors: Float64[Tensor, "n k"]) -> Float64[Tensor, "n k"]:
+        """A @ vectors of a few columns, every product and sum in float64: the entries of K count as they are. One pass
+        over K, bound by reading it."""
+        self.passes += 1
+        self.columns_multiplied += vectors.shape[1]
+        product, squares = self._kernel.wide_product(vectors)
+        self._row_squares = squares.amax()
+        return product.addcmul_(self.noise.double().unsqueeze(-1), vectors)
+
+    @functools.cached_property
+    def rounding_scale(self) -> float:
+        """The estimated norm of the rounding error in ``rhs - A @ solution``, per column, over that of the solution.
+
+        A row of K x sums n products k_ij x_j, each rounded with a relative error of eps and either sign: over all rows
+        eps |x| times the norm of K's columns, of which the largest counts. A model, not a bound, for solutions whose
+        signs alternate, as those of random probes do; what is certain of targets is summed in float64
+        (:meth:`wide_matmul`). Measured errors are 0.7 to 3.9 times eps |x| |K e_j| (n = 500 to 12,000, kernels smooth
+        and rough, any share of large entries), and 6 times is what this says (tests/solvers/test_certificate.py). It
+        does not depend on the order of the sum, so it holds as well where K comes in tiles, whose products are added
+        up in the same dtype. In float32 the columns' norms come along with a wide product, or take one pass; in float64
+        sqrt(max_i K_ii tr K) bounds them well enough.
+        """
+        facts = self.diagonal_facts
+        if self.dtype == torch.float64:
+            largest = (facts.largest_total * facts.total_sum) ** 0.5
+        else:
+            if self._row_squares is None:
+                self.wide_matmul(self.noise.new_zeros(self.size, 1, dtype=torch.float64))
+            assert self._row_squares is not None
+            largest = float(self._row_squares) ** 0.5
+        return _ROUNDING * torch.finfo(self.dtype).eps * (largest + facts.largest_noise)
+
+    @property
+    def entry_error(self) -> float:
+        """Relative to max_i A_ii, what the entries of K are known to: their rounding, or worse."""
+        return margins.entry_error(self.dtype, self.asymmetry)
+
+    @property
+    def entry_scale(self) -> float:
+        """What the rounding of K's entries adds to the norm of a residual, over that of the solution: E x for entries
+        of E of at most eps max_i A_ii with signs of their own. A K that is symmetric up to such rounding alone has no
+        more exact a residual."""
+        return self.entry_error * self.size**0.5 * self.diagonal_facts.largest_total
+
+    def quadratic_margin(self, square: Float64[np.ndarray, " m"]) -> Float64[np.ndarray, " m"]:
+        """What an interval of b' A^-1 b with a solution x has to allow for beside its residual. ``square``: |x|^2."""
+        largest = self.diagonal_facts.largest_total
+        return margins.quadratic_margin(self.size, self.dtype, self.asymmetry, largest, square)
+
+    def logdet_margin(self) -> float:
+        """What any interval of log|A| has to allow for, in nats: the rounding of the entries of K."""
+        return margins.logdet_margin(self.size, self.dtype, self.asymmetry, self.condition)
+
+    @property
+    def condition(self) -> float:
+        """max_i A_ii / min_i D_ii: how much a relative error of an entry may matter. Infinite without noise."""
+        facts = self.diagonal_facts
+        return facts.largest_total / facts.smallest_noise if facts.smallest_noise > 0 else math.inf
+
+    @functools.cached_property
+    def diagonal_facts(self) -> DiagonalFacts:
+        """What certificates ask of the diagonals of K and D, in one transfer. O(n)."""
+        kernel, noise = self.diagonal(), self.noise
+        total, logs = kernel + noise, noise.double().log()
+        found = [
+            noise.amin(),
+            noise.amax(),
+            total.amax(),
+            total.abs().sum(dtype=torch.float64),
+            (kernel / noise).abs().amax(),
+            logs.sum(),
+            logs.std(correction=0),
+            total.double().log().sum(),
+        ]
+        return DiagonalFacts(*(float(number) for number in to_host(*found)))
+
+
+@dataclass(frozen=True)
+class DiagonalFacts:
+    """Of the noise D, of A_ii = K_ii + D_ii, of K_ii / D_ii; sums of logarithms in nats, accumulated in float64."""
+
+    smallest_noise: float
+    largest_noise: float
+    largest_total: float
+    total_sum: float
+    largest_ratio: float
+    log_noise_sum: float
+    log_noise_deviation: float
+    log_total_sum: float

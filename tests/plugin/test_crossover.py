@@ -1,0 +1,72 @@
+"""Predictions from few points in float64 are left to the host, and no others."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from linear_operator import settings as host_settings
+
+import gp_rangeformer
+from gp_rangeformer import settings
+from gp_rangeformer.plugin import crossover
+from gp_rangeformer.system.reason import Reason
+from tests.plugin.market import build
+
+SMALL, LARGE = 150, crossover.POINTS
+
+
+def reasons(n: int, dtype: torch.dtype = torch.float64) -> set[Reason]:
+    """Why whoever answered a prediction with variances did."""
+    problem = build(n=n, dtype=dtype)
+    with settings.rangeformer(), gp_rangeformer.collect_reports() as reports, torch.no_grad():
+        posterior = problem.predict()
+        assert posterior.mean.isfinite().all()
+        assert posterior.variance.isfinite().all()
+    return {report.reason for report in reports}
+
+
+@pytest.mark.parametrize("fast", [False, True])
+def test_small_predictions_have_the_hosts_bits(fast: bool) -> None:
+    import gpytorch
+
+    found = []
+    for flag in (False, True):
+        problem = build(n=SMALL)
+        with settings.rangeformer(flag), gpytorch.settings.fast_pred_var(fast), torch.no_grad():
+            posterior = problem.predict()
+            found.append((posterior.mean, posterior.variance))
+    for host, own in zip(*found, strict=True):
+        assert torch.equal(host, own)
+
+
+def test_they_are_reported() -> None:
+    assert reasons(SMALL) == {Reason.HOST_CHOLESKY}
+
+
+def test_float32_is_not_left_to_the_host() -> None:
+    assert Reason.HOST_CHOLESKY not in reasons(SMALL, torch.float32)
+
+
+def test_neither_are_more_points() -> None:
+    assert reasons(LARGE - 1) == {Reason.HOST_CHOLESKY}
+    assert Reason.HOST_CHOLESKY not in reasons(LARGE)
+
+
+def test_neither_is_what_the_host_would_answer_by_conjugate_gradients() -> None:
+    with host_settings.max_cholesky_size(SMALL - 1):
+        assert Reason.HOST_CHOLESKY not in reasons(SMALL)
+
+
+def test_neither_is_what_the_rangeformer_solver_is_asked_for() -> None:
+    with settings.min_size(SMALL):
+        assert Reason.HOST_CHOLESKY not in reasons(SMALL)
+
+
+def test_neither_is_a_solve_that_no_prediction_asks_for() -> None:
+    problem = build(n=SMALL)
+    with settings.rangeformer(), torch.no_grad():
+        covariance = problem.model.likelihood(problem.model(problem.x)).lazy_covariance_matrix
+        covariance.evaluate_kernel().solve(problem.y)
+    report = gp_rangeformer.last_report()
+    assert report is not None
+    assert report.reason is Reason.EXACT_SMALL

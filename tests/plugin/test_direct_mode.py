@@ -1,0 +1,108 @@
+"""settings.mode("direct"): the network's answers reach GPyTorch uncorrected, and nobody can overlook it."""
+
+from __future__ import annotations
+
+import warnings
+
+import gpytorch
+import pytest
+import torch
+from linear_operator.utils.errors import NanError
+
+from gp_rangeformer import OutsideToleranceWarning, settings
+from gp_rangeformer.rangeformer import answer as network
+from gp_rangeformer.rangeformer.answer import Answer
+from gp_rangeformer.system.linear_system import LinearSystem
+from gp_rangeformer.system.reason import Reason
+from tests.plugin.market import added_diagonal, build, dense_covariance, exact_path, rangeformer_path
+
+
+def test_the_certified_mode_never_asks_the_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> Answer:
+        raise AssertionError("asked")
+
+    monkeypatch.setattr(network, "answer", refuse)
+    with rangeformer_path():
+        build().loss().backward()
+    with rangeformer_path(), settings.mode("direct"), pytest.raises(AssertionError, match="asked"):
+        build().loss()
+
+
+def test_the_value_is_the_networks_own_and_its_distance_from_the_truth_is_reported() -> None:
+    problem = build("rbf", n=300)
+    with rangeformer_path(tolerance=0.01) as reports, settings.mode("direct"), warnings.catch_warnings():
+        warnings.simplefilter("ignore", OutsideToleranceWarning)
+        value = -300 * problem.loss().item()
+    (report,) = reports
+    assert report.solver == "direct"
+    assert report.mll == pytest.approx(value, rel=1e-6)
+    mean, covariance = dense_covariance(problem)
+    exact = torch.distributions.MultivariateNormal(mean, covariance).log_prob(problem.y).item()
+    assert report.mll_interval is not None
+    assert report.mll_interval.contains(exact)
+    assert value != pytest.approx(exact, rel=1e-9)
+    with torch.no_grad():
+        system = LinearSystem(covariance - 0.05 * torch.eye(300).double(), torch.full((300,), 0.05).double())
+        answer = network.answer(system, (problem.y - mean).unsqueeze(-1).detach(), seed=0)
+    assert report.logdet == pytest.approx(answer.logdet, abs=0.01 * abs(answer.logdet) + 3)
+
+
+def test_an_answer_outside_tolerance_warns_and_names_the_way_back() -> None:
+    expected = pytest.warns(OutsideToleranceWarning, match=r"settings\.mode\('certified'\)")
+    with rangeformer_path(tolerance=1e-6) as reports, settings.mode("direct"), expected:
+        build("matern12", n=200).loss()
+    assert reports[0].reason is Reason.DIRECT
+    assert reports[0].residual > 1e-6
+    assert not reports[0].fell_back
+
+
+@pytest.mark.filterwarnings("ignore::gp_rangeformer.OutsideToleranceWarning")
+def test_training_and_prediction_run_through() -> None:
+    problem = build("rbf", n=200)
+    with rangeformer_path() as reports, settings.mode("direct"):
+        _, gradient = problem.loss_and_gradient()
+        prediction = problem.predict().mean
+        with gpytorch.settings.fast_pred_var():
+            variance = problem.predict().variance
+    assert gradient.isfinite().all()
+    assert prediction.isfinite().all()
+    assert (variance > 0).all()
+    answered = {report.operation: report.solver for report in reports}
+    assert answered["inv_quad_logdet"] == answered["solve"] == "direct"
+    assert answered["root_inv_decomposition"] == "exact"
+
+
+@pytest.mark.filterwarnings("ignore::gp_rangeformer.OutsideToleranceWarning")
+def test_the_mode_answers_below_min_size_and_leaves_what_is_below_exact_size() -> None:
+    with exact_path() as reports, settings.mode("direct"):
+        build().loss()
+    assert reports[0].solver == "direct"
+    with exact_path() as reports, settings.mode("direct"), settings.exact_size(1000):
+        build().loss()
+    assert reports[0].solver == "gpytorch"
+
+
+@pytest.mark.filterwarnings("ignore::gp_rangeformer.OutsideToleranceWarning")
+def test_the_same_seed_gives_the_same_answer() -> None:
+    problem = build(n=150)
+    values = []
+    for seed in (0, 0, 1):
+        with rangeformer_path(), settings.mode("direct"), settings.seed(seed):
+            values.append(problem.loss().item())
+    assert values[0] == values[1] != values[2]
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_kernel_matrix_that_is_not_finite_is_an_error_here_too(bad: float) -> None:
+    kernel = torch.eye(50).double()
+    kernel[3, 5] = kernel[5, 3] = bad
+    rhs = torch.ones(50, 1).double()
+    with rangeformer_path(), settings.mode("direct"), pytest.raises(NanError):
+        added_diagonal(kernel, 0.1).inv_quad_logdet(rhs, logdet=True)
+    with rangeformer_path(), settings.mode("direct"), pytest.raises(NanError):
+        added_diagonal(kernel, 0.1).solve(rhs)
+
+
+def test_an_unknown_mode_is_refused() -> None:
+    with pytest.raises(ValueError, match="one of 'certified', 'direct'"):
+        settings.mode("fast")

@@ -1,0 +1,99 @@
+"""Fantasy models: conditioned on new observations, with the same predictions as without the flag."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gpytorch
+import pytest
+import torch
+
+from gp_rangeformer.system.reason import Reason
+from tests.plugin.market import Problem, build, exact_path, rangeformer_path, relative
+
+pytestmark = pytest.mark.usefixtures("predicts_small_systems")
+
+PATHS = {"exact": exact_path, "rangeformer": rangeformer_path}
+paths = pytest.mark.parametrize("path", PATHS)
+love = pytest.mark.parametrize("fast_pred_var", [False, True], ids=["solve", "love"])
+
+
+def fantasise(problem: Problem, inputs: torch.Tensor, targets: torch.Tensor) -> tuple[Any, torch.Tensor, torch.Tensor]:
+    problem.predict()
+    fantasy = problem.model.get_fantasy_model(inputs, targets)
+    prediction = fantasy(problem.test_x + 0.05)
+    return fantasy, prediction.mean, prediction.covariance_matrix
+
+
+def new_data(problem: Problem, batch: tuple[int, ...] = (), m: int = 4) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(4)
+    inputs = torch.rand(*batch, m, 3, generator=generator, dtype=problem.x.dtype)
+    return inputs, torch.randn(*batch, m, generator=generator, dtype=problem.x.dtype)
+
+
+@paths
+@love
+@pytest.mark.parametrize("no_grad", [True, False], ids=["no_grad", "grad"])
+@pytest.mark.parametrize("kernel", ["matern32", "sum"])
+def test_fantasies_predict_what_the_host_predicts(kernel: str, no_grad: bool, fast_pred_var: bool, path: str) -> None:
+    problem = build(kernel, n=200)
+    inputs, targets = new_data(problem)
+    with gpytorch.settings.fast_pred_var(fast_pred_var), torch.set_grad_enabled(not no_grad):
+        _, mean, covariance = fantasise(problem, inputs, targets)
+        with PATHS[path]() as reports:
+            _, found_mean, found_covariance = fantasise(problem, inputs, targets)
+    assert path in {report.solver for report in reports}
+    assert relative(found_mean, mean) < 1e-5
+    assert relative(found_covariance, covariance) < 1e-5
+
+
+@paths
+@pytest.mark.parametrize("shape", ["fantasy_batch", "shared_inputs", "model_batch"])
+def test_batches_of_fantasies(shape: str, path: str) -> None:
+    problem = build(n=200, batch=(2,) if shape == "model_batch" else ())
+    inputs, targets = new_data(problem, (3,) if shape == "fantasy_batch" else (2,) if shape == "model_batch" else ())
+    if shape == "shared_inputs":
+        targets = torch.stack([targets, -targets, 2 * targets])
+    with torch.no_grad(), gpytorch.settings.fast_pred_var():
+        _, mean, covariance = fantasise(problem, inputs, targets)
+        with PATHS[path]() as reports:
+            _, found_mean, found_covariance = fantasise(problem, inputs, targets)
+    assert path in {report.solver for report in reports}
+    assert found_mean.shape == mean.shape
+    assert relative(found_mean, mean) < 1e-5
+    assert relative(found_covariance, covariance) < 1e-5
+
+
+@love
+def test_fantasies_of_fantasies(fast_pred_var: bool) -> None:
+    problem = build(n=200)
+    first, second = new_data(problem), new_data(problem, m=2)
+
+    def run() -> tuple[torch.Tensor, torch.Tensor]:
+        fantasy, _, _ = fantasise(problem, *first)
+        again = fantasy.get_fantasy_model(0.5 * second[0], second[1])
+        prediction = again(problem.test_x)
+        return prediction.mean, prediction.variance
+
+    with torch.no_grad(), gpytorch.settings.fast_pred_var(fast_pred_var):
+        expected = run()
+        with rangeformer_path():
+            found = run()
+    assert relative(found[0], expected[0]) < 1e-5
+    assert relative(found[1], expected[1]) < 1e-4
+
+
+def test_a_low_rank_variance_cache_does_not_reach_the_fantasy() -> None:
+    """The cache may be low rank; the fantasy's own root must be the exact triangular one."""
+    problem = build("rbf", n=300)
+    problem.likelihood.noise = 0.2
+    inputs, targets = new_data(problem)
+    with torch.no_grad(), gpytorch.settings.fast_pred_var():
+        _, mean, covariance = fantasise(problem, inputs, targets)
+        with rangeformer_path(tolerance=0.01, rank=100) as reports:
+            _, found_mean, found_covariance = fantasise(problem, inputs, targets)
+    roots = [(r.solver, r.reason) for r in reports if r.operation == "root_inv_decomposition"]
+    assert roots[0] == ("rangeformer", Reason.CONVERGED)
+    assert ("exact", Reason.EXACT_ROOT) in roots
+    assert relative(found_mean, mean) < 0.01
+    assert relative(found_covariance, covariance) < 0.01
