@@ -1,1 +1,0 @@
-"""Learned columns beside landmarks as ranges of the certified solver's preconditioner."""
