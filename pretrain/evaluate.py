@@ -42,87 +42,41 @@ from pretrain.matrices import HELD_OUT, STRUCTURED, list_matrices, load
 _DENSE_SPECTRUM = 1200  # up to here the whole spectrum by LAPACK, above its ends by Lanczos
 
 
-@dataclass
-class Truth:
-    """Exact properties of one matrix, float64."""
-
-    size: int
-    lambda_max: float
-    logdet: float
-    condition: float | None  # None above the size where only the upper end of the spectrum is computed
-    least_missed: float  # trace outside the best range of the model's rank
-    trace: float
-
-
-def truth_of(matrix: Tensor, rank: int) -> Truth:
-    """By Cholesky and eigenvalues; :raises torch.linalg.LinAlgError: the matrix is not positive definite."""
-    n = len(matrix)
-    logdet = 2 * float(torch.linalg.cholesky(matrix).diagonal().log().sum())
-    trace = float(matrix.diagonal().sum())
-    if n <= max(_DENSE_SPECTRUM, rank + 1):
-        spectrum = torch.linalg.eigvalsh(matrix)
-        top, condition = spectrum.flip(0)[:rank], float(spectrum[-1] / spectrum[0])
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--checkpoint", required=True, help=f"a file, or one of {', '.join(pretrained_names())}")
+    parser.add_argument("--matrices", type=Path, help="folder of .mtx or .mtx.gz files")
+    parser.add_argument("--json", type=Path, help="result file")
+    parser.add_argument("--sizes", default="20,50,100,200", help="n of the generated matrices")
+    parser.add_argument("--draws", type=int, default=5, help="matrices per family and size")
+    parser.add_argument("--seeds", type=int, default=3, help="right-hand sides and codes per matrix")
+    parser.add_argument("--largest", type=int, default=5000, help="largest n of the files")
+    parser.add_argument(
+        "--precision",
+        default="float64",
+        choices=("float64", "float32", "bfloat16"),
+        help="of the model; bfloat16: of its own layers, beside float32 products",
+    )
+    parser.add_argument("--loops", type=int, help="instead of the model's default")
+    arguments = parser.parse_args()
+    if arguments.checkpoint in pretrained_names():
+        model = load_pretrained(arguments.checkpoint)
     else:
-        ends = scipy.sparse.linalg.eigsh(matrix.numpy(), k=rank, which="LA", return_eigenvectors=False)
-        top, condition = torch.from_numpy(ends).sort(descending=True).values, None
-    return Truth(n, float(top[0]), logdet, condition, max(trace - float(top.sum()), 0.0), trace)
-
-
-def errors(output: RangeFormerOutput, matrix: Tensor, rhs: Tensor, exact: Tensor, truth: Truth) -> dict[str, float]:
-    """What is wrong with one loop's output for one matrix; see the module's text for the units."""
-    n = truth.size
-    assert output.solution is not None
-    missed = truth.trace - float((output.basis[0].double() * output.image[0].double()).sum())
-    return {
-        "lambda_max": abs(float(output.lambda_max) / truth.lambda_max - 1),
-        "logdet": abs(float(output.logdet) - truth.logdet) / n,
-        "logdet_bound": (float(output.logdet_upper) - truth.logdet) / n,
-        "missed_trace": missed / truth.least_missed if truth.least_missed > 1e-12 * truth.trace else 1.0,
-        **solve_errors(output.solution[0, :, 0].double(), matrix, rhs, exact),
+        try:
+            model, _ = load_checkpoint(Path(arguments.checkpoint), RangeFormer)
+        except CheckpointError as error:
+            raise SystemExit(str(error)) from error
+    loops = arguments.loops or model.config.loops
+    sizes = [int(size) for size in arguments.sizes.split(",")]
+    facts = {
+        # Names, not paths: the file is for others to read.
+        "arguments": {k: v.name if isinstance(v, Path) else v for k, v in vars(arguments).items()},
+        "model": asdict(model.config),
+        "machine": machine.describe(),
     }
-
-
-def solve_errors(solution: Tensor, matrix: Tensor, rhs: Tensor, exact: Tensor) -> dict[str, float]:
-    """Relative residual, and relative error in the norm of A."""
-    error = solution - exact
-    energy = float(error @ (matrix @ error)) / float(rhs @ exact)
-    return {"residual": float((rhs - matrix @ solution).norm() / rhs.norm()), "energy": max(energy, 0.0) ** 0.5}
-
-
-@torch.no_grad()
-def evaluate_matrix(
-    model: RangeFormer,
-    control: RangeFormer,
-    matrix: Tensor,
-    truth: Truth,
-    loops: int,
-    seed: int,
-    bfloat16: bool = False,
-) -> dict[str, Any]:
-    """One matrix, one right-hand side, one draw of codes. The models' dtype is that of their products with A."""
-    generator = torch.Generator().manual_seed(seed)
-    n, rank = len(matrix), model.config.rank
-    exact = torch.randn(n, generator=generator, dtype=torch.float64)
-    rhs = matrix @ exact
-    operator = DenseOperator(matrix.to(model.embedding.mix.weight.dtype))
-    codes = model.embedding.codes(operator, generator)
-    started = time.perf_counter()
-    outputs = model(operator, rhs[None, :, None], loops=loops, codes=codes, bfloat16=bfloat16)
-    seconds = time.perf_counter() - started
-    untrained = control(operator, rhs[None, :, None], loops=loops, codes=codes)
-    columns = model.config.dim + loops * (rank + 1)
-    over_loops = [errors(output, matrix, rhs, exact, truth) for output in outputs]
-    subspace = errors(untrained[-1], matrix, rhs, exact, truth)
-    ritz = float(untrained[-1].eigenpairs()[0][0, 0])
-    return {
-        "truth": asdict(truth),
-        "rangeformer": over_loops[-1],
-        "loops": over_loops,
-        "subspace": {**subspace, "lambda_max": abs(ritz / truth.lambda_max - 1), "logdet": subspace["logdet_bound"]},
-        "cg": solve_errors(conjugate_gradients(matrix, rhs, loops), matrix, rhs, exact),
-        "cg_equal_columns": solve_errors(conjugate_gradients(matrix, rhs, columns), matrix, rhs, exact),
-        "seconds": seconds,
-    }
+    matrices = sources(sizes, arguments.draws, arguments.matrices, arguments.largest)
+    rows = run(model, matrices, arguments.seeds, loops, arguments.precision, arguments.json, facts)
+    Console().print(table(rows))
 
 
 def sources(sizes: list[int], draws: int, folder: Path | None, largest: int) -> Iterator[tuple[str, str, Tensor]]:
@@ -169,6 +123,89 @@ def run(
     return [summary(*key, value) for key, value in rows.items()]
 
 
+@dataclass
+class Truth:
+    """Exact properties of one matrix, float64."""
+
+    size: int
+    lambda_max: float
+    logdet: float
+    condition: float | None  # None above the size where only the upper end of the spectrum is computed
+    least_missed: float  # trace outside the best range of the model's rank
+    trace: float
+
+
+def truth_of(matrix: Tensor, rank: int) -> Truth:
+    """By Cholesky and eigenvalues; :raises torch.linalg.LinAlgError: the matrix is not positive definite."""
+    n = len(matrix)
+    logdet = 2 * float(torch.linalg.cholesky(matrix).diagonal().log().sum())
+    trace = float(matrix.diagonal().sum())
+    if n <= max(_DENSE_SPECTRUM, rank + 1):
+        spectrum = torch.linalg.eigvalsh(matrix)
+        top, condition = spectrum.flip(0)[:rank], float(spectrum[-1] / spectrum[0])
+    else:
+        ends = scipy.sparse.linalg.eigsh(matrix.numpy(), k=rank, which="LA", return_eigenvectors=False)
+        top, condition = torch.from_numpy(ends).sort(descending=True).values, None
+    return Truth(n, float(top[0]), logdet, condition, max(trace - float(top.sum()), 0.0), trace)
+
+
+@torch.no_grad()
+def evaluate_matrix(
+    model: RangeFormer,
+    control: RangeFormer,
+    matrix: Tensor,
+    truth: Truth,
+    loops: int,
+    seed: int,
+    bfloat16: bool = False,
+) -> dict[str, Any]:
+    """One matrix, one right-hand side, one draw of codes. The models' dtype is that of their products with A."""
+    generator = torch.Generator().manual_seed(seed)
+    n, rank = len(matrix), model.config.rank
+    exact = torch.randn(n, generator=generator, dtype=torch.float64)
+    rhs = matrix @ exact
+    operator = DenseOperator(matrix.to(model.embedding.mix.weight.dtype))
+    codes = model.embedding.codes(operator, generator)
+    started = time.perf_counter()
+    outputs = model(operator, rhs[None, :, None], loops=loops, codes=codes, bfloat16=bfloat16)
+    seconds = time.perf_counter() - started
+    untrained = control(operator, rhs[None, :, None], loops=loops, codes=codes)
+    columns = model.config.dim + loops * (rank + 1)
+    over_loops = [errors(output, matrix, rhs, exact, truth) for output in outputs]
+    subspace = errors(untrained[-1], matrix, rhs, exact, truth)
+    ritz = float(untrained[-1].eigenpairs()[0][0, 0])
+    return {
+        "truth": asdict(truth),
+        "rangeformer": over_loops[-1],
+        "loops": over_loops,
+        "subspace": {**subspace, "lambda_max": abs(ritz / truth.lambda_max - 1), "logdet": subspace["logdet_bound"]},
+        "cg": solve_errors(conjugate_gradients(matrix, rhs, loops), matrix, rhs, exact),
+        "cg_equal_columns": solve_errors(conjugate_gradients(matrix, rhs, columns), matrix, rhs, exact),
+        "seconds": seconds,
+    }
+
+
+def errors(output: RangeFormerOutput, matrix: Tensor, rhs: Tensor, exact: Tensor, truth: Truth) -> dict[str, float]:
+    """What is wrong with one loop's output for one matrix; see the module's text for the units."""
+    n = truth.size
+    assert output.solution is not None
+    missed = truth.trace - float((output.basis[0].double() * output.image[0].double()).sum())
+    return {
+        "lambda_max": abs(float(output.lambda_max) / truth.lambda_max - 1),
+        "logdet": abs(float(output.logdet) - truth.logdet) / n,
+        "logdet_bound": (float(output.logdet_upper) - truth.logdet) / n,
+        "missed_trace": missed / truth.least_missed if truth.least_missed > 1e-12 * truth.trace else 1.0,
+        **solve_errors(output.solution[0, :, 0].double(), matrix, rhs, exact),
+    }
+
+
+def solve_errors(solution: Tensor, matrix: Tensor, rhs: Tensor, exact: Tensor) -> dict[str, float]:
+    """Relative residual, and relative error in the norm of A."""
+    error = solution - exact
+    energy = float(error @ (matrix @ error)) / float(rhs @ exact)
+    return {"residual": float((rhs - matrix @ solution).norm() / rhs.norm()), "energy": max(energy, 0.0) ** 0.5}
+
+
 def summary(kind: str, name: str, results: list[dict[str, Any]]) -> dict[str, Any]:
     """Medians over the results of one source."""
 
@@ -213,43 +250,6 @@ def table(rows: list[dict[str, Any]]) -> Table:
         condition = "-" if row["condition"] is None else f"{row['condition']:.0e}"
         view.add_row(row["kind"], row["name"], condition, *pairs, f"{row['cg']['energy']:.2g}")
     return view
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--checkpoint", required=True, help=f"a file, or one of {', '.join(pretrained_names())}")
-    parser.add_argument("--matrices", type=Path, help="folder of .mtx or .mtx.gz files")
-    parser.add_argument("--json", type=Path, help="result file")
-    parser.add_argument("--sizes", default="20,50,100,200", help="n of the generated matrices")
-    parser.add_argument("--draws", type=int, default=5, help="matrices per family and size")
-    parser.add_argument("--seeds", type=int, default=3, help="right-hand sides and codes per matrix")
-    parser.add_argument("--largest", type=int, default=5000, help="largest n of the files")
-    parser.add_argument(
-        "--precision",
-        default="float64",
-        choices=("float64", "float32", "bfloat16"),
-        help="of the model; bfloat16: of its own layers, beside float32 products",
-    )
-    parser.add_argument("--loops", type=int, help="instead of the model's default")
-    arguments = parser.parse_args()
-    if arguments.checkpoint in pretrained_names():
-        model = load_pretrained(arguments.checkpoint)
-    else:
-        try:
-            model, _ = load_checkpoint(Path(arguments.checkpoint), RangeFormer)
-        except CheckpointError as error:
-            raise SystemExit(str(error)) from error
-    loops = arguments.loops or model.config.loops
-    sizes = [int(size) for size in arguments.sizes.split(",")]
-    facts = {
-        # Names, not paths: the file is for others to read.
-        "arguments": {k: v.name if isinstance(v, Path) else v for k, v in vars(arguments).items()},
-        "model": asdict(model.config),
-        "machine": machine.describe(),
-    }
-    matrices = sources(sizes, arguments.draws, arguments.matrices, arguments.largest)
-    rows = run(model, matrices, arguments.seeds, loops, arguments.precision, arguments.json, facts)
-    Console().print(table(rows))
 
 
 if __name__ == "__main__":

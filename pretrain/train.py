@@ -34,54 +34,26 @@ from pretrain.objective import TASKS, Answers, losses
 from pretrain.run_state import load_state, save_state
 
 
-@dataclasses.dataclass
-class Batch:
-    """What one step trains on."""
-
-    answers: Answers
-    families: Tensor  # index into the mixture's families, per matrix
-    loops: int
-    floor: Tensor | None
-    codes_seed: int
-
-
-def draw_batch(config: TrainConfig, mixture: Mixture, step: int, process: int = 0) -> Batch:
-    """Matrices and truths of one step: a function of (seed, step, process); n and loops of (seed, step) alone."""
-    shared = torch.Generator().manual_seed(_mix(config.seed, step, -1))
-    own = torch.Generator().manual_seed(_mix(config.seed, step, process))
-    stage = stage_at(config, step)
-    n = int(torch.randint(stage.lower, stage.upper + 1, (), generator=shared))
-    loops = int(torch.randint(config.loops[0], config.loops[1] + 1, (), generator=shared))
-    told = float(torch.rand((), generator=shared)) < config.known_floor
-    matrices, families = mixture.sample(stage.batch, n, own)
-    rhs = torch.randn(stage.batch, n, config.right_hand_sides, generator=own, dtype=torch.float64)
-    answers = Answers.of(matrices, rhs, config.model.rank)
-    # A lower bound, seldom a tight one: between 1/30 of the smallest eigenvalue and that eigenvalue.
-    floor = answers.eigenvalues[:, -1] * 30 ** -torch.rand(stage.batch, generator=own, dtype=torch.float64)
-    return Batch(answers, families, loops, floor if told else None, _mix(config.seed, step, process) + 1)
-
-
-def mixture_of(config: TrainConfig) -> Mixture:
-    """The families of a configuration; :raises ValueError: it leaves out a family that does not exist."""
-    if unknown := set(config.without) - {family.name for family in STRUCTURED}:
-        raise ValueError(f"no structured family named {', '.join(sorted(unknown))}")
-    if config.families == "wishart":
-        return Mixture((Wishart(),))
-    return Mixture(tuple(family for family in STRUCTURED if family.name not in config.without))
-
-
-def stage_at(config: TrainConfig, step: int) -> Stage:
-    """The stage of the curriculum that ``step`` belongs to."""
-    share = step / config.steps
-    return next((stage for stage in config.curriculum if share < stage.until), config.curriculum[-1])
-
-
-def learning_rate_at(config: TrainConfig, step: int) -> float:
-    """Linear warm-up, then a cosine down to a hundredth."""
-    if step < config.warmup:
-        return config.learning_rate * (step + 1) / config.warmup
-    share = (step - config.warmup) / max(1, config.steps - config.warmup)
-    return config.learning_rate * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * share)))
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", default="smoke", choices=configs.names())
+    parser.add_argument("--out", type=Path, required=True, help="folder of the run; an interrupted one resumes")
+    parser.add_argument("--seed", type=int, help="instead of the configuration's")
+    parser.add_argument("--steps", type=int, help="instead of the configuration's")
+    parser.add_argument("--until", type=int, help="stop after this many steps; the same command without it resumes")
+    parser.add_argument("--families", choices=("structured", "wishart"), help="instead of the configuration's")
+    parser.add_argument("--devices", type=int, help="processes; leave it to `fabric run` there")
+    arguments = parser.parse_args()
+    changes = {name: getattr(arguments, name) for name in ("seed", "steps", "families")}
+    config = dataclasses.replace(
+        configs.load(arguments.config), **{name: value for name, value in changes.items() if value is not None}
+    )
+    if arguments.devices is None:  # one process, or those that `fabric run` has started
+        fabric = Fabric()
+    else:
+        fabric = Fabric(devices=arguments.devices, strategy="ddp")
+        fabric.launch()
+    train(config, arguments.out, fabric, arguments.until)
 
 
 def train(config: TrainConfig, out: Path, fabric: Fabric, until: int | None = None) -> list[dict[str, Any]]:
@@ -137,6 +109,61 @@ def train(config: TrainConfig, out: Path, fabric: Fabric, until: int | None = No
     return log
 
 
+def mixture_of(config: TrainConfig) -> Mixture:
+    """The families of a configuration; :raises ValueError: it leaves out a family that does not exist."""
+    if unknown := set(config.without) - {family.name for family in STRUCTURED}:
+        raise ValueError(f"no structured family named {', '.join(sorted(unknown))}")
+    if config.families == "wishart":
+        return Mixture((Wishart(),))
+    return Mixture(tuple(family for family in STRUCTURED if family.name not in config.without))
+
+
+@dataclasses.dataclass
+class Batch:
+    """What one step trains on."""
+
+    answers: Answers
+    families: Tensor  # index into the mixture's families, per matrix
+    loops: int
+    floor: Tensor | None
+    codes_seed: int
+
+
+def draw_batch(config: TrainConfig, mixture: Mixture, step: int, process: int = 0) -> Batch:
+    """Matrices and truths of one step: a function of (seed, step, process); n and loops of (seed, step) alone."""
+    shared = torch.Generator().manual_seed(_mix(config.seed, step, -1))
+    own = torch.Generator().manual_seed(_mix(config.seed, step, process))
+    stage = stage_at(config, step)
+    n = int(torch.randint(stage.lower, stage.upper + 1, (), generator=shared))
+    loops = int(torch.randint(config.loops[0], config.loops[1] + 1, (), generator=shared))
+    told = float(torch.rand((), generator=shared)) < config.known_floor
+    matrices, families = mixture.sample(stage.batch, n, own)
+    rhs = torch.randn(stage.batch, n, config.right_hand_sides, generator=own, dtype=torch.float64)
+    answers = Answers.of(matrices, rhs, config.model.rank)
+    # A lower bound, seldom a tight one: between 1/30 of the smallest eigenvalue and that eigenvalue.
+    floor = answers.eigenvalues[:, -1] * 30 ** -torch.rand(stage.batch, generator=own, dtype=torch.float64)
+    return Batch(answers, families, loops, floor if told else None, _mix(config.seed, step, process) + 1)
+
+
+def stage_at(config: TrainConfig, step: int) -> Stage:
+    """The stage of the curriculum that ``step`` belongs to."""
+    share = step / config.steps
+    return next((stage for stage in config.curriculum if share < stage.until), config.curriculum[-1])
+
+
+def _mix(seed: int, step: int, process: int) -> int:
+    """Distinct seeds for distinct triples within any run (below 10^9 steps and 10^4 processes)."""
+    return (seed * 1_000_000_000 + step) * 10_007 + process + 1
+
+
+def learning_rate_at(config: TrainConfig, step: int) -> float:
+    """Linear warm-up, then a cosine down to a hundredth."""
+    if step < config.warmup:
+        return config.learning_rate * (step + 1) / config.warmup
+    share = (step - config.warmup) / max(1, config.steps - config.warmup)
+    return config.learning_rate * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * share)))
+
+
 class LogWindow:
     """Means since the last logged line: loss, its terms at the last loop, and per family."""
 
@@ -187,33 +214,6 @@ def _resume_log(path: Path, start: int) -> list[dict[str, Any]]:
     lines = [line for text in path.read_text().splitlines() if (line := json.loads(text))["step"] <= start]
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     return lines
-
-
-def _mix(seed: int, step: int, process: int) -> int:
-    """Distinct seeds for distinct triples within any run (below 10^9 steps and 10^4 processes)."""
-    return (seed * 1_000_000_000 + step) * 10_007 + process + 1
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", default="smoke", choices=configs.names())
-    parser.add_argument("--out", type=Path, required=True, help="folder of the run; an interrupted one resumes")
-    parser.add_argument("--seed", type=int, help="instead of the configuration's")
-    parser.add_argument("--steps", type=int, help="instead of the configuration's")
-    parser.add_argument("--until", type=int, help="stop after this many steps; the same command without it resumes")
-    parser.add_argument("--families", choices=("structured", "wishart"), help="instead of the configuration's")
-    parser.add_argument("--devices", type=int, help="processes; leave it to `fabric run` there")
-    arguments = parser.parse_args()
-    changes = {name: getattr(arguments, name) for name in ("seed", "steps", "families")}
-    config = dataclasses.replace(
-        configs.load(arguments.config), **{name: value for name, value in changes.items() if value is not None}
-    )
-    if arguments.devices is None:  # one process, or those that `fabric run` has started
-        fabric = Fabric()
-    else:
-        fabric = Fabric(devices=arguments.devices, strategy="ddp")
-        fabric.launch()
-    train(config, arguments.out, fabric, arguments.until)
 
 
 if __name__ == "__main__":

@@ -55,6 +55,67 @@ class Recipe:
     device: str = "cpu"
 
 
+@click.command()
+@click.argument("folder", type=click.Path(file_okay=False, path_type=Path))
+@click.option("--shards", default="0:100", help="first:last, the last not included")
+@click.option("--smallest", default=Recipe.smallest, help="points of the smallest kernel matrix")
+@click.option("--largest", default=Recipe.largest, help="points of the largest kernel matrix")
+@click.option("--even", is_flag=True, help="every octave of sizes as often as any other")
+@click.option("--composite", default=Recipe.composite, help="share of kernels that are sums of parts of unlike size")
+@click.option("--device", default=Recipe.device, help="where the matrices are made and factorised")
+@click.option("--workers", default=1, help="processes, each with OMP_NUM_THREADS threads")
+@click.option("--seconds", default=math.inf, help="after these no new shard is begun")
+def main(
+    folder: Path,
+    shards: str,
+    smallest: int,
+    largest: int,
+    even: bool,
+    composite: float,
+    device: str,
+    workers: int,
+    seconds: float,
+) -> None:
+    """Fill FOLDER with shards."""
+    folder.mkdir(parents=True, exist_ok=True)
+    first, last = (int(end) for end in shards.split(":"))
+    paths = [(folder / f"shard-{seed:06d}.npz", seed) for seed in range(first, last)]
+    missing = [(path, seed) for path, seed in paths if not path.exists()]
+    _run(missing, Recipe(smallest, largest, even, composite, device), workers, seconds)
+
+
+def _run(missing: list[tuple[Path, int]], recipe: Recipe, workers: int, seconds: float) -> None:
+    """Write the missing shards; after ``seconds`` no new one is begun."""
+    deadline = time.monotonic() + seconds
+    if workers == 1:
+        for path, seed in missing:
+            if time.monotonic() > deadline:
+                break
+            print(write_shard(path, seed, recipe), flush=True)
+        return
+    queue, running = iter(missing), set[Future[str]]()
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        while True:
+            while len(running) < workers and time.monotonic() < deadline and (entry := next(queue, None)) is not None:
+                running.add(pool.submit(write_shard, *entry, recipe))
+            if not running:
+                return
+            done, running = wait(running, return_when=FIRST_COMPLETED)
+            for job in done:
+                print(job.result(), flush=True)
+
+
+def write_shard(path: Path, seed: int, recipe: Recipe) -> str:
+    """Make one shard and write it atomically; what it took."""
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    started = time.perf_counter()
+    content = make_shard(seed, recipe)
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, allow_pickle=False, **content)
+    write_bytes(path, buffer.getvalue())
+    return f"{path.name}: {len(content['tail'])} systems, {time.perf_counter() - started:.1f} s"
+
+
 def make_shard(seed: int, recipe: Recipe) -> dict[str, np.ndarray]:
     """The systems of ``KERNELS_PER_SHARD`` kernels: scalars, tokens, the exact tail z and what each system is."""
     generator = torch.Generator().manual_seed(seed)
@@ -143,67 +204,6 @@ def _rescaled(base: NystromPreconditioner, system: LinearSystem, factor: float) 
     keep = base.spectrum / factor > 1e-3
     spectrum, basis = base.spectrum[keep] / factor, base.basis[:, keep]
     return NystromPreconditioner.on_range(system, basis, spectrum)
-
-
-def write_shard(path: Path, seed: int, recipe: Recipe) -> str:
-    """Make one shard and write it atomically; what it took."""
-    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
-    started = time.perf_counter()
-    content = make_shard(seed, recipe)
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, allow_pickle=False, **content)
-    write_bytes(path, buffer.getvalue())
-    return f"{path.name}: {len(content['tail'])} systems, {time.perf_counter() - started:.1f} s"
-
-
-def _run(missing: list[tuple[Path, int]], recipe: Recipe, workers: int, seconds: float) -> None:
-    """Write the missing shards; after ``seconds`` no new one is begun."""
-    deadline = time.monotonic() + seconds
-    if workers == 1:
-        for path, seed in missing:
-            if time.monotonic() > deadline:
-                break
-            print(write_shard(path, seed, recipe), flush=True)
-        return
-    queue, running = iter(missing), set[Future[str]]()
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        while True:
-            while len(running) < workers and time.monotonic() < deadline and (entry := next(queue, None)) is not None:
-                running.add(pool.submit(write_shard, *entry, recipe))
-            if not running:
-                return
-            done, running = wait(running, return_when=FIRST_COMPLETED)
-            for job in done:
-                print(job.result(), flush=True)
-
-
-@click.command()
-@click.argument("folder", type=click.Path(file_okay=False, path_type=Path))
-@click.option("--shards", default="0:100", help="first:last, the last not included")
-@click.option("--smallest", default=Recipe.smallest, help="points of the smallest kernel matrix")
-@click.option("--largest", default=Recipe.largest, help="points of the largest kernel matrix")
-@click.option("--even", is_flag=True, help="every octave of sizes as often as any other")
-@click.option("--composite", default=Recipe.composite, help="share of kernels that are sums of parts of unlike size")
-@click.option("--device", default=Recipe.device, help="where the matrices are made and factorised")
-@click.option("--workers", default=1, help="processes, each with OMP_NUM_THREADS threads")
-@click.option("--seconds", default=math.inf, help="after these no new shard is begun")
-def main(
-    folder: Path,
-    shards: str,
-    smallest: int,
-    largest: int,
-    even: bool,
-    composite: float,
-    device: str,
-    workers: int,
-    seconds: float,
-) -> None:
-    """Fill FOLDER with shards."""
-    folder.mkdir(parents=True, exist_ok=True)
-    first, last = (int(end) for end in shards.split(":"))
-    paths = [(folder / f"shard-{seed:06d}.npz", seed) for seed in range(first, last)]
-    missing = [(path, seed) for path, seed in paths if not path.exists()]
-    _run(missing, Recipe(smallest, largest, even, composite, device), workers, seconds)
 
 
 if __name__ == "__main__":

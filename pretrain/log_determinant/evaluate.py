@@ -58,9 +58,87 @@ _PLUGIN = SolverSpec("rangeformer", "rangeformer", "float32")
 RESULT = Path(__file__).resolve().parents[1] / "results" / "log_determinant.json"
 
 
-@functools.lru_cache(maxsize=2)
-def _data(name: str, n: int, seed: int, device: torch.device) -> Dataset:
-    return datasets.load(name, n=n, seed=seed).to(torch.float32, device)
+@click.command()
+@click.option("--cache", "folder", type=click.Path(exists=True, path_type=Path), help="to train the block MLP on")
+@click.option("--sets", default=",".join(SETS))
+@click.option("--sizes", default="1000,2500,5000,10000")
+@click.option("--ranks", default="128,400")
+@click.option("--stages", default=None, help="Adam steps; without it seven of them, three from n = 5000 on")
+@click.option("--simulated/--no-simulated", default=True, help="the two simulators too")
+@click.option("--device", default="cpu")
+@click.option("--mlp-steps", default=10_000)
+@click.option("--seed", default=0)
+@click.option("--evidence", "kept", default=None, type=click.Path(dir_okay=False, path_type=Path))
+@click.option("--out", default=RESULT, type=click.Path(dir_okay=False, path_type=Path))
+def main(
+    folder: Path | None,
+    sets: str,
+    sizes: str,
+    ranks: str,
+    stages: str | None,
+    simulated: bool,
+    device: str,
+    mlp_steps: int,
+    seed: int,
+    kept: Path | None,
+    out: Path,
+) -> None:
+    """Measure and write OUT."""
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    place = torch.device(device)
+    mlp = None if folder is None else trained_mlp(folder, out, steps=mlp_steps, seed=seed)
+    records: list[Record] = []
+    evidence: list[TailEvidence] = []
+    left_out: list[str] = []
+    wanted = [(name, n) for n in _numbers(sizes) for name in sets.split(",")]
+    trained: dict[tuple[str, int], list[tuple[int, Parameters]]] = {}
+    for name, n in [*wanted, *((name, _SIMULATED_SIZE) for name in SIMULATED if simulated)]:
+        started = time.perf_counter()
+        key = (name, min(n, _TRAINED_SIZE))
+        if key not in trained:
+            trained[key] = trajectory(*key, STAGES if stages is None else _numbers(stages), seed, place)
+        for step, state in trained[key]:
+            if stages is None and n >= _LATE and step not in _LATE_STAGES:
+                continue
+            system, target, exact = system_at(name, n, state, seed, place)
+            for rank in _numbers(ranks):
+                try:
+                    record, read = measure(system, target, exact, rank, mlp)
+                except NotConverged as error:
+                    left_out.append(f"{name} n={n} step {step} rank {rank}: {error}")
+                    print(f"left out: {left_out[-1]}", flush=True)
+                    continue
+                records.append({"data": name, "n": n, "step": step, "rank": rank, **record})
+                evidence.append(read)
+        if not records:
+            continue
+        last, took = records[-1], time.perf_counter() - started
+        print(f"{name} n={n}: z {last['z']:.4f}, learned {last['learned']:.4f}, {took:.1f} s", flush=True)
+    if kept is not None:
+        write_evidence(kept, evidence)
+    described = {
+        "machine": machine.one_line(device),
+        "threads": torch.get_num_threads(),
+        "dtype": "float32",
+        "seed": seed,
+        "left_out": left_out,
+    }
+    write_result(out, described, records)
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    return tuple(int(value) for value in text.split(","))
+
+
+def trained_mlp(folder: Path, out: Path, *, steps: int, seed: int) -> BlockMLP:
+    """The MLP on block features after the same training as the network, which resumes beside ``out``."""
+    data, held = split(load(folder))
+    torch.manual_seed(seed)
+    mlp = BlockMLP(data["scalars"], data["tokens"].float(), hidden=192)
+    run = out.with_suffix(".mlp")
+    run.mkdir(exist_ok=True)
+    fit(mlp, data, held, TrainConfig(steps=steps, seed=seed), run, log_every=2000)
+    return mlp
 
 
 def trajectory(
@@ -69,6 +147,11 @@ def trajectory(
     """The model's parameters at some Adam steps of the plug-in at its defaults."""
     states = record_trajectory(_data(name, n, seed, device), _KERNEL, _PLUGIN, max(stages) + 1, lr=0.1)
     return [(step, states[step]) for step in stages]
+
+
+@functools.lru_cache(maxsize=2)
+def _data(name: str, n: int, seed: int, device: torch.device) -> Dataset:
+    return datasets.load(name, n=n, seed=seed).to(torch.float32, device)
 
 
 @torch.no_grad()
@@ -140,15 +223,11 @@ def measure(
     return record | ({} if mlp is None else {"block_mlp": mlp_answer(mlp, evidence)}), evidence
 
 
-def trained_mlp(folder: Path, out: Path, *, steps: int, seed: int) -> BlockMLP:
-    """The MLP on block features after the same training as the network, which resumes beside ``out``."""
-    data, held = split(load(folder))
-    torch.manual_seed(seed)
-    mlp = BlockMLP(data["scalars"], data["tokens"].float(), hidden=192)
-    run = out.with_suffix(".mlp")
-    run.mkdir(exist_ok=True)
-    fit(mlp, data, held, TrainConfig(steps=steps, seed=seed), run, log_every=2000)
-    return mlp
+def answer(estimate: TailEstimate) -> Record:
+    """The network's part of a record."""
+    assert estimate.interval is not None
+    ends = {"lower": estimate.interval.lower, "upper": estimate.interval.upper}
+    return {"learned": estimate.value, "refusal": estimate.refusal or "", **ends}
 
 
 @torch.no_grad()
@@ -158,11 +237,27 @@ def mlp_answer(mlp: BlockMLP, evidence: TailEvidence) -> float:
     return float(mlp(evidence.scalars.float().unsqueeze(0), evidence.tokens.float().unsqueeze(0), *ends)[0, 1])
 
 
-def answer(estimate: TailEstimate) -> Record:
-    """The network's part of a record."""
-    assert estimate.interval is not None
-    ends = {"lower": estimate.interval.lower, "upper": estimate.interval.upper}
-    return {"learned": estimate.value, "refusal": estimate.refusal or "", **ends}
+def write_result(out: Path, described: dict[str, object], records: list[Record]) -> None:
+    """Write the result file atomically and print its tables."""
+    tables = summary(records)
+    by_size = {title.removeprefix("n = "): rows for title, rows in tables.items() if title.startswith("n = ")}
+    parts = {"uci": tables["uci"], "uci_by_size": by_size, "simulated": tables["simulated"]}
+    write_bytes(out, json.dumps({**described, **parts, "records": records}, indent=1).encode())
+    for title, rows in tables.items():
+        print(title)
+        for row in rows:
+            print("  ", ", ".join(f"{k} {v:.4f}" if isinstance(v, float) else str(v) for k, v in row.items()))
+
+
+def summary(records: list[Record]) -> dict[str, list[dict[str, float | str]]]:
+    """The tables of a result file."""
+    uci = [record for record in records if record["data"] in SETS]
+    sizes = sorted({int(record["n"]) for record in uci})
+    return {
+        "uci": table(uci),
+        **{f"n = {n}": table([record for record in uci if record["n"] == n]) for n in sizes},
+        "simulated": table([record for record in records if record["data"] in SIMULATED]),
+    }
 
 
 METHODS = ("learned", "quadrature", "block", "extrapolated", "block_mlp", "lanczos10", "lanczos30")
@@ -189,101 +284,6 @@ def table(records: list[Record]) -> list[dict[str, float | str]]:
             row["seconds / lanczos10"] = float(torch.tensor(shares).median())
         rows.append(row)
     return rows
-
-
-def summary(records: list[Record]) -> dict[str, list[dict[str, float | str]]]:
-    """The tables of a result file."""
-    uci = [record for record in records if record["data"] in SETS]
-    sizes = sorted({int(record["n"]) for record in uci})
-    return {
-        "uci": table(uci),
-        **{f"n = {n}": table([record for record in uci if record["n"] == n]) for n in sizes},
-        "simulated": table([record for record in records if record["data"] in SIMULATED]),
-    }
-
-
-def write_result(out: Path, described: dict[str, object], records: list[Record]) -> None:
-    """Write the result file atomically and print its tables."""
-    tables = summary(records)
-    by_size = {title.removeprefix("n = "): rows for title, rows in tables.items() if title.startswith("n = ")}
-    parts = {"uci": tables["uci"], "uci_by_size": by_size, "simulated": tables["simulated"]}
-    write_bytes(out, json.dumps({**described, **parts, "records": records}, indent=1).encode())
-    for title, rows in tables.items():
-        print(title)
-        for row in rows:
-            print("  ", ", ".join(f"{k} {v:.4f}" if isinstance(v, float) else str(v) for k, v in row.items()))
-
-
-def _numbers(text: str) -> tuple[int, ...]:
-    return tuple(int(value) for value in text.split(","))
-
-
-@click.command()
-@click.option("--cache", "folder", type=click.Path(exists=True, path_type=Path), help="to train the block MLP on")
-@click.option("--sets", default=",".join(SETS))
-@click.option("--sizes", default="1000,2500,5000,10000")
-@click.option("--ranks", default="128,400")
-@click.option("--stages", default=None, help="Adam steps; without it seven of them, three from n = 5000 on")
-@click.option("--simulated/--no-simulated", default=True, help="the two simulators too")
-@click.option("--device", default="cpu")
-@click.option("--mlp-steps", default=10_000)
-@click.option("--seed", default=0)
-@click.option("--evidence", "kept", default=None, type=click.Path(dir_okay=False, path_type=Path))
-@click.option("--out", default=RESULT, type=click.Path(dir_okay=False, path_type=Path))
-def main(
-    folder: Path | None,
-    sets: str,
-    sizes: str,
-    ranks: str,
-    stages: str | None,
-    simulated: bool,
-    device: str,
-    mlp_steps: int,
-    seed: int,
-    kept: Path | None,
-    out: Path,
-) -> None:
-    """Measure and write OUT."""
-    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
-    place = torch.device(device)
-    mlp = None if folder is None else trained_mlp(folder, out, steps=mlp_steps, seed=seed)
-    records: list[Record] = []
-    evidence: list[TailEvidence] = []
-    left_out: list[str] = []
-    wanted = [(name, n) for n in _numbers(sizes) for name in sets.split(",")]
-    trained: dict[tuple[str, int], list[tuple[int, Parameters]]] = {}
-    for name, n in [*wanted, *((name, _SIMULATED_SIZE) for name in SIMULATED if simulated)]:
-        started = time.perf_counter()
-        key = (name, min(n, _TRAINED_SIZE))
-        if key not in trained:
-            trained[key] = trajectory(*key, STAGES if stages is None else _numbers(stages), seed, place)
-        for step, state in trained[key]:
-            if stages is None and n >= _LATE and step not in _LATE_STAGES:
-                continue
-            system, target, exact = system_at(name, n, state, seed, place)
-            for rank in _numbers(ranks):
-                try:
-                    record, read = measure(system, target, exact, rank, mlp)
-                except NotConverged as error:
-                    left_out.append(f"{name} n={n} step {step} rank {rank}: {error}")
-                    print(f"left out: {left_out[-1]}", flush=True)
-                    continue
-                records.append({"data": name, "n": n, "step": step, "rank": rank, **record})
-                evidence.append(read)
-        if not records:
-            continue
-        last, took = records[-1], time.perf_counter() - started
-        print(f"{name} n={n}: z {last['z']:.4f}, learned {last['learned']:.4f}, {took:.1f} s", flush=True)
-    if kept is not None:
-        write_evidence(kept, evidence)
-    described = {
-        "machine": machine.one_line(device),
-        "threads": torch.get_num_threads(),
-        "dtype": "float32",
-        "seed": seed,
-        "left_out": left_out,
-    }
-    write_result(out, described, records)
 
 
 if __name__ == "__main__":

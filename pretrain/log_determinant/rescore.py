@@ -22,6 +22,19 @@ from pretrain.log_determinant.evidence import Record, read_evidence
 _TABLES = ("uci", "uci_by_size", "simulated", "records")
 
 
+@click.command()
+@click.argument("evidence", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--out", default=RESULT, type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--cache", "folder", type=click.Path(exists=True, path_type=Path), help="to train the block MLP on")
+@click.option("--mlp-steps", default=10_000)
+def main(evidence: Path, out: Path, folder: Path | None, mlp_steps: int) -> None:
+    """Replace the network's answers in OUT."""
+    stored = json.loads(out.read_text())
+    described = {name: value for name, value in stored.items() if name not in _TABLES}
+    mlp = None if folder is None else trained_mlp(folder, out, steps=mlp_steps, seed=stored["seed"])
+    write_result(out, described, rescored(stored["records"], evidence, mlp))
+
+
 def rescored(records: list[Record], evidence: Path, mlp: BlockMLP | None = None) -> list[Record]:
     """The records with the network's value, interval and refusal replaced, and the MLP's value if there is one.
 
@@ -40,19 +53,6 @@ def rescored(records: list[Record], evidence: Path, mlp: BlockMLP | None = None)
         further: Record = {} if mlp is None else {"block_mlp": mlp_answer(mlp, read)}
         found.append({**record, **answer(learned.read(read)), **further})
     return found
-
-
-@click.command()
-@click.argument("evidence", type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@click.option("--out", default=RESULT, type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@click.option("--cache", "folder", type=click.Path(exists=True, path_type=Path), help="to train the block MLP on")
-@click.option("--mlp-steps", default=10_000)
-def main(evidence: Path, out: Path, folder: Path | None, mlp_steps: int) -> None:
-    """Replace the network's answers in OUT."""
-    stored = json.loads(out.read_text())
-    described = {name: value for name, value in stored.items() if name not in _TABLES}
-    mlp = None if folder is None else trained_mlp(folder, out, steps=mlp_steps, seed=stored["seed"])
-    write_result(out, described, rescored(stored["records"], evidence, mlp))
 
 
 if __name__ == "__main__":

@@ -47,104 +47,6 @@ class TrainConfig:
     seed: int = 0
 
 
-def split(data: Systems) -> tuple[Systems, Systems]:
-    """(training, validation): no kernel matrix contributes to both."""
-    held = data["kernel"] % VALIDATION_SHARE == 0
-    return select(data, ~held), select(data, held)
-
-
-def select(data: Systems, chosen: Tensor) -> Systems:
-    """Some of the systems, by a mask or by their numbers."""
-    return {name: value[chosen] for name, value in data.items()}
-
-
-def quantiles(model: nn.Module, data: Systems, index: Tensor | slice = slice(None)) -> Tensor:
-    """The model's three quantiles of z for some systems."""
-    return model(data["scalars"][index], data["tokens"][index].float(), data["estimate"][index], data["upper"][index])
-
-
-def pinball(predicted: Tensor, exact: Tensor) -> Tensor:
-    """Mean over the quantiles of the pinball loss, per system."""
-    error = exact.unsqueeze(-1) - predicted
-    levels = error.new_tensor(QUANTILES)
-    return torch.maximum(levels * error, (levels - 1) * error).mean(-1)
-
-
-@torch.no_grad()
-def measures(model: nn.Module, data: Systems) -> dict[str, float]:
-    """Absolute error of the median in nats per point (median, 95 %) and coverage of the stated interval."""
-    low, middle, high = quantiles(model, data).unbind(-1)
-    error = (middle - data["tail"]).abs()
-    covered = (low <= data["tail"]) & (data["tail"] <= high)
-    return {
-        "median": float(error.median()),
-        "p95": float(error.quantile(0.95)),
-        "coverage": float(covered.float().mean()),
-        "loss": float((pinball(torch.stack([low, middle, high], -1), data["tail"]) * weights(data)).mean()),
-    }
-
-
-def weights(data: Systems) -> Tensor:
-    return 1 / (0.02 + 0.1 * data["tail"])
-
-
-def fit(model: nn.Module, data: Systems, held: Systems, config: TrainConfig, out: Path, log_every: int = 500) -> None:
-    """Train ``model`` in place; resumes from ``out``."""
-    optimiser = torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=config.weight_decay)
-    state = out / "state.safetensors"
-    described = dataclasses.asdict(config)
-    start = load_state(state, model, optimiser, described) if state.exists() else 0
-    weight, count = weights(data), len(data["tail"])
-    started = time.perf_counter()
-    for step in range(start, config.steps):
-        warm = min(1.0, (step + 1) / 500)
-        rate = config.lr * warm * 0.5 * (1 + math.cos(math.pi * step / config.steps))
-        for group in optimiser.param_groups:
-            group["lr"] = rate
-        # A function of the step alone, so that a resumed run sees the batches of an uninterrupted one.
-        chosen = torch.randint(0, count, (config.batch,), generator=torch.Generator().manual_seed(config.seed + step))
-        loss = (pinball(quantiles(model, data, chosen), data["tail"][chosen]) * weight[chosen]).mean()
-        optimiser.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimiser.step()
-        if (step + 1) % log_every == 0 or step + 1 == config.steps:
-            save_state(state, model, optimiser, step + 1, described)
-            found = ", ".join(f"{name} {value:.5f}" for name, value in measures(model, held).items())
-            print(f"step {step + 1}: {found}, {time.perf_counter() - started:.0f} s", flush=True)
-
-
-def heads_from_outside(data: Systems, config: TrainConfig, out: Path) -> Iterator[tuple[LogDetTail, Tensor]]:
-    """(head, which systems it answers) per group of kernels, trained on the others. ``GROUPS`` trainings."""
-    group = groups(data)
-    for number in range(GROUPS):
-        away = group == number
-        own, others = select(data, away), select(data, ~away)
-        run = out / f"without-{number}"
-        run.mkdir(exist_ok=True)
-        head = build(others, config.seed)
-        print(f"group {number} left out: {len(own['tail'])} systems", flush=True)
-        fit(head, others, own, config, run, log_every=5000)
-        yield head, away
-
-
-def answers_from_outside(data: Systems, config: TrainConfig, out: Path) -> Float[Tensor, "s 3"]:
-    """Quantiles of every system by a head that was trained on the other groups of kernels."""
-    answers = torch.empty(len(data["tail"]), len(QUANTILES))
-    for head, away in heads_from_outside(data, config, out):
-        with torch.no_grad():
-            answers[away] = quantiles(head, data, away)
-    return answers
-
-
-def build(data: Systems, seed: int) -> LogDetTail:
-    """A fresh network for the features of a cached set."""
-    torch.manual_seed(seed)
-    model = LogDetTail(LogDetTailConfig(data["scalars"].shape[-1], data["tokens"].shape[-1]))
-    model.standardise(data["scalars"], data["tokens"].float())
-    return model
-
-
 @click.command()
 @click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("--out", required=True, type=click.Path(file_okay=False, path_type=Path))
@@ -187,6 +89,104 @@ def save_head(path: Path, head: LogDetTail, data: Systems, held: Systems, config
         seed=config.seed,
         metrics={name: found[name] for name in ("median", "p95", "coverage")},
     )
+
+
+def split(data: Systems) -> tuple[Systems, Systems]:
+    """(training, validation): no kernel matrix contributes to both."""
+    held = data["kernel"] % VALIDATION_SHARE == 0
+    return select(data, ~held), select(data, held)
+
+
+def select(data: Systems, chosen: Tensor) -> Systems:
+    """Some of the systems, by a mask or by their numbers."""
+    return {name: value[chosen] for name, value in data.items()}
+
+
+def build(data: Systems, seed: int) -> LogDetTail:
+    """A fresh network for the features of a cached set."""
+    torch.manual_seed(seed)
+    model = LogDetTail(LogDetTailConfig(data["scalars"].shape[-1], data["tokens"].shape[-1]))
+    model.standardise(data["scalars"], data["tokens"].float())
+    return model
+
+
+def fit(model: nn.Module, data: Systems, held: Systems, config: TrainConfig, out: Path, log_every: int = 500) -> None:
+    """Train ``model`` in place; resumes from ``out``."""
+    optimiser = torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=config.weight_decay)
+    state = out / "state.safetensors"
+    described = dataclasses.asdict(config)
+    start = load_state(state, model, optimiser, described) if state.exists() else 0
+    weight, count = weights(data), len(data["tail"])
+    started = time.perf_counter()
+    for step in range(start, config.steps):
+        warm = min(1.0, (step + 1) / 500)
+        rate = config.lr * warm * 0.5 * (1 + math.cos(math.pi * step / config.steps))
+        for group in optimiser.param_groups:
+            group["lr"] = rate
+        # A function of the step alone, so that a resumed run sees the batches of an uninterrupted one.
+        chosen = torch.randint(0, count, (config.batch,), generator=torch.Generator().manual_seed(config.seed + step))
+        loss = (pinball(quantiles(model, data, chosen), data["tail"][chosen]) * weight[chosen]).mean()
+        optimiser.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimiser.step()
+        if (step + 1) % log_every == 0 or step + 1 == config.steps:
+            save_state(state, model, optimiser, step + 1, described)
+            found = ", ".join(f"{name} {value:.5f}" for name, value in measures(model, held).items())
+            print(f"step {step + 1}: {found}, {time.perf_counter() - started:.0f} s", flush=True)
+
+
+def quantiles(model: nn.Module, data: Systems, index: Tensor | slice = slice(None)) -> Tensor:
+    """The model's three quantiles of z for some systems."""
+    return model(data["scalars"][index], data["tokens"][index].float(), data["estimate"][index], data["upper"][index])
+
+
+def pinball(predicted: Tensor, exact: Tensor) -> Tensor:
+    """Mean over the quantiles of the pinball loss, per system."""
+    error = exact.unsqueeze(-1) - predicted
+    levels = error.new_tensor(QUANTILES)
+    return torch.maximum(levels * error, (levels - 1) * error).mean(-1)
+
+
+def weights(data: Systems) -> Tensor:
+    return 1 / (0.02 + 0.1 * data["tail"])
+
+
+@torch.no_grad()
+def measures(model: nn.Module, data: Systems) -> dict[str, float]:
+    """Absolute error of the median in nats per point (median, 95 %) and coverage of the stated interval."""
+    low, middle, high = quantiles(model, data).unbind(-1)
+    error = (middle - data["tail"]).abs()
+    covered = (low <= data["tail"]) & (data["tail"] <= high)
+    return {
+        "median": float(error.median()),
+        "p95": float(error.quantile(0.95)),
+        "coverage": float(covered.float().mean()),
+        "loss": float((pinball(torch.stack([low, middle, high], -1), data["tail"]) * weights(data)).mean()),
+    }
+
+
+def answers_from_outside(data: Systems, config: TrainConfig, out: Path) -> Float[Tensor, "s 3"]:
+    """Quantiles of every system by a head that was trained on the other groups of kernels."""
+    answers = torch.empty(len(data["tail"]), len(QUANTILES))
+    for head, away in heads_from_outside(data, config, out):
+        with torch.no_grad():
+            answers[away] = quantiles(head, data, away)
+    return answers
+
+
+def heads_from_outside(data: Systems, config: TrainConfig, out: Path) -> Iterator[tuple[LogDetTail, Tensor]]:
+    """(head, which systems it answers) per group of kernels, trained on the others. ``GROUPS`` trainings."""
+    group = groups(data)
+    for number in range(GROUPS):
+        away = group == number
+        own, others = select(data, away), select(data, ~away)
+        run = out / f"without-{number}"
+        run.mkdir(exist_ok=True)
+        head = build(others, config.seed)
+        print(f"group {number} left out: {len(own['tail'])} systems", flush=True)
+        fit(head, others, own, config, run, log_every=5000)
+        yield head, away
 
 
 if __name__ == "__main__":

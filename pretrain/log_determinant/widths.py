@@ -46,6 +46,46 @@ RESULT = Path(__file__).resolve().parents[1] / "results" / "log_determinant_widt
 _FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 
 
+@click.command()
+@click.argument("folder", metavar="CACHE", type=_FOLDER)
+@click.option(
+    "--evidence",
+    "kept",
+    nargs=2,
+    multiple=True,
+    metavar="EVIDENCE RESULT",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="kept evidence and its result file; as often as there are such",
+)
+@click.option("--run", type=_FOLDER, help="the training's")
+@click.option("--systems", type=_FOLDER, help="trained on, if not CACHE")
+@click.option("--out", default=RESULT, type=click.Path(dir_okay=False, path_type=Path))
+def main(folder: Path, kept: tuple[tuple[Path, Path], ...], run: Path | None, systems: Path | None, out: Path) -> None:
+    """Measure on the held-out systems of CACHE and on kept evidence, and write OUT."""
+    head = load_head()
+    calibrating, reporting = halves(split(load(folder))[1])
+    widths = three(head, calibrating)
+    rows = [measured("held out, reporting half", head, reporting, widths)]
+    for evidence, result in kept:
+        rows += [measured(title, head, data, widths) for title, data in of_result(evidence, result)]
+    if run is not None:
+        rows += left_out(split(load(systems or folder))[0], TrainConfig(), run, widths)
+    for row in rows:
+        print(row)
+    described = {
+        "calibrated_on": {"systems": len(calibrating["tail"]), "kernels": len(calibrating["kernel"].unique())},
+        "widths": {name: {"factors": width.factors.tolist(), "floor": width.floor} for name, width in widths.items()},
+        "rows": [dataclasses.asdict(row) for row in rows],
+    }
+    write_bytes(out, json.dumps(described, indent=1).encode())
+
+
+def halves(held: Systems) -> tuple[Systems, Systems]:
+    """(to calibrate on, to report on): no kernel matrix contributes to both."""
+    first = held["kernel"] // VALIDATION_SHARE % 2 == 0
+    return select(held, first), select(held, ~first)
+
+
 @dataclass(frozen=True)
 class Width:
     """What widens a head's own interval: a factor per bin of n and of z, and nats per point at either end."""
@@ -56,6 +96,16 @@ class Width:
     def give(self, head: LogDetTail) -> None:
         head.widening.copy_(self.factors)
         head.floor.fill_(self.floor)
+
+
+@torch.no_grad()
+def three(head: LogDetTail, calibrating: Systems) -> dict[str, Width]:
+    """The widths to compare, for a ``head`` that has the shipped one; afterwards it has another."""
+    shipped = Width(head.widening.clone(), float(head.floor))
+    own = Width(torch.ones_like(head.widening), 0.0)
+    own.give(head)
+    calibrate(head, quantiles(head, calibrating), calibrating)
+    return {"own": own, "shipped": shipped, "conformal": Width(head.widening.clone(), shipped.floor)}
 
 
 @dataclass(frozen=True)
@@ -70,22 +120,6 @@ class Row:
     def __str__(self) -> str:
         cells = (f"{name} {self.coverage[name]:.4f}, {self.half_width[name]:.2g}" for name in self.coverage)
         return f"{self.title}, {self.systems} systems: " + "; ".join(cells)
-
-
-def halves(held: Systems) -> tuple[Systems, Systems]:
-    """(to calibrate on, to report on): no kernel matrix contributes to both."""
-    first = held["kernel"] // VALIDATION_SHARE % 2 == 0
-    return select(held, first), select(held, ~first)
-
-
-@torch.no_grad()
-def three(head: LogDetTail, calibrating: Systems) -> dict[str, Width]:
-    """The widths to compare, for a ``head`` that has the shipped one; afterwards it has another."""
-    shipped = Width(head.widening.clone(), float(head.floor))
-    own = Width(torch.ones_like(head.widening), 0.0)
-    own.give(head)
-    calibrate(head, quantiles(head, calibrating), calibrating)
-    return {"own": own, "shipped": shipped, "conformal": Width(head.widening.clone(), shipped.floor)}
 
 
 @torch.no_grad()
@@ -122,40 +156,6 @@ def left_out(data: Systems, config: TrainConfig, run: Path, widths: dict[str, Wi
     coverage = {name: sum(row.coverage[name] for row in rows) / len(rows) for name in widths}
     half_width = {name: sum(row.half_width[name] for row in rows) / len(rows) for name in widths}
     return [*rows, Row("left out of training, mean of the groups", len(data["tail"]), coverage, half_width)]
-
-
-@click.command()
-@click.argument("folder", metavar="CACHE", type=_FOLDER)
-@click.option(
-    "--evidence",
-    "kept",
-    nargs=2,
-    multiple=True,
-    metavar="EVIDENCE RESULT",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="kept evidence and its result file; as often as there are such",
-)
-@click.option("--run", type=_FOLDER, help="the training's")
-@click.option("--systems", type=_FOLDER, help="trained on, if not CACHE")
-@click.option("--out", default=RESULT, type=click.Path(dir_okay=False, path_type=Path))
-def main(folder: Path, kept: tuple[tuple[Path, Path], ...], run: Path | None, systems: Path | None, out: Path) -> None:
-    """Measure on the held-out systems of CACHE and on kept evidence, and write OUT."""
-    head = load_head()
-    calibrating, reporting = halves(split(load(folder))[1])
-    widths = three(head, calibrating)
-    rows = [measured("held out, reporting half", head, reporting, widths)]
-    for evidence, result in kept:
-        rows += [measured(title, head, data, widths) for title, data in of_result(evidence, result)]
-    if run is not None:
-        rows += left_out(split(load(systems or folder))[0], TrainConfig(), run, widths)
-    for row in rows:
-        print(row)
-    described = {
-        "calibrated_on": {"systems": len(calibrating["tail"]), "kernels": len(calibrating["kernel"].unique())},
-        "widths": {name: {"factors": width.factors.tolist(), "floor": width.floor} for name, width in widths.items()},
-        "rows": [dataclasses.asdict(row) for row in rows],
-    }
-    write_bytes(out, json.dumps(described, indent=1).encode())
 
 
 if __name__ == "__main__":
