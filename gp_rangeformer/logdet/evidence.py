@@ -24,6 +24,16 @@ import torch
 from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
+from gp_rangeformer.logdet.features import (
+    EIGENVALUES,
+    GAP_QUANTILES,
+    GAPS,
+    LEVELS,
+    PLACES,
+    TOKENS,
+    ordered_scalars,
+    ordered_tokens,
+)
 from gp_rangeformer.preconditioner.nystrom import NystromPreconditioner
 from gp_rangeformer.system.linear_system import LinearSystem
 from gp_rangeformer.system.small_cores import to_host
@@ -36,17 +46,17 @@ _ASKED = 1024
 SMALLEST_SIZE = 256  # of the cached training set
 TRAINED_PROBES = 32  # of the cached training set: fewer make the moments noisier than the network expects
 GROUPS = 16  # of sampled points, by the variance that remains: the tokens of the network
-_LEVELS = (0, 1, 2, 4, 8, 16, 32)  # of 32: how many of the given points a learning curve has seen
 _SMALLEST = 1e-8  # argument of a logarithm
+_REMAINING = TOKENS.index(f"schur_{LEVELS[-1]}")  # the variance of I + E that all given points leave
 _LARGEST_RATIO = 1.001  # of z'A^-1 z to z'P^-1 z: at most 1 but for rounding
-_QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9, 0.97)
 
 
 @dataclass(frozen=True)
 class MomentEvidence:
     """Evidence about one system that needs no sampled points, float64 on the CPU.
 
-    ``scalars``: of the whole system. ``upper``: the rigorous upper end of z in nats per point; the lower is zero.
+    ``scalars``: of the whole system, in the order of :data:`~gp_rangeformer.logdet.features.SCALARS`. ``upper``: the
+    rigorous upper end of z in nats per point; the lower is zero.
     ``estimate``: the quadrature rule's. ``definite``: False if the solutions contradict A >= P, so that K has a
     negative direction.
     """
@@ -59,7 +69,7 @@ class MomentEvidence:
 
 @dataclass(frozen=True)
 class TailEvidence(MomentEvidence):
-    """All of it. ``tokens``: group means over sampled points, sorted by remaining variance."""
+    """All of it. ``tokens``: group means over sampled points, sorted by remaining variance; ``features.TOKENS``."""
 
     tokens: Float[Tensor, "g c"]
 
@@ -97,8 +107,7 @@ def tail_evidence(
         *_measurements(system, preconditioner, probes, solutions),
     )
     moments = _moments(system, preconditioner, *measured)
-    # By the variance of I + E that all given points leave: the last of its learning curve.
-    order = rows[:, len(_LEVELS) - 1].argsort(kind="stable")
+    order = rows[:, _REMAINING].argsort(kind="stable")
     tokens = np.stack([group.mean(0) for group in np.array_split(rows[order], GROUPS)])
     return TailEvidence(**vars(moments), tokens=torch.from_numpy(tokens))
 
@@ -133,16 +142,18 @@ def _point_features(
     rest = torch.linalg.solve_triangular(factor, stacked[..., count:], upper=False)
     explained = _levels(count, system.device) @ rest.square_()
     curves = torch.cat([prior, prior - explained], dim=1)
-    schur_curve, full, ranged = curves.clamp_min_(1).log_().mT.unbind(0)
+    schur, full, ranged = curves.clamp_min_(1).log_().mT.unbind(0)
     own = (probes[asked] * solutions[asked]).mean(-1, dtype=torch.float64) * system.noise[asked]
-    others = torch.stack([preconditioner.leverage[asked], own], dim=-1)
-    return torch.cat([schur_curve, full - ranged, ranged, others], dim=-1)
+    return ordered_tokens(
+        {"schur": schur, "difference": full - ranged, "ranged": ranged},
+        {"leverage": preconditioner.leverage[asked], "inverse_diagonal": own},
+    )
 
 
 @functools.lru_cache(maxsize=8)
 def _levels(count: int, device: torch.device) -> Float64[Tensor, "levels c"]:
     """Ones where a learning curve has seen a given point, for every level but the first, at which it has seen none."""
-    seen = [max(1, count * level // _LEVELS[-1]) for level in _LEVELS[1:]]
+    seen = [max(1, count * level // LEVELS[-1]) for level in LEVELS[1:]]
     return torch.tensor([[float(k < number) for k in range(count)] for number in seen], dtype=torch.float64).to(device)
 
 
@@ -181,7 +192,7 @@ def _measurements(
 
 def _around_quantiles(n: int) -> list[int]:
     """Places in an ordered list of n numbers between which the quantiles lie, two for each."""
-    places = [q * (n - 1) for q in _QUANTILES]
+    places = [q * (n - 1) for q in GAP_QUANTILES]
     return [index for place in places for index in (math.floor(place), math.ceil(place))]
 
 
@@ -219,44 +230,44 @@ def _moments(
     leverage = 1 - shares.sum() / n
     estimate = max(min(max(radau, gauss) * leverage, upper), 1e-12)
     logs = np.log1p(around).reshape(-1, 2)
-    between = np.array([q * (n - 1) % 1 for q in _QUANTILES])
+    between = np.array([q * (n - 1) % 1 for q in GAP_QUANTILES])
     quantiles = (1 - between) * logs[:, 0] + between * logs[:, 1]
-    ranks = [int(q * (len(spectrum) - 1)) for q in (0, 0.25, 0.5, 0.75, 1)]
-    ends = np.log1p(spectrum[ranks]) if len(spectrum) else np.zeros(5)
+    ranks = [int(q * (len(spectrum) - 1)) for q in PLACES]
+    eigenvalues = np.log1p(spectrum[ranks]) if len(spectrum) else np.zeros(len(PLACES))
     spread = float((first / zero).std(ddof=1)) / p**0.5
     relative = plain / plain_zero
-    values = [
-        math.log(n),  # at LOG_SIZE of the model
-        math.log(max(len(spectrum), 1) / n),
-        diagonal.log_noise_deviation * (n / max(n - 1, 1)) ** 0.5,
-        upper,
-        math.log1p(mean_gap),
-        damped,
-        *quantiles,
-        shares.sum() / n,
-        np.log1p(spectrum).sum() / n,
-        *ends,
-        1 - ratio,
-        ratio - ratio2,
-        gauss,
-        radau,
-        zero.mean() / trace - 1,
-        spread,
-        1 - relative,
-        math.log(estimate),
-        estimate / upper,
-        leverage,
-        # The same again where the hard end can be told apart: there the ratios are nearly zero.
-        math.log(max(ratio2 / ratio, _SMALLEST)),
-        math.log(node),
-        radau - gauss,
-        math.log(max(upper - estimate, _SMALLEST)),
-        math.log1p(max(upper - radau, 0)),
-        math.log1p(mean_gap) - radau,
-        math.log(max(relative, _SMALLEST)),
-        spread / ratio,
-        damped - (1 - ratio),
-        math.log(max(1 - damped, _SMALLEST)),
-    ]
-    scalars = torch.tensor([float(value) for value in values], dtype=torch.float64)
+    scalars = ordered_scalars(
+        {
+            "log_size": math.log(n),
+            "log_rank_share": math.log(max(len(spectrum), 1) / n),
+            "log_noise_deviation": diagonal.log_noise_deviation * (n / max(n - 1, 1)) ** 0.5,
+            "upper": upper,
+            "log_mean_gap": math.log1p(mean_gap),
+            "damped_gap": damped,
+            **dict(zip(GAPS, quantiles, strict=True)),
+            "range_share": shares.sum() / n,
+            "range_logdet": np.log1p(spectrum).sum() / n,
+            **dict(zip(EIGENVALUES, eigenvalues, strict=True)),
+            "moment_loss": 1 - ratio,
+            "moment_drop": ratio - ratio2,
+            "gauss": gauss,
+            "radau": radau,
+            "trace_excess": zero.mean() / trace - 1,
+            "moment_spread": spread,
+            "solution_loss": 1 - relative,
+            "log_estimate": math.log(estimate),
+            "estimate_share": estimate / upper,
+            "leverage": leverage,
+            "log_moment_ratio": math.log(max(ratio2 / ratio, _SMALLEST)),
+            "log_node": math.log(node),
+            "radau_less_gauss": radau - gauss,
+            "log_room": math.log(max(upper - estimate, _SMALLEST)),
+            "log_room_above_radau": math.log1p(max(upper - radau, 0)),
+            "log_mean_gap_less_radau": math.log1p(mean_gap) - radau,
+            "log_solution_ratio": math.log(max(relative, _SMALLEST)),
+            "relative_moment_spread": spread / ratio,
+            "damped_gap_less_loss": damped - (1 - ratio),
+            "log_undamped_gap": math.log(max(1 - damped, _SMALLEST)),
+        }
+    )
     return MomentEvidence(scalars, upper, float(estimate), bool(ratio < _LARGEST_RATIO))

@@ -20,7 +20,8 @@ from gp_rangeformer.logdet.evidence import (
     sample_points,
     tail_evidence,
 )
-from gp_rangeformer.logdet.network import LOG_SIZE, QUANTILES, LogDetTail
+from gp_rangeformer.logdet.features import LOG_SIZE, SCALARS, check_features
+from gp_rangeformer.logdet.network import QUANTILES, LogDetTail
 from gp_rangeformer.logdet.reader import TailReader
 from gp_rangeformer.preconditioner.nystrom import NystromPreconditioner
 from gp_rangeformer.system.answers import Interval
@@ -36,9 +37,11 @@ _LARGEST_SIZE = 36_000
 def load_head() -> LogDetTail:
     """The head that comes with the package, float32, in eval mode on the CPU.
 
-    :raises CheckpointError: a damaged or missing file.
+    :raises CheckpointError: a damaged or missing file, or a head that was trained on other features.
     """
-    return load_checkpoint(HEAD, LogDetTail)[0]
+    head, card = load_checkpoint(HEAD, LogDetTail)
+    check_features(card, HEAD.with_suffix(".json"))
+    return head
 
 
 def head_card() -> ModelCard:
@@ -91,7 +94,7 @@ def read(evidence: TailEvidence) -> TailEstimate:
     feature, distance = reader.farthest_outside(known)
     refusal = None
     if distance > _EXTRAPOLATION:
-        refusal = f"feature {feature} is {distance:.1f} standard deviations outside its training range"
+        refusal = f"feature {SCALARS[feature]} is {distance:.1f} standard deviations outside its training range"
     return TailEstimate(middle, Interval(low, high), QUANTILES[2] - QUANTILES[0], "learned", evidence.definite, refusal)
 
 

@@ -24,8 +24,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from gp_rangeformer.logdet.features import LOG_SIZE
+
 QUANTILES = (0.05, 0.5, 0.95)
-LOG_SIZE = 0  # position of log n among the scalars
 # Upper ends of the bins of n and of the predicted z in which the interval is widened alike.
 SIZE_BINS = (4096, 12_000)
 VALUE_BINS = (0.3, 1.0, 2.0)

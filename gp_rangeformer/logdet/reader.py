@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from scipy.special import erf
 from torch import Tensor, nn
 
-from gp_rangeformer.logdet.network import CLIP, LEAST_WAY, LOG_SIZE, LogDetTail
+from gp_rangeformer.logdet.features import LOG_SIZE
+from gp_rangeformer.logdet.network import CLIP, LEAST_WAY, LogDetTail
 
 
 class TailReader:

@@ -6,8 +6,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-_BLOCK_SCALARS = slice(0, 19)  # of the evidence: sizes, diagonal, spectrum of Q; the probe moments come after
-_LEVELS = 7  # of the learning curve of I + E, the first columns of a token
+from gp_rangeformer.logdet.features import FIRST_OF_PROBES, LEVELS, TOKENS
+
+_BLOCK_SCALARS = slice(0, FIRST_OF_PROBES)  # sizes, diagonal, spectrum of Q
+_CURVES = slice(0, TOKENS.index("leverage"))
+_REMAINING = TOKENS.index(f"schur_{LEVELS[-1]}")
 
 
 def block_alone(matrix: Float[Tensor, "b b"]) -> float:
@@ -54,12 +57,12 @@ class BlockMLP(nn.Module):
 
     @staticmethod
     def _features(scalars: Tensor, tokens: Tensor) -> Tensor:
-        return torch.cat([scalars[:, _BLOCK_SCALARS], tokens[..., : 3 * _LEVELS].mean(-2)], dim=-1)
+        return torch.cat([scalars[:, _BLOCK_SCALARS], tokens[..., _CURVES].mean(-2)], dim=-1)
 
     def forward(self, scalars: Tensor, tokens: Tensor, estimate: Tensor, upper: Tensor) -> Float[Tensor, "b 3"]:
         given = ((self._features(scalars, tokens) - self.mean) / self.scale).clamp(-6, 6)
         middle, below, above = self.network(given).unbind(-1)
-        last = tokens[..., _LEVELS - 1].mean(-1)
+        last = tokens[..., _REMAINING].mean(-1)
         start = torch.logit((last / upper).clamp(1e-5, 1 - 1e-5)) + middle
         softplus = nn.functional.softplus
         logits = torch.stack([start - softplus(below), start, start + softplus(above)], dim=-1)

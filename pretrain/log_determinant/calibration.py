@@ -15,10 +15,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from gp_rangeformer.logdet.network import LOG_SIZE, QUANTILES, LogDetTail
+from gp_rangeformer.logdet.features import FIRST_OF_KERNEL, LOG_SIZE
+from gp_rangeformer.logdet.network import QUANTILES, LogDetTail
 
 GROUPS = 6
-_FIRST_SHAPE = 2  # of the scalars; before it come n and the rank, which are not the kernel's
 _CLIP = 3.0  # standard deviations
 _ROUNDS = 50  # of k-means
 _FEWEST = 20  # systems that say something about a bin
@@ -29,7 +29,7 @@ _TINY_LEVEL = 0.99
 
 def groups(data: dict[str, Tensor], count: int = GROUPS, seed: int = 0) -> Int[Tensor, " s"]:
     """The group of every system, by k-means on its kernel's mean features; a kernel's systems stay together."""
-    shape = data["scalars"][:, _FIRST_SHAPE:]
+    shape = data["scalars"][:, FIRST_OF_KERNEL:]
     shape = ((shape - shape.mean(0)) / (shape.std(0) + 1e-6)).clamp(-_CLIP, _CLIP)
     kernels, member = torch.unique(data["kernel"], return_inverse=True)
     points = torch.zeros(len(kernels), shape.shape[1]).index_add_(0, member, shape)

@@ -25,8 +25,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from gp_rangeformer.checkpoint import save_checkpoint
+from gp_rangeformer.logdet.features import FEATURES, LOG_SIZE
 from gp_rangeformer.logdet.learned import HEAD
-from gp_rangeformer.logdet.network import LOG_SIZE, QUANTILES, LogDetTail, LogDetTailConfig
+from gp_rangeformer.logdet.network import QUANTILES, LogDetTail, LogDetTailConfig
 from pretrain.log_determinant import systems
 from pretrain.log_determinant.calibration import GROUPS, calibrate, groups
 from pretrain.log_determinant.pack import load
@@ -57,6 +58,7 @@ def main(folder: Path, out: Path, steps: int, seed: int, ship: bool) -> None:
     """Train on the systems cached in FOLDER."""
     out.mkdir(parents=True, exist_ok=True)
     data, held = split(load(folder))
+    check_counts(data)
     config = TrainConfig(steps=steps, seed=seed)
     model = build(data, seed)
     print(f"{len(data['tail'])} systems, {len(held['tail'])} held out", flush=True)
@@ -65,6 +67,13 @@ def main(folder: Path, out: Path, steps: int, seed: int, ship: bool) -> None:
     print(f"widened by {model.widening.tolist()}, floor {float(model.floor):.2g}: {measures(model, held)}", flush=True)
     if ship:
         save_head(HEAD, model, data, held, config)
+
+
+def check_counts(data: Systems) -> None:
+    """:raises ValueError: the cached systems have fewer or more features than evidence gathered today."""
+    for kind, names in FEATURES.items():
+        if (count := data[kind].shape[-1]) != len(names):
+            raise ValueError(f"the cached systems have {count} {kind}, this version {len(names)}: cache them again")
 
 
 def save_head(path: Path, head: LogDetTail, data: Systems, held: Systems, config: TrainConfig) -> None:
@@ -79,6 +88,7 @@ def save_head(path: Path, head: LogDetTail, data: Systems, held: Systems, config
         "noises": list(systems.NOISES),
         "kinds": list(systems.KINDS),
         "groups_left_out_in_turn": GROUPS,
+        **FEATURES,
     }
     found = measures(head, held)
     save_checkpoint(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from gp_rangeformer.logdet.evidence import TailEvidence, given_points, sample_points, tail_evidence, whitened_rows
+from gp_rangeformer.logdet.features import SCALARS, TOKENS
 from gp_rangeformer.preconditioner.landmarks import Landmarks
 from gp_rangeformer.preconditioner.nystrom import nystrom_preconditioner
 from gp_rangeformer.system.linear_system import LinearSystem
@@ -167,6 +169,35 @@ def test_chosen_points_are_distinct_and_a_fifth_of_them_or_fewer_are_given() -> 
         assert int(chosen.max()) < n
         counts.append((given_points(n), len(chosen) - given_points(n)))
     assert counts == [(32, 64), (127, 255), (128, 1024), (256, 2500)]
+
+
+def test_features_are_what_their_names_say() -> None:
+    linear_system = system(kernel_matrix(X), 0.02)
+    evidence = gather(linear_system).evidence
+    preconditioner = nystrom_preconditioner(linear_system, Landmarks(LANDMARKS))
+    asked, gap, spectrum = BLOCK[given_points(N) :], preconditioner.gap, preconditioner.spectrum
+    scalars = dict(zip(SCALARS, evidence.scalars.tolist(), strict=True))
+    tokens = dict(zip(TOKENS, evidence.tokens.mean(0).tolist(), strict=True))
+    expected = {
+        "log_size": math.log(N),
+        "log_rank_share": math.log(RANK / N),
+        "upper": evidence.upper,
+        "log_mean_gap": math.log1p(float(gap.mean())),
+        "log_gap_0.25": math.log1p(float(gap.quantile(0.25))),
+        "range_logdet": float(spectrum.log1p().sum()) / N,
+        "log_eigenvalue_0": math.log1p(float(spectrum.max())),
+        "log_eigenvalue_1": math.log1p(float(spectrum.min())),
+        "log_estimate": math.log(evidence.estimate),
+        "estimate_share": evidence.estimate / evidence.upper,
+        "leverage": 1 - scalars["range_share"],
+    }
+    assert {name: scalars[name] for name in expected} == pytest.approx(expected, rel=1e-4)
+    # Groups of equal size: the mean of their means is that of all points.
+    assert tokens["schur_0"] == pytest.approx(float(gap[asked].log1p().mean()), rel=1e-9)
+    assert tokens["leverage"] == pytest.approx(float(preconditioner.leverage[asked].mean()), rel=1e-9)
+    assert tokens["difference_0"] + tokens["ranged_0"] == pytest.approx(
+        float((1 + linear_system.diagonal()[asked] / linear_system.noise[asked]).log().mean()), rel=1e-9
+    )
 
 
 def test_rows_of_some_points_are_those_of_the_whole_matrices() -> None:

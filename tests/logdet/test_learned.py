@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 from gp_rangeformer.logdet import learned
 from gp_rangeformer.logdet.estimate import TailEstimate, objection
 from gp_rangeformer.logdet.evidence import SMALLEST_SIZE, TRAINED_PROBES
+from gp_rangeformer.logdet.features import SCALARS
 from gp_rangeformer.logdet.learned import load_head, quadrature, tail
 from gp_rangeformer.logdet.network import QUANTILES
 from gp_rangeformer.solvers.certified import Certified
@@ -139,7 +141,9 @@ def test_a_system_unlike_those_of_training_is_refused_with_the_feature_that_diff
     solutions = signs / (1 + 1e-7)
     estimate = tail(strange, prepared.preconditioner, signs, solutions, (signs * solutions).sum(0))
     assert estimate.refusal is not None
-    assert "standard deviations outside its training range" in estimate.refusal
+    named = re.fullmatch(r"feature (\S+) is .* standard deviations outside its training range", estimate.refusal)
+    assert named is not None
+    assert named[1] in SCALARS
 
 
 def test_the_same_seed_gives_the_same_bits_and_another_one_another_block() -> None:

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from gp_rangeformer.checkpoint import load_checkpoint, save_checkpoint
+from gp_rangeformer.logdet.features import LOG_SIZE
 from gp_rangeformer.logdet.learned import load_head
-from gp_rangeformer.logdet.network import LOG_SIZE, VALUE_BINS, LogDetTail, LogDetTailConfig
+from gp_rangeformer.logdet.network import VALUE_BINS, LogDetTail, LogDetTailConfig
 from gp_rangeformer.logdet.reader import TailReader
 from gp_rangeformer.rangeformer.rangeformer import RangeFormerConfig
 

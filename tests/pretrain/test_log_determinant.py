@@ -12,7 +12,9 @@ import torch
 from click.testing import CliRunner
 from torch import Tensor
 
+from gp_rangeformer.checkpoint import read_card
 from gp_rangeformer.logdet.evidence import SMALLEST_SIZE, sample_points, whitened_rows
+from gp_rangeformer.logdet.features import check_features
 from gp_rangeformer.logdet.network import LogDetTail
 from gp_rangeformer.preconditioner.landmarks import rp_cholesky_landmarks
 from gp_rangeformer.preconditioner.nystrom import nystrom_preconditioner
@@ -236,6 +238,20 @@ def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(
     fit(resumed, systems, systems, CONFIG, tmp_path / "parts", log_every=20)
     for (name, whole), part in zip(runs["whole"].state_dict().items(), resumed.state_dict().values(), strict=True):
         assert torch.equal(whole, part), name
+
+
+def test_a_saved_head_names_the_features_it_was_trained_on(tmp_path: Path, systems: Systems) -> None:
+    data, held = split(systems)
+    train.save_head(tmp_path / "head", build(data, seed=0), data, held, CONFIG)
+    card = read_card(tmp_path / "head")
+    check_features(card, tmp_path / "head.json")
+    assert card.training["systems"] == len(data["tail"])
+
+
+def test_systems_with_other_features_than_todays_are_not_trained_on(systems: Systems) -> None:
+    train.check_counts(systems)
+    with pytest.raises(ValueError, match="have 38 scalars, this version 39"):
+        train.check_counts({**systems, "scalars": systems["scalars"][:, 1:]})
 
 
 def test_another_configuration_does_not_resume(tmp_path: Path, systems: Systems) -> None:
