@@ -1,0 +1,38 @@
+"""What the code opens by name is inside the package, where a wheel takes it along."""
+
+from __future__ import annotations
+
+import re
+from importlib import resources
+
+import pytest
+
+import gp_rangeformer
+from gp_rangeformer.rangeformer.pretrained import pretrained_names
+
+ROOT = resources.files(gp_rangeformer)
+NATIVE = ROOT / "kernels" / "native"
+# Compiled on first use, every one that is in the folder.
+SOURCES = ("batch.cpp", "border.cpp", "product.cpp", "tiles.cpp", "wide.cpp")
+
+
+@pytest.mark.parametrize(
+    "file",
+    [
+        "py.typed",
+        *(f"kernels/native/{name}" for name in SOURCES),
+        *(f"rangeformer/weights/{name}{suffix}" for name in pretrained_names() for suffix in (".json", ".safetensors")),
+        "logdet/weights/head.json",
+        "logdet/weights/head.safetensors",
+        "lab/datasets/data/co2_weekly.csv",
+    ],
+)
+def test_a_file_that_is_opened_by_name_is_in_the_package(file: str) -> None:
+    assert ROOT.joinpath(*file.split("/")).is_file()
+
+
+def test_sources_include_only_headers_beside_them() -> None:
+    texts = {file.name: file.read_text("utf-8") for file in NATIVE.iterdir() if file.name.endswith((".cpp", ".h"))}
+    assert {name for name in texts if name.endswith(".cpp")} == set(SOURCES)
+    included = {header for text in texts.values() for header in re.findall(r'#include "([^"]+)"', text)}
+    assert included == {name for name in texts if name.endswith(".h")}
