@@ -428,8 +428,11 @@ def run(
     return [known[key] for key in wanted]
 
 
-def seconds_grid(cells: Sequence[Cell], plan: Plan) -> Grid:
-    """One row per size and batch: what each task takes, and how many times faster the flag makes it."""
+def seconds_grid(cells: Sequence[Cell], plan: Plan, where: str | None = None) -> Grid:
+    """One row per size and batch: what each task takes, and how many times faster the flag makes it.
+
+    :param where: what it was measured on; None: this machine.
+    """
     shown = [name for name in TASKS if any(name in cell.timings for cell in cells)]
     headers = ["n, batch"]
     for name in shown:
@@ -448,7 +451,7 @@ def seconds_grid(cells: Sequence[Cell], plan: Plan) -> Grid:
         f"{TEST_POINTS} points without caches; fast: with fast_pred_var",
         f"host: BoTorch's settings, Cholesky at every n; medians of {runs} runs, in turn; "
         "faster: ratio of medians, its percentiles in pairs",
-        f"d = {plan.dimensions}, {plan.dtype}, seed {plan.seed}, threads: {plan.threads}; {machine.one_line()}",
+        f"d = {plan.dimensions}, {plan.dtype}, seed {plan.seed}, threads: {plan.threads}; {where or machine.one_line()}",
     ]
     if "fit" in shown:
         notes.insert(1, "fit: BoTorch's fit_gpytorch_mll of a SingleTaskGP from its start values")

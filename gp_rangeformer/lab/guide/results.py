@@ -1,0 +1,130 @@
+"""The stored result files, as the types of the commands that wrote them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from gp_rangeformer.lab.bench import small
+from gp_rangeformer.lab.bench.peer_run import Plan
+from gp_rangeformer.lab.bench.peers import Size
+from gp_rangeformer.lab.bench.products import Product
+from gp_rangeformer.lab.bench.stages import Breakdown
+from gp_rangeformer.lab.guide.pages import GuideError
+
+
+@dataclass(frozen=True)
+class PeerRun:
+    """``gp-rangeformer bench``; of two files that are one table, the first one's plan."""
+
+    plan: Plan
+    sizes: list[Size]
+
+
+@dataclass(frozen=True)
+class Contention:
+    """Mean seconds of a step by (conditions, solver), over so many steps. See :mod:`.contention`."""
+
+    n: int
+    dtype: str
+    threads: int
+    seconds: dict[tuple[str, str], tuple[float, int]]
+
+
+@dataclass(frozen=True)
+class Results:
+    """Everything in the repository at ``root``, each file read when it is first asked for.
+
+    :raises GuideError: from any property: the file is not there, or another command's.
+    """
+
+    root: Path
+
+    @cached_property
+    def peers(self) -> PeerRun:
+        """All contenders at every size: two files, the second of one size that takes longer."""
+        runs = [self._run("peers"), self._run("peers16")]
+        return PeerRun(runs[0].plan, sorted((size for run in runs for size in run.sizes), key=lambda size: size.n))
+
+    @cached_property
+    def growth(self) -> PeerRun:
+        return self._run("growth")
+
+    @cached_property
+    def stages(self) -> list[Breakdown]:
+        return self._read("stages", lambda content: [Breakdown(**size) for size in content["sizes"]])
+
+    @cached_property
+    def products(self) -> dict[int, list[Product]]:
+        return self._read(
+            "products",
+            lambda content: {
+                size["n"]: [
+                    Product(**{**found, "left": None if found["left"] is None else tuple(found["left"])})
+                    for found in size["products"]
+                ]
+                for size in content["sizes"]
+            },
+        )
+
+    @cached_property
+    def small(self) -> tuple[small.Plan, list[small.Cell]]:
+        return self._read(
+            "small",
+            lambda content: (small.Plan(**content["plan"]), [small.Cell.from_json(cell) for cell in content["cells"]]),
+        )
+
+    @cached_property
+    def contention(self) -> Contention:
+        return self._read(
+            "contention",
+            lambda content: Contention(
+                content["n"],
+                content["dtype"],
+                content["threads"],
+                {(row["conditions"], row["solver"]): (row["seconds"], row["steps"]) for row in content["rows"]},
+            ),
+        )
+
+    @cached_property
+    def report(self) -> str:
+        """The summary of one training step's report."""
+        return self._read("report", lambda content: str(content["summary"]))
+
+    @cached_property
+    def logdet(self) -> dict[str, list[dict[str, Any]]]:
+        """The value of log|A| on unseen UCI kernels, by which systems they are: one record for every method."""
+        files = {
+            "200 systems, n = 1,000 to 10,000": "log_determinant",
+            "30 systems, n = 16,000 and 36,000": "log_determinant_large",
+        }
+        folder = self.root / "pretrain" / "results"
+        return {title: self._read(name, lambda content: content["uci"], folder) for title, name in files.items()}
+
+    def machine(self, name: str) -> str:
+        """What the file's numbers were measured on, in a few words."""
+
+        def described(content: Any) -> str:
+            found, versions = content["machine"], content["machine"]["versions"]
+            packages = ", ".join(f"{package} {versions[package]}" for package in ("torch", "gpytorch"))
+            return f"{found['processor']}, {found['cores']} cores, {found['torch_threads']} threads, {packages}"
+
+        return self._read(name, described)
+
+    def _run(self, name: str) -> PeerRun:
+        return self._read(
+            name, lambda content: PeerRun(Plan(**content["plan"]), [Size.from_json(size) for size in content["sizes"]])
+        )
+
+    def _read(self, name: str, make: Callable[[Any], Any], folder: Path | None = None) -> Any:
+        path = (folder or self.root / "examples" / "guide" / "results") / f"{name}.json"
+        try:
+            return make(json.loads(path.read_text("utf-8")))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise GuideError(
+                f"{path} is no result of the command that measurements.md names for it ({error!r}): run that again"
+            ) from None
