@@ -1,13 +1,13 @@
 """Certified fast solves and log determinants for GPyTorch, behind one flag."""
 
-from gp_rangeformer.plugin import quiet_import  # noqa: F401  before whatever else imports GPyTorch
+from importlib.metadata import version
 
-# isort: split
 from gp_rangeformer import plugin, settings
 from gp_rangeformer.allocation.free_memory import InsufficientMemoryError
 from gp_rangeformer.checkpoint import CheckpointError
 from gp_rangeformer.kernels.matrices.sharded import ProcessGroupError
 from gp_rangeformer.plugin import IncompatibleHostError, clear_memory, memory_bytes
+from gp_rangeformer.rangeformer.direct import Direct
 from gp_rangeformer.rangeformer.pretrained import load_pretrained
 from gp_rangeformer.report import (
     FallbackWarning,
@@ -17,13 +17,18 @@ from gp_rangeformer.report import (
     collect_reports,
     last_report,
 )
+from gp_rangeformer.solvers.certified import Certified
+from gp_rangeformer.solvers.exact import Exact
 
 plugin.install()
 
-__version__ = "0.1.0"
+__version__ = version("gp-rangeformer")
 
 __all__ = [
+    "Certified",
     "CheckpointError",
+    "Direct",
+    "Exact",
     "FallbackWarning",
     "IncompatibleHostError",
     "InsufficientMemoryError",

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
-import sys
 import threading
 import warnings
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from gp_rangeformer import settings
 from gp_rangeformer.system.answers import Interval
 from gp_rangeformer.system.reason import Reason
 
@@ -31,6 +30,7 @@ FAILURES = frozenset(
 # Nats per point and unit of log parameter: a standard error below this is never too large. Where training converges the
 # gradient vanishes and its relative error grows without end, but its error no longer moves anything.
 NEGLIGIBLE_ERROR = 0.01
+_logger = logging.getLogger("gp_rangeformer")
 
 
 class FallbackWarning(RuntimeWarning):
@@ -38,7 +38,7 @@ class FallbackWarning(RuntimeWarning):
 
 
 class OutsideToleranceWarning(RuntimeWarning):
-    """In ``settings.mode("direct")``: the network's own answer is outside tolerance, and it was used."""
+    """In ``settings.solver(Direct())``: the network's own answer is outside tolerance, and it was used."""
 
 
 @dataclass(frozen=True)
@@ -193,14 +193,14 @@ def collect_reports() -> Iterator[ReportCollection]:
 
 
 def publish(report: SolveReport) -> None:
-    """Make ``report`` the last one, hand it to collectors, print it if verbose, warn about a fallback."""
+    """Make ``report`` the last one, hand it to collectors, log it, warn about a fallback."""
     global _last
     with _lock:
         _last = report
         for collection in _collections:
             collection.reports.append(report)
-    if settings.verbose.on():
-        print(report.summary(), file=sys.stderr)
+    if _logger.isEnabledFor(logging.DEBUG):
+        _logger.debug(report.summary())
     if report.reason is Reason.DIRECT:
         warnings.warn(
             f"{report.operation} at n={report.n}, residual {report.residual:.1e}: {report.reason.value}",

@@ -1,15 +1,15 @@
 """The flag and its values, in linear_operator's own dialect: classes with ``on()``, ``off()`` or ``value()``.
 
-    with settings.rangeformer(), settings.rank(200):
+    with settings.rangeformer(), settings.solver(num_probes=64):
         loss = -mll(model(train_x), train_y)
 
-Like linear_operator's own settings they are process-global and seen from other threads.
-Defaults come from the measurements in the README's section "Settings".
+Like linear_operator's own settings they are process-global and seen from other threads. How A x = b and log|A| are
+answered, and how accurately, is said by one of them, ``solver``; the others say when, where and from what.
 """
 
 from __future__ import annotations
 
-import math
+import dataclasses
 import sys
 from typing import Any
 
@@ -30,16 +30,6 @@ class rangeformer(_checked_flag):
     """
     Whether exact-GP solves, log determinants and inverse roots go through this plug-in.
     Off means GPyTorch's own code, untouched.
-
-    (Default: False)
-    """
-
-    _default = False
-
-
-class verbose(_checked_flag):
-    """
-    Whether every call prints one line to stderr: solver, iterations, passes, residual, interval, seconds.
 
     (Default: False)
     """
@@ -71,40 +61,6 @@ class deterministic(_checked_flag):
     _default = False
 
 
-class fused_kernels(_checked_flag):
-    """
-    Whether the common stationary kernels, their scalings, sums and products are evaluated and differentiated tile by
-    tile instead of by GPyTorch: the same matrix to rounding, several times faster, and no second n x n matrix. They
-    evaluate to a DenseLinearOperator, also where GPyTorch would keep a scaled sum as an operator of its own.
-
-    (Default: True)
-    """
-
-    _default = True
-
-
-class compiled_kernels(_checked_flag):
-    """
-    Whether those tiles are made by compiled code on a CPU: about twice as fast as by tensor operations. The system's
-    C++ compiler runs once, for some six seconds; without one a warning says so.
-
-    (Default: True)
-    """
-
-    _default = True
-
-
-class adaptive_rank(_checked_flag):
-    """
-    Whether training starts with 64 landmarks and doubles them, up to settings.rank, where the iterations of a step say
-    that it pays. Off: settings.rank from the start. Predictions use settings.rank in any case.
-
-    (Default: True)
-    """
-
-    _default = True
-
-
 class _checked_value(_value_context):
     """A value that is checked when it is set, so that a typing error is met where it was made."""
 
@@ -134,13 +90,6 @@ class _count(_checked_value):
             cls._refuse(value, f"an integer of at least {cls._smallest}")
 
 
-class _share(_checked_value):
-    @classmethod
-    def check(cls, value) -> None:
-        if not isinstance(value, (int, float)) or not 0 < value < 1 or not math.isfinite(value):
-            cls._refuse(value, "a number between 0 and 1")
-
-
 class _choice(_checked_value):
     _choices: tuple[str, ...] = ()
 
@@ -150,172 +99,73 @@ class _choice(_checked_value):
             cls._refuse(value, "one of " + ", ".join(repr(choice) for choice in cls._choices))
 
 
-class tolerance(_share):
+class solver(_checked_value):
     """
-    Relative residual that every training solve certifies, |b - A x| <= tolerance |b|, recomputed from the answer, or
-    from one at most four updates before it, with their rounding counted. The quadratic term is off by at most
-    tolerance / 10 nats per point (typically 1e-5). Ten times smaller costs about twice the iterations.
+    Who answers: :class:`gp_rangeformer.Certified` (few passes over K, every answer certified),
+    :class:`gp_rangeformer.Exact` (one Cholesky factorisation for everything, with its own gradient), or, for research,
+    :class:`gp_rangeformer.Direct` (the pretrained network's own answers, measured and not corrected). Their arguments
+    are what else can be set: tolerances, probes, rank, the log determinant's method. Keywords change some of those of
+    the present solver: ``settings.solver(tolerance=0.001)``.
 
-    (Default: 0.01)
-    """
-
-    _global_value = 0.01
-
-
-class prediction_tolerance(_share):
-    """
-    Relative residual of solves outside the likelihood: the predictive mean and covariance, computed once per fitted
-    model, so a tight value is cheap.
-
-    (Default: 0.001)
+    (Default: Certified())
     """
 
-    _global_value = 0.001
+    _global_value: Any = None  # Certified(), which is made further up
 
+    def __init__(self, chosen: Any = None, **changes: Any) -> None:
+        self._chosen, self._changes = chosen, changes
+        super().__init__(self._changed())
 
-class rank(_count):
-    """
-    Landmarks of the preconditioner, at most. More landmarks mean fewer iterations and O(n rank^2) more set-up.
+    def __enter__(self) -> None:
+        # Of the solver that is present now, not of the one when this context was made.
+        self._orig_value, self._instance_value = self.value(), self._changed()
+        super().__enter__()
 
-    (Default: 400)
-    """
-
-    _global_value = 400
-
-
-class num_probes(_count):
-    """
-    Rademacher probes of the log determinant's gradient, solved together with y. The relative gradient error falls as
-    1 / sqrt(num_probes); each probe is one more column in every pass over K.
-
-    (Default: 32)
-    """
-
-    _smallest = 2
-    _global_value = 32
-
-
-class gradient_tolerance(_checked_value):
-    """
-    Largest standard error of the gradient, relative to it (norms over all log hyperparameters), as the probes' own
-    spread says at a model's first step, at every 50th and where it grows. Above it, and above 0.01 nats per point,
-    further probes are solved, up to four times settings.num_probes; up to n = 5000 one Cholesky factorisation answers
-    where even those would not do. What is left stands in the report. Infinity: never.
-
-    (Default: 0.1)
-    """
-
-    _global_value = 0.1
+    def _changed(self) -> Any:
+        solver = self.value() if self._chosen is None else self._chosen
+        self.check(solver)
+        names = [field.name for field in dataclasses.fields(solver)]
+        for name in self._changes:
+            if name not in names:
+                kind = type(solver).__name__
+                raise ValueError(f"settings.solver: {kind} has no argument {name}; it has {', '.join(names)}")
+        return dataclasses.replace(solver, **self._changes) if self._changes else solver
 
     @classmethod
-    def check(cls, value) -> None:
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
-            cls._refuse(value, "a positive number, or infinity")
+    def check(cls, value: Any) -> None:
+        if isinstance(value, type) or not dataclasses.is_dataclass(value) or not hasattr(value, "prepare"):
+            cls._refuse(value, "gp_rangeformer.Certified(...), Exact(...) or Direct(...)")
 
 
-class num_logdet_probes(_count):
+class fused_kernels(_choice):
     """
-    How many of the probes also estimate the log determinant by Lanczos quadrature (about 10 to 20 passes with as many
-    columns). Capped by num_probes.
+    How the common stationary kernels, their scalings, sums and products are evaluated and differentiated. "compiled":
+    tile by tile, on a CPU by code that the system's C++ compiler makes once, in some six seconds (without one a warning
+    says so, and tensor operations answer). "tensors": tile by tile by tensor operations, about twice slower on a CPU.
+    "off": by GPyTorch, several times slower, with further n x n matrices. True and False mean the first and the last.
+    The matrix is the same to rounding; what is fused evaluates to a DenseLinearOperator, also where GPyTorch would keep
+    a scaled sum as an operator of its own.
 
-    (Default: 16)
-    """
-
-    _smallest = 2
-    _global_value = 16
-
-
-class history(_count):
-    """
-    Solutions kept from earlier steps to predict the next one; n x (1 + num_probes) numbers each, and for the predictor
-    "rows" as many again for the corrections of all but one of them. 0 forgets everything.
-
-    (Default: 3)
+    (Default: "compiled")
     """
 
-    _smallest = 0
-    _global_value = 3
+    _choices = ("compiled", "tensors", "off")
+    _global_value = "compiled"
 
-
-class predictor(_choice):
-    """
-    How the next solution is proposed: "rows" (the mixture of remembered solutions and corrections that fits best on 16
-    sampled rows of K), "extrapolate" (2 X[t-1] - X[t-2], free), "galerkin" (best combination of the last two solutions,
-    one wider pass), "previous" (plain warm start), "none".
-
-    (Default: "rows")
-    """
-
-    _choices = ("rows", "extrapolate", "galerkin", "previous", "none")
-    _global_value = "rows"
-
-
-class logdet(_choice):
-    """
-    "learned": extrapolated by the pretrained network from the step's own solves, no further pass over K; with an error
-    estimate, checked by Lanczos at the first step of a model and at every 25th, replaced by it above
-    settings.logdet_tolerance. A value to monitor: the gradient, from the probes, is the same.
-    "lanczos": stochastic Lanczos quadrature with fixed probes and an error estimate, for first-order optimisers.
-    "quadrature": the two-node rule that the network corrects, without the network; for comparison.
-    "exact": one Cholesky factorisation per step answers everything; deterministic, with its own gradient.
-
-    (Default: "learned")
-    """
-
-    _choices = ("learned", "lanczos", "quadrature", "exact")
-    _global_value = "learned"
-
-
-class logdet_tolerance(_share):
-    """
-    Largest uncertainty of the learned log determinant, half the width of its stated 90 % interval in nats per point;
-    Lanczos answers above.
-
-    (Default: 0.01)
-    """
-
-    _global_value = 0.01
-
-
-class mode(_choice):
-    """
-    "certified": the network only proposes; every answer is verified and refined, or the exact path answers.
-    "direct", for research: solves and log determinants are the pretrained network's own, from settings.exact_size on.
-    The report measures them, a warning says when they are outside tolerance, and nothing corrects them. Inverse roots
-    stay certified.
-
-    (Default: "certified")
-    """
-
-    _choices = ("certified", "direct")
-    _global_value = "certified"
-
-
-class landmarks(_choice):
-    """
-    How landmarks are drawn: "rp_cholesky" (randomly pivoted Cholesky) or "uniform" (free, slightly more iterations).
-
-    (Default: "rp_cholesky")
-    """
-
-    _choices = ("rp_cholesky", "uniform")
-    _global_value = "rp_cholesky"
-
-
-class landmark_refresh(_checked_value):
-    """
-    Training draws its landmarks again once a step takes more than this many times the iterations of the first one after
-    the last draw (at least 4). 1: at every increase; infinity: never.
-
-    (Default: 2.0)
-    """
-
-    _global_value = 2.0
+    def __init__(self, value: str | bool = True) -> None:
+        super().__init__({True: "compiled", False: "off"}[value] if isinstance(value, bool) else value)
 
     @classmethod
-    def check(cls, value) -> None:
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not value >= 1:
-            cls._refuse(value, "a number of at least 1, or infinity")
+    def on(cls) -> bool:
+        return cls._global_value != "off"
+
+    @classmethod
+    def off(cls) -> bool:
+        return cls._global_value == "off"
+
+    @classmethod
+    def compiled(cls) -> bool:
+        return cls._global_value == "compiled"
 
 
 class _ByDevice(int):
@@ -355,28 +205,6 @@ class exact_size(_count):
     """
 
     _global_value = 100
-
-
-class max_passes(_count):
-    """
-    Passes over K that one block solve may take before the exact path answers instead.
-
-    (Default: 100)
-    """
-
-    _global_value = 100
-
-
-class seed(_count):
-    """
-    Seed of landmarks and probes. The same sequence of calls with the same seed gives the same bits, on one machine with
-    one number of threads (settings.deterministic: also a single call).
-
-    (Default: 0)
-    """
-
-    _smallest = 0
-    _global_value = 0
 
 
 class memory_limit(_count):
@@ -429,7 +257,7 @@ class process_group(_checked_value):
 
 
 def current() -> dict[str, object]:
-    """Every setting's present value by name, for reports and result files."""
+    """Every setting's present value by name, for reports and result files; of the solver its name and arguments."""
     module = sys.modules[__name__]
     values: dict[str, object] = {}
     for name, setting in vars(module).items():
@@ -438,4 +266,39 @@ def current() -> dict[str, object]:
                 values[name] = setting.on()
             elif issubclass(setting, _value_context):
                 values[name] = setting.value()
+    chosen = solver.value()
+    values["solver"] = {"name": type(chosen).__name__, **dataclasses.asdict(chosen)}
     return values
+
+
+# Where former settings went: kept for one release.
+_SOLVER_ARGUMENTS = (
+    "tolerance",
+    "prediction_tolerance",
+    "rank",
+    "adaptive_rank",
+    "num_probes",
+    "gradient_tolerance",
+    "num_logdet_probes",
+    "history",
+    "predictor",
+    "logdet",
+    "logdet_tolerance",
+    "landmarks",
+    "landmark_refresh",
+    "max_passes",
+    "seed",
+)
+_MOVED = {
+    **{name: f"settings.solver({name}=...)" for name in _SOLVER_ARGUMENTS},
+    "logdet": 'settings.solver(logdet=...), and settings.solver(gp_rangeformer.Exact()) for logdet("exact")',
+    "mode": "settings.solver(gp_rangeformer.Direct()) for mode('direct')",
+    "compiled_kernels": 'settings.fused_kernels("tensors") for compiled_kernels(False)',
+    "verbose": 'logging.getLogger("gp_rangeformer").setLevel(logging.DEBUG)',
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MOVED:
+        raise AttributeError(f"settings.{name} is gone: {_MOVED[name]}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -12,8 +12,9 @@ from typing import Any
 import jaxtyping
 import pytest
 
-# Unchecked: expression refuses wrong arguments itself, and Triton compiles functions from their sources, unwrapped.
-UNCHECKED = re.compile(r"kernels\.(expression|gpu\.(tiles|products|profiles))")
+# Unchecked: expression and certified refuse wrong arguments themselves, and Triton compiles functions from their
+# sources, unwrapped.
+UNCHECKED = re.compile(r"kernels\.(expression|gpu\.(tiles|products|profiles))|solvers\.certified")
 
 
 def _checked_modules() -> list[str]:

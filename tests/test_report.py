@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import math
 import subprocess
 import sys
@@ -173,7 +174,7 @@ def every_kind_of_report() -> list[SolveReport]:
         problem.loss()
         with gpytorch.settings.fast_pred_var():
             problem.predict().variance.sum()
-        with settings.max_passes(1):
+        with settings.solver(max_passes=1):
             build("matern12").loss()
         with settings.exact_size(100):
             small.loss()
@@ -197,42 +198,24 @@ def test_a_report_cannot_be_changed() -> None:
         every_kind_of_report()[0].solver = "other"  # type: ignore[misc]
 
 
-VERBOSE = """
-from gp_rangeformer import settings
-from tests.plugin.market import added_diagonal, build, exact_path
-with exact_path(), settings.verbose():
-    build().loss()
-with exact_path():
-    build().loss()
-"""
-
-
-def test_verbose_prints_one_line_a_call_to_stderr() -> None:
-    done = subprocess.run([sys.executable, "-c", VERBOSE], check=True, timeout=120, capture_output=True, text=True)
-    assert done.stdout == ""
-    lines = [line for line in done.stderr.splitlines() if "inv_quad_logdet" in line]
-    assert len(lines) == 1
-    assert lines[0].startswith("inv_quad_logdet n=150 -> exact")
-
-
-def test_verbose_prints_to_the_stderr_of_the_moment() -> None:
-    import contextlib
-    import io
-
-    for _ in range(2):  # as a notebook or a test runner replaces it
-        stream = io.StringIO()
-        with contextlib.redirect_stderr(stream), exact_path(), settings.verbose():
-            build().loss()
-        assert "inv_quad_logdet" in stream.getvalue()
+def test_a_logger_at_debug_level_gets_one_line_a_call(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.DEBUG, logger="gp_rangeformer"), exact_path():
+        build().loss()
+    (line,) = [record.getMessage() for record in caplog.records if "inv_quad_logdet" in record.getMessage()]
+    assert line.startswith("inv_quad_logdet n=150 -> exact")
+    caplog.clear()
+    with caplog.at_level(logging.INFO, logger="gp_rangeformer"), exact_path():
+        build().loss()
+    assert not [record for record in caplog.records if "inv_quad_logdet" in record.getMessage()]
 
 
 def test_a_real_fallback_warns_counts_and_answers() -> None:
     problem = build("matern12")
     expected = problem.loss().item()
-    message = r"inv_quad_logdet at n=150 .*max_passes.*raise settings\.rank"
+    message = r"inv_quad_logdet at n=150 .*max_passes.*raise rank in settings\.solver"
     with (
         rangeformer_path(tolerance=0.01) as reports,
-        settings.max_passes(1),
+        settings.solver(max_passes=1),
         pytest.warns(FallbackWarning, match=message),
     ):
         found = problem.loss().item()
@@ -246,7 +229,7 @@ def test_a_failing_model_pauses_then_tries_again() -> None:
     problem = build("matern12")
     with rangeformer_path(tolerance=0.01) as reports, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        with settings.max_passes(1):
+        with settings.solver(max_passes=1):
             problem.loss()
         for _ in range(3):
             problem.loss()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import threading
 from typing import Any
@@ -11,35 +12,16 @@ import pytest
 import torch
 from linear_operator.settings import _feature_flag, _value_context
 
-from gp_rangeformer import settings
+from gp_rangeformer import Certified, Exact, settings
 
-COUNTS = [
-    (settings.rank, 1),
-    (settings.num_probes, 2),
-    (settings.num_logdet_probes, 2),
-    (settings.history, 0),
-    (settings.min_size, 1),
-    (settings.exact_size, 1),
-    (settings.max_passes, 1),
-    (settings.seed, 0),
-    (settings.memory_limit, 0),
-]
-POSITIVE = [settings.gradient_tolerance]
-SHARES = [settings.tolerance, settings.logdet_tolerance, settings.prediction_tolerance]
+COUNTS = [(settings.min_size, 1), (settings.exact_size, 1), (settings.memory_limit, 0)]
 CHOICES = [
-    (settings.predictor, ("rows", "extrapolate", "galerkin", "previous", "none")),
-    (settings.logdet, ("learned", "lanczos", "quadrature", "exact")),
-    (settings.landmarks, ("rp_cholesky", "uniform")),
-    (settings.mode, ("certified", "direct")),
+    (settings.fused_kernels, ("compiled", "tensors", "off")),
     (settings.kernel_storage, ("auto", "dense", "tiles")),
 ]
 FLAGS = [
     (settings.rangeformer, False),
-    (settings.verbose, False),
     (settings.exact_line_search, True),
-    (settings.fused_kernels, True),
-    (settings.compiled_kernels, True),
-    (settings.adaptive_rank, True),
     (settings.deterministic, False),
 ]
 
@@ -54,28 +36,28 @@ def everything() -> set[str]:
 
 
 def test_this_file_knows_every_setting() -> None:
-    known = {setting.__name__ for setting, _ in [*COUNTS, *CHOICES, *FLAGS]} | {
-        setting.__name__ for setting in SHARES + POSITIVE
-    }
-    assert known | {"process_group", "landmark_refresh"} == everything()
+    known = {setting.__name__ for setting, _ in [*COUNTS, *CHOICES, *FLAGS]}
+    assert known | {"process_group", "solver"} == everything()
 
 
 def test_current_lists_every_setting_with_its_present_value() -> None:
     assert set(settings.current()) == everything()
-    with settings.rank(7), settings.rangeformer(), settings.logdet("exact"):
+    with settings.min_size(7), settings.rangeformer(), settings.solver(rank=7):
         changed = settings.current()
-    assert (changed["rank"], changed["rangeformer"], changed["logdet"]) == (7, True, "exact")
-    assert settings.current()["rank"] != 7
+    assert (changed["min_size"], changed["rangeformer"]) == (7, True)
+    assert changed["solver"] == {"name": "Certified", **dataclasses.asdict(Certified(rank=7))}
+    assert settings.current()["min_size"] != 7
 
 
 def test_every_docstring_states_the_default() -> None:
     for name in everything():
         setting = getattr(settings, name)
         assert setting.__doc__ is not None
-        stated = setting.__doc__.split("(Default: ")[1].split(")")[0].strip('"')
+        stated = setting.__doc__.split("(Default: ")[1].strip().removesuffix(")").strip('"')
         value = setting._default if issubclass(setting, _feature_flag) else setting._global_value
-        expected = "512 MiB" if name == "memory_limit" else str(value)
-        assert stated == expected, name
+        shown = {"memory_limit": "512 MiB", "solver": "Certified()"}
+        assert stated == shown.get(name, str(value)), name
+    assert settings.solver.value() == Certified()
 
 
 @pytest.mark.parametrize(("setting", "smallest"), COUNTS)
@@ -89,30 +71,10 @@ def test_counts_refuse_what_is_no_count(setting: Any, smallest: int) -> None:
     assert setting.value() == before
 
 
-@pytest.mark.parametrize("setting", SHARES)
-def test_shares_refuse_what_is_no_share(setting: Any) -> None:
-    before = setting.value()
-    for bad in (0, 1, -0.1, 2, math.nan, math.inf, "0.1", None, True, [0.1]):
-        with pytest.raises(ValueError, match=rf"settings\.{setting.__name__} must be a number between 0 and 1"):
-            setting(bad)
-    assert setting.value() == before
-
-
-def test_the_refresh_of_landmarks_refuses_what_is_no_factor() -> None:
-    before = settings.landmark_refresh.value()
-    for bad in (0.99, 0, -1, math.nan, -math.inf, "2", None, True, [2.0]):
-        with pytest.raises(ValueError, match=r"settings\.landmark_refresh must be a number of at least 1, or infinity"):
-            settings.landmark_refresh(bad)
-    for good in (1, 1.5, math.inf):
-        with settings.landmark_refresh(good):
-            assert settings.landmark_refresh.value() == good
-    assert settings.landmark_refresh.value() == before
-
-
 @pytest.mark.parametrize(("setting", "choices"), CHOICES)
 def test_choices_refuse_others_and_list_their_own(setting: Any, choices: tuple[str, ...]) -> None:
     before = setting.value()
-    for bad in ("cg", "", None, 1, "Exact"):
+    for bad in ("cg", "", None, 2, "Dense"):
         with pytest.raises(ValueError, match=rf"settings\.{setting.__name__} must be one of.*{choices[0]}") as caught:
             setting(bad)
         assert all(repr(choice) in str(caught.value) for choice in choices)
@@ -122,9 +84,7 @@ def test_choices_refuse_others_and_list_their_own(setting: Any, choices: tuple[s
     assert setting.value() == before
 
 
-@pytest.mark.parametrize(
-    ("setting", "value"), [(s, 50) for s, _ in COUNTS] + [(s, 0.5) for s in SHARES] + [(c, v[-1]) for c, v in CHOICES]
-)
+@pytest.mark.parametrize(("setting", "value"), [(s, 50) for s, _ in COUNTS] + [(c, v[-1]) for c, v in CHOICES])
 def test_contexts_nest_and_restore_also_after_an_error(setting: Any, value: Any) -> None:
     before = setting.value()
     with setting(value):
@@ -161,18 +121,64 @@ def test_the_flag_is_on_without_an_argument() -> None:
 
 def test_a_setting_is_seen_from_other_threads_as_the_hosts_are() -> None:
     seen = []
-    with settings.rank(11):
-        thread = threading.Thread(target=lambda: seen.append(settings.rank.value()))
+    with settings.min_size(11):
+        thread = threading.Thread(target=lambda: seen.append(settings.min_size.value()))
         thread.start()
         thread.join()
     assert seen == [11]
 
 
-def test_numpy_floats_are_numbers_and_numpy_integers_are_refused_by_name() -> None:
-    with settings.tolerance(np.float64(0.5)):
-        assert settings.tolerance.value() == 0.5
-    with pytest.raises(ValueError, match=r"settings\.rank must be an integer"):
-        settings.rank(np.int64(5))
+def test_numpy_integers_are_refused_by_name() -> None:
+    with pytest.raises(ValueError, match=r"settings\.min_size must be an integer"):
+        settings.min_size(np.int64(5))
+
+
+def test_a_solver_is_an_object_or_what_is_changed_of_the_present_one() -> None:
+    with settings.solver(Certified(rank=9, num_probes=8)):
+        with settings.solver(num_probes=16):
+            assert settings.solver.value() == Certified(rank=9, num_probes=16)
+        assert settings.solver.value() == Certified(rank=9, num_probes=8)
+        with settings.solver(Exact(), tolerance=0.5):
+            assert settings.solver.value() == Exact(tolerance=0.5)
+    assert settings.solver.value() == Certified()
+
+
+def test_changes_are_made_to_the_solver_that_is_present_when_they_are_entered() -> None:
+    first, second = settings.solver(rank=9), settings.solver(num_probes=16)
+    with first, second:
+        assert settings.solver.value() == Certified(rank=9, num_probes=16)
+    assert settings.solver.value() == Certified()
+
+
+def test_what_is_no_solver_or_no_argument_of_one_is_refused() -> None:
+    for bad in ("cg", Certified, 3):
+        with pytest.raises(ValueError, match=r"settings\.solver must be gp_rangeformer\.Certified"):
+            settings.solver(bad)
+    with pytest.raises(ValueError, match="Exact has no argument rank; it has tolerance"):
+        settings.solver(Exact(), rank=3)
+    with pytest.raises(ValueError, match="rank of Certified must be an integer of at least 1, got 0"):
+        settings.solver(rank=0)
+
+
+def test_true_and_false_say_whether_kernels_are_fused() -> None:
+    with settings.fused_kernels(False):
+        assert settings.fused_kernels.value() == "off"
+        assert settings.fused_kernels.off()
+        with settings.fused_kernels():
+            assert settings.fused_kernels.compiled()
+        with settings.fused_kernels("tensors"):
+            assert settings.fused_kernels.on()
+            assert not settings.fused_kernels.compiled()
+
+
+@pytest.mark.parametrize("name", sorted(settings._MOVED))
+def test_a_former_setting_says_where_it_went(name: str) -> None:
+    with pytest.raises(AttributeError, match=rf"settings\.{name} is gone: "):
+        getattr(settings, name)
+    argument = {field.name for field in dataclasses.fields(Certified)} & {name}
+    assert argument or settings._MOVED[name].startswith(("settings.solver(gp_range", "settings.fused", "logging."))
+    with pytest.raises(AttributeError, match="has no attribute 'colour'"):
+        _ = settings.colour
 
 
 @pytest.mark.parametrize(("flag", "default"), FLAGS)

@@ -48,7 +48,7 @@ class KernelTiles(Protocol):
 def bind(expression: Expression, arguments: tuple[Tensor, ...], n: int, dtype: torch.dtype, size: int) -> KernelTiles:
     """Tiles of at most ``size`` x ``size`` in ``dtype``, of ``n`` points whose ``arguments`` are as
     :func:`~gp_rangeformer.kernels.embedding.embed` returns them. Tiles that need no mirror image may have any size."""
-    if arguments[0].device.type == "cpu" and settings.compiled_kernels.on():
+    if arguments[0].device.type == "cpu" and settings.fused_kernels.compiled():
         library = native_library()
         if library is not None:
             return NativeTiles(library, expression, arguments, n, dtype)

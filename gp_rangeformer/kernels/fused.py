@@ -118,7 +118,7 @@ class FusedKernel:
     @functools.cached_property
     def _native(self) -> NativeBatch | None:
         """A batch of one, where compiled code on a CPU answers for this process alone."""
-        if self.share is not ALONE or self.arguments[0].device.type != "cpu" or settings.compiled_kernels.off():
+        if self.share is not ALONE or self.arguments[0].device.type != "cpu" or not settings.fused_kernels.compiled():
             return None
         library = native_library()
         if library is None:

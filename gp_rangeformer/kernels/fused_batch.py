@@ -81,7 +81,7 @@ class FusedBatch:
 
 def fuses_batches(device: torch.device) -> bool:
     """Whether the matrices of a batch can be made and differentiated together on ``device``."""
-    return device.type == "cpu" and bool(settings.compiled_kernels.on()) and native_library() is not None
+    return device.type == "cpu" and settings.fused_kernels.compiled() and native_library() is not None
 
 
 def _of_points(expression: Expression) -> list[bool]:

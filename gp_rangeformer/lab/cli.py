@@ -254,7 +254,12 @@ def info(data_dir: _DataDir = None) -> None:
     console.print("settings", style="bold")
     values = Table(box=None, show_header=False, pad_edge=False)
     for name, value in settings.current().items():
-        values.add_row(f"  {name}", str(value))
+        if isinstance(value, dict):  # the solver with its arguments
+            values.add_row(f"  {name}", str(value.pop("name")))
+            for argument, present in value.items():
+                values.add_row(f"    {argument}", str(present))
+        else:
+            values.add_row(f"  {name}", str(value))
     console.print(values)
 
 

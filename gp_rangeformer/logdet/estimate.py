@@ -69,7 +69,7 @@ def objection(estimate: TailEstimate, tolerance: float) -> str | None:
     if not estimate.definite:
         return "the probe solutions contradict a positive semi-definite kernel matrix"
     if estimate.half_width > tolerance:
-        return f"its uncertainty of {estimate.half_width:.2g} nats per point exceeds settings.logdet_tolerance"
+        return f"its uncertainty of {estimate.half_width:.2g} nats per point exceeds logdet_tolerance"
     return None
 
 

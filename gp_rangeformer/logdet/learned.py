@@ -72,7 +72,7 @@ def tail(
     if not SMALLEST_SIZE <= n <= _LARGEST_SIZE:
         return _refused(f"n = {n} is not in {SMALLEST_SIZE} to {_LARGEST_SIZE}, where its errors are known")
     if count < TRAINED_PROBES:
-        return _refused(f"it was trained on {TRAINED_PROBES} probes, settings.num_probes is {count}")
+        return _refused(f"it was trained on {TRAINED_PROBES} probes, num_probes is {count}")
     chosen = _points(n, seed + 3, system.device)
     return read(tail_evidence(system, preconditioner, probes, solutions, quadratic, chosen))
 

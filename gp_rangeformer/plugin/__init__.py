@@ -12,13 +12,18 @@ from __future__ import annotations
 import inspect
 from importlib.metadata import version
 
+from gp_rangeformer.plugin import quiet_import  # noqa: F401  before whatever else imports GPyTorch
+
+# isort: split
 from gpytorch.distributions import MultivariateNormal
 from gpytorch.kernels import Kernel
 from gpytorch.models.exact_prediction_strategies import DefaultPredictionStrategy
 from linear_operator.operators import AddedDiagLinearOperator, LinearOperator
 
+from gp_rangeformer import settings
 from gp_rangeformer.plugin import entrances, hooks
 from gp_rangeformer.plugin.owners import clear_memory, memory_bytes
+from gp_rangeformer.solvers.certified import Certified
 from gp_rangeformer.torch_modes import not_compiled
 
 __all__ = ["IncompatibleHostError", "check_host", "clear_memory", "install", "memory_bytes"]
@@ -77,6 +82,8 @@ def _refuse_host(difference: str) -> None:
 def install() -> None:
     """Put the hooks in place, once; with the flag off they call the host's methods unchanged."""
     check_host()
+    if settings.solver.value() is None:
+        settings.solver._set_value(Certified())
     for name, hook in _HOOKS.items():
         setattr(AddedDiagLinearOperator, name, hook)
     MultivariateNormal.log_prob = _LOG_PROB

@@ -6,6 +6,7 @@ import torch
 from linear_operator import settings as host_settings
 
 from gp_rangeformer import settings
+from gp_rangeformer.rangeformer.direct import Direct
 
 # Points up to which a prediction of GPyTorch's takes less than one of this plug-in: at n = 100 it evaluates, factorises
 # and solves within 2.4 to 3 ms, and a certificate takes another millisecond (float64, one thread; level at 500). Of a
@@ -20,4 +21,4 @@ def host_predicts_as_fast(n: int, dtype: torch.dtype | None, device: torch.devic
         return False
     by_cholesky = host_settings.fast_computations.solves.off() or n <= (host_settings.max_cholesky_size.value() or 0)
     dense = settings.kernel_storage.value() != "tiles" and settings.process_group.value() is None
-    return bool(by_cholesky) and dense and settings.mode.value() == "certified"
+    return bool(by_cholesky) and dense and not isinstance(settings.solver.value(), Direct)

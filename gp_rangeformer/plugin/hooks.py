@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 import pickle
 from dataclasses import replace
@@ -46,7 +45,8 @@ from gp_rangeformer.plugin.reports import (
 )
 from gp_rangeformer.rangeformer.direct import Direct
 from gp_rangeformer.recycling.memory import Memory
-from gp_rangeformer.solvers.certified import Certified, CertifiedPrepared
+from gp_rangeformer.solvers.certified import Certified
+from gp_rangeformer.solvers.certified_prepared import CertifiedPrepared
 from gp_rangeformer.solvers.exact import Exact, ExactPrepared, exact_path_fits
 from gp_rangeformer.solvers.exact_batch import evaluate_batch
 from gp_rangeformer.solvers.gradient_weight import GradientWeight
@@ -137,7 +137,7 @@ def _together(
         asymmetry = 0.0 if system.fused is not None else last_bits_asymmetry(kernel)
         if asymmetry is None:
             return None
-        tolerance = settings.tolerance.value()
+        tolerance = settings.solver.value().tolerance
         evaluation = evaluate_batch(kernel.detach(), noise.detach(), rhs.detach(), tolerance, with_logdet, asymmetry)
     if evaluation is None:
         return None
@@ -177,8 +177,8 @@ def _evaluate(
     exact_reason: Reason | None,
 ) -> Evaluation:
     """Values and the gradient's weight of one batch element, before autograd hears of them."""
-    tolerance = settings.tolerance.value()
-    solver = Exact(tolerance) if exact_reason else _solver(tolerance, bool(settings.adaptive_rank.on()))
+    chosen = settings.solver.value()
+    solver = Exact(chosen.tolerance) if exact_reason else chosen
     check = _gradient_check(call, system, fused, memory, rhs.shape[1] if with_logdet else 0)
     with torch.no_grad(), because(exact_reason and exact_reason.value):
         prepared = solver.prepare(system, memory)
@@ -198,7 +198,8 @@ def _gradient_check(
     call: Call, system: LinearSystem, fused: FusedKernel | None, memory: Memory, columns: int
 ) -> GradientCheck | None:
     """Of a likelihood whose gradient may be asked for."""
-    tolerance = settings.gradient_tolerance.value()
+    solver = settings.solver.value()
+    tolerance = solver.gradient_tolerance if isinstance(solver, Certified) else math.inf
     if columns != 1 or math.isinf(tolerance) or not torch.is_grad_enabled() or not call.system.requires_grad:
         return None
     # Not through a graph of GPyTorch's or the user's own: their hooks would see weights that are no gradients.
@@ -312,11 +313,11 @@ def root_inv_decomposition(
     with torch.no_grad(), no_autocast():
         for index, (kernel, noise) in enumerate(system.elements()):
             linear_system = _symmetric_system(call, system, kernel, noise)
-            tolerance = settings.prediction_tolerance.value()
+            chosen = settings.solver.value()
             small = n < settings.min_size.value_on(linear_system.device)
             # A batch mixes badly: roots of different widths cannot be stacked.
-            exact = small or not for_variance or self.batch_shape.numel() > 1
-            solver = Exact(tolerance) if exact else Certified(adaptive_rank=False)
+            exact = small or not for_variance or self.batch_shape.numel() > 1 or isinstance(chosen, Exact)
+            solver = Exact(chosen.prediction_tolerance) if exact else _for_roots(chosen)
             exact_reason = (Reason.EXACT_SMALL if small else Reason.EXACT_ROOT) if exact else None
             with because(exact_reason and exact_reason.value):
                 prepared = solver.prepare(linear_system, memory_of(system.owners, system.kernel, index))
@@ -372,11 +373,12 @@ def _columns(rhs: Tensor | None) -> int:
 
 def _exact_training_reason(system: EligibleSystem, columns: int) -> Reason | None:
     n = system.kernel.shape[-1]
-    if settings.mode.value() == "direct":
+    chosen = settings.solver.value()
+    if isinstance(chosen, Direct):
         return None
     if n < settings.min_size.value_on(system.noise.device):
         return Reason.EXACT_SMALL
-    if settings.logdet.value() == "exact":
+    if isinstance(chosen, Exact):
         return Reason.EXACT_ASKED
     if settings.exact_line_search.on() and inside_line_search():
         return Reason.EXACT_LINE_SEARCH
@@ -392,24 +394,24 @@ _EXACT_COLUMNS = 32
 
 
 def _prepare_solve(system: LinearSystem, memory: Memory, columns: int) -> tuple[Prepared, Reason | None]:
-    tolerance = settings.prediction_tolerance.value()
-    if settings.mode.value() == "direct":
-        return _solver(tolerance).prepare(system, memory), None
+    solver = settings.solver.value().for_predictions
+    if isinstance(solver, Direct):
+        return solver.prepare(system, memory), None
     if system.size < settings.min_size.value_on(system.device):
         reason = Reason.EXACT_SMALL
+    elif isinstance(solver, Exact):
+        reason = Reason.EXACT_ASKED
     elif columns > system.size // _EXACT_COLUMNS and system.held_dense and exact_path_fits(system, columns):
         reason = Reason.EXACT_MANY_COLUMNS
     else:
-        return _solver(tolerance).prepare(system, memory), None
+        return solver.prepare(system, memory), None
     with because(reason.value):
-        return Exact(tolerance).prepare(system), reason
+        return Exact(solver.tolerance).prepare(system), reason
 
 
-def _solver(tolerance: float, adaptive: bool = False) -> Certified | Direct:
-    certified = Certified(tolerance=tolerance, adaptive_rank=adaptive)
-    if settings.mode.value() == "certified":
-        return certified
-    # Imported here: the network is loaded by those who ask for it.
-    from gp_rangeformer.rangeformer.answer import answer
-
-    return Direct(certified, functools.partial(answer, seed=certified.seed))
+def _for_roots(chosen: Certified | Direct | Exact) -> Certified | Exact:
+    """A root serves every later variance: all the landmarks at once. The network has no answer for it."""
+    if isinstance(chosen, Exact):
+        return chosen.for_predictions
+    certified = chosen.certified if isinstance(chosen, Direct) else chosen
+    return replace(certified, tolerance=certified.prediction_error, adaptive_rank=False)

@@ -13,7 +13,9 @@ from torch import Tensor
 from gp_rangeformer import settings
 from gp_rangeformer.plugin.eligibility import EligibleSystem
 from gp_rangeformer.plugin.owners import trim_memory
+from gp_rangeformer.rangeformer.direct import Direct
 from gp_rangeformer.report import NEGLIGIBLE_ERROR, GradientError, SolveReport, publish
+from gp_rangeformer.solvers.certified import Certified
 from gp_rangeformer.solvers.exact import FACTORISED_IN_FLOAT64
 from gp_rangeformer.solvers.exact_batch import BatchEvaluation
 from gp_rangeformer.system.answers import Evaluation, LogDet, Prepared, Solution
@@ -29,11 +31,10 @@ class Call:
         self.published = False
         self.system = system
         kernel = system.kernel
+        direct = isinstance(settings.solver.value(), Direct)
         self.report = SolveReport(
             operation,
-            solver="direct"
-            if settings.mode.value() == "direct" and operation != "root_inv_decomposition"
-            else "rangeformer",
+            solver="direct" if direct and operation != "root_inv_decomposition" else "rangeformer",
             reason=Reason.CONVERGED,
             n=kernel.shape[-1],
             batch_shape=tuple(kernel.shape[:-2]),
@@ -66,8 +67,8 @@ class Call:
         if found is None or (known is not None and known.relative >= found.relative):
             return
         self.report = replace(self.report, gradient=found)
-        if found.excess(settings.gradient_tolerance.value(), NEGLIGIBLE_ERROR * self.report.n) > 1:
-            self.note(f"gradient uncertain: its standard error is {found.relative:.0%}; settings.num_probes lowers it")
+        if found.excess(_solver().gradient_tolerance, NEGLIGIBLE_ERROR * self.report.n) > 1:
+            self.note(f"gradient uncertain: its standard error is {found.relative:.0%}; more num_probes lower it")
 
     def note(self, note: str) -> None:
         """Add a note to the report, once."""
@@ -162,7 +163,7 @@ def _likelihood(report: SolveReport, evaluation: Evaluation, logdet: LogDet) -> 
             earlier = report.mll_statistical or report.mll_interval
             changes["mll_statistical"] = likely + earlier if earlier else likely
     notes = [] if logdet.note is None else [logdet.note]
-    if logdet.statistical is not None and logdet.statistical.width > 2 * settings.tolerance.value() * report.n:
+    if logdet.statistical is not None and logdet.statistical.width > 2 * _solver().logdet_tolerance * report.n:
         half = 0.5 * logdet.statistical.width / report.n
         note = f"log determinant uncertain: +- {half:.2g} nats per point at {logdet.level:.0%}"
         notes.append(note)
@@ -185,6 +186,12 @@ def account_solve(
         residual=max(report.residual, _largest(solution.residual)),
         mean_error=max(known) if known else None,
     )
+
+
+def _solver() -> Certified:
+    """Whose tolerances the notes speak of."""
+    solver = settings.solver.value()
+    return solver if isinstance(solver, Certified) else Certified()
 
 
 def _largest(values: Tensor) -> float:

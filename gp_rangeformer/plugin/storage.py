@@ -44,7 +44,7 @@ def choose_storage(n: int, dtype: torch.dtype, device: torch.device) -> Storage:
     over = "" if share is None else f" over {share.count} processes"
     if asked == "tiles":
         return Storage(False, f"K is recomputed at every product{over}, as settings.kernel_storage asks", share)
-    demand = Demand(1.0 if share is None else 1 / share.count, _thin_columns(), dtype.itemsize)
+    demand = Demand(1.0 if share is None else 1 / share.count, settings.solver.value().thin_columns, dtype.itemsize)
     lacking = workspace.shortage(demand, n, device)
     if share is not None:
         free = free_bytes_for(n, device)
@@ -82,13 +82,6 @@ def require_dense(why: str, n: int, dtype: torch.dtype, device: torch.device) ->
         raise InsufficientMemoryError(
             f"{why}, of n = {n}, in {_name(dtype)}, which does not fit on {device}: {lacking}"
         )
-
-
-def _thin_columns() -> int:
-    """n-vectors beside K in a training step: the sketch, whitened and orthogonalised in float64, and the blocks of
-    solutions, residuals and directions, remembered ones included."""
-    columns = 1 + settings.num_probes.value()
-    return 6 * settings.rank.value() + (2 * settings.history.value() + 4) * columns
 
 
 def _name(dtype: torch.dtype) -> str:

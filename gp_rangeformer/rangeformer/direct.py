@@ -20,6 +20,7 @@ from gp_rangeformer.preconditioner.nystrom import (
     ProposedTestMatrix,
     nystrom_preconditioner,
 )
+from gp_rangeformer.rangeformer import answer
 from gp_rangeformer.rangeformer.answer import Answer
 from gp_rangeformer.recycling.memory import Memory
 from gp_rangeformer.solvers.certified import Certified
@@ -32,10 +33,37 @@ from gp_rangeformer.system.reason import Reason
 
 @dataclass(frozen=True)
 class Direct:
-    """Ask ``network(system, rhs) -> Answer`` and measure the answer; probes and tolerance are ``certified``'s."""
+    """For research: every answer is the network's own. It is measured, a warning says when it is outside tolerance, and
+    nothing corrects it. Inverse roots stay exact.
 
-    certified: Certified
-    network: Callable[[LinearSystem, Tensor], Answer]
+    :param certified: whose probes and tolerances these are.
+    :param network: ``network(system, rhs) -> Answer``; None for the shipped RangeFormer, seeded as ``certified`` is.
+    """
+
+    certified: Certified = field(default_factory=Certified)
+    network: Callable[[LinearSystem, Tensor], Answer] | None = None
+
+    @property
+    def tolerance(self) -> float:
+        return self.certified.tolerance
+
+    @property
+    def prediction_tolerance(self) -> float:
+        return self.certified.prediction_tolerance
+
+    @property
+    def for_predictions(self) -> Direct:
+        return replace(self, certified=self.certified.for_predictions)
+
+    @property
+    def thin_columns(self) -> int:
+        return self.certified.thin_columns
+
+    def ask(self, system: LinearSystem, rhs: Float[Tensor, "n m"]) -> Answer:
+        """The network's answer, unverified."""
+        if self.network is not None:
+            return self.network(system, rhs)
+        return answer.answer(system, rhs, seed=self.certified.seed)
 
     def prepare(self, system: LinearSystem, memory: Memory | None = None) -> DirectPrepared:
         """No other work yet than looking for NaN: the network sees matrix and right-hand sides together.
@@ -62,8 +90,8 @@ class DirectPrepared:
 
     def logdet(self) -> LogDet:
         """The network's log|A| beside its rigorous interval, which it may leave."""
-        _, preconditioner, answer = self._measured(self.system.noise.new_zeros(self.system.size, 0))
-        return self._logdet(preconditioner, answer)
+        _, preconditioner, found = self._measured(self.system.noise.new_zeros(self.system.size, 0))
+        return self._logdet(preconditioner, found)
 
     def inv_root(self) -> InverseRoot:
         """The exact one: the network has no answer for it."""
@@ -75,9 +103,9 @@ class DirectPrepared:
         system, m = self.system, rhs.shape[1]
         certified = self.solver.certified
         probes = certified.probe_vectors(system) if with_logdet else rhs.new_empty(system.size, 0)
-        solution, preconditioner, answer = self._measured(torch.cat([rhs, probes], dim=1))
+        solution, preconditioner, found = self._measured(torch.cat([rhs, probes], dim=1))
         value = solution.value
-        logdet = self._logdet(preconditioner, answer) if with_logdet else None
+        logdet = self._logdet(preconditioner, found) if with_logdet else None
         outside = logdet is not None and not logdet.rigorous.contains(logdet.value)
         reason = Reason.DIRECT if outside else solution.reason
         weight = _gradient_weight(preconditioner, system.noise, value[:, :m], probes, value[:, m:])
@@ -93,24 +121,24 @@ class DirectPrepared:
 
     def _measured(self, rhs: Tensor) -> tuple[Solution, NystromPreconditioner | None, Answer]:
         system, before = self.system, self.system.passes
-        answer = self.solver.network(system, rhs)
-        value = answer.solution
+        found = self.solver.ask(system, rhs)
+        value = found.solution
         residual = rhs - system.matmul(value) if rhs.shape[1] else rhs
         relative = relative_residual(system, rhs, value, residual)
         try:
-            preconditioner = nystrom_preconditioner(system, ProposedTestMatrix(answer.range))
+            preconditioner = nystrom_preconditioner(system, ProposedTestMatrix(found.range))
             quadratic, bounds = inv_quad_bounds(system, preconditioner, rhs, value, residual)
         except PreconditionerError:
             preconditioner, quadratic = None, (rhs.double() * value.double()).sum(0).cpu()
             bounds = [Interval(-float("inf"), float("inf"))] * rhs.shape[1]
         within = bool((relative <= self.solver.certified.tolerance).all())
         reason = Reason.CONVERGED if within else Reason.DIRECT
-        return Solution(value, relative, quadratic, bounds, 0, system.passes - before, reason), preconditioner, answer
+        return Solution(value, relative, quadratic, bounds, 0, system.passes - before, reason), preconditioner, found
 
-    def _logdet(self, preconditioner: NystromPreconditioner | None, answer: Answer) -> LogDet:
+    def _logdet(self, preconditioner: NystromPreconditioner | None, found: Answer) -> LogDet:
         everything = Interval(-float("inf"), float("inf"))
         rigorous = everything if preconditioner is None else logdet_bounds(self.system, preconditioner)
-        return LogDet(value=answer.logdet, rigorous=rigorous)
+        return LogDet(value=found.logdet, rigorous=rigorous)
 
 
 def _gradient_weight(

@@ -1,122 +1,131 @@
-"""The RangeFormer solver: ranges are proposed (landmarks, memory, later a network), linear algebra certifies.
+"""The certified solver's arguments, the one place of its defaults, and its preconditioner.
 
-One call: landmarks -> P = Q + D -> predict X from the memory -> residual (one pass) -> block CG -> residual again (one
-pass) -> bounds. Whatever does not certify is answered by the exact path, with the reason.
+Ranges are proposed (landmarks, memory), linear algebra certifies: landmarks -> P = Q + D -> predict X from the memory
+-> residual (one pass) -> block CG -> bounds (:mod:`~gp_rangeformer.solvers.certified_prepared`). Whatever does not
+certify is answered by the exact path, with the reason.
 """
 
 from __future__ import annotations
 
 import functools
-import math
-from dataclasses import dataclass, field, replace
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal, get_args
 
-import numpy as np
 import torch
 from jaxtyping import Float
-from numpy.typing import NDArray
 from torch import Tensor
 
-from gp_rangeformer import settings
-from gp_rangeformer.allocation.free_memory import because
-from gp_rangeformer.logdet.checked import checked_logdet, lanczos_value
+from gp_rangeformer.logdet import learned
 from gp_rangeformer.logdet.estimate import TailEstimator
 from gp_rangeformer.preconditioner.landmarks import Landmarks, rp_cholesky_landmarks, uniform_landmarks
-from gp_rangeformer.preconditioner.nystrom import NystromPreconditioner, PreconditionerError, nystrom_preconditioner
-from gp_rangeformer.preconditioner.rank_rule import STARTING_RANK, WINDOW, control_within_reach, worthwhile_rank
-from gp_rangeformer.recycling.first_guess import extrapolate, fit_to_rows, sample_rows
-from gp_rangeformer.recycling.galerkin import galerkin
+from gp_rangeformer.preconditioner.nystrom import PreconditionerError, nystrom_preconditioner
+from gp_rangeformer.preconditioner.rank_rule import STARTING_RANK
 from gp_rangeformer.recycling.memory import Memory
-from gp_rangeformer.solvers.exact import Exact, ExactPrepared, exact_path_fits
-from gp_rangeformer.solvers.gradient_weight import CONTROL_GAP, GradientCheck, GradientWeight
-from gp_rangeformer.solvers.low_rank_root import low_rank_root
-from gp_rangeformer.solvers.refinement import failed, refine
-from gp_rangeformer.system.answers import Evaluation, InverseRoot, LogDet, Solution
+from gp_rangeformer.solvers.arguments import check_above, check_choice, check_count, check_flag, check_share
 from gp_rangeformer.system.linear_system import LinearSystem
 from gp_rangeformer.system.reason import Reason
 
+if TYPE_CHECKING:
+    from gp_rangeformer.solvers.certified_prepared import CertifiedPrepared
+
 Predictor = Literal["rows", "extrapolate", "galerkin", "previous", "none"]
-
-_LIMITS = {
-    name: getattr(settings, name)
-    for name in (
-        "tolerance",
-        "rank",
-        "num_probes",
-        "num_logdet_probes",
-        "history",
-        "predictor",
-        "max_passes",
-        "seed",
-        "landmarks",
-        "logdet_tolerance",
-    )
-} | {"refresh": settings.landmark_refresh}
-
-# The quadratic form may miss this share of the tolerance, in nats per point: 0.5 r'P^-1 r <= 0.1 * tolerance * n.
-_ENERGY_SHARE = 0.1
-# Iterations that the first step after a draw of landmarks counts for at least: more than one tell landmarks apart.
-_FEWEST_ITERATIONS = 4
-# Times num_probes that a gradient may take.
-_MOST_PROBES = 4
-# Where even those would be too few: a factorisation costs as much as n / 8 columns in the two to four passes of a warm
-# step, and a second at n = 5000 (float32, two cores). It then answers this step and some that follow.
-_PROBES_AS_EXACT, _EXACT_GRADIENT, _EXACT_STEPS = 8, 5000, 24
 _SEEDS = 1000  # between the seeds of one set of probes and the next
-
-
-def _tail_estimator() -> TailEstimator | None:
-    method = settings.logdet.value()
-    if method not in ("learned", "quadrature"):
-        return None
-    # Imported here: the network is loaded by those who ask for it.
-    from gp_rangeformer.logdet import learned
-
-    return learned.quadrature if method == "quadrature" else functools.partial(learned.tail, seed=settings.seed.value())
 
 
 @dataclass(frozen=True)
 class Certified:
-    """Solve and take log determinants of K + D in a few passes over K. Defaults and limits are those of
-    :mod:`~gp_rangeformer.settings`: what holds when a solver is made.
+    """Solve and take log determinants of K + D in a few passes over K, each answer with its certificate; what does not
+    certify is answered by :class:`~gp_rangeformer.solvers.exact.Exact`.
 
-    :param tolerance: relative residual of every column; also bounds the error of the quadratic term.
-    :param rank: landmarks of the preconditioner, at most. O(n rank^2) per call, n x rank memory.
-    :param adaptive_rank: start with 64 landmarks, and double them where the iterations say that it pays.
-    :param num_probes: Rademacher probes of the gradient; its relative error falls as 1 / sqrt(num_probes).
-    :param num_logdet_probes: how many of them also serve the Lanczos log determinant.
-    :param history: solutions kept between calls (n x (1 + num_probes) each).
-    :param predictor: how the memory proposes the next solution; "none" starts from zero.
+    :param tolerance: of a training step: the relative residual |b - A x| / |b| of every column, recomputed from the
+        answer, or from one at most four updates before it, with their rounding counted. The quadratic term is off by at
+        most a tenth of it in nats per point (typically 1e-5). Ten times smaller costs about twice the iterations.
+    :param prediction_tolerance: the same for solves outside the likelihood, which are made once per fitted model.
+    :param prediction_error: largest certified error of a predictive mean, in standard deviations of the noise, and of a
+        predictive variance, relative to the noise.
+    :param rank: landmarks of the preconditioner, at most. O(n rank^2) per call, n x rank memory; fewer iterations.
+    :param adaptive_rank: training starts with 64 landmarks, and doubles them where the iterations say that it pays.
+    :param num_probes: Rademacher probes of the gradient, solved together with y: its relative error falls as
+        1 / sqrt(num_probes), and each is one more column in every pass.
+    :param gradient_tolerance: largest standard error of the gradient, relative to it (norms over all log
+        hyperparameters), as the probes' own spread says at a model's first step, at every 50th and where it grows.
+        Above it, and above 0.01 nats per point, further probes are solved, up to four times ``num_probes``; up to
+        n = 5000 a factorisation answers where even those would not do. Infinity: never.
+    :param logdet: the value of log|A|. "learned": extrapolated by the trained head from the step's own solves, with an
+        error estimate, checked by Lanczos at a model's first step and at every 25th; a value to monitor, the gradient
+        is the probes'. "lanczos": stochastic Lanczos quadrature, 10 to 20 passes more. "quadrature": the two-node rule
+        that the network corrects, for comparison. Or a :class:`~gp_rangeformer.logdet.estimate.TailEstimator`.
+    :param logdet_tolerance: uncertainty in nats per point, half the width of the stated 90 % interval, above which
+        Lanczos takes over.
+    :param num_logdet_probes: how many of the probes Lanczos takes.
+    :param history: solutions kept between calls: n x (1 + num_probes) numbers each, for the predictor "rows" twice.
+    :param predictor: the next solution is proposed from the kept ones: "rows" (the mixture of solutions and corrections
+        that fits best on 16 sampled rows of K), "extrapolate" (2 X[t-1] - X[t-2]), "galerkin" (the best combination of
+        the last two, one wider pass), "previous", "none".
+    :param landmarks: how they are drawn: "rp_cholesky" (randomly pivoted Cholesky) or "uniform".
+    :param landmark_refresh: they are drawn again once a step takes more than this many times the iterations of the
+        first one after the last draw (at least 4). 1: at every increase; infinity: never.
     :param max_passes: passes over K per solve before the exact path takes over.
-    :param seed: of probes and landmarks; same inputs, same seed, same bits.
-    :param landmarks: "rp_cholesky" or "uniform".
-    :param refresh: landmarks are drawn again once a step takes more than this many times the iterations of the first
-        one after the last draw.
-    :param tail: estimates log|A| from the probe solutions of a step; None leaves it to Lanczos.
-    :param logdet_tolerance: uncertainty in nats per point above which ``tail`` hands over to Lanczos.
-    :raises ValueError: at construction, naming the setting whose limits a value is outside of.
+    :param seed: of probes and landmarks. The same sequence of calls with the same seed gives the same bits, on one
+        machine with one number of threads.
+    :raises ValueError: at construction, naming the argument and what it may be.
     """
 
-    tolerance: float = field(default_factory=settings.tolerance.value)
-    rank: int = field(default_factory=settings.rank.value)
-    adaptive_rank: bool = field(default_factory=lambda: bool(settings.adaptive_rank.on()))
-    num_probes: int = field(default_factory=settings.num_probes.value)
-    num_logdet_probes: int = field(default_factory=settings.num_logdet_probes.value)
-    history: int = field(default_factory=settings.history.value)
-    predictor: Predictor = field(default_factory=settings.predictor.value)
-    max_passes: int = field(default_factory=settings.max_passes.value)
-    seed: int = field(default_factory=settings.seed.value)
-    landmarks: Literal["rp_cholesky", "uniform"] = field(default_factory=settings.landmarks.value)
-    refresh: float = field(default_factory=settings.landmark_refresh.value)
-    tail: TailEstimator | None = field(default_factory=_tail_estimator)
-    logdet_tolerance: float = field(default_factory=settings.logdet_tolerance.value)
+    tolerance: float = 0.01
+    prediction_tolerance: float = 0.001
+    prediction_error: float = 0.01
+    rank: int = 400
+    adaptive_rank: bool = True
+    num_probes: int = 32
+    gradient_tolerance: float = 0.1
+    logdet: Literal["learned", "lanczos", "quadrature"] | TailEstimator = "learned"
+    logdet_tolerance: float = 0.01
+    num_logdet_probes: int = 16
+    history: int = 3
+    predictor: Predictor = "rows"
+    landmarks: Literal["rp_cholesky", "uniform"] = "rp_cholesky"
+    landmark_refresh: float = 2.0
+    max_passes: int = 100
+    seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, setting in _LIMITS.items():
-            setting.check(getattr(self, name))
+        for name in ("tolerance", "prediction_tolerance", "prediction_error", "logdet_tolerance"):
+            check_share(self, name)
+        smallest = {"rank": 1, "num_probes": 2, "num_logdet_probes": 2, "history": 0, "max_passes": 1, "seed": 0}
+        for name, least in smallest.items():
+            check_count(self, name, least)
+        check_flag(self, "adaptive_rank")
+        check_above(self, "gradient_tolerance", 0.0, itself=False)
+        check_above(self, "landmark_refresh", 1.0, itself=True)
+        check_choice(self, "predictor", get_args(Predictor))
+        check_choice(self, "landmarks", ("rp_cholesky", "uniform"))
+        if not callable(self.logdet):
+            check_choice(self, "logdet", ("learned", "lanczos", "quadrature"))
+
+    @functools.cached_property
+    def tail(self) -> TailEstimator | None:
+        """What estimates log|A| from the probe solutions of a step; None leaves it to Lanczos."""
+        if callable(self.logdet):
+            return self.logdet
+        methods = {"learned": functools.partial(learned.tail, seed=self.seed), "quadrature": learned.quadrature}
+        return methods.get(self.logdet)
+
+    @functools.cached_property
+    def for_predictions(self) -> Certified:
+        """With the tolerance and all the landmarks that a solve made once per model may take."""
+        return replace(self, tolerance=self.prediction_tolerance, adaptive_rank=False)
+
+    @property
+    def thin_columns(self) -> int:
+        """n-vectors beside K in a training step: the sketch, whitened and orthogonalised in float64, and the blocks of
+        solutions, residuals and directions, remembered ones included."""
+        return 6 * self.rank + (2 * self.history + 4) * (1 + self.num_probes)
 
     def prepare(self, system: LinearSystem, memory: Memory | None = None) -> CertifiedPrepared:
         """Build the preconditioner. Never raises for bad numbers: what fails here is answered by the exact path."""
+        # Made here: a prepared system knows its solver.
+        from gp_rangeformer.solvers.certified_prepared import CertifiedPrepared
+
         memory = memory if memory is not None else Memory()
         generator = torch.Generator().manual_seed(self.seed)
         if not system.diagonal_facts.smallest_noise > 0:
@@ -160,238 +169,3 @@ class Certified:
             drawn.append(signs[:, : count - start])
         signs = drawn[0] if len(drawn) == 1 else torch.cat(drawn, dim=1)
         return signs.to(device=system.device, dtype=system.dtype).mul_(2).sub_(1)
-
-
-def _permutation(n: int, seed: int) -> Tensor:
-    return torch.randperm(n, generator=torch.Generator().manual_seed(seed))
-
-
-@dataclass
-class CertifiedPrepared:
-    """A preconditioned system with its memory. ``failure`` names why the exact path must answer, or is None."""
-
-    solver: Certified
-    system: LinearSystem
-    memory: Memory
-    preconditioner: NystromPreconditioner | None
-    failure: Reason | None
-    landmarks: Landmarks | None = None  # those of the preconditioner, which the memory need not have kept
-    exact: ExactPrepared | None = field(default=None, repr=False)  # once the exact path had to answer
-
-    def solve(self, rhs: Float[Tensor, "n m"]) -> Solution:
-        """A^-1 rhs to ``tolerance``; the reason is CONVERGED, or says why the exact path answered."""
-        solution = self.attempt(rhs, self.memory.recall_column(rhs))
-        if solution.converged:
-            return solution
-        return replace(self._exact_prepared(solution.reason).solve(rhs), reason=solution.reason)
-
-    def logdet(self) -> LogDet:
-        """log|A| by Lanczos with both intervals, or from the exact path."""
-        logdet = self._lanczos_logdet(self._probes(self.solver.num_probes)) if self.failure is None else None
-        return logdet if logdet is not None else self._exact_prepared(self.failure or Reason.NOT_PSD).logdet()
-
-    def inv_root(self) -> InverseRoot:
-        """A tall root S = B (B'AB)^-1/2 on the preconditioner's range when it is accurate enough, else the exact one.
-
-        S S' <= A^-1, so predictive variances can only come out too large; by how much is bounded on random columns of
-        K, relative to variance plus noise, and must stay below ``tolerance``.
-        """
-        root = None
-        if self.preconditioner is not None:
-            solve = functools.partial(self.attempt, initial=None)
-            root = low_rank_root(self.system, self.preconditioner, solve, self.solver.seed + 2)
-        if root is not None and root.error <= self.solver.tolerance:
-            return root
-        reason = self.failure if self.failure is not None else Reason.EXACT_LOW_RANK
-        return replace(self._exact_prepared(reason).inv_root(), reason=reason)
-
-    def evaluate(
-        self, rhs: Float[Tensor, "n m"], with_logdet: bool = True, gradient_check: GradientCheck | None = None
-    ) -> Evaluation:
-        """Quadratic forms, log|A| and their gradient: one block solve for [rhs, probes], one Lanczos run at most.
-
-        :param gradient_check: as long as it finds more than is allowed, twice as many probes are solved, up to four
-            times ``num_probes``, and later steps keep them. The exact path answers where that will not do.
-        """
-        solver, system = self.solver, self.system
-        if self.failure is not None:
-            return self._exact_evaluation(rhs, with_logdet, self.failure)
-        if self.memory.exact_steps > 0 and with_logdet:
-            self.memory.exact_steps -= 1
-            return self._exact_evaluation(rhs, with_logdet, Reason.EXACT_GRADIENT)
-        m = rhs.shape[1]
-        # What was found to be needed, within what is asked for now.
-        count = min(max(self.memory.num_probes or 0, solver.num_probes), _MOST_PROBES * solver.num_probes)
-        probes = self._probes(count) if with_logdet else rhs[:, :0]
-        block = torch.cat([rhs, probes], dim=1)
-        energy = np.full(block.shape[1], math.inf)
-        energy[:m] = 2 * _ENERGY_SHARE * solver.tolerance * system.size
-        solution = self.attempt(block, self._predict(block), stop_energy=energy)
-        if not solution.converged:
-            self.memory.record_failure()
-            return self._exact_evaluation(rhs, with_logdet, solution.reason)
-        logdet = self._logdet_of_step(probes, solution, m) if with_logdet else None
-        if with_logdet and logdet is None:
-            self.memory.record_failure()
-            return self._exact_evaluation(rhs, with_logdet, Reason.NOT_PSD)
-        if gradient_check is not None and with_logdet:
-            known = self._known(probes, solution, m, gradient_check)
-            if known is None:
-                self.memory.exact_steps, self.memory.gradient_calls = _EXACT_STEPS, 0
-                return self._exact_evaluation(rhs, with_logdet, Reason.EXACT_GRADIENT)
-            probes, solution = known
-        self._learn_from(solution)
-        return Evaluation(
-            solution=solution.leading(m),
-            residual=float(solution.residual.max()),
-            logdet=logdet,
-            weight=self._weight(probes, solution, m),
-            inv_quad=solution.quadratic[:m].to(rhs),
-        )
-
-    def _known(
-        self, probes: Tensor, solution: Solution, m: int, check: GradientCheck
-    ) -> tuple[Float[Tensor, "n p"], Solution] | None:
-        """As many probes as the gradient needs, within limits, and what they were solved to; None where the exact path
-        costs less than those that it needs."""
-        quadratic = float(solution.quadratic[:m].sum())
-        if not check.due(solution.quadratic[m:], quadratic):
-            return probes, solution
-        while (excess := check(self._weight(probes, solution, m), quadratic)) > 1:
-            count = probes.shape[1]
-            if self._hopeless(count * excess**2):
-                return None
-            if count >= _MOST_PROBES * self.solver.num_probes:
-                break
-            further = self._further_probes(count)
-            solved = self.attempt(further, None)
-            if not solved.converged:
-                break
-            probes, solution = torch.cat([probes, further], dim=1), solution.joined(solved)
-            self.memory.num_probes = probes.shape[1]
-        return probes, solution
-
-    def _hopeless(self, needed: float) -> bool:
-        """Whether so many probes would cost more than a factorisation, of a size that makes one bearable."""
-        n, most = self.system.size, _MOST_PROBES * self.solver.num_probes
-        return needed > max(most, n / _PROBES_AS_EXACT) and n <= _EXACT_GRADIENT and exact_path_fits(self.system, 1)
-
-    def _weight(self, probes: Tensor, solution: Solution, m: int) -> GradientWeight:
-        assert self.preconditioner is not None
-        value = solution.value
-        return GradientWeight.build(self.preconditioner, self.system.noise, value[:, :m], probes, value[:, m:])
-
-    def _probes(self, count: int) -> Float[Tensor, "n p"]:
-        solver, system = self.solver, self.system
-        key = system.size, count, solver.num_probes, solver.seed, system.dtype, system.device
-        return self.memory.drawn("probes", key, lambda: solver.probe_vectors(system, count))
-
-    def _further_probes(self, count: int) -> Float[Tensor, "n p"]:
-        """As many again."""
-        return self._probes(2 * count)[:, count:]
-
-    def _predict(self, block: Tensor) -> Tensor | tuple[Tensor, Tensor] | None:
-        solutions = self.memory.recall(block)
-        predictor = self.solver.predictor
-        if not solutions or predictor == "none":
-            return None
-        if predictor == "previous":
-            return solutions[-1]
-        if predictor == "galerkin":
-            return galerkin(self.system, torch.cat(solutions[-2:], dim=1), block)
-        if predictor == "extrapolate":
-            return extrapolate(solutions)
-        corrections = self.memory.recall_corrections(block)
-        landmarks = self.landmarks
-        assert landmarks is not None
-        n, seed = self.system.size, self.solver.seed + 4
-
-        def draw() -> Tensor:
-            return sample_rows(_permutation(n, seed).to(landmarks.index.device), landmarks.index)
-
-        rows = self.memory.drawn("rows", (n, seed, landmarks), draw)
-        return fit_to_rows(self.system, block, (*solutions, *corrections), rows)
-
-    def attempt(
-        self,
-        rhs: Tensor,
-        initial: Tensor | tuple[Tensor, Tensor] | None,
-        *,
-        stop_energy: NDArray[np.float64] | float = math.inf,
-    ) -> Solution:
-        """As :func:`~gp_rangeformer.solvers.refinement.refine`: what fails is never answered by the exact path."""
-        if self.preconditioner is None:
-            return failed(rhs, self.failure or Reason.NOT_PSD, 0, 0)
-        return refine(
-            self.system,
-            self.preconditioner,
-            rhs,
-            initial,
-            tolerance=self.solver.tolerance,
-            stop_energy=stop_energy,
-            max_passes=self.solver.max_passes,
-        )
-
-    def _logdet_of_step(self, probes: Tensor, solution: Solution, m: int) -> LogDet | None:
-        solver, system, preconditioner = self.solver, self.system, self.preconditioner
-        assert preconditioner is not None
-        own = slice(m, m + solver.num_probes)
-        # z' A^-1 z estimates tr(A^-1).
-        share = float(solution.quadratic[own].mean()) * system.diagonal_facts.smallest_noise / system.size
-        if solver.tail is None:
-            return self._lanczos_logdet(probes, share)
-        # Trained on as many probes as are asked for, not on those that a gradient needed besides.
-        estimate = solver.tail(
-            system, preconditioner, probes[:, : solver.num_probes], solution.value[:, own], solution.quadratic[own]
-        )
-        if estimate.half_width > solver.logdet_tolerance and self.memory.rank is not None:
-            # Twice the landmarks leave a shorter tail to estimate, and cost less than Lanczos in every step.
-            self.memory.rank = min(2 * self.memory.rank, solver.rank)
-        lanczos = functools.partial(self._lanczos_logdet, probes, share)
-        return checked_logdet(system, preconditioner, self.memory, estimate, solver.logdet_tolerance, lanczos)
-
-    def _lanczos_logdet(self, probes: Tensor, share: float | None = None) -> LogDet | None:
-        """None if the Ritz values disprove that K is positive semi-definite."""
-        assert self.preconditioner is not None
-        chosen = probes[:, : max(2, self.solver.num_logdet_probes)]
-        truncation = 0.01 * self.solver.tolerance
-        return lanczos_value(self.system, self.preconditioner, chosen, truncation=truncation, share=share)
-
-    def _learn_from(self, solution: Solution) -> None:
-        memory = self.memory
-        memory.failures = 0
-        warm = len(memory.solutions) >= min(2, self.solver.history)
-        correction = solution.correction if self.solver.predictor == "rows" else None
-        memory.remember(solution.value, self.solver.history, correction)
-        if self.solver.adaptive_rank and warm:
-            columns = solution.value.shape[1]
-            rank = memory.rank or self.solver.rank
-            memory.iterations = (*memory.iterations, solution.iterations)[-WINDOW:]
-            # Over the whole window also before it is full: a handful of iterations in one step proves little.
-            average = sum(memory.iterations) / WINDOW
-            memory.rank = worthwhile_rank(self.system.size, columns, rank, average, self.solver.rank)
-            if memory.rank == rank and self._control_is_near():
-                memory.rank = min(2 * rank, self.solver.rank)
-            if memory.rank != rank:
-                memory.iterations = ()
-        if memory.baseline_iterations is None:
-            memory.baseline_iterations = max(solution.iterations, _FEWEST_ITERATIONS)
-        elif solution.iterations > self.solver.refresh * memory.baseline_iterations:
-            memory.forget_landmarks()
-
-    def _control_is_near(self) -> bool:
-        assert self.preconditioner is not None
-        facts = self.preconditioner.facts
-        if len(facts.spectrum) < 2:
-            return False
-        halfway = facts.spectrum[len(facts.spectrum) // 2 - 1]
-        return control_within_reach(facts.mean_gap, float(facts.spectrum[-1] / halfway), CONTROL_GAP)
-
-    def _exact_prepared(self, reason: Reason) -> ExactPrepared:
-        if self.exact is None:
-            with because(reason.value):
-                self.exact = Exact(self.solver.tolerance).prepare(self.system)
-        return self.exact
-
-    def _exact_evaluation(self, rhs: Tensor, with_logdet: bool, reason: Reason) -> Evaluation:
-        return replace(self._exact_prepared(reason).evaluate(rhs, with_logdet), fallback_reason=reason)

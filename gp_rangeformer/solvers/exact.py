@@ -19,10 +19,10 @@ from linear_operator.utils.errors import NanError, NotPSDError
 from linear_operator.utils.warnings import NumericalWarning
 from torch import Tensor
 
-from gp_rangeformer import settings
 from gp_rangeformer.allocation.free_memory import Demand, InsufficientMemoryError
 from gp_rangeformer.allocation.workspace import shortage
 from gp_rangeformer.preconditioner.certificate import FEW_COLUMNS, wide_residual
+from gp_rangeformer.solvers.arguments import check_share
 from gp_rangeformer.system.answers import Evaluation, Interval, InverseRoot, LogDet, Solution
 from gp_rangeformer.system.linear_system import LinearSystem
 from gp_rangeformer.system.margins import factor_rounding
@@ -36,13 +36,25 @@ class Exact:
 
     :param tolerance: relative residual a solution must certify. A float32 factorisation that cannot is repeated in
         float64 (twice the time and memory of the factor), before any jitter is added.
-    :raises ValueError: at construction, for a tolerance that is none.
+    :param prediction_tolerance: the same for solves outside the likelihood.
+    :raises ValueError: at construction, naming the argument and what it may be.
     """
 
     tolerance: float = 0.01
+    prediction_tolerance: float = 0.001
 
     def __post_init__(self) -> None:
-        settings.tolerance.check(self.tolerance)
+        check_share(self, "tolerance")
+        check_share(self, "prediction_tolerance")
+
+    @property
+    def for_predictions(self) -> Exact:
+        return replace(self, tolerance=self.prediction_tolerance)
+
+    @property
+    def thin_columns(self) -> int:
+        """n-vectors that a system holds beside K and its factor, about."""
+        return 4
 
     def prepare(self, system: LinearSystem, memory: object = None) -> ExactPrepared:
         """Factorise. ``memory`` is accepted for the common signature and not used.
@@ -66,14 +78,14 @@ class Exact:
 
 # n x n matrices beside K: the matrix and its factor, or the factor and the copies that LAPACK's other routines make of
 # it (measured with torch 2.13 on a CPU); and numbers per row and right-hand side of a solve with its residual.
-_FACTOR, _ROOT, _PER_COLUMN = 2.3, 2.2, 12
+MATRICES, _ROOT, _PER_COLUMN = 2.3, 2.2, 12
 _INVERSE_ITERATIONS = 8
 FACTORISED_IN_FLOAT64 = "factorised in float64"  # a note
 
 
 def exact_path_fits(system: LinearSystem, columns: int) -> bool:
     """Whether a factorisation and a solve with so many right-hand sides fit into free memory, as far as is known."""
-    return _shortage(system, system.dtype, _FACTOR, _PER_COLUMN * columns) is None
+    return _shortage(system, system.dtype, MATRICES, _PER_COLUMN * columns) is None
 
 
 def _shortage(system: LinearSystem, dtype: torch.dtype, matrices: float, columns: int = 0) -> str | None:
@@ -85,13 +97,13 @@ def _dense(system: LinearSystem, dtype: torch.dtype) -> Tensor:
 
     :raises InsufficientMemoryError: if there is not.
     """
-    lacking = _shortage(system, dtype, _FACTOR)
+    lacking = _shortage(system, dtype, MATRICES)
     if lacking is not None:
         raise InsufficientMemoryError(
             f"the exact path needs K + D as a dense {str(dtype).removeprefix('torch.')} matrix of n = {system.size}, "
             f"and its Cholesky factor, which do not fit on {system.device} ({lacking}). The RangeFormer solver needs "
-            "neither: where it could not certify its answer, raise settings.rank, settings.max_passes, "
-            "settings.tolerance or the likelihood's noise; float64 helps where rounding is the cause"
+            "neither: where it could not certify its answer, raise rank, max_passes or tolerance of settings.solver, "
+            "or the likelihood's noise; float64 helps where rounding is the cause"
         )
     return system.to_dense(dtype)
 
@@ -278,8 +290,8 @@ class ExactPrepared:
         if lacking is not None:
             raise InsufficientMemoryError(
                 f"an exact root of the inverse of n = {self.system.size} does not fit on {self.system.device} "
-                f"({lacking}): predict without gpytorch.settings.fast_pred_var, or raise settings.rank or "
-                "settings.tolerance so that a low-rank root serves"
+                f"({lacking}): predict without gpytorch.settings.fast_pred_var, or raise rank or "
+                "tolerance in settings.solver so that a low-rank root serves"
             )
         identity = torch.eye(self.system.size, dtype=self.factor.dtype, device=self.factor.device)
         inverse = torch.linalg.solve_triangular(self.factor, identity, upper=False)

@@ -16,9 +16,11 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
+from gp_rangeformer.allocation.free_memory import Demand
+from gp_rangeformer.allocation.workspace import shortage
 from gp_rangeformer.kernels.native.product import multiply_wide
 from gp_rangeformer.preconditioner.certificate import FEW_COLUMNS
-from gp_rangeformer.solvers.exact import ExactWeight
+from gp_rangeformer.solvers.exact import MATRICES, ExactWeight
 from gp_rangeformer.system.answers import Interval
 from gp_rangeformer.system.margins import entry_error, factor_rounding, logdet_margin, quadratic_margin
 from gp_rangeformer.system.small_cores import to_host
@@ -67,7 +69,8 @@ def evaluate_batch(
     dtype = kernel.dtype
     if dtype == torch.float32 and factor_rounding(n, dtype, condition).max() > 0.1 * tolerance:
         dtype = torch.float64
-    factor = _factorised(kernel, noise, dtype)
+    fits = shortage(Demand(MATRICES * len(kernel), 0, dtype.itemsize), n, kernel.device) is None
+    factor = _factorised(kernel, noise, dtype) if fits else None
     if factor is None:
         return None
     # Not by cholesky_solve, which copies the factor.

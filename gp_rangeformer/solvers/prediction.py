@@ -13,12 +13,11 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from gp_rangeformer import settings
 from gp_rangeformer.preconditioner.certificate import FEW_COLUMNS, inv_quad_bounds, relative_residual, wide_residual
 from gp_rangeformer.preconditioner.nystrom import NystromPreconditioner
 from gp_rangeformer.recycling.galerkin import galerkin
 from gp_rangeformer.recycling.memory import Memory
-from gp_rangeformer.solvers.certified import CertifiedPrepared
+from gp_rangeformer.solvers.certified_prepared import CertifiedPrepared
 from gp_rangeformer.solvers.exact import Exact, ExactPrepared
 from gp_rangeformer.system.answers import Prepared, Solution
 from gp_rangeformer.system.linear_system import LinearSystem
@@ -34,10 +33,11 @@ def mean_solve(prepared: Prepared, rhs: Tensor) -> Solution:
     """A^-1 rhs such that means k*' X are as accurate as their own standard deviations ask, where rounding allows.
 
     With x off by A^-1 r, |k*' A^-1 r|^2 <= k*' A^-1 k* r' A^-1 r <= k** r' P^-1 r. Asked for is an error below
-    ``settings.tolerance`` times the noise's standard deviation, a lower bound of the deviation of an observation: a
-    bound in the units of the prediction, whatever those of the targets and however far from zero they are. So x is
-    refined with residuals that are summed in float64, x itself in float64, up to three times; what the answer leaves,
-    rounded, is ``mean_error``. More than four right-hand sides are no targets: they get their certified residual.
+    the solver's ``prediction_error`` times the noise's standard deviation, a lower bound of the deviation of an
+    observation: a bound in the units of the prediction, whatever those of the targets and however far from zero they
+    are. So x is refined with residuals that are summed in float64, x itself in float64, up to three times; what the
+    answer leaves, rounded, is ``mean_error``. More than four right-hand sides are no targets: they get their certified
+    residual.
     Cost beyond the solve: two wide passes over K, and for a refinement about as many iterations again.
     """
     solution = prepared.solve(rhs)
@@ -78,7 +78,7 @@ def _refined(
     system, preconditioner = prepared.system, prepared.preconditioner
     assert preconditioner is not None
     facts = system.diagonal_facts
-    allowed = settings.tolerance.value() ** 2 * facts.smallest_noise / facts.largest_total
+    allowed = prepared.solver.prediction_error**2 * facts.smallest_noise / facts.largest_total
     residual = wide_residual(system, rhs, value)
     energy = _energy(preconditioner, residual)
     for _ in range(_MEAN_REFINEMENTS):
@@ -126,8 +126,8 @@ def covariance_solve(prepared: Prepared, rhs: Tensor) -> Solution:
 
     The best combination of a solve's columns in the norm of A has both properties, and an error of second order
     (measured at a relative residual of 1e-3, float32, noise 0.01: 1e-3 instead of 3e-2 of variance plus noise). It is
-    refined until the certified error of every variance is below ``settings.tolerance`` times the noise, a lower bound
-    of the variance of an observation; the exact path answers if rounding forbids that.
+    refined until the certified error of every variance is below the solver's ``prediction_error`` times the noise, a
+    lower bound of the variance of an observation; the exact path answers if rounding forbids that.
     Cost beyond the solve: one pass over K with as many columns, seldom a second, shorter solve.
     """
     solution = prepared.solve(rhs)
@@ -135,7 +135,7 @@ def covariance_solve(prepared: Prepared, rhs: Tensor) -> Solution:
         return solution
     system, preconditioner = prepared.system, prepared.preconditioner
     assert preconditioner is not None
-    allowed = settings.tolerance.value() * system.diagonal_facts.smallest_noise
+    allowed = prepared.solver.prediction_error * system.diagonal_facts.smallest_noise
     iterations, start = solution.iterations, system.passes - solution.passes
     value, residual = galerkin(system, solution.value, rhs)
     for refinement in range(1 + _REFINEMENTS):

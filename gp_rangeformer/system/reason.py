@@ -10,25 +10,25 @@ class Reason(enum.Enum):
 
     CONVERGED = "every column met its tolerance"
     EXACT_SMALL = "n is below settings.min_size, where one Cholesky factorisation is faster"
-    EXACT_ASKED = "settings.logdet('exact') asks for a Cholesky factorisation"
+    EXACT_ASKED = "settings.solver(Exact()) asks for a Cholesky factorisation"
     EXACT_LINE_SEARCH = (
         "a line search (L-BFGS, scipy.optimize) compares values with their own gradients, which a stochastic log "
         "determinant has in expectation only; the exact path answers (settings.exact_line_search(False) changes it)"
     )
     EXACT_MANY_COLUMNS = "so many right-hand sides cost less through one Cholesky factorisation"
     EXACT_GRADIENT = (
-        "probes leave the gradient more uncertain than settings.gradient_tolerance allows; one Cholesky factorisation "
+        "probes leave the gradient more uncertain than gradient_tolerance allows; one Cholesky factorisation "
         "costs less than the probes that would do"
     )
     EXACT_ROOT = "a fantasy or a batch needs the triangular root of A^-1"
-    EXACT_LOW_RANK = "a low-rank inverse root misses the predictive variance by more than settings.tolerance"
+    EXACT_LOW_RANK = "a low-rank inverse root misses the predictive variance by more than tolerance"
 
     DIRECT = (
-        "settings.mode('direct') lets the network's own answer through, and it is outside settings.tolerance or its "
-        "certain interval; settings.mode('certified') corrects it"
+        "settings.solver(Direct()) lets the network's own answer through, and it is outside tolerance or its "
+        "certain interval; settings.solver(Certified()) corrects it"
     )
 
-    MAX_PASSES = "settings.max_passes reached before the tolerance; raise settings.rank or the likelihood's noise"
+    MAX_PASSES = "max_passes reached before the tolerance; raise rank in settings.solver or the likelihood's noise"
     STAGNATION = "the residual stopped falling, usually float32 rounding at a small noise; float64 helps"
     ROUNDING = "float32 rounding alone exceeds the tolerance at this noise; float64 or a larger noise helps"
     NOT_FINITE = "a right-hand side or a product with the kernel matrix is NaN or infinite; look for overflow"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import os
 import time
 from collections.abc import Iterator
@@ -16,7 +17,6 @@ import torch
 from rich import print_json
 
 import gp_rangeformer
-from gp_rangeformer import settings
 from tests.fuzz.tally import Record, claims_about_nothing, is_miss, show, write_json
 from tests.fuzz.trajectory import run_trajectory
 
@@ -63,9 +63,10 @@ def main() -> None:
         return
     torch.set_num_threads(1)
     if options.only is not None:
-        with settings.verbose():
-            for record in run_trajectory(options.seed, options.only, options.largest):
-                print_json(data=record)
+        logging.basicConfig(format="%(message)s")
+        logging.getLogger("gp_rangeformer").setLevel(logging.DEBUG)  # a line for every call
+        for record in run_trajectory(options.seed, options.only, options.largest):
+            print_json(data=record)
         return
     started, records = time.perf_counter(), []
     for record in records_until(options.steps, options.seed, options.largest):

@@ -195,18 +195,19 @@ def draw_noise(dice: Dice) -> float:
 
 
 def draw_settings(dice: Dice) -> dict[str, Any]:
-    """Values of gp_rangeformer.settings for one trajectory. Half of them differ from the defaults in little."""
+    """Settings, and arguments of the solver, for one trajectory. Half of them differ from the defaults in little."""
     chosen: dict[str, Any] = {"seed": dice.whole(0, 10**6)}
     if dice.chance(0.65):
         chosen["min_size"] = 1
     if dice.chance(0.7):
         chosen["exact_size"] = 20
     if dice.chance(0.15):
-        chosen["fused_kernels"] = False
+        chosen["fused_kernels"] = "off"
     if dice.chance(0.25):
         chosen["kernel_storage"] = dice.pick("dense", "tiles", "tiles")
     if dice.chance(0.3):
-        chosen["logdet"] = dice.pick("lanczos", "lanczos", "lanczos", "quadrature", "exact")
+        method = dice.pick("lanczos", "lanczos", "lanczos", "quadrature", "exact")
+        chosen |= {"exact": True} if method == "exact" else {"logdet": method}
     if dice.chance(0.5):
         return chosen
     options: dict[str, tuple[Any, ...]] = {
@@ -221,7 +222,7 @@ def draw_settings(dice: Dice) -> dict[str, Any]:
         "prediction_tolerance": (1e-2, 1e-5),
         "logdet_tolerance": (1e-3, 0.1),
         "landmarks": ("uniform",),
-        "compiled_kernels": (False,),
+        "fused_kernels": ("tensors",),
     }
     for name, values in options.items():
         if dice.chance(0.3):

@@ -39,7 +39,7 @@ PROFILES = {
 
 @pytest.fixture(autouse=True, params=[True, False], ids=["compiled", "tensors"])
 def made_both_ways(request: pytest.FixtureRequest) -> Iterator[None]:
-    with settings.compiled_kernels(request.param):
+    with settings.fused_kernels("compiled" if request.param else "tensors"):
         yield
 
 

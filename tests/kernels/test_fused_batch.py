@@ -286,7 +286,7 @@ def test_a_kernel_alone_is_differentiated_as_a_batch_of_one(dtype) -> None:
         for own, other, argument in zip(fused.contract_symmetric(given_weight), expected, fused.arguments, strict=True):
             assert own.shape == argument.shape
             assert torch.equal(own, other)
-    with settings.compiled_kernels(False):
+    with settings.fused_kernels("tensors"):
         uncompiled = FusedKernel(case.expression, *case.single((0,))).contract_symmetric(weight)
     assert_gradients_are_plain(case, case.batch(), weight, tuple(gradient.unsqueeze(0) for gradient in uncompiled))
 
@@ -368,7 +368,7 @@ def test_second_derivatives_are_differences_of_the_compiled_first_ones(name, sha
 def test_nobody_fuses_batches_where_the_compiled_code_is_switched_off() -> None:
     assert fuses_batches(torch.device("cpu"))
     assert not fuses_batches(torch.device("meta"))
-    with settings.compiled_kernels(False):
+    with settings.fused_kernels("tensors"):
         assert not fuses_batches(torch.device("cpu"))
 
 

@@ -56,7 +56,7 @@ def test_a_csv_is_compared_from_end_to_end(table, tmp_path):
         "rangeformer",
     ]
     assert content["arguments"]["steps"] == 2
-    assert content["settings"]["rank"] == 400
+    assert content["settings"]["solver"]["rank"] == 400
     assert content["machine"]["versions"]["torch"] == torch.__version__
     assert content["command"].startswith("gp-rangeformer compare ")
     assert content["command"].endswith(f"--markdown {files['t.md']}")

@@ -49,7 +49,7 @@ class Fake:
 def evaluate(tail: TailEstimator | None, memory: Memory | None = None) -> tuple[LogDet, Evaluation]:
     """One training step."""
     # Rank 20: a step needs several iterations and leaves a tail of about half a nat per point.
-    solver = Certified(rank=20, tail=tail, num_logdet_probes=32)
+    solver = Certified(rank=20, logdet=tail or "lanczos", num_logdet_probes=32)
     evaluation = solver.prepare(SYSTEM, memory or Memory()).evaluate(targets(N))
     assert evaluation.fallback_reason is None
     assert evaluation.logdet is not None
@@ -91,7 +91,7 @@ def test_what_nothing_speaks_against_is_used_without_lanczos(lanczos_calls: list
 @pytest.mark.parametrize(
     ("tail", "why"),
     [
-        (Fake(half=0.02), "uncertainty of 0.02 nats per point exceeds settings.logdet_tolerance"),
+        (Fake(half=0.02), "uncertainty of 0.02 nats per point exceeds logdet_tolerance"),
         (Fake(refusal="n = 3 is below the 256"), "n = 3 is below the 256"),
         (Fake(shift=float("nan")), "not finite"),
         (Fake(shift=float("inf"), half=None), "not finite"),
@@ -190,7 +190,7 @@ def test_the_report_names_the_method_and_why_another_one_answered() -> None:
     problem = build("matern32", n=400)
     for tolerance, method in ((0.5, "learned"), (1e-6, "lanczos")):
         gp_rangeformer.clear_memory()
-        with rangeformer_path(tolerance=1e-3, probes=32), settings.logdet_tolerance(tolerance):
+        with rangeformer_path(tolerance=1e-3, probes=32), settings.solver(logdet_tolerance=tolerance):
             problem.loss()
             report = gp_rangeformer.last_report()
         assert report is not None
@@ -198,7 +198,7 @@ def test_the_report_names_the_method_and_why_another_one_answered() -> None:
         handed_over = [note for note in report.notes if "handed over to Lanczos" in note]
         assert len(handed_over) == (method == "lanczos")
         if handed_over:
-            assert "settings.logdet_tolerance" in handed_over[0]
+            assert "logdet_tolerance" in handed_over[0]
             assert handed_over[0] in report.summary()
 
 
@@ -208,7 +208,11 @@ def test_every_method_reports_a_value_inside_its_rigorous_interval(method: str) 
     with gpytorch.settings.fast_computations(False, False, False):
         covariance = problem.likelihood(problem.model(problem.x)).lazy_covariance_matrix
     exact = torch.logdet(covariance.to_dense()).item()
-    with rangeformer_path(tolerance=1e-3, probes=32), settings.logdet(method), settings.logdet_tolerance(0.5):
+    with (
+        rangeformer_path(tolerance=1e-3, probes=32),
+        settings.solver(logdet=method),
+        settings.solver(logdet_tolerance=0.5),
+    ):
         problem.loss()
         report = gp_rangeformer.last_report()
     assert report is not None
@@ -223,7 +227,7 @@ def test_every_method_reports_a_value_inside_its_rigorous_interval(method: str) 
 def test_an_unsure_estimate_asks_for_twice_the_landmarks(half: float, expected: int) -> None:
     memory = checked_before()
     memory.rank = 64
-    solver = Certified(rank=150, adaptive_rank=True, tail=Fake(half=half))
+    solver = Certified(rank=150, adaptive_rank=True, logdet=Fake(half=half))
     solver.prepare(SYSTEM, memory).evaluate(targets(N))
     assert memory.rank == expected
     prepared = solver.prepare(SYSTEM, memory)

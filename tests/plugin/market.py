@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -197,6 +198,13 @@ def exact_path() -> Iterator[ReportCollection]:
         yield reports
 
 
+def set_to(name: str, value: Any) -> contextlib.AbstractContextManager[None]:
+    """The context of a setting, or of an argument of the certified solver."""
+    if name in {field.name for field in dataclasses.fields(Certified)}:
+        return settings.solver(**{name: value})
+    return getattr(settings, name)(value)
+
+
 @contextlib.contextmanager
 def plain_probes() -> Iterator[None]:
     """Gradients of the log determinant from the probes alone, as in :func:`probe_gradient`: no control variate."""
@@ -217,12 +225,15 @@ def rangeformer_path(
         settings.rangeformer(),
         settings.exact_size(1),
         settings.min_size(1),
-        settings.tolerance(tolerance),
-        settings.prediction_tolerance(tolerance),
-        settings.rank(rank),
-        settings.num_probes(probes),
-        settings.predictor(predictor),
-        settings.gradient_tolerance(math.inf),  # small systems: else the exact path would answer for few probes
+        settings.solver(
+            tolerance=tolerance,
+            prediction_tolerance=tolerance,
+            prediction_error=tolerance,
+            rank=rank,
+            num_probes=probes,
+            predictor=predictor,
+            gradient_tolerance=math.inf,  # small systems: else the exact path would answer for few probes
+        ),
         collect_reports() as reports,
     ):
         yield reports

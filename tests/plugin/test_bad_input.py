@@ -262,7 +262,11 @@ def test_a_fixed_noise_of_zero_is_raised_by_the_host_and_answered(path: str) -> 
 
 def test_a_wrong_answer_would_be_noticed_a_budget_of_one_pass_falls_back() -> None:
     operator = added_diagonal(kernel_matrix(), 0.001)
-    with rangeformer_path() as reports, settings.max_passes(1), pytest.warns(FallbackWarning, match="max_passes"):
+    with (
+        rangeformer_path() as reports,
+        settings.solver(max_passes=1),
+        pytest.warns(FallbackWarning, match="max_passes"),
+    ):
         found = ask(operator, "inv_quad_logdet")
     assert (reports[0].solver, reports[0].reason) == ("exact", Reason.MAX_PASSES)
     assert relative(found, answer(kernel_matrix(), 0.001, "inv_quad_logdet")) < 1e-9

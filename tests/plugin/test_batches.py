@@ -205,7 +205,7 @@ def test_and_by_every_way_to_the_solvers(path, sharing) -> None:
     way = {
         "botorch": lambda: gpytorch.settings.fast_computations(log_prob=False),
         "no_fused_kernels": lambda: settings.fused_kernels(False),
-        "no_compiled_kernels": lambda: settings.compiled_kernels(False),
+        "no_compiled_kernels": lambda: settings.fused_kernels("tensors"),
         "tiles": lambda: settings.kernel_storage("tiles"),
     }[path]
     for batch in ((3,), (2, 2), (1,)):
@@ -433,7 +433,7 @@ def test_the_flag_may_be_left_before_the_backward_pass_and_entered_for_it() -> N
     with answered():
         inside = asked.values()
         later = asked.values()
-    with gpytorch.settings.fast_computations(log_prob=False), settings.compiled_kernels(False):
+    with gpytorch.settings.fast_computations(log_prob=False), settings.fused_kernels("tensors"):
         found = {"value": inside.detach(), **derived((weights * inside).sum(), asked)}
     assert_close(found, expected, rounding(asked))
     outside = asked.values()

@@ -231,7 +231,7 @@ def test_residuals_of_near_twins_of_high_variance_are_as_claimed(min_size, syste
     with (
         settings.rangeformer(),
         settings.min_size(min_size),
-        settings.prediction_tolerance(0.01),
+        settings.solver(prediction_tolerance=0.01),
         collect_reports() as reports,
         torch.no_grad(),
     ):
@@ -250,7 +250,7 @@ def test_isolated_points_leave_lanczos_an_interval_of_its_rounding(n, outputscal
     x = 100 * torch.arange(n, dtype=torch.float32).unsqueeze(-1)
     y = torch.randn(n, generator=torch.Generator().manual_seed(0))
     problem = problem_of(scaled(RBFKernel(), 0.17, outputscale), x, y, noise)
-    with settings.logdet("lanczos"):
+    with settings.solver(logdet="lanczos"):
         report = step(problem)
     logdet = n * math.log(problem.model.covar_module.outputscale.item() + problem.likelihood.noise.item())
     assert report.logdet_method == "lanczos"

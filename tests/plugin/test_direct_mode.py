@@ -1,8 +1,10 @@
-"""settings.mode("direct"): the network's answers reach GPyTorch uncorrected, and nobody can overlook it."""
+"""settings.solver(Direct()): the network's answers reach GPyTorch uncorrected, and nobody can overlook it."""
 
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
+from typing import Any
 
 import gpytorch
 import pytest
@@ -12,9 +14,15 @@ from linear_operator.utils.errors import NanError
 from gp_rangeformer import OutsideToleranceWarning, settings
 from gp_rangeformer.rangeformer import answer as network
 from gp_rangeformer.rangeformer.answer import Answer
+from gp_rangeformer.rangeformer.direct import Direct
 from gp_rangeformer.system.linear_system import LinearSystem
 from gp_rangeformer.system.reason import Reason
 from tests.plugin.market import added_diagonal, build, dense_covariance, exact_path, rangeformer_path
+
+
+def direct(**changes: Any) -> settings.solver:
+    """The network answers, with probes and tolerances of the present solver but for ``changes``."""
+    return settings.solver(Direct(replace(settings.solver.value(), **changes)))
 
 
 def test_the_certified_mode_never_asks_the_network(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -24,13 +32,21 @@ def test_the_certified_mode_never_asks_the_network(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(network, "answer", refuse)
     with rangeformer_path():
         build().loss().backward()
-    with rangeformer_path(), settings.mode("direct"), pytest.raises(AssertionError, match="asked"):
+    with (
+        rangeformer_path(),
+        direct(),
+        pytest.raises(AssertionError, match="asked"),
+    ):
         build().loss()
 
 
 def test_the_value_is_the_networks_own_and_its_distance_from_the_truth_is_reported() -> None:
     problem = build("rbf", n=300)
-    with rangeformer_path(tolerance=0.01) as reports, settings.mode("direct"), warnings.catch_warnings():
+    with (
+        rangeformer_path(tolerance=0.01) as reports,
+        direct(),
+        warnings.catch_warnings(),
+    ):
         warnings.simplefilter("ignore", OutsideToleranceWarning)
         value = -300 * problem.loss().item()
     (report,) = reports
@@ -48,8 +64,8 @@ def test_the_value_is_the_networks_own_and_its_distance_from_the_truth_is_report
 
 
 def test_an_answer_outside_tolerance_warns_and_names_the_way_back() -> None:
-    expected = pytest.warns(OutsideToleranceWarning, match=r"settings\.mode\('certified'\)")
-    with rangeformer_path(tolerance=1e-6) as reports, settings.mode("direct"), expected:
+    expected = pytest.warns(OutsideToleranceWarning, match=r"settings\.solver\(Certified\(\)\)")
+    with rangeformer_path(tolerance=1e-6) as reports, direct(), expected:
         build("matern12", n=200).loss()
     assert reports[0].reason is Reason.DIRECT
     assert reports[0].residual > 1e-6
@@ -59,7 +75,7 @@ def test_an_answer_outside_tolerance_warns_and_names_the_way_back() -> None:
 @pytest.mark.filterwarnings("ignore::gp_rangeformer.OutsideToleranceWarning")
 def test_training_and_prediction_run_through() -> None:
     problem = build("rbf", n=200)
-    with rangeformer_path() as reports, settings.mode("direct"):
+    with rangeformer_path() as reports, direct():
         _, gradient = problem.loss_and_gradient()
         prediction = problem.predict().mean
         with gpytorch.settings.fast_pred_var():
@@ -74,10 +90,10 @@ def test_training_and_prediction_run_through() -> None:
 
 @pytest.mark.filterwarnings("ignore::gp_rangeformer.OutsideToleranceWarning")
 def test_the_mode_answers_below_min_size_and_leaves_what_is_below_exact_size() -> None:
-    with exact_path() as reports, settings.mode("direct"):
+    with exact_path() as reports, direct():
         build().loss()
     assert reports[0].solver == "direct"
-    with exact_path() as reports, settings.mode("direct"), settings.exact_size(1000):
+    with exact_path() as reports, direct(), settings.exact_size(1000):
         build().loss()
     assert reports[0].solver == "gpytorch"
 
@@ -87,7 +103,7 @@ def test_the_same_seed_gives_the_same_answer() -> None:
     problem = build(n=150)
     values = []
     for seed in (0, 0, 1):
-        with rangeformer_path(), settings.mode("direct"), settings.seed(seed):
+        with rangeformer_path(), direct(seed=seed):
             values.append(problem.loss().item())
     assert values[0] == values[1] != values[2]
 
@@ -97,12 +113,7 @@ def test_a_kernel_matrix_that_is_not_finite_is_an_error_here_too(bad: float) -> 
     kernel = torch.eye(50).double()
     kernel[3, 5] = kernel[5, 3] = bad
     rhs = torch.ones(50, 1).double()
-    with rangeformer_path(), settings.mode("direct"), pytest.raises(NanError):
+    with rangeformer_path(), direct(), pytest.raises(NanError):
         added_diagonal(kernel, 0.1).inv_quad_logdet(rhs, logdet=True)
-    with rangeformer_path(), settings.mode("direct"), pytest.raises(NanError):
+    with rangeformer_path(), direct(), pytest.raises(NanError):
         added_diagonal(kernel, 0.1).solve(rhs)
-
-
-def test_an_unknown_mode_is_refused() -> None:
-    with pytest.raises(ValueError, match="one of 'certified', 'direct'"):
-        settings.mode("fast")

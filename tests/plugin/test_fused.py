@@ -49,7 +49,7 @@ def both(path: Any, answer: Callable[[], Any]) -> tuple[Any, Any]:
     """``answer`` with fused kernels on, and off."""
     found = []
     for fused in (True, False):
-        with path() as reports, settings.fused_kernels(fused), settings.logdet("lanczos"):
+        with path() as reports, settings.fused_kernels(fused), settings.solver(logdet="lanczos"):
             found.append(answer())
         # Predictions with many columns are answered by the exact path whatever n is.
         assert ("exact" if path is exact_path else "rangeformer") in {report.solver for report in reports}
@@ -207,7 +207,7 @@ class LargestTensor(TorchDispatchMode):
 
 def largest_in_backward(problem: Problem, fused: bool) -> float:
     """In units of K."""
-    with rangeformer_path(tolerance=1e-2), settings.fused_kernels(fused), settings.logdet("lanczos"):
+    with rangeformer_path(tolerance=1e-2), settings.fused_kernels(fused), settings.solver(logdet="lanczos"):
         loss = problem.loss()
         with LargestTensor() as watched:
             loss.backward()

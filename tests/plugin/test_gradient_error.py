@@ -18,7 +18,7 @@ from gp_rangeformer.kernels.fused import FusedKernel
 from gp_rangeformer.plugin import gradient_error
 from gp_rangeformer.report import GradientError, HyperparameterGradient, SolveReport
 from gp_rangeformer.system.reason import Reason
-from tests.plugin.market import GP, Problem, added_diagonal, build, flat_gradient, rangeformer_path, relative
+from tests.plugin.market import GP, Problem, added_diagonal, build, flat_gradient, rangeformer_path, relative, set_to
 
 N = 150
 NAMES = {
@@ -32,8 +32,8 @@ NAMES = {
 def step(problem: Problem, **options: Any) -> SolveReport:
     """The report of one training step by the solver, whose tolerances leave the probes' error alone."""
     asked = {"num_probes": 32, "gradient_tolerance": 1e6, "seed": 0, "rank": 40, **options}
-    settings_of = [getattr(settings, name)(value) for name, value in asked.items()]
-    with settings.rangeformer(), settings.min_size(1), settings.tolerance(1e-5), collect_reports() as reports:
+    settings_of = [set_to(name, value) for name, value in asked.items()]
+    with settings.rangeformer(), settings.min_size(1), settings.solver(tolerance=1e-5), collect_reports() as reports:
         for setting in settings_of:
             setting.__enter__()
         try:
@@ -122,7 +122,7 @@ def test_a_matrix_of_unknown_origin_reports_noise_and_scale() -> None:
     with torch.no_grad():
         kernel = problem.model.covar_module(problem.x).to_dense()
     noise, y = torch.full((N,), 0.05, dtype=torch.float64), problem.y
-    with settings.rangeformer(), settings.min_size(1), settings.tolerance(1e-5), collect_reports() as reports:
+    with settings.rangeformer(), settings.min_size(1), settings.solver(tolerance=1e-5), collect_reports() as reports:
         added_diagonal(kernel.requires_grad_(), noise).inv_quad_logdet(y.unsqueeze(-1), logdet=True)
     found = measured(reports[0])
     inverse = torch.linalg.inv(kernel.detach() + noise.diag())
@@ -221,7 +221,7 @@ def test_between_checks_nothing_is_contracted_and_the_age_counts() -> None:
     assert first.age == 0
     with mock.patch.object(FusedKernel, "contract", side_effect=AssertionError("contracted")):
         for age in (1, 2, 3):
-            with settings.rangeformer(), settings.min_size(1), settings.gradient_tolerance(1e6):
+            with settings.rangeformer(), settings.min_size(1), settings.solver(gradient_tolerance=1e6):
                 problem.loss()
             report = last_report()
             assert report is not None
@@ -255,6 +255,6 @@ def test_the_excess_is_relative_to_the_gradient_or_to_what_is_negligible() -> No
 @pytest.mark.parametrize(("kernel", "said"), [("matern32", False), ("linear_plus_rbf", True)])
 def test_what_is_not_measured_of_a_kernel_that_gpytorch_evaluates_is_said(kernel: str, said: bool) -> None:
     problem = build(kernel, n=150)
-    with rangeformer_path() as reports, settings.gradient_tolerance(1e3):
+    with rangeformer_path() as reports, settings.solver(gradient_tolerance=1e3):
         problem.loss().backward()
     assert any("noise and scale alone" in note for note in reports[-1].notes) == said

@@ -157,7 +157,7 @@ def test_memory_stays_below_its_limit_and_answers_go_on() -> None:
 
 def test_no_history_remembers_no_solutions() -> None:
     problem = build()
-    with settings.history(0):
+    with settings.solver(history=0):
         cold = iterations(problem)
         assert iterations(problem) == cold
     assert memory(problem).solutions == ()
@@ -176,7 +176,7 @@ def test_an_operator_of_unknown_origin_leaves_no_memory_behind() -> None:
 
     alone = ask(second)
     clear_memory()
-    with settings.max_passes(1), warnings.catch_warnings(), rangeformer_path():
+    with settings.solver(max_passes=1), warnings.catch_warnings(), rangeformer_path():
         warnings.simplefilter("ignore")
         added_diagonal(first, 1e-4).inv_quad_logdet(rhs, logdet=True)
         assert last_report().fell_back  # type: ignore[union-attr]
@@ -219,7 +219,7 @@ def test_another_seed_gives_another_estimate_and_the_global_generator_is_left_al
     with rangeformer_path():
         first = problem.loss().item()
         clear_memory()
-        with settings.seed(5):
+        with settings.solver(seed=5):
             second = problem.loss().item()
     assert torch.equal(torch.get_rng_state(), state)
     assert first != second
@@ -237,7 +237,7 @@ def test_two_threads_train_two_models_as_one_after_the_other(fast_log_prob: bool
     # Uniform landmarks: where BLAS uses fewer threads on a busy machine, only rounding differs, and no draw follows it.
     with (
         gpytorch.settings.fast_computations(log_prob=fast_log_prob),
-        settings.landmarks("uniform"),
+        settings.solver(landmarks="uniform"),
         rangeformer_path(tolerance=0.01),
     ):
         for kernel in kernels:

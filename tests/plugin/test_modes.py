@@ -293,7 +293,7 @@ def one_step(problem: Problem) -> list[Tensor]:
 def test_deterministic_calls_have_the_same_bits_whatever_came_before(dtype, logdet) -> None:
     problem = build(n=300, dtype=dtype)
     problem.likelihood.noise = 0.2
-    with settings.rangeformer(), settings.min_size(1), settings.logdet(logdet), collect_reports() as reports:
+    with settings.rangeformer(), settings.min_size(1), settings.solver(logdet=logdet), collect_reports() as reports:
         with settings.deterministic():
             alone = four_losses(problem)
         remembered = four_losses(problem)

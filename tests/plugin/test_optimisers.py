@@ -13,6 +13,7 @@ import torch
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from gp_rangeformer import collect_reports, settings
+from gp_rangeformer.solvers.exact import Exact
 from gp_rangeformer.system.reason import Reason
 from tests.plugin.market import Problem, build, exact_path, flat_gradient, rangeformer_path
 
@@ -140,7 +141,7 @@ def directional(problem: Problem, step: float) -> tuple[float, float]:
 @pytest.mark.parametrize("batch", [(), (2,)], ids=["single", "batch"])
 def test_value_and_gradient_are_consistent_with_an_exact_log_determinant(kernel: str, batch: tuple[int, ...]) -> None:
     problem = build(kernel, batch=batch)
-    with rangeformer_path(), settings.logdet("exact"), collect_reports() as reports:
+    with rangeformer_path(), settings.solver(Exact()), collect_reports() as reports:
         difference, derivative = directional(problem, 1e-5)
     assert {(r.solver, r.reason) for r in reports} == {("exact", Reason.EXACT_ASKED)}
     assert abs(derivative) > 1e-3

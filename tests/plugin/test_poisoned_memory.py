@@ -227,8 +227,8 @@ def as_shipped() -> Iterator[ReportCollection]:
     with (
         settings.rangeformer(),
         settings.min_size(100),
-        settings.tolerance(1e-6),
-        settings.prediction_tolerance(1e-6),
+        settings.solver(tolerance=1e-6),
+        settings.solver(prediction_tolerance=1e-6),
         collect_reports() as reports,
     ):
         yield reports
@@ -253,7 +253,7 @@ def trained() -> Trained:
         for _ in range(5):
             problem.loss_and_gradient()
     assert {(report.solver, report.logdet_method) for report in reports} == {("rangeformer", "learned")}
-    assert settings.predictor.value() == "rows"
+    assert settings.solver.value().predictor == "rows"
     memory = memory_of(problem)
     left = {field.name: getattr(memory, field.name) for field in dataclasses.fields(memory) if field.name != "lock"}
     assert (len(memory.solutions), len(memory.corrections), memory.rank) == (3, 2, 64)
@@ -262,7 +262,7 @@ def trained() -> Trained:
     _, covariance = dense_covariance(problem)
     truth = exact(covariance.detach(), torch.zeros(SIZE, dtype=torch.float64), problem.y)
     assert isinstance(truth, Truth)
-    by_probes = probe_gradient(problem, settings.num_probes.value())
+    by_probes = probe_gradient(problem, settings.solver.value().num_probes)
     problem.model.zero_grad()
     problem.loss().backward()
     return Trained(problem, left, truth, by_probes, flat_gradient(problem.model), problem.predict().mean.detach())

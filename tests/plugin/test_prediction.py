@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from gp_rangeformer import settings
-from gp_rangeformer.solvers.certified import Certified, CertifiedPrepared
+from gp_rangeformer.solvers.certified import Certified
+from gp_rangeformer.solvers.certified_prepared import CertifiedPrepared
 from gp_rangeformer.solvers.prediction import mean_solve
 from gp_rangeformer.system.answers import Solution
 from gp_rangeformer.system.reason import Reason
@@ -198,7 +199,7 @@ def test_variances_are_never_negative_and_covariances_symmetric_at_default_toler
         with (
             prediction_mode(fast_pred_var),
             rangeformer_path(tolerance=0.01) as reports,
-            settings.prediction_tolerance(1e-3),
+            settings.solver(prediction_tolerance=1e-3),
             torch.no_grad(),
         ):
             problem.loss()  # leaves a memory behind, as training does

@@ -21,6 +21,7 @@ from gp_rangeformer import clear_memory, settings
 from gp_rangeformer.kernels.gpu.streamed import StreamedKernel
 from gp_rangeformer.kernels.matrices.sharded import ProcessGroupError
 from gp_rangeformer.kernels.native.compiler import native_library
+from gp_rangeformer.solvers.exact import Exact
 from tests.plugin.market import build, rangeformer_path
 
 N = 600  # three tiles: one process holds 256 rows, the other 344
@@ -35,7 +36,7 @@ def answers() -> dict[str, Any]:
     problem = build("nested", n=N)
     optimiser = torch.optim.Adam(problem.model.parameters(), lr=0.05)
     values = []
-    with rangeformer_path(tolerance=1e-8, rank=30, predictor="rows") as reports, settings.logdet("lanczos"):
+    with rangeformer_path(tolerance=1e-8, rank=30, predictor="rows") as reports, settings.solver(logdet="lanczos"):
         for _ in range(3):
             value, gradient = problem.loss_and_gradient()
             values.append(value)
@@ -45,7 +46,7 @@ def answers() -> dict[str, Any]:
             found = {"mean": exact.mean, "variance": exact.variance}
             with gpytorch.settings.fast_pred_var():
                 found["fast variance"] = problem.predict().variance
-    with rangeformer_path(), settings.logdet("exact"):
+    with rangeformer_path(), settings.solver(Exact()):
         found["exact value"] = torch.tensor(problem.loss_and_gradient()[0])
     found |= {"values": torch.tensor(values), "gradient": gradient}
     found["parameters"] = torch.cat([parameter.detach().reshape(-1) for parameter in problem.model.parameters()])
@@ -69,7 +70,7 @@ def refusal(rank: int, what: str) -> str:
         problem.x, problem.y = problem.x[: 300 - rank], problem.y[: 300 - rank]
     problem.model.set_train_data(problem.x, problem.y, strict=False)
     try:
-        with rangeformer_path(), settings.compiled_kernels(what != "compiler" or rank == 0):
+        with rangeformer_path(), settings.fused_kernels("compiled" if what != "compiler" or rank == 0 else "tensors"):
             problem.loss()
     except ProcessGroupError as error:
         return str(error)
@@ -192,7 +193,7 @@ def step_on(device: str) -> tuple[float, Tensor, list[Any]]:
     problem.model.to(device)
     problem.x, problem.y = problem.x.to(device), problem.y.to(device)
     problem.model.set_train_data(problem.x, problem.y, strict=False)
-    with rangeformer_path(tolerance=1e-2, rank=30) as reports, settings.logdet("lanczos"):
+    with rangeformer_path(tolerance=1e-2, rank=30) as reports, settings.solver(logdet="lanczos"):
         value, gradient = problem.loss_and_gradient()
     return value, gradient.cpu(), list(reports)
 

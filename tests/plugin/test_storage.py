@@ -37,7 +37,7 @@ def both(path: Any, answer: Callable[[], Any]) -> tuple[Any, Any]:
     """``answer`` with K recomputed, and dense."""
     found = []
     for storage in ("tiles", "dense"):
-        with path() as reports, settings.kernel_storage(storage), settings.logdet("lanczos"):
+        with path() as reports, settings.kernel_storage(storage), settings.solver(logdet="lanczos"):
             found.append(answer())
         assert {report.solver for report in reports} <= {"exact", "rangeformer"}
         noted = [any("recomputed at every product" in note for note in report.notes) for report in reports]
@@ -128,7 +128,7 @@ def step(problem: Problem) -> None:
 def test_a_training_step_holds_far_less_than_the_matrix() -> None:
     """At n = 3000, float32: rank 20 and 9 columns are 1 % of K each, and there are some dozens of them."""
     problem = build("ard", n=3000, dtype=torch.float32)
-    with rangeformer_path(tolerance=0.05, rank=20, probes=8), settings.logdet("quadrature"):
+    with rangeformer_path(tolerance=0.05, rank=20, probes=8), settings.solver(logdet="quadrature"):
         with settings.kernel_storage("tiles"):
             recomputed = peak(lambda: step(problem)) * 6000**2 / 3000**2
         assert latest().solver == "rangeformer"
@@ -180,11 +180,11 @@ def test_dense_where_it_does_not_fit_is_refused_before_anything_is_allocated(sca
 def test_the_exact_path_is_refused_where_its_factor_does_not_fit(scarce: Callable[[int], None]) -> None:
     problem = build("ard", n=600)
     scarce(4 * MIB)
-    with rangeformer_path(), settings.logdet("exact"), pytest.raises(InsufficientMemoryError) as caught:
+    with rangeformer_path(), settings.solver(Exact()), pytest.raises(InsufficientMemoryError) as caught:
         problem.loss()
     message = str(caught.value)
     assert "Cholesky factor" in message
-    assert "settings.logdet('exact') asks" in message
+    assert "settings.solver(Exact()) asks" in message
     assert "largest n" in message
 
 
@@ -196,7 +196,7 @@ def test_many_columns_are_solved_exactly_only_where_that_fits(scarce: Callable[[
     found = {}
     for free, solver in ((64 * MIB, "exact"), (9 * MIB, "rangeformer")):
         scarce(free)
-        with rangeformer_path(tolerance=1e-6, rank=50), settings.prediction_tolerance(1e-6), torch.no_grad():
+        with rangeformer_path(tolerance=1e-6, rank=50), settings.solver(prediction_tolerance=1e-6), torch.no_grad():
             found[solver] = covariance.solve(columns)
         assert latest().solver == solver
     assert relative(found["rangeformer"], found["exact"]) < 1e-4
@@ -216,9 +216,9 @@ def test_a_solve_that_cannot_certify_is_explained_where_the_exact_path_does_not_
     scarce(4 * MIB)
     with (
         rangeformer_path(tolerance=1e-9, rank=2, probes=2),
-        settings.max_passes(2),
+        settings.solver(max_passes=2),
         settings.kernel_storage("tiles"),
-        pytest.raises(InsufficientMemoryError, match=r"settings\.rank.*settings\.max_passes"),
+        pytest.raises(InsufficientMemoryError, match=r"raise rank, max_passes or tolerance of settings\.solver"),
     ):
         problem.loss()
 
@@ -227,7 +227,7 @@ def test_where_it_fits_the_exact_path_forms_the_matrix_and_says_so() -> None:
     problem = build("ard", n=200)
     with (
         rangeformer_path(tolerance=1e-9, rank=2, probes=2),
-        settings.max_passes(2),
+        settings.solver(max_passes=2),
         settings.kernel_storage("tiles"),
         pytest.warns(FallbackWarning),
     ):
@@ -236,7 +236,9 @@ def test_where_it_fits_the_exact_path_forms_the_matrix_and_says_so() -> None:
     assert "the exact path formed K as a dense matrix" in latest().notes
 
 
-@pytest.mark.parametrize(("matrices", "columns", "itemsize"), [(1, 0, 4), (2, 300, 8), (0.25, 3000, 4), (0, 500, 8)])
+@pytest.mark.parametrize(
+    ("matrices", "columns", "itemsize"), [(1.0, 0, 4), (2.0, 300, 8), (0.25, 3000, 4), (0.0, 500, 8)]
+)
 def test_the_largest_n_is_the_last_that_fits(matrices: float, columns: int, itemsize: int) -> None:
     for free in (10 * MIB, 2**30, 3 * 2**40):
         demand = Demand(matrices, columns, itemsize)

@@ -128,9 +128,9 @@ def test_the_probe_gradient_approaches_the_exact_gradient_as_probes_grow() -> No
 def test_where_the_range_nearly_spans_the_kernel_the_gradient_is_nearly_exact(kernel: str) -> None:
     problem = build(kernel)
     _, exact = problem.loss_and_gradient()
-    with rangeformer_path(rank=90), settings.adaptive_rank(False):
+    with rangeformer_path(rank=90), settings.solver(adaptive_rank=False):
         _, gradient = problem.loss_and_gradient()
-    with rangeformer_path(rank=90), settings.adaptive_rank(False), plain_probes():
+    with rangeformer_path(rank=90), settings.solver(adaptive_rank=False), plain_probes():
         _, plain = problem.loss_and_gradient()
     assert relative(gradient, exact) < 0.3 * relative(plain, exact)
     assert relative(gradient, exact) < 0.02

@@ -22,7 +22,7 @@ import gp_rangeformer
 from gp_rangeformer import collect_reports, settings
 from gp_rangeformer.report import FallbackWarning, ReportCollection, SolveReport
 from tests.fuzz.truth import Truth, exact, relative_residual
-from tests.plugin.market import Problem, build, data
+from tests.plugin.market import Problem, build, data, set_to
 
 SIZES = (160, 200, 260, 320, 120)  # the last is below every min_size here; hypothesis prefers what comes first
 KERNELS = ("matern32", "rbf", "ard", "matern12", "sum", "rational_quadratic")
@@ -109,7 +109,7 @@ class Trajectories(RuleBasedStateMachine):
             stack.enter_context(settings.rangeformer())
             stack.enter_context(settings.min_size(model.min_size))
             for name, value in self.chosen.items():
-                stack.enter_context(getattr(settings, name)(value))
+                stack.enter_context(set_to(name, value))
             stack.enter_context(warnings.catch_warnings())
             warnings.simplefilter("ignore", FallbackWarning)
             yield stack.enter_context(collect_reports())
@@ -203,7 +203,7 @@ class Trajectories(RuleBasedStateMachine):
         assert true <= report.residual * (1 + 1e-6) + 1e-13
         self.seen.update(["solves", f"solves by {report.solver}"])
         if report.solver == "rangeformer":
-            assert report.residual <= settings.prediction_tolerance.value()
+            assert report.residual <= settings.solver.value().prediction_tolerance
 
     # What every answer is held against -------------------------------------------------------------------------------
 
@@ -238,7 +238,7 @@ class Trajectories(RuleBasedStateMachine):
         assert abs(value * n - report.mll) <= 16 * eps * (abs(truth.inv_quad) + abs(truth.logdet) + 2 * n)
         # Half the tolerance for the quadratic term, relative to itself where that is large; and the log determinant.
         uncertain = 0.0 if report.logdet_statistical is None else report.logdet_statistical.width
-        allowed = 0.5 * settings.tolerance.value() * max(n, truth.inv_quad) + uncertain + 0.005 * n
+        allowed = 0.5 * settings.solver.value().tolerance * max(n, truth.inv_quad) + uncertain + 0.005 * n
         assert abs(report.mll - truth.mll) <= allowed
         if report.gradient is not None:
             assert all(entry.standard_error >= 0 for entry in report.gradient.entries)

@@ -72,7 +72,7 @@ def test_larger_systems_and_more_columns_make_landmarks_worthwhile_sooner() -> N
 
 def ranks_along(name: str, lengthscale: float, noise: float, **options: Any) -> tuple[list[int], list[int]]:
     """(landmarks of the memory after every step, iterations) of eight steps."""
-    solver = Certified(rank=400, predictor="previous", tail=None, **options)
+    solver = Certified(rank=400, predictor="previous", logdet="lanczos", **options)
     memory, rhs = Memory(), targets(N)
     ranks, iterations = [], []
     for step in range(8):
@@ -155,7 +155,7 @@ def test_a_smaller_limit_than_the_starting_rank_is_kept(landmark_counts: list[in
 
 def test_predictions_use_the_full_rank_and_leave_the_landmarks_of_training_alone(landmark_counts: list[int]) -> None:
     problem = build("matern12", n=300)
-    with rangeformer_path(tolerance=1e-3, rank=200), settings.adaptive_rank(True), torch.no_grad():
+    with rangeformer_path(tolerance=1e-3, rank=200), settings.solver(adaptive_rank=True), torch.no_grad():
         problem.loss()
         _ = problem.predict().mean
         problem.loss()

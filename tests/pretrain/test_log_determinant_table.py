@@ -63,7 +63,7 @@ def test_the_stated_interval_covers_at_every_size(stored: dict[str, Any]) -> Non
 @pytest.mark.parametrize(("stored", "fewest"), [(STORED, 170), (LARGE, 18)], ids=["small", "large"])
 def test_what_is_accepted_at_the_default_tolerance_is_within_it(stored: dict[str, Any], fewest: int) -> None:
     """And little of it is left to Lanczos: 25 of 200, and 8 of 30 where n is at least 16,000."""
-    tolerance = settings.logdet_tolerance.value()
+    tolerance = settings.solver.value().logdet_tolerance
     records = [record for record in stored["records"] if record["data"] in SETS]
     accepted = [r for r in records if not r["refusal"] and 0.5 * (r["upper"] - r["lower"]) <= tolerance]
     assert len(accepted) >= fewest

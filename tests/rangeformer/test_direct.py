@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from gp_rangeformer.rangeformer.answer import Answer
 from gp_rangeformer.rangeformer.direct import Direct, DirectPrepared
 from gp_rangeformer.solvers.certified import Certified
 from gp_rangeformer.system.linear_system import LinearSystem

@@ -1,13 +1,12 @@
 from __future__ import annotations
 
-import contextlib
-import dataclasses
 import math
 
+import numpy as np
 import pytest
 import torch
 
-from gp_rangeformer import settings
+from gp_rangeformer.logdet import learned
 from gp_rangeformer.preconditioner.landmarks import Landmarks
 from gp_rangeformer.recycling.memory import Memory
 from gp_rangeformer.solvers.certified import Certified
@@ -149,67 +148,41 @@ def test_a_poisoned_memory_costs_time_only(poison, predictor) -> None:
         ("max_passes", 0),
         ("seed", -1),
         ("landmarks", "best"),
-        ("refresh", 0.5),
+        ("landmark_refresh", 0.5),
         ("logdet_tolerance", 0.0),
     ],
 )
-def test_a_solver_refuses_at_construction_what_its_setting_refuses_and_names_it(name, value) -> None:
-    setting = "landmark_refresh" if name == "refresh" else name
+def test_a_solver_refuses_at_construction_what_it_cannot_mean_and_names_it(name, value) -> None:
     for solver in (Certified(), Exact()) if name == "tolerance" else (Certified(),):
         # In two steps: in the tests a constructor checks types besides, and refuses some of these first.
         vars(solver)[name] = value
-        with pytest.raises(ValueError, match=rf"settings\.{setting} must be"):
+        with pytest.raises(ValueError, match=rf"{name} of {type(solver).__name__} must be"):
             solver.__post_init__()
 
 
 @pytest.mark.parametrize("make", [Certified, Exact])
 def test_a_tolerance_that_is_none_is_refused_by_the_constructor(make) -> None:
-    with pytest.raises(ValueError, match=r"settings\.tolerance must be a number between 0 and 1, got -1\.0"):
+    with pytest.raises(ValueError, match=r"tolerance of \w+ must be a number between 0 and 1, got -1\.0"):
         make(tolerance=-1.0)
 
 
-SETTINGS = {
-    "tolerance": 0.003,
-    "rank": 77,
-    "adaptive_rank": False,
-    "num_probes": 5,
-    "num_logdet_probes": 4,
-    "history": 2,
-    "predictor": "galerkin",
-    "max_passes": 33,
-    "seed": 9,
-    "landmarks": "uniform",
-    "landmark_refresh": 3.0,
-    "logdet_tolerance": 0.02,
-}
+def test_what_a_solver_may_be_made_with_has_no_gaps() -> None:
+    for good in (1.0, 1.5, math.inf):
+        solver = Certified(gradient_tolerance=good, landmark_refresh=good)
+        assert (solver.gradient_tolerance, solver.landmark_refresh) == (good, good)
+    assert Certified(tolerance=float(np.float64(0.5))).tolerance == 0.5
 
 
-def test_what_a_solver_is_not_told_it_takes_from_the_settings_that_hold_when_it_is_made() -> None:
-    def of_settings() -> dict[str, object]:
-        return {name: value for name, value in settings.current().items() if name in SETTINGS}
+def test_the_method_of_the_log_determinant_is_a_name_or_an_estimator() -> None:
+    assert Certified().tail is not None
+    assert Certified(logdet="lanczos").tail is None
+    assert Certified(logdet="quadrature").tail is learned.quadrature
+    assert Certified(logdet=learned.quadrature).tail is learned.quadrature
 
-    def of_solver(solver: Certified) -> dict[str, object]:
-        values = vars(solver)
-        return {name: values["refresh" if name == "landmark_refresh" else name] for name in SETTINGS}
 
-    before = of_settings()
-    assert all(before[name] != value for name, value in SETTINGS.items())
-    made = Certified()
-    assert of_solver(made) == before
-    assert made.tail is not None
-    with contextlib.ExitStack() as stack:
-        for name, value in SETTINGS.items():
-            stack.enter_context(getattr(settings, name)(value))
-        stack.enter_context(settings.logdet("lanczos"))
-        assert of_solver(Certified()) == SETTINGS
-        assert Certified().tail is None
-        assert of_solver(Certified(rank=8)) == SETTINGS | {"rank": 8}, "what it is told comes first"
-        assert of_solver(made) == before, "a solver does not change once it is made"
-    assert of_solver(Certified()) == before
-    # Every option but the tail estimator has a setting.
-    assert {field.name for field in dataclasses.fields(Certified)} == (
-        set(SETTINGS) - {"landmark_refresh"} | {"refresh", "tail"}
-    )
+def test_predictions_are_tighter_and_take_all_landmarks_at_once() -> None:
+    solver = Certified(rank=50, prediction_tolerance=1e-5)
+    assert solver.for_predictions == Certified(rank=50, tolerance=1e-5, prediction_tolerance=1e-5, adaptive_rank=False)
 
 
 def test_same_inputs_and_seed_give_the_same_bits() -> None:
@@ -286,7 +259,7 @@ def test_systems_without_a_certificate_are_answered_exactly(kernel, noise, reaso
 
 @pytest.mark.parametrize(("refresh", "again"), [(1.0, True), (2.0, True), (math.inf, False)])
 def test_landmarks_are_drawn_again_when_they_have_grown_old(refresh: float, again: bool) -> None:
-    solver = Certified(rank=30, predictor="none", refresh=refresh)
+    solver = Certified(rank=30, predictor="none", landmark_refresh=refresh)
     memory = Memory()
     easy = system(kernel_matrix(X, "rbf", 6.0), 0.5)
     solver.prepare(easy, memory).evaluate(targets(N))

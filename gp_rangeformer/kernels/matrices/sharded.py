@@ -75,7 +75,7 @@ class ProcessShare:
             raise ProcessGroupError(
                 "the processes of settings.process_group would divide K in different ways: give all of them the same "
                 "number of threads (OMP_NUM_THREADS, torch.set_num_threads), and all or none compiled kernels (a C++ "
-                "compiler on CPUs, Triton on GPUs; settings.compiled_kernels)"
+                "compiler on CPUs, Triton on GPUs; settings.fused_kernels)"
             )
         return share
 
@@ -134,7 +134,7 @@ def _way_of_dividing(device: torch.device) -> int:
     if device.type == "cuda":
         compiled = triton_works(device.index, torch.float32)
     else:
-        compiled = bool(settings.compiled_kernels.on()) and native_library() is not None
+        compiled = settings.fused_kernels.compiled() and native_library() is not None
     return 2 * tile_size(device) + compiled
 
 

@@ -60,7 +60,7 @@ def native_library() -> ctypes.CDLL | None:
     warnings.warn(
         f"kernel matrices on this CPU are made by PyTorch's own operations, about twice slower: {found}. "
         "Install a C++ compiler with OpenMP (g++, or clang++ with libomp; CXX names another one), or do without "
-        "under settings.compiled_kernels(False)",
+        'under settings.fused_kernels("tensors")',
         RuntimeWarning,
         stacklevel=2,
     )

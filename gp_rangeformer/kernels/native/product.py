@@ -61,7 +61,7 @@ def multiply(matrix: Float[Tensor, "rows n"], vectors: Float[Tensor, "n k"]) -> 
     fits = k in _DENSE_WIDTHS and rows >= _DENSE_ROWS and matrix.device.type == "cpu" and matrix.stride(1) == 1
     alike = len(vectors) == n and vectors.dtype == matrix.dtype and vectors.device == matrix.device
     known = matrix.dtype in (torch.float32, torch.float64)
-    library = native_library() if fits and alike and known and settings.compiled_kernels.on() else None
+    library = native_library() if fits and alike and known and settings.fused_kernels.compiled() else None
     if library is None:
         return matrix @ vectors
     block = pack(vectors)
@@ -82,7 +82,7 @@ def multiply_wide(
     rows, n = matrix.shape
     fits = matrix.device.type == "cpu" and vectors.device.type == "cpu" and (n == 1 or matrix.stride(1) == 1)
     known = matrix.dtype in (torch.float32, torch.float64)
-    library = native_library() if fits and known and settings.compiled_kernels.on() else None
+    library = native_library() if fits and known and settings.fused_kernels.compiled() else None
     if library is None:
         return _multiply_widened(matrix, vectors)
     out, squares = vectors.new_empty(rows, vectors.shape[1]), vectors.new_empty(rows)

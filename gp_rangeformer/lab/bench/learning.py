@@ -55,10 +55,10 @@ PARTS = (
     Contender("landmarks (RPCholesky)", "uniform", {"landmarks": "uniform"}, effort=True),
     Contender("landmarks (drawn again when iterations double)", "never", {"landmark_refresh": math.inf}, effort=True),
     Contender(
-        "landmarks (drawn again when iterations double)", "at every increase", {"landmark_refresh": 1}, effort=True
+        "landmarks (drawn again when iterations double)", "at every increase", {"landmark_refresh": 1.0}, effort=True
     ),
-    Contender("kernel (fused)", "tensor operations instead of compiled code", {"compiled_kernels": False}),
-    Contender("kernel (fused)", "GPyTorch's own evaluation", {"fused_kernels": False}),
+    Contender("kernel (fused)", "tensor operations instead of compiled code", {"fused_kernels": "tensors"}),
+    Contender("kernel (fused)", "GPyTorch's own evaluation", {"fused_kernels": "off"}),
 )
 
 

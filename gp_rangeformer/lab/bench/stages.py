@@ -29,7 +29,7 @@ from gp_rangeformer.lab.models import build_model
 from gp_rangeformer.logdet import learned
 from gp_rangeformer.plugin.recognition import recognise
 from gp_rangeformer.preconditioner.nystrom import NystromPreconditioner
-from gp_rangeformer.solvers import certified
+from gp_rangeformer.solvers import certified, certified_prepared
 from gp_rangeformer.system.kernel_matrix import DenseKernelMatrix
 from gp_rangeformer.system.linear_system import LinearSystem
 
@@ -44,8 +44,8 @@ _FUNCTIONS: tuple[tuple[str, Any, str], ...] = (
     (PRODUCTS, LinearSystem, "matmul"),
     ("preconditioner", certified, "nystrom_preconditioner"),
     ("preconditioner", NystromPreconditioner, "solve"),
-    ("prediction", certified, "fit_to_rows"),
-    ("block CG and certificates", certified, "refine"),
+    ("prediction", certified_prepared, "fit_to_rows"),
+    ("block CG and certificates", certified_prepared, "refine"),
     ("log determinant", learned, "tail"),
 )
 REST = "autograd, GPyTorch, and all else"

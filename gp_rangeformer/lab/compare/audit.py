@@ -14,6 +14,7 @@ from gp_rangeformer import settings
 from gp_rangeformer.lab.compare.result import ReferenceCheck
 from gp_rangeformer.lab.datasets import Dataset
 from gp_rangeformer.lab.models import build_model
+from gp_rangeformer.solvers.exact import Exact
 
 Parameters = Mapping[str, Tensor]
 
@@ -68,7 +69,7 @@ class ExactEvaluator:
         """By the plug-in's closed form; what it declines is answered by GPyTorch's Cholesky. Answers are kept."""
         key = b"".join(parameters[name].double().numpy().tobytes() for name in sorted(parameters))
         if key not in self._known:
-            with settings.rangeformer(), settings.logdet("exact"), settings.exact_size(1):
+            with settings.rangeformer(), settings.solver(Exact()), settings.exact_size(1):
                 self._known[key] = self._evaluate(parameters)
         return self._known[key]
 

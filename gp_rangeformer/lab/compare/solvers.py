@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import gpytorch
 import torch
-from linear_operator.settings import _feature_flag
 
 from gp_rangeformer import settings
+from gp_rangeformer.rangeformer.direct import Direct
+from gp_rangeformer.solvers.certified import Certified
+from gp_rangeformer.solvers.exact import Exact
 
 REFERENCE = "reference"
 BASES = {
@@ -24,6 +27,8 @@ BASES = {
 }
 DEFAULT_SOLVERS = tuple(base for base in BASES if base != "rangeformer-direct")
 _SWITCH = {"on": True, "true": True, "off": False, "false": False}
+# Settings that are the same for all, or that say who answers.
+_NOT_A_CONTENDERS = ("rangeformer", "solver", "process_group")
 PLUGIN = ("exact", "rangeformer", "rangeformer-direct")
 # Largest n at which the reference is GPyTorch's own float64 Cholesky (2 s a step on two cores); the plug-in's
 # closed form answers above, checked once against GPyTorch's.
@@ -36,7 +41,7 @@ class SolverError(ValueError):
 
 @dataclass(frozen=True)
 class SolverSpec:
-    """One competitor. ``overrides`` are plug-in settings by name, on top of what ``base`` means."""
+    """One competitor. ``overrides``: arguments of its solver, and settings, by name, on top of what ``base`` means."""
 
     name: str
     base: str
@@ -66,18 +71,28 @@ class SolverSpec:
             text += " with " + ", ".join(f"{name}={value}" for name, value in self.overrides.items())
         return f"{text}, {self.dtype}"
 
+    @property
+    def solver(self) -> Certified | Exact | Direct:
+        """What answers where the plug-in does.
+
+        :raises ValueError: from the solver, for a value that it refuses.
+        """
+        arguments: Any = {name: value for name, value in self.overrides.items() if name in _arguments(self.base)}
+        if self.base == "exact":
+            return Exact(**arguments)
+        certified = Certified(**arguments)
+        return Direct(certified) if self.base == "rangeformer-direct" else certified
+
     @contextlib.contextmanager
     def active(self) -> Iterator[None]:
         """Everything inside is answered by this solver."""
         with contextlib.ExitStack() as stack:
             if self.is_plugin:
                 stack.enter_context(settings.rangeformer())
-                if self.base == "exact":
-                    stack.enter_context(settings.logdet("exact"))
-                if self.base == "rangeformer-direct":
-                    stack.enter_context(settings.mode("direct"))
+                stack.enter_context(settings.solver(self.solver))
                 for name, value in self.overrides.items():
-                    stack.enter_context(getattr(settings, name)(value))
+                    if name not in _arguments(self.base):
+                        stack.enter_context(getattr(settings, name)(value))
             elif self.base == "cholesky":
                 stack.enter_context(settings.rangeformer(False))
                 stack.enter_context(gpytorch.settings.fast_computations(False, False, False))
@@ -126,15 +141,15 @@ def _parse(name: str, dtype: str, timing_only: bool, min_size: int | None) -> So
         hint = "; the reference always runs" if base == REFERENCE else ""
         raise SolverError(f"no solver {base!r}; solvers: {_known()}{hint}")
     if text and base not in PLUGIN:
-        raise SolverError(f"{name!r}: only {_listed(PLUGIN)} take settings; settings: {', '.join(_names())}")
+        raise SolverError(f"{name!r}: only {_listed(PLUGIN)} take settings; settings: {_names('rangeformer')}")
     overrides: dict[str, object] = {}
     if base == "rangeformer" and min_size is not None:
-        overrides["min_size"] = _checked(name, "min_size", str(min_size))
+        overrides["min_size"] = _checked(name, base, "min_size", str(min_size))
     for part in filter(None, text.split("+")):
         setting, equals, value = part.partition("=")
         if not equals:
             raise SolverError(f"{name!r}: {part!r} is not of the form setting=value")
-        overrides[setting] = _checked(name, setting, value)
+        overrides[setting] = _checked(name, base, setting, value)
     return SolverSpec(name, base, dtype, overrides, timing_only)
 
 
@@ -146,22 +161,40 @@ def _listed(names: tuple[str, ...]) -> str:
     return f"{', '.join(names[:-1])} and {names[-1]}"
 
 
-def _names() -> list[str]:
-    return [name for name in settings.current() if name not in ("rangeformer", "verbose", "process_group")]
+def _arguments(base: str) -> dict[str, Any]:
+    """Arguments of a base's solver with their defaults."""
+    if base not in PLUGIN:
+        return {}
+    solver = Exact() if base == "exact" else Certified()
+    return {field.name: getattr(solver, field.name) for field in dataclasses.fields(solver)}
 
 
-def _checked(solver: str, setting: str, text: str) -> object:
-    """``text`` in the type of the setting's present value, accepted by the setting itself."""
-    if setting not in _names():
-        raise SolverError(f"{solver!r}: no setting {setting!r}; settings: {', '.join(_names())}")
-    kind: Any = getattr(settings, setting)
+def _settings() -> dict[str, Any]:
+    """What else can be set for one contender."""
+    return {name: value for name, value in settings.current().items() if name not in _NOT_A_CONTENDERS}
+
+
+def _names(base: str) -> str:
+    return ", ".join([*_arguments(base), *_settings()])
+
+
+def _checked(solver: str, base: str, name: str, text: str) -> object:
+    """``text`` in the type of the present value, accepted by the solver or the setting itself."""
+    known = {**_settings(), **_arguments(base)}
+    if name not in known:
+        raise SolverError(f"{solver!r}: no setting {name!r}; settings: {_names(base)}")
+    present = known[name]
     try:
-        flag = issubclass(kind, _feature_flag)
-        present: Any = settings.current()[setting]
-        value = _SWITCH[text.lower()] if flag else int(text) if isinstance(present, int) else type(present)(text)
-        kind(value)
+        if isinstance(present, bool):
+            value = _SWITCH[text.lower()]
+        else:
+            value = int(text) if isinstance(present, int) else type(present)(text)
+        if name in _arguments(base):
+            _ = SolverSpec(solver, base, "float32", {name: value}).solver
+        else:
+            getattr(settings, name)(value)
     except KeyError:
-        raise SolverError(f"{solver!r}: {setting}={text}: write on or off") from None
+        raise SolverError(f"{solver!r}: {name}={text}: write on or off") from None
     except ValueError as error:
-        raise SolverError(f"{solver!r}: {setting}={text}: {error}") from None
+        raise SolverError(f"{solver!r}: {name}={text}: {error}") from None
     return value

@@ -126,7 +126,7 @@ def certificates(comparison: Comparison) -> Figure | None:
                 # The dash tells the kinds apart; naming them once is enough.
                 if result is shown[0]:
                     _annotate(right, name, (x[-1], y[-1]), style["color"])
-    tolerance = settings.tolerance.value()
+    tolerance = settings.solver.value().tolerance
     left.axhline(tolerance, color="#666666", linestyle=(0, (4, 2)), linewidth=1)
     left.annotate(
         f"tolerance {tolerance:g}",

@@ -3,9 +3,9 @@
 An RBF kernel with one length-scale, outputscale and noise, float64, Adam, three times from the same start:
 
 * "exact": GPyTorch with Cholesky factorisations.
-* "direct": GPyTorch with ``settings.mode("direct")``: log determinants, solves for y and for the gradient's probes are
-  the network's last loop. Its gradient is made of those solves, so that an error of log|K| shows in the value alone and
-  moves no hyperparameter.
+* "direct": GPyTorch with ``settings.solver(Direct())``: log determinants, solves for y and for the gradient's probes
+  are the network's last loop. Its gradient is made of those solves, so that an error of log|K| shows in the value alone
+  and moves no hyperparameter.
 * "differentiated": the network's log|K| and y' K^-1 y with the gradient that automatic differentiation finds through
   its loops, which is how we read the paper. Here an error of log|K| leads the optimiser astray.
 

@@ -21,8 +21,11 @@ from gp_rangeformer import clear_memory, collect_reports, settings
 from gp_rangeformer.lab.datasets import Dataset
 from gp_rangeformer.lab.models import Regression, hyperparameters
 from gp_rangeformer.rangeformer import answer
+from gp_rangeformer.rangeformer.direct import Direct
 from gp_rangeformer.rangeformer.operator import DenseOperator
 from gp_rangeformer.rangeformer.rangeformer import RangeFormer
+from gp_rangeformer.report import OutsideToleranceWarning
+from gp_rangeformer.solvers.certified import Certified
 
 Method = Literal["exact", "direct", "differentiated"]
 
@@ -61,15 +64,14 @@ def directly(model: RangeFormer, seed: int) -> Iterator[None]:
         stack.enter_context(mock.patch.object(answer, "pretrained", return_value=model))
         for setting in (
             settings.rangeformer(),
-            settings.mode("direct"),
+            settings.solver(Direct(Certified(seed=seed))),
             settings.exact_size(1),
             settings.min_size(1),
-            settings.seed(seed),
         ):
             stack.enter_context(setting)
         stack.enter_context(warnings.catch_warnings())
         # One a step: the residuals are in the result.
-        warnings.filterwarnings("ignore", message=r"(?s).*settings\.mode\('direct'\)", category=RuntimeWarning)
+        warnings.filterwarnings("ignore", category=OutsideToleranceWarning)
         yield
 
 

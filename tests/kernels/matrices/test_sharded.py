@@ -88,7 +88,7 @@ def in_parts(whole: FusedKernel, count: int) -> list[FusedKernel]:
 @pytest.mark.usefixtures("group")
 @pytest.mark.parametrize("compiled", [True, False])
 def test_the_parts_of_products_and_gradients_add_up(compiled: bool) -> None:
-    with settings.compiled_kernels(compiled):
+    with settings.fused_kernels("compiled" if compiled else "tensors"):
         check_that_parts_add_up()
 
 
@@ -221,9 +221,9 @@ def test_a_training_step_communicates_one_vector_for_every_column_that_it_multip
         rangeformer_path(rank=20) as reports,
         settings.kernel_storage(storage),
         settings.process_group(True),
-        settings.adaptive_rank(False),
-        settings.landmarks("uniform"),
-        settings.logdet("lanczos"),
+        settings.solver(adaptive_rank=False),
+        settings.solver(landmarks="uniform"),
+        settings.solver(logdet="lanczos"),
     ):
         problem.loss().backward()
     read = 20 if storage == "dense" else 0  # landmarks

@@ -100,12 +100,12 @@ def test_a_cache_that_cannot_be_written_is_replaced_for_this_process(cache) -> N
 @needs_compiler
 def test_the_setting_turns_the_library_off(monkeypatch) -> None:
     monkeypatch.setattr("gp_rangeformer.kernels.bind.native_library", lambda: pytest.fail("was asked for"))
-    with settings.compiled_kernels(False):
+    with settings.fused_kernels("tensors"):
         matern_kernel(X).dense()
 
 
 def test_without_a_compiler_tensor_operations_answer_and_say_so_once(monkeypatch, recwarn) -> None:
-    with settings.compiled_kernels(False):
+    with settings.fused_kernels("tensors"):
         expected = matern_kernel(X).dense()
     monkeypatch.setenv("CXX", "no-such-compiler --with-an-option")
     with pytest.warns(RuntimeWarning, match="'no-such-compiler', which is not there"):

@@ -54,7 +54,7 @@ def test_the_block_of_a_training_step_goes_through_the_library(monkeypatch) -> N
     assert asked == [(1500, 33)]
     for unsuited in (vectors[:, :31], vectors[:, :1]):
         multiply(matrix, unsuited)
-    with settings.compiled_kernels(False):
+    with settings.fused_kernels("tensors"):
         multiply(matrix, vectors)
     multiply(matrix[:100, :100], vectors[:100])
     assert len(asked) == 1
@@ -69,7 +69,7 @@ def test_the_block_of_a_training_step_takes_no_longer_than_by_pytorch(dtype) -> 
     best = {True: float("inf"), False: float("inf")}
     for _ in range(15):
         for compiled in best:  # in turn: what else the machine does slows down both
-            with settings.compiled_kernels(compiled):
+            with settings.fused_kernels("compiled" if compiled else "tensors"):
                 start = time.perf_counter()
                 multiply(matrix, vectors)
                 best[compiled] = min(best[compiled], time.perf_counter() - start)

@@ -57,7 +57,7 @@ def check(matrix: Tensor, vectors: Tensor, product: Tensor, squares: Tensor) -> 
 @pytest.mark.parametrize(("rows", "n"), [(1, 1), (3, 7), (4, 8), (9, 300), (70, 2048), (33, 4109)])
 def test_products_and_norms_are_rounded_as_float64_ones(rows, n, k, dtype, compiled, two_threads) -> None:
     matrix, vectors = random(rows, n, dtype=dtype), random(n, k)
-    with settings.compiled_kernels(compiled):
+    with settings.fused_kernels("compiled" if compiled else "tensors"):
         check(matrix, vectors, *multiply_wide(matrix, vectors))
 
 
@@ -66,7 +66,7 @@ def test_a_float32_matrix_loses_nothing(compiled) -> None:
     """1 + 2^-23 of each entry, which a product in float32 would drop."""
     matrix = torch.full((40, 1000), 1 + 2.0**-23)
     vectors = torch.tensor([1.0, -1.0] * 500, dtype=torch.float64).unsqueeze(1) + 2.0**-40
-    with settings.compiled_kernels(compiled):
+    with settings.fused_kernels("compiled" if compiled else "tensors"):
         product, squares = multiply_wide(matrix, vectors)
     assert product.flatten().tolist() == pytest.approx([1000 * (1 + 2.0**-23) * 2.0**-40] * 40, rel=1e-9)
     assert squares.tolist() == pytest.approx([1000 * (1 + 2.0**-23) ** 2] * 40, rel=1e-13)
@@ -76,7 +76,7 @@ def test_a_float32_matrix_loses_nothing(compiled) -> None:
 def test_operands_with_any_strides_give_the_same_product(compiled) -> None:
     square = random(301, 301, dtype=torch.float32)
     operands = [square.mT, torch.cat([square, square], 1)[:, 3:304], square[::3], square[:, ::2]]
-    with settings.compiled_kernels(compiled):
+    with settings.fused_kernels("compiled" if compiled else "tensors"):
         for operand in operands:
             n = operand.shape[1]
             for vectors in (random(n, 3), random(3, n).mT, random(n, 6)[:, ::2]):
@@ -88,7 +88,7 @@ def test_not_a_number_stays_in_its_row(compiled) -> None:
     matrix = random(50, 300, dtype=torch.float32)
     matrix[7, 299] = float("nan")
     matrix[8, 0] = float("inf")
-    with settings.compiled_kernels(compiled):
+    with settings.fused_kernels("compiled" if compiled else "tensors"):
         product, squares = multiply_wide(matrix, torch.ones(300, 1, dtype=torch.float64))
     finite = product.flatten().isfinite()
     assert torch.equal(finite, squares.isfinite())
@@ -136,7 +136,7 @@ def test_columns_of_another_length_or_precision_are_refused() -> None:
 @pytest.mark.parametrize("held", ["dense", "recomputed", "shared", "recomputed by several"])
 def test_every_kernel_matrix_has_the_product_of_its_entries(held, dtype, compiled) -> None:
     n, vectors = 600, random(600, 2)
-    with settings.compiled_kernels(compiled):
+    with settings.fused_kernels("compiled" if compiled else "tensors"):
         fused = recognised(make("sum_of_products", dtype), points(n, dtype))
         dense, share = fused.dense().detach(), ProcessShare.of(None, torch.device("cpu"))
         matrix: KernelMatrix = DenseKernelMatrix(dense)

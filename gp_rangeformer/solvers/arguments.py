@@ -1,0 +1,47 @@
+"""Checks of what a solver is made with: a wrong value is met where it was written, by its name and with a remedy."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+
+def check_count(solver: object, name: str, smallest: int) -> None:
+    """:raises ValueError: unless the argument is an integer of at least ``smallest``."""
+    value = getattr(solver, name)
+    if isinstance(value, bool) or not isinstance(value, int) or value < smallest:
+        _refuse(solver, name, value, f"an integer of at least {smallest}")
+
+
+def check_share(solver: object, name: str) -> None:
+    """:raises ValueError: unless the argument is a number between 0 and 1."""
+    value = getattr(solver, name)
+    if not isinstance(value, int | float) or not 0 < value < 1 or not math.isfinite(value):
+        _refuse(solver, name, value, "a number between 0 and 1")
+
+
+def check_above(solver: object, name: str, least: float, *, itself: bool) -> None:
+    """:raises ValueError: unless the argument is a number above ``least``, or ``least`` ``itself``; infinity is one."""
+    value = getattr(solver, name)
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not (value > least or (itself and value == least)):
+        wanted = f"a number of at least {least:g}" if itself else "a positive number"
+        _refuse(solver, name, value, f"{wanted}, or infinity")
+
+
+def check_flag(solver: object, name: str) -> None:
+    """:raises ValueError: unless the argument is True or False."""
+    value = getattr(solver, name)
+    if not isinstance(value, bool):
+        _refuse(solver, name, value, "True or False")
+
+
+def check_choice(solver: object, name: str, choices: tuple[str, ...]) -> None:
+    """:raises ValueError: unless the argument is one of ``choices``."""
+    value = getattr(solver, name)
+    if not isinstance(value, str) or value not in choices:
+        _refuse(solver, name, value, "one of " + ", ".join(repr(choice) for choice in choices))
+
+
+def _refuse(solver: object, name: str, value: Any, expected: str) -> None:
+    raise ValueError(f"{name} of {type(solver).__name__} must be {expected}, got {value!r}")

@@ -1,0 +1,275 @@
+"""A preconditioned system: what the certified solver answers about it, and what it learns for the next one."""
+
+from __future__ import annotations
+
+import functools
+import math
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from numpy.typing import NDArray
+from torch import Tensor
+
+from gp_rangeformer.allocation.free_memory import because
+from gp_rangeformer.logdet.checked import checked_logdet, lanczos_value
+from gp_rangeformer.preconditioner.landmarks import Landmarks
+from gp_rangeformer.preconditioner.nystrom import NystromPreconditioner
+from gp_rangeformer.preconditioner.rank_rule import WINDOW, control_within_reach, worthwhile_rank
+from gp_rangeformer.recycling.first_guess import extrapolate, fit_to_rows, sample_rows
+from gp_rangeformer.recycling.galerkin import galerkin
+from gp_rangeformer.recycling.memory import Memory
+from gp_rangeformer.solvers.certified import Certified
+from gp_rangeformer.solvers.exact import Exact, ExactPrepared, exact_path_fits
+from gp_rangeformer.solvers.gradient_weight import CONTROL_GAP, GradientCheck, GradientWeight
+from gp_rangeformer.solvers.low_rank_root import low_rank_root
+from gp_rangeformer.solvers.refinement import failed, refine
+from gp_rangeformer.system.answers import Evaluation, InverseRoot, LogDet, Solution
+from gp_rangeformer.system.linear_system import LinearSystem
+from gp_rangeformer.system.reason import Reason
+
+# The quadratic form may miss this share of the tolerance, in nats per point: 0.5 r'P^-1 r <= 0.1 * tolerance * n.
+_ENERGY_SHARE = 0.1
+# Iterations that the first step after a draw of landmarks counts for at least: more than one tell landmarks apart.
+_FEWEST_ITERATIONS = 4
+# Times num_probes that a gradient may take.
+_MOST_PROBES = 4
+# Where even those would be too few: a factorisation costs as much as n / 8 columns in the two to four passes of a warm
+# step, and a second at n = 5000 (float32, two cores). It then answers this step and some that follow.
+_PROBES_AS_EXACT, _EXACT_GRADIENT, _EXACT_STEPS = 8, 5000, 24
+
+
+def _permutation(n: int, seed: int) -> Tensor:
+    return torch.randperm(n, generator=torch.Generator().manual_seed(seed))
+
+
+@dataclass
+class CertifiedPrepared:
+    """A preconditioned system with its memory. ``failure`` names why the exact path must answer, or is None."""
+
+    solver: Certified
+    system: LinearSystem
+    memory: Memory
+    preconditioner: NystromPreconditioner | None
+    failure: Reason | None
+    landmarks: Landmarks | None = None  # those of the preconditioner, which the memory need not have kept
+    exact: ExactPrepared | None = field(default=None, repr=False)  # once the exact path had to answer
+
+    def solve(self, rhs: Float[Tensor, "n m"]) -> Solution:
+        """A^-1 rhs to ``tolerance``; the reason is CONVERGED, or says why the exact path answered."""
+        solution = self.attempt(rhs, self.memory.recall_column(rhs))
+        if solution.converged:
+            return solution
+        return replace(self._exact_prepared(solution.reason).solve(rhs), reason=solution.reason)
+
+    def logdet(self) -> LogDet:
+        """log|A| by Lanczos with both intervals, or from the exact path."""
+        logdet = self._lanczos_logdet(self._probes(self.solver.num_probes)) if self.failure is None else None
+        return logdet if logdet is not None else self._exact_prepared(self.failure or Reason.NOT_PSD).logdet()
+
+    def inv_root(self) -> InverseRoot:
+        """A tall root S = B (B'AB)^-1/2 on the preconditioner's range when it is accurate enough, else the exact one.
+
+        S S' <= A^-1, so predictive variances can only come out too large; by how much is bounded on random columns of
+        K, relative to variance plus noise, and must stay below ``tolerance``.
+        """
+        root = None
+        if self.preconditioner is not None:
+            solve = functools.partial(self.attempt, initial=None)
+            root = low_rank_root(self.system, self.preconditioner, solve, self.solver.seed + 2)
+        if root is not None and root.error <= self.solver.tolerance:
+            return root
+        reason = self.failure if self.failure is not None else Reason.EXACT_LOW_RANK
+        return replace(self._exact_prepared(reason).inv_root(), reason=reason)
+
+    def evaluate(
+        self, rhs: Float[Tensor, "n m"], with_logdet: bool = True, gradient_check: GradientCheck | None = None
+    ) -> Evaluation:
+        """Quadratic forms, log|A| and their gradient: one block solve for [rhs, probes], one Lanczos run at most.
+
+        :param gradient_check: as long as it finds more than is allowed, twice as many probes are solved, up to four
+            times ``num_probes``, and later steps keep them. The exact path answers where that will not do.
+        """
+        solver, system = self.solver, self.system
+        if self.failure is not None:
+            return self._exact_evaluation(rhs, with_logdet, self.failure)
+        if self.memory.exact_steps > 0 and with_logdet:
+            self.memory.exact_steps -= 1
+            return self._exact_evaluation(rhs, with_logdet, Reason.EXACT_GRADIENT)
+        m = rhs.shape[1]
+        # What was found to be needed, within what is asked for now.
+        count = min(max(self.memory.num_probes or 0, solver.num_probes), _MOST_PROBES * solver.num_probes)
+        probes = self._probes(count) if with_logdet else rhs[:, :0]
+        block = torch.cat([rhs, probes], dim=1)
+        energy = np.full(block.shape[1], math.inf)
+        energy[:m] = 2 * _ENERGY_SHARE * solver.tolerance * system.size
+        solution = self.attempt(block, self._predict(block), stop_energy=energy)
+        if not solution.converged:
+            self.memory.record_failure()
+            return self._exact_evaluation(rhs, with_logdet, solution.reason)
+        logdet = self._logdet_of_step(probes, solution, m) if with_logdet else None
+        if with_logdet and logdet is None:
+            self.memory.record_failure()
+            return self._exact_evaluation(rhs, with_logdet, Reason.NOT_PSD)
+        if gradient_check is not None and with_logdet:
+            known = self._known(probes, solution, m, gradient_check)
+            if known is None:
+                self.memory.exact_steps, self.memory.gradient_calls = _EXACT_STEPS, 0
+                return self._exact_evaluation(rhs, with_logdet, Reason.EXACT_GRADIENT)
+            probes, solution = known
+        self._learn_from(solution)
+        return Evaluation(
+            solution=solution.leading(m),
+            residual=float(solution.residual.max()),
+            logdet=logdet,
+            weight=self._weight(probes, solution, m),
+            inv_quad=solution.quadratic[:m].to(rhs),
+        )
+
+    def _known(
+        self, probes: Tensor, solution: Solution, m: int, check: GradientCheck
+    ) -> tuple[Float[Tensor, "n p"], Solution] | None:
+        """As many probes as the gradient needs, within limits, and what they were solved to; None where the exact path
+        costs less than those that it needs."""
+        quadratic = float(solution.quadratic[:m].sum())
+        if not check.due(solution.quadratic[m:], quadratic):
+            return probes, solution
+        while (excess := check(self._weight(probes, solution, m), quadratic)) > 1:
+            count = probes.shape[1]
+            if self._hopeless(count * excess**2):
+                return None
+            if count >= _MOST_PROBES * self.solver.num_probes:
+                break
+            further = self._further_probes(count)
+            solved = self.attempt(further, None)
+            if not solved.converged:
+                break
+            probes, solution = torch.cat([probes, further], dim=1), solution.joined(solved)
+            self.memory.num_probes = probes.shape[1]
+        return probes, solution
+
+    def _hopeless(self, needed: float) -> bool:
+        """Whether so many probes would cost more than a factorisation, of a size that makes one bearable."""
+        n, most = self.system.size, _MOST_PROBES * self.solver.num_probes
+        return needed > max(most, n / _PROBES_AS_EXACT) and n <= _EXACT_GRADIENT and exact_path_fits(self.system, 1)
+
+    def _weight(self, probes: Tensor, solution: Solution, m: int) -> GradientWeight:
+        assert self.preconditioner is not None
+        value = solution.value
+        return GradientWeight.build(self.preconditioner, self.system.noise, value[:, :m], probes, value[:, m:])
+
+    def _probes(self, count: int) -> Float[Tensor, "n p"]:
+        solver, system = self.solver, self.system
+        key = system.size, count, solver.num_probes, solver.seed, system.dtype, system.device
+        return self.memory.drawn("probes", key, lambda: solver.probe_vectors(system, count))
+
+    def _further_probes(self, count: int) -> Float[Tensor, "n p"]:
+        """As many again."""
+        return self._probes(2 * count)[:, count:]
+
+    def _predict(self, block: Tensor) -> Tensor | tuple[Tensor, Tensor] | None:
+        solutions = self.memory.recall(block)
+        predictor = self.solver.predictor
+        if not solutions or predictor == "none":
+            return None
+        if predictor == "previous":
+            return solutions[-1]
+        if predictor == "galerkin":
+            return galerkin(self.system, torch.cat(solutions[-2:], dim=1), block)
+        if predictor == "extrapolate":
+            return extrapolate(solutions)
+        corrections = self.memory.recall_corrections(block)
+        landmarks = self.landmarks
+        assert landmarks is not None
+        n, seed = self.system.size, self.solver.seed + 4
+
+        def draw() -> Tensor:
+            return sample_rows(_permutation(n, seed).to(landmarks.index.device), landmarks.index)
+
+        rows = self.memory.drawn("rows", (n, seed, landmarks), draw)
+        return fit_to_rows(self.system, block, (*solutions, *corrections), rows)
+
+    def attempt(
+        self,
+        rhs: Tensor,
+        initial: Tensor | tuple[Tensor, Tensor] | None,
+        *,
+        stop_energy: NDArray[np.float64] | float = math.inf,
+    ) -> Solution:
+        """As :func:`~gp_rangeformer.solvers.refinement.refine`: what fails is never answered by the exact path."""
+        if self.preconditioner is None:
+            return failed(rhs, self.failure or Reason.NOT_PSD, 0, 0)
+        return refine(
+            self.system,
+            self.preconditioner,
+            rhs,
+            initial,
+            tolerance=self.solver.tolerance,
+            stop_energy=stop_energy,
+            max_passes=self.solver.max_passes,
+        )
+
+    def _logdet_of_step(self, probes: Tensor, solution: Solution, m: int) -> LogDet | None:
+        solver, system, preconditioner = self.solver, self.system, self.preconditioner
+        assert preconditioner is not None
+        own = slice(m, m + solver.num_probes)
+        # z' A^-1 z estimates tr(A^-1).
+        share = float(solution.quadratic[own].mean()) * system.diagonal_facts.smallest_noise / system.size
+        if solver.tail is None:
+            return self._lanczos_logdet(probes, share)
+        # Trained on as many probes as are asked for, not on those that a gradient needed besides.
+        estimate = solver.tail(
+            system, preconditioner, probes[:, : solver.num_probes], solution.value[:, own], solution.quadratic[own]
+        )
+        if estimate.half_width > solver.logdet_tolerance and self.memory.rank is not None:
+            # Twice the landmarks leave a shorter tail to estimate, and cost less than Lanczos in every step.
+            self.memory.rank = min(2 * self.memory.rank, solver.rank)
+        lanczos = functools.partial(self._lanczos_logdet, probes, share)
+        return checked_logdet(system, preconditioner, self.memory, estimate, solver.logdet_tolerance, lanczos)
+
+    def _lanczos_logdet(self, probes: Tensor, share: float | None = None) -> LogDet | None:
+        """None if the Ritz values disprove that K is positive semi-definite."""
+        assert self.preconditioner is not None
+        chosen = probes[:, : max(2, self.solver.num_logdet_probes)]
+        truncation = 0.01 * self.solver.tolerance
+        return lanczos_value(self.system, self.preconditioner, chosen, truncation=truncation, share=share)
+
+    def _learn_from(self, solution: Solution) -> None:
+        memory = self.memory
+        memory.failures = 0
+        warm = len(memory.solutions) >= min(2, self.solver.history)
+        correction = solution.correction if self.solver.predictor == "rows" else None
+        memory.remember(solution.value, self.solver.history, correction)
+        if self.solver.adaptive_rank and warm:
+            columns = solution.value.shape[1]
+            rank = memory.rank or self.solver.rank
+            memory.iterations = (*memory.iterations, solution.iterations)[-WINDOW:]
+            # Over the whole window also before it is full: a handful of iterations in one step proves little.
+            average = sum(memory.iterations) / WINDOW
+            memory.rank = worthwhile_rank(self.system.size, columns, rank, average, self.solver.rank)
+            if memory.rank == rank and self._control_is_near():
+                memory.rank = min(2 * rank, self.solver.rank)
+            if memory.rank != rank:
+                memory.iterations = ()
+        if memory.baseline_iterations is None:
+            memory.baseline_iterations = max(solution.iterations, _FEWEST_ITERATIONS)
+        elif solution.iterations > self.solver.landmark_refresh * memory.baseline_iterations:
+            memory.forget_landmarks()
+
+    def _control_is_near(self) -> bool:
+        assert self.preconditioner is not None
+        facts = self.preconditioner.facts
+        if len(facts.spectrum) < 2:
+            return False
+        halfway = facts.spectrum[len(facts.spectrum) // 2 - 1]
+        return control_within_reach(facts.mean_gap, float(facts.spectrum[-1] / halfway), CONTROL_GAP)
+
+    def _exact_prepared(self, reason: Reason) -> ExactPrepared:
+        if self.exact is None:
+            with because(reason.value):
+                self.exact = Exact(self.solver.tolerance).prepare(self.system)
+        return self.exact
+
+    def _exact_evaluation(self, rhs: Tensor, with_logdet: bool, reason: Reason) -> Evaluation:
+        return replace(self._exact_prepared(reason).evaluate(rhs, with_logdet), fallback_reason=reason)
