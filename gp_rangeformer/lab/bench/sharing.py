@@ -1,4 +1,4 @@
-"""A product with a K that several processes share, beside the cost model of the README.
+"""A product with a K that several processes share, beside the cost model of examples/guide/large-n.md.
 
     torchrun --nproc-per-node 2 -m gp_rangeformer.lab.bench.sharing --sizes 4000,8000
 
