@@ -39,8 +39,9 @@ class Walk:
         return "\n".join([*lines, f"{len(self.files)} files, {len(self.entered)} changes of file"])
 
 
-def walk(n: int = 1600) -> Walk:
+def walk(n: int = 2000) -> Walk:
     """Of one training step of a Matern kernel, value and gradient, on the certified path with its defaults."""
+    torch.set_num_threads(2)
     problem = build("matern32", n=n, dtype=torch.float32)
     entered: list[str] = []
 

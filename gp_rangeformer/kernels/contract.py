@@ -61,7 +61,8 @@ def contract(
         float64.
     """
     n = len(weight.value if isinstance(weight, DenseWeight) else weight.left)
-    stream = streamed(expression, arguments, dtype) if isinstance(weight, ThinWeight) else None
+    thin_on_device = isinstance(weight, ThinWeight) and arguments[0].device.type != "cpu"
+    stream = streamed(expression, arguments, dtype) if thin_on_device else None
     if stream is not None and isinstance(weight, ThinWeight):
         parts = stream.contract(weight.left, weight.right, weight.diagonal, share.rows(n))
         return _as_arguments([share.sum(part) for part in parts], arguments)
@@ -70,7 +71,7 @@ def contract(
     tiles = bind(expression, arguments, n, dtype, size)
     storage = arguments[0].new_empty(size * size, dtype=dtype)
     for block in share.blocks(upper_blocks(n, size)):
-        tiles.pull(block, factors.tile(block, block.of(storage)))
+        tiles.pull(block, factors.tile(block, storage))
     return _as_arguments([share.sum(gradient) for gradient in tiles.gradients()], arguments)
 
 
@@ -87,9 +88,11 @@ class _ThinTiles:
     second: Float[Tensor, "twice n"]
     diagonal: Float[Tensor, " n"] | None
 
-    def tile(self, block: Block, out: Float[Tensor, "rows columns"]) -> Float[Tensor, "rows columns"]:
-        torch.mm(self.first[block.rows], self.second[:, block.columns], out=out)
-        if block.on_diagonal:
+    def tile(self, block: Block, storage: Float[Tensor, " size"]) -> Float[Tensor, "rows columns"]:
+        first, second = self.first[block.rows], self.second[:, block.columns]
+        out = storage[: len(first) * second.shape[1]].view(len(first), second.shape[1])
+        torch.mm(first, second, out=out)
+        if block.rows == block.columns:
             out.mul_(0.5)
             if self.diagonal is not None:
                 out.diagonal().add_(self.diagonal[block.rows])
@@ -100,9 +103,10 @@ class _ThinTiles:
 class _DenseTiles:
     value: Float[Tensor, "n n"]
 
-    def tile(self, block: Block, out: Float[Tensor, "rows columns"]) -> Float[Tensor, "rows columns"]:
-        torch.add(self.value[block.rows, block.columns], self.value[block.columns, block.rows].mT, out=out)
-        return out.mul_(0.5) if block.on_diagonal else out
+    def tile(self, block: Block, storage: Float[Tensor, " size"]) -> Float[Tensor, "rows columns"]:
+        part, mirrored = self.value[block.rows, block.columns], self.value[block.columns, block.rows].mT
+        out = torch.add(part, mirrored, out=storage[: part.numel()].view(part.shape))
+        return out.mul_(0.5) if block.rows == block.columns else out
 
 
 def _factors(weight: ThinWeight | DenseWeight, dtype: torch.dtype) -> _ThinTiles | _DenseTiles:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -66,12 +65,10 @@ def tile_size(device: torch.device) -> int:
     return _ONE_THREAD * 2 ** math.ceil(math.log2(torch.get_num_threads()) / 2)
 
 
-def upper_blocks(n: int, size: int) -> Iterator[Block]:
+def upper_blocks(n: int, size: int) -> list[Block]:
     """The tiles of an n x n matrix on and above its diagonal; those on the diagonal are square."""
     ranges = spans(0, n, size)
-    for index, rows in enumerate(ranges):
-        for columns in ranges[index:]:
-            yield Block(rows, columns)
+    return [Block(rows, columns) for index, rows in enumerate(ranges) for columns in ranges[index:]]
 
 
 def spans(start: int, stop: int, size: int) -> list[slice]:

@@ -26,154 +26,140 @@ AnyEvaluation = Evaluation | BatchEvaluation
 AnyFused = FusedKernel | FusedBatch
 
 
+def likelihood_terms(
+    kernel: Tensor | AnyFused, noise: Tensor, rhs: Tensor, evaluation: AnyEvaluation
+) -> tuple[Tensor, Tensor]:
+    """(rhs_j' A^-1 rhs_j for every column j, log|A|) of A = K + D, m and a scalar, with a graph.
+
+    :param kernel: K, n x n, or what makes it where it is not held as one tensor.
+    :param noise: n; ``rhs``: n x m; all with a leading axis for a batch.
+    :param evaluation: what the solvers found of this very system.
+    """
+    fused, arguments = _parts_of(kernel)
+    return InvQuadLogDet.apply(noise, rhs, evaluation, fused, *arguments)  # type: ignore[return-value]
+
+
+def solved(kernel: Tensor | FusedKernel, noise: Tensor, rhs: Tensor, solve: Callable[[Tensor], Tensor]) -> Tensor:
+    """A^-1 rhs of A = K + D, n x m, with a graph.
+
+    :param solve: the solution for right-hand sides without a graph: asked now, and in the backward pass once more.
+    """
+    fused, arguments = _parts_of(kernel)
+    return Solve.apply(noise, rhs, (solve(rhs.detach()),), solve, fused, *arguments)  # type: ignore[return-value]
+
+
 class InvQuadLogDet(torch.autograd.Function):
-    """(rhs_j' A^-1 rhs_j for every column j, log|A|) of A = K + D.
-
-    ``apply(kernel n x n, noise n, rhs n x m, evaluation)`` -> (m, scalar), with what the solvers found of this very
-    system; all with a leading axis for a batch. Backward: the weight's factors, O(n (m + probes)), where a fused kernel
-    made K and nothing changed it since; else one n x n weight.
-    """
+    """See :func:`likelihood_terms`. Backward: the weight's factors, O(n (m + probes)), where a fused kernel made K and
+    nothing changed it since; one evaluation of half of K, 2 n^2 (m + probes) flops, where K is not held; else one n x n
+    weight."""
 
     @staticmethod
-    def forward(ctx, kernel: Tensor, noise: Tensor, rhs: Tensor, evaluation: AnyEvaluation):
-        ctx.weight = type(evaluation.weight)
-        ctx.save_for_backward(kernel, noise, rhs, *_parts(evaluation.weight))
+    def forward(ctx, noise: Tensor, rhs: Tensor, evaluation: AnyEvaluation, fused: AnyFused | None, *arguments: Tensor):
+        ctx.weight, ctx.fused, ctx.count = type(evaluation.weight), fused, len(arguments)
+        # The arguments of a fused kernel too: autograd refuses a backward pass after they were changed in place.
+        ctx.save_for_backward(noise, rhs, *_fields(evaluation.weight), *arguments)
         return evaluation.outputs(rhs)
 
     @staticmethod
     def backward(ctx, g_inv_quad: Tensor, g_logdet: Tensor):  # type: ignore[override]
-        kernel, noise, rhs, *parts = ctx.saved_tensors
+        noise, rhs, *saved = ctx.saved_tensors
+        kernel = ctx.fused or _Held(saved[-1])
+        wanted = ctx.needs_input_grad[4:]
         if _differentiated(g_inv_quad, g_logdet):
-            return *_differentiable_gradient(kernel, noise, rhs, g_inv_quad, g_logdet), None
-        weight: Weight = ctx.weight(*parts)
-        kernel_grad = noise_grad = rhs_grad = None
-        with no_autocast():
-            thin = weight.thin(g_inv_quad, g_logdet)
-            if ctx.needs_input_grad[0]:
-                kernel_grad = weight.dense(g_inv_quad, g_logdet) if thin is None else _for_kernel(kernel, thin)
-            if ctx.needs_input_grad[1]:
-                if thin is not None:
-                    noise_grad = thin.own_diagonal()
-                else:
-                    dense = weight.dense(g_inv_quad, g_logdet) if kernel_grad is None else kernel_grad
-                    noise_grad = dense.diagonal(dim1=-2, dim2=-1).clone()
-            if ctx.needs_input_grad[2]:
-                rhs_grad = 2 * g_inv_quad.unsqueeze(-2) * weight.solutions
-        return kernel_grad, noise_grad, rhs_grad, None
-
-
-class FusedInvQuadLogDet(torch.autograd.Function):
-    """As :class:`InvQuadLogDet`, of a kernel matrix that is not held as one tensor.
-
-    ``apply(noise n, rhs n x m, evaluation, fused, *fused.arguments)`` -> (m, scalar), or all of a batch. Backward: one
-    evaluation of half of K, 2 n^2 (m + probes) flops, and no n x n matrix where the weight has thin factors.
-    """
-
-    @staticmethod
-    def forward(ctx, noise: Tensor, rhs: Tensor, evaluation: AnyEvaluation, fused: AnyFused, *arguments: Tensor):
-        ctx.weight, ctx.fused = type(evaluation.weight), fused
-        # The arguments too: autograd refuses a backward pass after they were changed in place.
-        ctx.save_for_backward(noise, rhs, *_parts(evaluation.weight), *arguments)
-        return evaluation.outputs(rhs)
-
-    @staticmethod
-    def backward(ctx, g_inv_quad: Tensor, g_logdet: Tensor):  # type: ignore[override]
-        fused: AnyFused = ctx.fused
-        noise, rhs, *parts = ctx.saved_tensors[: -len(fused.arguments)]
-        if _differentiated(g_inv_quad, g_logdet):
-            with torch.enable_grad():
-                kernel = fused.dense()
-            kernel_grad, noise_grad, rhs_grad = _differentiable_gradient(kernel, noise, rhs, g_inv_quad, g_logdet)
-            return noise_grad, rhs_grad, None, None, *_through(kernel, fused, kernel_grad)
-        weight: Weight = ctx.weight(*parts)
-        found: Sequence[Tensor | None] = [None] * len(fused.arguments)
+            dense = _with_graph(kernel)
+            kernel_grad, noise_grad, rhs_grad = _differentiable_gradient(dense, noise, rhs, g_inv_quad, g_logdet)
+            return noise_grad, rhs_grad, None, None, *_through(dense, kernel, kernel_grad)
+        weight: Weight = ctx.weight(*saved[: -ctx.count])
+        found: Sequence[Tensor | None] = [None] * ctx.count
         noise_grad = None
         with no_autocast():
             thin = weight.thin(g_inv_quad, g_logdet)
             if thin is not None:
                 noise_grad = thin.own_diagonal() if ctx.needs_input_grad[0] else None
-                if any(ctx.needs_input_grad[4:]):
-                    assert isinstance(fused, FusedKernel), "weights of batches are dense"
-                    found = fused.contract(thin.left, thin.right, thin.diagonal)
-            elif ctx.needs_input_grad[0] or any(ctx.needs_input_grad[4:]):
+                if any(wanted):
+                    assert not isinstance(kernel, FusedBatch), "weights of batches are dense"
+                    found = kernel.contract(thin.left, thin.right, thin.diagonal)
+            elif ctx.needs_input_grad[0] or any(wanted):
                 dense = weight.dense(g_inv_quad, g_logdet)
                 noise_grad = dense.diagonal(dim1=-2, dim2=-1).clone()
-                found = fused.contract_symmetric(dense)
+                found = kernel.contract_symmetric(dense) if any(wanted) else found
             rhs_grad = 2 * g_inv_quad.unsqueeze(-2) * weight.solutions if ctx.needs_input_grad[1] else None
         return noise_grad, rhs_grad, None, None, *found
 
 
 class Solve(torch.autograd.Function):
-    """A^-1 rhs of A = K + D. ``apply(kernel n x n, noise n, rhs n x m, solve)`` -> n x m, where ``solve(rhs)`` returns
-    the solution. Backward: one more solve, with the incoming gradient as right-hand side."""
-
-    @staticmethod
-    def forward(ctx, kernel: Tensor, noise: Tensor, rhs: Tensor, solve: Callable[[Tensor], Tensor]):
-        solution = solve(rhs)
-        ctx.solve = solve
-        ctx.save_for_backward(kernel, noise, solution)
-        return solution
-
-    @staticmethod
-    def backward(ctx, g_solution: Tensor):  # type: ignore[override]
-        kernel, noise, solution = ctx.saved_tensors
-        if batched(g_solution):
-            rhs_grad = _exact_inverse(kernel, noise).to(g_solution.dtype) @ g_solution
-        else:
-            # apply, not solve: with create_graph this pass is itself differentiated.
-            rhs_grad = Solve.apply(kernel, noise, g_solution.contiguous(), ctx.solve)
-        assert isinstance(rhs_grad, Tensor)
-        kernel_grad = noise_grad = None
-        if ctx.needs_input_grad[0]:
-            if _differentiated(g_solution):
-                kernel_grad = _outer_gradient(rhs_grad, solution)
-            else:
-                kernel_grad = _for_kernel(kernel, ThinWeight(-rhs_grad, solution))
-        if ctx.needs_input_grad[1]:
-            noise_grad = -(rhs_grad * solution).sum(-1)
-        return kernel_grad, noise_grad, rhs_grad if ctx.needs_input_grad[2] else None, None
-
-
-class FusedSolve(torch.autograd.Function):
-    """As :class:`Solve`, of a kernel matrix that is not held as one tensor.
-
-    ``apply(noise n, rhs n x m, solve, fused, *fused.arguments)`` -> n x m. Backward: one more solve and one evaluation
-    of half of K, no n x n matrix.
-    """
+    """See :func:`solved`. Backward: one more solve, with the incoming gradient as right-hand side, and one evaluation
+    of half of K where it is not held."""
 
     @staticmethod
     def forward(
-        ctx, noise: Tensor, rhs: Tensor, solve: Callable[[Tensor], Tensor], fused: FusedKernel, *arguments: Tensor
+        ctx,
+        noise: Tensor,
+        rhs: Tensor,
+        found: tuple[Tensor],
+        solve: Callable[[Tensor], Tensor],
+        fused: FusedKernel | None,
+        *arguments: Tensor,
     ):
-        solution = solve(rhs)
+        (solution,) = found  # in a tuple, so that autograd takes it for an output
         ctx.solve, ctx.fused = solve, fused
         ctx.save_for_backward(noise, solution, *arguments)
         return solution
 
     @staticmethod
     def backward(ctx, g_solution: Tensor):  # type: ignore[override]
-        noise, solution, *_ = ctx.saved_tensors
-        fused: FusedKernel = ctx.fused
+        noise, solution, *arguments = ctx.saved_tensors
+        kernel = ctx.fused or _Held(arguments[-1])
+        wanted = ctx.needs_input_grad[5:]
+        found: Sequence[Tensor | None] = [None] * len(arguments)
         if _differentiated(g_solution):
-            with torch.enable_grad():
-                kernel = fused.dense()
+            dense = _with_graph(kernel)
             if batched(g_solution):
-                rhs_grad = _exact_inverse(kernel, noise).to(g_solution.dtype) @ g_solution
+                rhs_grad = _exact_inverse(dense, noise).to(g_solution.dtype) @ g_solution
             else:
-                rhs_grad = FusedSolve.apply(noise, g_solution.contiguous(), ctx.solve, fused, *fused.arguments)
-            assert isinstance(rhs_grad, Tensor)
-            found = _through(kernel, fused, _outer_gradient(rhs_grad, solution))
+                # With create_graph this pass is itself differentiated.
+                own = dense if ctx.fused is None else ctx.fused
+                rhs_grad = solved(own, noise, g_solution.contiguous(), ctx.solve)
+            if any(wanted):
+                found = _through(dense, kernel, _outer_gradient(rhs_grad, solution))
         else:
             rhs_grad = ctx.solve(g_solution.contiguous())
-            found = [None] * len(fused.arguments)
-            if any(ctx.needs_input_grad[4:]):
+            if any(wanted):
                 with no_autocast():
-                    found = fused.contract(-rhs_grad, solution)
+                    found = kernel.contract(-rhs_grad, solution)
         noise_grad = -(rhs_grad * solution).sum(-1) if ctx.needs_input_grad[0] else None
-        return noise_grad, rhs_grad if ctx.needs_input_grad[1] else None, None, None, *found
+        return noise_grad, rhs_grad if ctx.needs_input_grad[1] else None, None, None, None, *found
 
 
-def _parts(weight: Weight) -> tuple[Tensor | None, ...]:
+class _Held:
+    """K as the tensor that entered, asked what a fused kernel is asked."""
+
+    def __init__(self, kernel: Tensor) -> None:
+        self.arguments = (kernel,)
+
+    def contract(self, left: Tensor, right: Tensor, diagonal: Tensor | None = None) -> list[Tensor]:
+        """The weight in factors for a fused kernel's own node; formed for any other and for leaves."""
+        (kernel,), thin = self.arguments, ThinWeight(left, right, diagonal)
+        return [UnformedWeight(thin) if takes_unformed_weights(kernel) else thin.symmetric()]
+
+    def contract_symmetric(self, weight: Tensor) -> list[Tensor]:
+        return [weight]
+
+
+def _parts_of(kernel: Tensor | AnyFused) -> tuple[AnyFused | None, tuple[Tensor, ...]]:
+    """What makes K, and the tensors that gradients are for."""
+    return (None, (kernel,)) if isinstance(kernel, Tensor) else (kernel, kernel.arguments)
+
+
+def _with_graph(kernel: AnyFused | _Held) -> Tensor:
+    """K as a differentiable function of the arguments."""
+    if isinstance(kernel, _Held):
+        return kernel.arguments[0]
+    with torch.enable_grad():
+        return kernel.dense()
+
+
+def _fields(weight: Weight) -> tuple[Tensor | None, ...]:
     return tuple(getattr(weight, field.name) for field in fields(weight))  # type: ignore[arg-type]
 
 
@@ -184,11 +170,6 @@ def _differentiated(*gradients: Tensor) -> bool:
     would look constant, and a second derivative would be wrong without a word.
     """
     return torch.is_grad_enabled() or any(batched(gradient) for gradient in gradients)
-
-
-def _for_kernel(kernel: Tensor, thin: ThinWeight) -> Tensor:
-    """The weight in factors for a fused kernel's own node; formed for any other and for leaves."""
-    return UnformedWeight(thin) if takes_unformed_weights(kernel) else thin.symmetric()
 
 
 def _exact_inverse(kernel: Tensor, noise: Tensor) -> Tensor:
@@ -217,8 +198,10 @@ def _outer_gradient(rhs_grad: Tensor, solution: Tensor) -> Tensor:
     return -0.5 * (outer + outer.mT)
 
 
-def _through(kernel: Tensor, fused: AnyFused, weight: Tensor) -> Sequence[Tensor | None]:
+def _through(kernel: Tensor, fused: AnyFused | _Held, weight: Tensor) -> Sequence[Tensor | None]:
     """The gradient of sum(weight * kernel) for the arguments of ``fused``, which made ``kernel``; differentiable."""
+    if isinstance(fused, _Held):
+        return [weight]
     create_graph = torch.is_grad_enabled()
     wanted = [argument for argument in fused.arguments if argument.requires_grad]
     if not wanted:

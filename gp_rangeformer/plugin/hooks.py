@@ -21,7 +21,7 @@ from torch import Tensor
 from gp_rangeformer import settings
 from gp_rangeformer.allocation.free_memory import because
 from gp_rangeformer.kernels.fused import FusedKernel
-from gp_rangeformer.plugin.autograd import FusedInvQuadLogDet, FusedSolve, InvQuadLogDet, Solve
+from gp_rangeformer.plugin import autograd
 from gp_rangeformer.plugin.eligibility import (
     EligibleSystem,
     called_by_covar_cache,
@@ -142,10 +142,9 @@ def _together(
     if evaluation is None:
         return None
     account_batch(call, count, evaluation, exact_reason)
-    if not system.detached:
-        return InvQuadLogDet.apply(kernel, noise, rhs, evaluation)  # type: ignore[return-value]
-    assert system.fused is not None
-    return FusedInvQuadLogDet.apply(noise, rhs, evaluation, system.fused, *system.fused.arguments)  # type: ignore
+    own = system.fused if system.detached else kernel
+    assert own is not None
+    return autograd.likelihood_terms(own, noise, rhs, evaluation)
 
 
 def _one_by_one(
@@ -157,11 +156,9 @@ def _one_by_one(
         linear_system = _symmetric_system(call, system, kernel, noise)
         memory = memory_of(system.owners, system.kernel, index)
         evaluation = _evaluate(call, linear_system, fused, memory, b.detach(), with_logdet, exact_reason)
-        if isinstance(kernel, Tensor) and not system.detached:
-            inv_quad, log_determinant = InvQuadLogDet.apply(kernel, noise, b, evaluation)
-        else:
-            assert fused is not None
-            inv_quad, log_determinant = FusedInvQuadLogDet.apply(noise, b, evaluation, fused, *fused.arguments)
+        own = kernel if isinstance(kernel, Tensor) and not system.detached else fused
+        assert own is not None
+        inv_quad, log_determinant = autograd.likelihood_terms(own, noise, b, evaluation)
         inv_quads.append(inv_quad)
         logdets.append(log_determinant)
     return torch.stack(inv_quads), torch.stack(logdets)
@@ -278,11 +275,9 @@ def _solve(operator: AddedDiagLinearOperator, system: EligibleSystem, right_tens
                 ours.publish()
             return solution.value
 
-        if isinstance(kernel, Tensor):
-            solutions.append(Solve.apply(kernel, noise, b, solve_columns))
-        else:
-            assert isinstance(system.fused, FusedKernel)
-            solutions.append(FusedSolve.apply(noise, b, solve_columns, system.fused, *system.fused.arguments))
+        own = kernel if isinstance(kernel, Tensor) else system.fused
+        assert isinstance(own, Tensor | FusedKernel)
+        solutions.append(autograd.solved(own, noise, b, solve_columns))
     call.publish()
     result = torch.stack(solutions).reshape(*batch_shape, n, rhs.shape[-1])
     return result.squeeze(-1) if vector else result

@@ -32,7 +32,8 @@ class LinearSystem:
 
     def __init__(self, kernel: Float[Tensor, "n n"] | KernelMatrix, noise: Float[Tensor, " n"]) -> None:
         self._kernel = DenseKernelMatrix(kernel) if isinstance(kernel, Tensor) else kernel
-        if noise.shape != self._kernel.shape[:1]:
+        self.size, self.dtype, self.device = self._kernel.shape[0], self._kernel.dtype, self._kernel.device
+        if noise.shape != (self.size,):
             raise ValueError(f"noise must have shape ({self.size},), got {tuple(noise.shape)}: expand a scalar")
         self.noise = noise
         self.passes = 0
@@ -44,18 +45,6 @@ class LinearSystem:
         # or to their rounding, and the errors of all may have one sign.
         self.asymmetry = 0.0
         self._row_squares: Tensor | None = None
-
-    @property
-    def size(self) -> int:
-        return self._kernel.shape[0]
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self._kernel.dtype
-
-    @property
-    def device(self) -> torch.device:
-        return self._kernel.device
 
     @property
     def held_dense(self) -> bool:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import platform
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -79,7 +79,7 @@ class ProcessShare:
             )
         return share
 
-    def blocks(self, blocks: Iterator[Block]) -> Iterator[Block]:
+    def blocks(self, blocks: Iterable[Block]) -> Iterator[Block]:
         return itertools.islice(blocks, self.rank, None, self.count)
 
     def rows(self, n: int) -> slice:

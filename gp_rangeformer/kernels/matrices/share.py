@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable
 from typing import Protocol, runtime_checkable
 
 from torch import Tensor
@@ -15,7 +15,7 @@ class Share(Protocol):
     """Deals the tiles out, or the rows where they are made and used up one after another, and adds up what the
     processes made of theirs."""
 
-    def blocks(self, blocks: Iterator[Block]) -> Iterator[Block]:
+    def blocks(self, blocks: Iterable[Block]) -> Iterable[Block]:
         """Those of ``blocks`` that are summed in this process."""
         ...
 
@@ -31,7 +31,7 @@ class Share(Protocol):
 class Alone:
     """One process: every tile."""
 
-    def blocks(self, blocks: Iterator[Block]) -> Iterator[Block]:
+    def blocks(self, blocks: Iterable[Block]) -> Iterable[Block]:
         return blocks
 
     def rows(self, n: int) -> slice:

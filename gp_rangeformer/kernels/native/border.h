@@ -4,7 +4,7 @@
 
 #include <cstdint>
 
-// As gp_rangeformer/kernels/native_interface.py has them.
+// As gp_rangeformer/kernels/native/interface.py has them.
 constexpr int COLUMNS = 32;  // of a packed panel
 constexpr int BATCH = 96;    // rows that a stretch of a panel serves
 

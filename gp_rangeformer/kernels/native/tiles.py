@@ -99,8 +99,8 @@ class NativeTiles:
         return [gradient.mT if gradient.dim() == 2 else gradient for gradient in self._gradients]
 
     def _call(self, function: Callable[..., None], block: Block, tile: Tensor) -> None:
-        rows, columns = block.shape
-        if tile.dtype != self._dtype or tuple(tile.shape) != block.shape:
+        rows, columns = block.rows.stop - block.rows.start, block.columns.stop - block.columns.start
+        if tile.dtype != self._dtype or tuple(tile.shape) != (rows, columns):
             raise ValueError(f"the tile must be {rows} x {columns} of {self._dtype}")
         threads = torch.get_num_threads()
         function(

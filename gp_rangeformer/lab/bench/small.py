@@ -451,7 +451,8 @@ def seconds_grid(cells: Sequence[Cell], plan: Plan, where: str | None = None) ->
         f"{TEST_POINTS} points without caches; fast: with fast_pred_var",
         f"host: BoTorch's settings, Cholesky at every n; medians of {runs} runs, in turn; "
         "faster: ratio of medians, its percentiles in pairs",
-        f"d = {plan.dimensions}, {plan.dtype}, seed {plan.seed}, threads: {plan.threads}; {where or machine.one_line()}",
+        f"d = {plan.dimensions}, {plan.dtype}, seed {plan.seed}, threads: {plan.threads}; "
+        f"{where or machine.one_line()}",
     ]
     if "fit" in shown:
         notes.insert(1, "fit: BoTorch's fit_gpytorch_mll of a SingleTaskGP from its start values")
