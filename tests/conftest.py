@@ -92,3 +92,11 @@ def predicts_small_systems(monkeypatch: pytest.MonkeyPatch) -> None:
     """Predictions of a few hundred points are the plug-in's too: at sizes that it leaves to the host, the same code as
     beyond takes seconds less."""
     monkeypatch.setattr(crossover, "POINTS", 0)
+
+
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    """PyTorch's number of threads for one test."""
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(1)

@@ -48,8 +48,12 @@ class KernelTiles(Protocol):
 def bind(expression: Expression, arguments: tuple[Tensor, ...], n: int, dtype: torch.dtype, size: int) -> KernelTiles:
     """Tiles of at most ``size`` x ``size`` in ``dtype``, of ``n`` points whose ``arguments`` are as
     :func:`~gp_rangeformer.kernels.embedding.embed` returns them. Tiles that need no mirror image may have any size."""
-    if arguments[0].device.type == "cpu" and settings.fused_kernels.compiled():
-        library = native_library()
-        if library is not None:
-            return NativeTiles(library, expression, arguments, n, dtype)
+    library = native_library() if compiles(arguments[0].device) else None
+    if library is not None:
+        return NativeTiles(library, expression, arguments, n, dtype)
     return TensorTiles(expression, arguments, dtype, size)
+
+
+def compiles(device: torch.device) -> bool:
+    """Whether compiled code answers on ``device``."""
+    return device.type == "cpu" and settings.fused_kernels.compiled() and native_library() is not None

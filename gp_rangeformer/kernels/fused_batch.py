@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from gp_rangeformer import settings
+from gp_rangeformer.kernels.bind import compiles
 from gp_rangeformer.kernels.embedding import embed
 from gp_rangeformer.kernels.expression import Expression, Stationary
 from gp_rangeformer.kernels.fused import FusedKernel
@@ -81,7 +81,7 @@ class FusedBatch:
 
 def fuses_batches(device: torch.device) -> bool:
     """Whether the matrices of a batch can be made and differentiated together on ``device``."""
-    return device.type == "cpu" and settings.fused_kernels.compiled() and native_library() is not None
+    return compiles(device)
 
 
 def _of_points(expression: Expression) -> list[bool]:

@@ -14,8 +14,9 @@ from torch import Tensor
 # 384 and 25 with 512 (float32, one thread; 51, 48, 52, 55 ms in float64). Threads share a tile, and wait for each other
 # after every operation on it: two of them take 208 ms with tiles of 256 beside another process, 37 with 512 and 55 with
 # 1024 (new memory). Compiled code needs tiles for gradients alone, whose weight they hold, and does not mind: n = 8000,
-# two threads, 56, 51, 53 ms with 256, 512, 1024. On an H100, n = 32,000, K takes 12 ms with tiles of 2048, 10 with 4096
-# and 12 with 8192, and a gradient from tiles 41, 14 and 14.
+# two threads, 56, 51, 53 ms with 256, 512, 1024; so they are twice as wide there, for a quarter of the waiting. On an
+# H100, n = 32,000, K takes 12 ms with tiles of 2048, 10 with 4096 and 12 with 8192, and a gradient from tiles 41, 14
+# and 14.
 _ONE_THREAD, _CUDA = 256, 4096
 
 
@@ -57,12 +58,16 @@ class Scratch:
         return block.of(self._storage)
 
 
-def tile_size(device: torch.device) -> int:
-    """Rows and columns of a tile on ``device``."""
+def tile_size(device: torch.device, *, compiled: bool = False) -> int:
+    """Rows and columns of a tile on ``device``.
+
+    :param compiled: for a gradient by compiled code.
+    """
     if device.type != "cpu":
         return _CUDA
     # The area grows with the threads; sizes stay powers of two.
-    return _ONE_THREAD * 2 ** math.ceil(math.log2(torch.get_num_threads()) / 2)
+    size = _ONE_THREAD * 2 ** math.ceil(math.log2(torch.get_num_threads()) / 2)
+    return 2 * size if compiled else size
 
 
 def upper_blocks(n: int, size: int) -> list[Block]:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from gp_rangeformer.allocation.workspace import empty_matrix
 from gp_rangeformer.system.linear_system import LinearSystem
-from gp_rangeformer.system.small_cores import to_host
+from gp_rangeformer.system.small_cores import to_host, unshared
 
 # How far below 1 a quotient may fall beside rounding: directions of block CG are conjugate to about a thousandth.
 _RITZ_SLACK = 1e-2
@@ -181,7 +181,8 @@ def nystrom_preconditioner(
         raise PreconditionerError("K is not finite, or not positive semi-definite on the proposed range")
     if not np.isfinite(total):
         raise PreconditionerError("the proposed range or the kernel matrix is not finite")
-    ascending, vectors = torch.linalg.eigh(gram)
+    with unshared(gram):
+        ascending, vectors = torch.linalg.eigh(gram)
     (values,) = to_host(ascending)
     kept = int((values > negligible).sum())
     spectrum, vectors = ascending[r - kept :].flip(0), vectors[:, r - kept :].flip(1)

@@ -6,7 +6,9 @@ million. So numbers that decide come over together, and cores of a few dozen row
 
 from __future__ import annotations
 
+import contextlib
 import functools
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -48,6 +50,28 @@ def product(left: Float64[np.ndarray, "k l"], right: Float64[np.ndarray, "l m"])
     need: a step at n = 2000 on two cores took 0.136 s instead of 0.022.
     """
     return np.einsum("ij,jk->ik", left, right)
+
+
+_UNSHARED = 512  # rows of a core whose eigenvectors one thread finds as fast as two
+
+
+@contextlib.contextmanager
+def unshared(core: Tensor) -> Iterator[None]:
+    """One thread for LAPACK on a core on the CPU.
+
+    An eigendecomposition of 400 rows opens 340 parallel regions, three quarters of those of a whole step, and is no
+    faster for it (two threads: 13.1 ms, one: 11.3). Beside other programs every region may wait for a thread whose core
+    is taken: milliseconds each.
+    """
+    threads = torch.get_num_threads()
+    if core.device.type != "cpu" or len(core) > _UNSHARED or threads == 1:
+        yield
+        return
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 @functools.cache

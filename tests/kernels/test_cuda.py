@@ -53,7 +53,7 @@ def test_values_and_gradients_are_those_of_the_cpu(expression, dtype, triton, mo
     monkeypatch.setattr("gp_rangeformer.kernels.contract.streamed", lambda *arguments: None)
     # Several tiles, the last ones narrow.
     monkeypatch.setattr("gp_rangeformer.kernels.evaluate.tile_size", lambda device: 256)
-    monkeypatch.setattr("gp_rangeformer.kernels.contract.tile_size", lambda device: 256)
+    monkeypatch.setattr("gp_rangeformer.kernels.contract.tile_size", lambda device, compiled: 256)
     left, right = torch.randn(2, N, 9, generator=torch.Generator().manual_seed(1), dtype=dtype)
     diagonal = torch.linspace(0, 1, N, dtype=dtype)
     here, there = on("cpu", dtype, expression), on("cuda", dtype, expression)

@@ -24,14 +24,6 @@ def problem(n: int, k: int, dtype: torch.dtype = torch.float32) -> tuple[torch.T
     return matrix, vectors, matrix.double() @ vectors.double()
 
 
-@pytest.fixture
-def two_threads():
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("k", [32, 33, 34])
 @pytest.mark.parametrize("n", [1500, 1511, 1799])

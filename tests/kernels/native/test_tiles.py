@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import math
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -32,14 +31,6 @@ PARAMETERS = (
 def compiled() -> None:
     if native_library() is None:
         pytest.skip("nothing here compiles C++")
-
-
-@pytest.fixture
-def two_threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
 
 
 def points(n: int, d: int = 3) -> Tensor:
