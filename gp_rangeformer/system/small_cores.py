@@ -52,16 +52,17 @@ def product(left: Float64[np.ndarray, "k l"], right: Float64[np.ndarray, "l m"])
     return np.einsum("ij,jk->ik", left, right)
 
 
-_UNSHARED = 512  # rows of a core whose eigenvectors one thread finds as fast as two
+# Rows of a core whose eigenvectors one thread finds about as fast as two: 0.9 ms instead of 0.8 for 128 rows, 4.1 instead
+# of 3.3 for 256; but 11.4 instead of 8.5 for 400.
+_UNSHARED = 256
 
 
 @contextlib.contextmanager
 def unshared(core: Tensor) -> Iterator[None]:
     """One thread for LAPACK on a core on the CPU.
 
-    An eigendecomposition of 400 rows opens 340 parallel regions, three quarters of those of a whole step, and is no
-    faster for it (two threads: 13.1 ms, one: 11.3). Beside other programs every region may wait for a thread whose core
-    is taken: milliseconds each.
+    An eigendecomposition opens about one parallel region for every row, three quarters of those of a whole step. Beside
+    other programs each may wait for a thread whose core is taken: milliseconds.
     """
     threads = torch.get_num_threads()
     if core.device.type != "cpu" or len(core) > _UNSHARED or threads == 1:

@@ -9,7 +9,7 @@ from gp_rangeformer.system.small_cores import unshared
 
 
 @pytest.mark.usefixtures("two_threads")
-@pytest.mark.parametrize(("rows", "inside"), [(3, 1), (512, 1), (513, 2)])
+@pytest.mark.parametrize(("rows", "inside"), [(3, 1), (256, 1), (257, 2)])
 def test_one_thread_for_small_cores_alone(rows: int, inside: int) -> None:
     with unshared(torch.eye(rows)):
         assert torch.get_num_threads() == inside
