@@ -131,7 +131,6 @@ class Certified:
         if not system.diagonal_facts.smallest_noise > 0:
             return CertifiedPrepared(self, system, memory, None, Reason.ZERO_NOISE)
         if memory.pause > 0:
-            memory.pause -= 1
             return CertifiedPrepared(self, system, memory, None, Reason.PAUSED)
         try:
             landmarks = self._landmarks(system, memory, generator)

@@ -267,6 +267,8 @@ class CertifiedPrepared:
 
     def _exact_prepared(self, reason: Reason) -> ExactPrepared:
         if self.exact is None:
+            if reason is Reason.PAUSED:
+                self.memory.pause -= 1
             with because(reason.value):
                 self.exact = Exact(self.solver.tolerance).prepare(self.system)
         return self.exact

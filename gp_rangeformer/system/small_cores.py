@@ -52,8 +52,8 @@ def product(left: Float64[np.ndarray, "k l"], right: Float64[np.ndarray, "l m"])
     return np.einsum("ij,jk->ik", left, right)
 
 
-# Rows of a core whose eigenvectors one thread finds about as fast as two: 0.9 ms instead of 0.8 for 128 rows, 4.1 instead
-# of 3.3 for 256; but 11.4 instead of 8.5 for 400.
+# Rows of a core whose eigenvectors one thread finds about as fast as two: 0.9 ms instead of 0.8 for 128 rows, 4.1
+# instead of 3.3 for 256; but 11.4 instead of 8.5 for 400.
 _UNSHARED = 256
 
 
