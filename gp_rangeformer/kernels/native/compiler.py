@@ -19,8 +19,10 @@ import re
 import shlex
 import shutil
 import subprocess
+import tempfile
 import warnings
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from importlib import resources
 from pathlib import Path
 from typing import NamedTuple
@@ -165,13 +167,18 @@ def _candidates(compiler: list[str] | None, tuning: Tuning, sources: Path, failu
     _require_instructions(compiler, described.stdout)
     made_by = _digest(*compiler, described.stdout)
     yield from library_cache.kept(key, made_by)
-    units = [str(file) for file in sorted(sources.glob("*.cpp"))]
+    units = sorted(sources.glob("*.cpp"))
 
     def make(library: Path) -> bool:
-        finished = _run([*compiler, *flags, *units, "-o", str(library), *tuning.libraries])
-        if finished.returncode == 0 and library.exists():
+        with tempfile.TemporaryDirectory() as made, ThreadPoolExecutor(os.cpu_count()) as pool:
+            objects = [str(Path(made) / f"{unit.stem}.o") for unit in units]
+            pairs = zip(units, objects, strict=True)
+            jobs = [pool.submit(_run, [*compiler, *flags, "-c", str(unit), "-o", to]) for unit, to in pairs]
+            finished = [job.result() for job in jobs]
+            finished.append(_run([*compiler, *flags, *objects, "-o", str(library), *tuning.libraries]))
+        if finished[-1].returncode == 0 and library.exists():
             return True
-        failures.append(finished.stderr)
+        failures.append(next((run.stderr for run in finished if run.returncode != 0), finished[-1].stderr))
         return False
 
     made = library_cache.keep(key, made_by, make)
