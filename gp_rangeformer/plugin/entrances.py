@@ -19,7 +19,7 @@ from torch import Tensor
 from gp_rangeformer import settings
 from gp_rangeformer.plugin.crossover import host_predicts_as_fast
 from gp_rangeformer.plugin.eligibility import decline_reason
-from gp_rangeformer.plugin.hooks import likelihood_terms
+from gp_rangeformer.plugin.likelihood import likelihood_terms
 from gp_rangeformer.plugin.owners import mark_owner
 from gp_rangeformer.plugin.recognition import evaluate_fused
 from gp_rangeformer.plugin.reports import report_declined

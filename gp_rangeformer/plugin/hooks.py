@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import pickle
 from dataclasses import replace
 from typing import Any
@@ -30,32 +29,24 @@ from gp_rangeformer.plugin.eligibility import (
     decline_prediction_reason,
     decline_reason,
     eligible,
-    inside_line_search,
     shapes_match,
 )
-from gp_rangeformer.plugin.gradient_error import GradientCheck
-from gp_rangeformer.plugin.hyperparameters import FusedHyperparameters
+from gp_rangeformer.plugin.likelihood import EXACT_COLUMNS, likelihood_terms
 from gp_rangeformer.plugin.owners import memory_of
 from gp_rangeformer.plugin.reports import (
     Call,
-    account_batch,
     account_solve,
-    account_training,
     report_declined,
 )
+from gp_rangeformer.plugin.symmetric import symmetric_system
 from gp_rangeformer.rangeformer.direct import Direct
 from gp_rangeformer.recycling.memory import Memory
 from gp_rangeformer.solvers.certified import Certified
-from gp_rangeformer.solvers.certified_prepared import CertifiedPrepared
 from gp_rangeformer.solvers.exact import Exact, ExactPrepared, exact_path_fits
-from gp_rangeformer.solvers.exact_batch import evaluate_batch
-from gp_rangeformer.solvers.gradient_weight import GradientWeight
 from gp_rangeformer.solvers.prediction import covariance_solve, mean_solve
-from gp_rangeformer.system.answers import Evaluation, InverseRoot, Prepared
-from gp_rangeformer.system.kernel_matrix import KernelMatrix
+from gp_rangeformer.system.answers import InverseRoot, Prepared
 from gp_rangeformer.system.linear_system import LinearSystem
 from gp_rangeformer.system.reason import Reason
-from gp_rangeformer.system.symmetry import last_bits_asymmetry, symmetric_part
 from gp_rangeformer.torch_modes import no_autocast
 
 _NO_KEYWORDS = pickle.dumps({})  # how linear_operator's memoisation spells a call without keyword arguments
@@ -67,6 +58,12 @@ def inv_quad_logdet(
     logdet: bool | None = False,
     reduce_inv_quad: bool | None = True,
 ) -> tuple[Tensor | None, Tensor | None]:
+    """Both terms of a Gaussian log likelihood, with their gradients: what training asks.
+
+    In: A = K + D, (*batch) n x n, and right-hand sides, n or (*batch) n x m. Out: rhs_j' A^-1 rhs_j, summed over
+    columns or not, and log|A|, in the host's shapes. Remembered, with the kernel module that made K: solutions,
+    landmarks, what rank and how many probes were needed; a report is published. What is not eligible is the host's.
+    """
     original = LinearOperator.inv_quad_logdet
     if settings.rangeformer.off():
         return original(self, inv_quad_rhs, logdet, reduce_inv_quad)
@@ -105,106 +102,12 @@ def _inv_quad_logdet(
     return inv_quad, log_determinant
 
 
-def likelihood_terms(system: EligibleSystem, rhs: Tensor, with_logdet: bool = True) -> tuple[Tensor, Tensor]:
-    """rhs_j' A^-1 rhs_j for every column j, (*batch) m, and log|A|, (*batch): differentiable, reported.
-
-    :param rhs: (*batch) n m, perhaps of no columns.
-    :raises RuntimeError, NanError, ProcessGroupError: as :func:`~gp_rangeformer.plugin.eligibility.check_rhs`.
-    """
-    *_, n, m = rhs.shape
-    batch_shape, count = system.kernel.shape[:-2], system.count
-    call = Call("inv_quad_logdet", system, m)
-    exact_reason = _exact_training_reason(system, m)
-    columns = rhs.reshape(count, n, m)
-    found = None if exact_reason is None else _together(call, system, columns, with_logdet, exact_reason)
-    if found is None:
-        check_rhs(system, rhs)
-        found = _one_by_one(call, system, columns, with_logdet, exact_reason)
-    inv_quad, logdet = found
-    call.publish()
-    return inv_quad.reshape(*batch_shape, m), logdet.reshape(batch_shape)
-
-
-def _together(
-    call: Call, system: EligibleSystem, rhs: Tensor, with_logdet: bool, exact_reason: Reason
-) -> tuple[Tensor, Tensor] | None:
-    """All elements on the exact path at once, or None where one of them needs to be looked at by itself."""
-    if not isinstance(system.kernel, Tensor) or rhs.device != system.kernel.device:
-        return None
-    count, n, _ = rhs.shape
-    kernel, noise = system.kernel.reshape(count, n, n), system.noise.reshape(count, n)
-    with torch.no_grad():
-        asymmetry = 0.0 if system.fused is not None else last_bits_asymmetry(kernel)
-        if asymmetry is None:
-            return None
-        tolerance = settings.solver.value().tolerance
-        evaluation = evaluate_batch(kernel.detach(), noise.detach(), rhs.detach(), tolerance, with_logdet, asymmetry)
-    if evaluation is None:
-        return None
-    account_batch(call, count, evaluation, exact_reason)
-    own = system.fused if system.detached else kernel
-    assert own is not None
-    return autograd.likelihood_terms(own, noise, rhs, evaluation)
-
-
-def _one_by_one(
-    call: Call, system: EligibleSystem, rhs: Tensor, with_logdet: bool, exact_reason: Reason | None
-) -> tuple[Tensor, Tensor]:
-    inv_quads, logdets = [], []
-    parts = zip(system.elements(), system.fused_elements(), rhs.unbind(0), strict=True)
-    for index, ((kernel, noise), fused, b) in enumerate(parts):
-        linear_system = _symmetric_system(call, system, kernel, noise)
-        memory = memory_of(system.owners, system.kernel, index)
-        evaluation = _evaluate(call, linear_system, fused, memory, b.detach(), with_logdet, exact_reason)
-        own = kernel if isinstance(kernel, Tensor) and not system.detached else fused
-        assert own is not None
-        inv_quad, log_determinant = autograd.likelihood_terms(own, noise, b, evaluation)
-        inv_quads.append(inv_quad)
-        logdets.append(log_determinant)
-    return torch.stack(inv_quads), torch.stack(logdets)
-
-
-def _evaluate(
-    call: Call,
-    system: LinearSystem,
-    fused: FusedKernel | None,
-    memory: Memory,
-    rhs: Tensor,
-    with_logdet: bool,
-    exact_reason: Reason | None,
-) -> Evaluation:
-    """Values and the gradient's weight of one batch element, before autograd hears of them."""
-    chosen = settings.solver.value()
-    solver = Exact(chosen.tolerance) if exact_reason else chosen
-    check = _gradient_check(call, system, fused, memory, rhs.shape[1] if with_logdet else 0)
-    with torch.no_grad(), because(exact_reason and exact_reason.value):
-        prepared = solver.prepare(system, memory)
-        if isinstance(prepared, CertifiedPrepared):
-            evaluation = prepared.evaluate(rhs, with_logdet, check)
-        else:
-            evaluation = prepared.evaluate(rhs, with_logdet)
-    account_training(call, system, prepared, evaluation, exact_reason)
-    if check is not None and isinstance(evaluation.weight, GradientWeight):
-        call.add_gradient(check.found)
-        if check.asked is None:
-            call.note("the gradient is measured for noise and scale alone: GPyTorch evaluates this kernel")
-    return evaluation
-
-
-def _gradient_check(
-    call: Call, system: LinearSystem, fused: FusedKernel | None, memory: Memory, columns: int
-) -> GradientCheck | None:
-    """Of a likelihood whose gradient may be asked for."""
-    solver = settings.solver.value()
-    tolerance = solver.gradient_tolerance if isinstance(solver, Certified) else math.inf
-    if columns != 1 or math.isinf(tolerance) or not torch.is_grad_enabled() or not call.system.requires_grad:
-        return None
-    # Not through a graph of GPyTorch's or the user's own: their hooks would see weights that are no gradients.
-    asked = None if fused is None else FusedHyperparameters(fused)
-    return GradientCheck(asked, system.noise, memory, tolerance)
-
-
 def solve(self: AddedDiagLinearOperator, right_tensor: Tensor, left_tensor: Tensor | None = None) -> Tensor:
+    """A^-1 right, or left A^-1 right: predictive means and covariances.
+
+    In: right-hand sides, n or (*batch) n x m. Out: as the host's, differentiable; the backward pass solves once more.
+    Nothing new is remembered; a solution for the same targets is where it starts. A report is published.
+    """
     original = LinearOperator.solve
     if settings.rangeformer.off():
         return original(self, right_tensor, left_tensor)
@@ -257,7 +160,7 @@ def _solve(operator: AddedDiagLinearOperator, system: EligibleSystem, right_tens
     for index, ((kernel, noise), b) in enumerate(
         zip(system.elements(), rhs.reshape(-1, n, rhs.shape[-1]).unbind(0), strict=True)
     ):
-        linear_system = _symmetric_system(call, system, kernel, noise)
+        linear_system = symmetric_system(call, system, kernel, noise)
         with torch.no_grad():
             prepared, exact_reason = _prepare_solve(
                 linear_system, memory_of(system.owners, system.kernel, index), rhs.shape[-1]
@@ -289,6 +192,12 @@ def root_inv_decomposition(
     test_vectors: Tensor | None = None,
     method: str | None = None,
 ) -> Any:
+    """A root S of A^-1, S S' = A^-1 or a little less: predictive variances (``fast_pred_var``) and fantasies.
+
+    In: nothing where the plug-in answers. Out: an operator with the root, without a graph: tall on the preconditioner's
+    range where that is accurate enough, else triangular, and then also kept in the operator's own cache, as the host
+    keeps it. A report is published.
+    """
     name, arguments = "root_inv_decomposition", (initial_vectors, test_vectors, method)
     original = LinearOperator.root_inv_decomposition
     asked = any(argument is not None for argument in arguments)
@@ -307,7 +216,7 @@ def root_inv_decomposition(
     roots, factors, triangular = [], [], True
     with torch.no_grad(), no_autocast():
         for index, (kernel, noise) in enumerate(system.elements()):
-            linear_system = _symmetric_system(call, system, kernel, noise)
+            linear_system = symmetric_system(call, system, kernel, noise)
             chosen = settings.solver.value()
             small = n < settings.min_size.value_on(linear_system.device)
             # A batch mixes badly: roots of different widths cannot be stacked.
@@ -337,55 +246,10 @@ def root_inv_decomposition(
     return get_from_cache(self, name)
 
 
-# Up to this a difference of K_ij and K_ji, over the largest entry, is an error of the kernel's own evaluation.
-_EVALUATION_ERROR = 1e-5
-
-
-def _symmetric_system(call: Call, system: EligibleSystem, kernel: Tensor | KernelMatrix, noise: Tensor) -> LinearSystem:
-    """A of the symmetric part of K. A fused kernel's matrix is symmetric to the last bit."""
-    if not isinstance(kernel, Tensor) or system.fused is not None:
-        return _linear_system(kernel, noise)
-    given = kernel.detach()
-    mean, difference = symmetric_part(given)
-    linear_system = _linear_system(mean, noise)
-    if mean is not given:
-        call.note("the kernel matrix is not symmetric: its symmetric part answers")
-    if difference > 0:
-        linear_system.asymmetry = min(difference, _EVALUATION_ERROR)
-    linear_system.trusted = False
-    return linear_system
-
-
-def _linear_system(kernel: Tensor | KernelMatrix, noise: Tensor) -> LinearSystem:
-    return LinearSystem(kernel.detach() if isinstance(kernel, Tensor) else kernel, noise.detach())
-
-
 def _columns(rhs: Tensor | None) -> int:
     if rhs is None:
         return 0
     return 1 if rhs.dim() < 2 else rhs.shape[-1]
-
-
-def _exact_training_reason(system: EligibleSystem, columns: int) -> Reason | None:
-    n = system.kernel.shape[-1]
-    chosen = settings.solver.value()
-    if isinstance(chosen, Direct):
-        return None
-    if n < settings.min_size.value_on(system.noise.device):
-        return Reason.EXACT_SMALL
-    if isinstance(chosen, Exact):
-        return Reason.EXACT_ASKED
-    if settings.exact_line_search.on() and inside_line_search():
-        return Reason.EXACT_LINE_SEARCH
-    if columns > max(1, n // _EXACT_COLUMNS) and isinstance(system.kernel, Tensor):
-        kernel, noise = system.elements()[0]
-        fits = exact_path_fits(_linear_system(kernel, noise), columns)
-        return Reason.EXACT_MANY_COLUMNS if fits else None
-    return None
-
-
-# One Cholesky costs about as much as twenty passes with n / 32 columns (measured at n = 4000, float32).
-_EXACT_COLUMNS = 32
 
 
 def _prepare_solve(system: LinearSystem, memory: Memory, columns: int) -> tuple[Prepared, Reason | None]:
@@ -396,7 +260,7 @@ def _prepare_solve(system: LinearSystem, memory: Memory, columns: int) -> tuple[
         reason = Reason.EXACT_SMALL
     elif isinstance(solver, Exact):
         reason = Reason.EXACT_ASKED
-    elif columns > system.size // _EXACT_COLUMNS and system.held_dense and exact_path_fits(system, columns):
+    elif columns > system.size // EXACT_COLUMNS and system.held_dense and exact_path_fits(system, columns):
         reason = Reason.EXACT_MANY_COLUMNS
     else:
         return solver.prepare(system, memory), None

@@ -24,7 +24,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils.checkpoint import checkpoint
 
 from gp_rangeformer import collect_reports, last_report, settings
-from gp_rangeformer.plugin import hooks
+from gp_rangeformer.plugin import likelihood
 from gp_rangeformer.report import ReportCollection
 from gp_rangeformer.system.reason import Reason
 from tests.conftest import HOST_DEFAULTS
@@ -704,7 +704,7 @@ def test_the_same_step_gives_the_same_bits(count) -> None:
 
 def test_a_loss_kept_after_its_backward_pass_holds_no_matrix(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[StorageWeakRef] = []
-    original = hooks.evaluate_batch
+    original = likelihood.evaluate_batch
 
     def spy(kernel: Tensor, *arguments: Any) -> Any:
         found = original(kernel, *arguments)
@@ -713,7 +713,7 @@ def test_a_loss_kept_after_its_backward_pass_holds_no_matrix(monkeypatch: pytest
         seen.extend(StorageWeakRef(t.untyped_storage()) for t in (kernel, found.weight.factor))
         return found
 
-    monkeypatch.setattr(hooks, "evaluate_batch", spy)
+    monkeypatch.setattr(likelihood, "evaluate_batch", spy)
     with answered():
         asked = Asked(n=200)
         loss = asked.values().sum()

@@ -16,7 +16,7 @@ from gpytorch.likelihoods import GaussianLikelihood
 from torch import Tensor
 
 from gp_rangeformer import FallbackWarning, collect_reports, settings
-from gp_rangeformer.plugin import hooks
+from gp_rangeformer.plugin import likelihood, symmetric
 from gp_rangeformer.report import SolveReport
 from gp_rangeformer.system.linear_system import LinearSystem
 from gp_rangeformer.system.reason import Reason
@@ -56,20 +56,20 @@ def scaled(kernel: Kernel, lengthscale: float, outputscale: float) -> Any:
 def systems(monkeypatch: pytest.MonkeyPatch) -> list[LinearSystem]:
     """Every system that a solver is given."""
     seen: list[LinearSystem] = []
-    original = hooks._linear_system
+    original = symmetric.detached_system
 
     def spy(*arguments: Any) -> LinearSystem:
         seen.append(original(*arguments))
         return seen[-1]
 
-    together = hooks.evaluate_batch
+    together = likelihood.evaluate_batch
 
     def spy_on_batch(kernel: Tensor, noise: Tensor, *arguments: Any) -> Any:
         seen.extend(LinearSystem(*element) for element in zip(kernel, noise, strict=True))
         return together(kernel, noise, *arguments)
 
-    monkeypatch.setattr(hooks, "_linear_system", spy)
-    monkeypatch.setattr(hooks, "evaluate_batch", spy_on_batch)
+    monkeypatch.setattr(symmetric, "detached_system", spy)
+    monkeypatch.setattr(likelihood, "evaluate_batch", spy_on_batch)
     return seen
 
 

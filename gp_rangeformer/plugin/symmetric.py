@@ -1,0 +1,33 @@
+"""A linear system of the symmetric part of K: what every path answers about, whatever the kernel evaluated."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from gp_rangeformer.plugin.eligibility import EligibleSystem
+from gp_rangeformer.plugin.reports import Call
+from gp_rangeformer.system.kernel_matrix import KernelMatrix
+from gp_rangeformer.system.linear_system import LinearSystem
+from gp_rangeformer.system.symmetry import symmetric_part
+
+# Up to this a difference of K_ij and K_ji, over the largest entry, is an error of the kernel's own evaluation.
+_EVALUATION_ERROR = 1e-5
+
+
+def symmetric_system(call: Call, system: EligibleSystem, kernel: Tensor | KernelMatrix, noise: Tensor) -> LinearSystem:
+    """A of the symmetric part of K. A fused kernel's matrix is symmetric to the last bit."""
+    if not isinstance(kernel, Tensor) or system.fused is not None:
+        return detached_system(kernel, noise)
+    given = kernel.detach()
+    mean, difference = symmetric_part(given)
+    linear_system = detached_system(mean, noise)
+    if mean is not given:
+        call.note("the kernel matrix is not symmetric: its symmetric part answers")
+    if difference > 0:
+        linear_system.asymmetry = min(difference, _EVALUATION_ERROR)
+    linear_system.trusted = False
+    return linear_system
+
+
+def detached_system(kernel: Tensor | KernelMatrix, noise: Tensor) -> LinearSystem:
+    return LinearSystem(kernel.detach() if isinstance(kernel, Tensor) else kernel, noise.detach())
