@@ -95,7 +95,7 @@ class _choice(_checked_value):
 
     @classmethod
     def check(cls, value) -> None:
-        if value not in cls._choices:
+        if not isinstance(value, str) or value not in cls._choices:
             cls._refuse(value, "one of " + ", ".join(repr(choice) for choice in cls._choices))
 
 
@@ -112,23 +112,31 @@ class solver(_checked_value):
 
     _global_value: Any = None  # Certified(), which is made further up
 
-    def __init__(self, chosen: Any = None, **changes: Any) -> None:
+    _present = object()
+
+    def __init__(self, chosen: Any = _present, **changes: Any) -> None:
         self._chosen, self._changes = chosen, changes
+        self._before: list[Any] = []
         super().__init__(self._changed())
 
     def __enter__(self) -> None:
         # Of the solver that is present now, not of the one when this context was made.
-        self._orig_value, self._instance_value = self.value(), self._changed()
-        super().__enter__()
+        changed = self._changed()
+        self._before.append(self.value())
+        self._set_value(changed)
+
+    def __exit__(self, *_: Any) -> None:
+        self._set_value(self._before.pop())
 
     def _changed(self) -> Any:
-        solver = self.value() if self._chosen is None else self._chosen
+        solver = self.value() if self._chosen is self._present else self._chosen
         self.check(solver)
         names = [field.name for field in dataclasses.fields(solver)]
         for name in self._changes:
             if name not in names:
                 kind = type(solver).__name__
-                raise ValueError(f"settings.solver: {kind} has no argument {name}; it has {', '.join(names)}")
+                hint = f": {kind}(Certified({name}=...))" if "certified" in names else ""
+                raise ValueError(f"settings.solver: {kind} has no argument {name}; it has {', '.join(names)}{hint}")
         return dataclasses.replace(solver, **self._changes) if self._changes else solver
 
     @classmethod
@@ -267,7 +275,8 @@ def current() -> dict[str, object]:
             elif issubclass(setting, _value_context):
                 values[name] = setting.value()
     chosen = solver.value()
-    values["solver"] = {"name": type(chosen).__name__, **dataclasses.asdict(chosen)}
+    arguments = {field.name: getattr(chosen, field.name) for field in dataclasses.fields(chosen)}
+    values["solver"] = {"name": type(chosen).__name__, **arguments}
     return values
 
 

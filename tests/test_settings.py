@@ -150,8 +150,17 @@ def test_changes_are_made_to_the_solver_that_is_present_when_they_are_entered() 
     assert settings.solver.value() == Certified()
 
 
+def test_one_context_may_be_entered_twice() -> None:
+    exact = settings.solver(Exact())
+    with exact:
+        with exact:
+            assert settings.solver.value() == Exact()
+        assert settings.solver.value() == Exact()
+    assert settings.solver.value() == Certified()
+
+
 def test_what_is_no_solver_or_no_argument_of_one_is_refused() -> None:
-    for bad in ("cg", Certified, 3):
+    for bad in ("cg", Certified, 3, None):
         with pytest.raises(ValueError, match=r"settings\.solver must be gp_rangeformer\.Certified"):
             settings.solver(bad)
     with pytest.raises(ValueError, match="Exact has no argument rank; it has tolerance"):

@@ -30,7 +30,7 @@ from gp_rangeformer.system.linear_system import LinearSystem
 HEAD = Path(__file__).parent / "weights" / "head"
 # Standard deviations of training beyond the range seen there, in any feature.
 _EXTRAPOLATION = 0.5
-# Trained up to n = 32,554, measured up to 36,000 (pretrain/README.md).
+# Trained up to n = 32,649, measured up to 36,000 (pretrain/README.md).
 _LARGEST_SIZE = 36_000
 
 

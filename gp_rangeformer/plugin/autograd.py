@@ -3,7 +3,8 @@
 K enters as a plain tensor or, where it is not held, as a fused kernel. A weight dL/dK of low rank goes back to K in
 factors (:mod:`~gp_rangeformer.kernels.unformed_weight`), whatever stands between K and the kernel that made it. What a
 backward pass needs is saved by autograd, which frees it with the graph. Second derivatives (``create_graph=True``) and
-batches of gradients (``is_grads_batched``) are the exact ones: they cost an inverse, and are rarely asked for.
+batches of gradients (``is_grads_batched``) cost an inverse, and are rarely asked for; those of a solve, under
+``create_graph``, solve again to the same tolerance.
 """
 
 from __future__ import annotations

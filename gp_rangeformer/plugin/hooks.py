@@ -222,7 +222,10 @@ def root_inv_decomposition(
             # A batch mixes badly: roots of different widths cannot be stacked.
             exact = small or not for_variance or self.batch_shape.numel() > 1 or isinstance(chosen, Exact)
             solver = Exact(chosen.prediction_tolerance) if exact else _for_roots(chosen)
-            exact_reason = (Reason.EXACT_SMALL if small else Reason.EXACT_ROOT) if exact else None
+            exact_reason = None
+            if exact:
+                asked_for = Reason.EXACT_ASKED if isinstance(chosen, Exact) else Reason.EXACT_ROOT
+                exact_reason = Reason.EXACT_SMALL if small else asked_for
             with because(exact_reason and exact_reason.value):
                 prepared = solver.prepare(linear_system, memory_of(system.owners, system.kernel, index))
             root: InverseRoot = prepared.inv_root()

@@ -34,7 +34,7 @@ from gp_rangeformer.system.reason import Reason
 @dataclass(frozen=True)
 class Direct:
     """For research: every answer is the network's own. It is measured, a warning says when it is outside tolerance, and
-    nothing corrects it. Inverse roots stay exact.
+    nothing corrects it, at any size. Inverse roots stay certified.
 
     :param certified: whose probes and tolerances these are.
     :param network: ``network(system, rhs) -> Answer``; None for the shipped RangeFormer, seeded as ``certified`` is.
@@ -42,6 +42,12 @@ class Direct:
 
     certified: Certified = field(default_factory=Certified)
     network: Callable[[LinearSystem, Tensor], Answer] | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.certified, Certified):
+            raise ValueError(f"certified of Direct must be a Certified, got {self.certified!r}")
+        if self.network is not None and (isinstance(self.network, type) or not callable(self.network)):
+            raise ValueError(f"network of Direct must be a function of a system and right-hand sides: {self.network!r}")
 
     @property
     def tolerance(self) -> float:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -51,7 +52,9 @@ class Memory:
         known = self.draws.get(name)
         if known is not None and known[0] == key:
             return known[1]
-        tensor = draw()
+        # Also for steps with a gradient, which may not save tensors that were made in inference mode.
+        with torch.inference_mode(False):
+            tensor = _outside_inference(draw())
         self.draws[name] = key, tensor
         return tensor
 
@@ -113,7 +116,15 @@ class Memory:
 
 
 def _appended(kept: tuple[Tensor, ...], new: Tensor, count: int) -> tuple[Tensor, ...]:
-    return (*_like(kept, new), new.detach())[-count:] if count > 0 else ()
+    return (*_like(kept, new), _outside_inference(new.detach()))[-count:] if count > 0 else ()
+
+
+def _outside_inference(tensor: Tensor) -> Tensor:
+    """The tensor, or a copy that autograd can save where it was made in inference mode."""
+    if not tensor.is_inference():
+        return tensor
+    with torch.inference_mode(False):
+        return tensor.clone()
 
 
 def _like(tensors: tuple[Tensor, ...], other: Tensor) -> tuple[Tensor, ...]:

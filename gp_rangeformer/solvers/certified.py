@@ -99,7 +99,7 @@ class Certified:
         check_above(self, "landmark_refresh", 1.0, itself=True)
         check_choice(self, "predictor", get_args(Predictor))
         check_choice(self, "landmarks", ("rp_cholesky", "uniform"))
-        if not callable(self.logdet):
+        if isinstance(self.logdet, type) or not callable(self.logdet):
             check_choice(self, "logdet", ("learned", "lanczos", "quadrature"))
 
     @functools.cached_property

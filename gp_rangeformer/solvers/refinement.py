@@ -21,7 +21,7 @@ from gp_rangeformer.system.small_cores import to_host
 
 # Updates through which a residual is carried instead of being recomputed from the solution, which costs a pass. Each
 # rounds as a product does, and rounds the solution: counted as twice the rounding of a product. Measured, all of four
-# together stay below twice (tests/solvers/test_certificate.py).
+# together stay below twice (tests/preconditioner/test_certificate.py).
 _CARRIED, ROUNDING_OF_AN_UPDATE = 4, 2
 # Refinements after a residual that, recomputed, missed its target: float32 recurrences drift by a few per cent.
 _RESTARTS = 3

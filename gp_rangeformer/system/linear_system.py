@@ -98,8 +98,8 @@ class LinearSystem:
         eps |x| times the norm of K's columns, of which the largest counts. A model, not a bound, for solutions whose
         signs alternate, as those of random probes do; what is certain of targets is summed in float64
         (:meth:`wide_matmul`). Measured errors are 0.7 to 3.9 times eps |x| |K e_j| (n = 500 to 12,000, kernels smooth
-        and rough, any share of large entries), and 6 times is what this says (tests/solvers/test_certificate.py). It
-        does not depend on the order of the sum, so it holds as well where K comes in tiles, whose products are added
+        and rough, any share of large entries), and 6 times is what this says (test_certificate.py).
+        It does not depend on the order of the sum, so it holds as well where K comes in tiles, whose products are added
         up in the same dtype. In float32 the columns' norms come along with a wide product, or take one pass; in float64
         sqrt(max_i K_ii tr K) bounds them well enough.
         """

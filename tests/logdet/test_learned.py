@@ -19,7 +19,7 @@ from tests.system.systems import kernel_matrix, points, system
 
 SIZES = {600: 2, 1000: 4, 1500: 8}  # input dimensions
 NOISES = (1e-3, 1e-2, 1e-1)
-TOLERANCE = 0.01  # settings.logdet_tolerance
+TOLERANCE = 0.01  # logdet_tolerance
 
 
 @dataclass(frozen=True)

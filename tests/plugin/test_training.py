@@ -297,3 +297,14 @@ def test_training_without_a_gradient_answers_the_same_value() -> None:
         with torch.inference_mode():
             assert problem.loss().item() == pytest.approx(expected, abs=1e-9)
         assert settings.current() == settings_before
+
+
+@pytest.mark.parametrize("kernel", ["matern32", "linear_plus_rbf"])
+def test_a_value_in_inference_mode_does_not_spoil_the_steps_after_it(kernel: str) -> None:
+    problem = build(kernel, n=150)
+    with rangeformer_path(tolerance=1e-3, predictor="rows"):
+        with torch.inference_mode():
+            before = problem.loss().item()
+        for _ in range(3):
+            problem.loss().backward()
+        assert problem.loss().item() == pytest.approx(before, abs=0.01)

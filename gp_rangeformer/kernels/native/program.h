@@ -12,7 +12,7 @@
 
 enum Operation : int32_t { STATIONARY, CONSTANT, SCALE, SUM, PRODUCT };
 
-// As gp_rangeformer/kernels/native_interface.py lays it out.
+// As gp_rangeformer/kernels/native/interface.py lays it out.
 struct Node {
     int32_t operation, kind;
     int32_t first_child, child_count;  // in the list of children

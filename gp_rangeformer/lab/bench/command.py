@@ -298,7 +298,9 @@ def small(
     from rich.console import Console
 
     from gp_rangeformer.lab.bench.peer_run import PlanError
-    from gp_rangeformer.lab.bench.small import Plan, accuracy_grid, one_line, parse_counts, run, seconds_grid
+    from gp_rangeformer.lab.bench.small import parse_counts, run
+    from gp_rangeformer.lab.bench.small_tables import accuracy_grid, one_line, seconds_grid
+    from gp_rangeformer.lab.bench.small_tasks import Plan
     from gp_rangeformer.lab.compare.result import write_text
 
     _check_dtype(dtype)

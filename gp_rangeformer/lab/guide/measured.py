@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from gp_rangeformer.lab.bench.products import products_grid
-from gp_rangeformer.lab.bench.small import accuracy_grid, seconds_grid
+from gp_rangeformer.lab.bench.small_tables import accuracy_grid, seconds_grid
 from gp_rangeformer.lab.bench.stages import PRODUCTS, stages_grid
 from gp_rangeformer.lab.compare.tables import Grid
 from gp_rangeformer.lab.guide import contention

@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from gp_rangeformer.lab.bench import small
+from gp_rangeformer.lab.bench import small, small_tasks
 from gp_rangeformer.lab.bench.peer_run import Plan
 from gp_rangeformer.lab.bench.peers import Size
 from gp_rangeformer.lab.bench.products import Product
@@ -72,10 +72,13 @@ class Results:
         )
 
     @cached_property
-    def small(self) -> tuple[small.Plan, list[small.Cell]]:
+    def small(self) -> tuple[small_tasks.Plan, list[small.Cell]]:
         return self._read(
             "small",
-            lambda content: (small.Plan(**content["plan"]), [small.Cell.from_json(cell) for cell in content["cells"]]),
+            lambda content: (
+                small_tasks.Plan(**content["plan"]),
+                [small.Cell.from_json(cell) for cell in content["cells"]],
+            ),
         )
 
     @cached_property

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -14,22 +15,17 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from gp_rangeformer import settings
-from gp_rangeformer.lab.bench import small
-from gp_rangeformer.lab.bench.small import (
+from gp_rangeformer.lab.bench import small, small_tasks
+from gp_rangeformer.lab.bench.small import Cell, Timing, measure_cell, run, time_pairs
+from gp_rangeformer.lab.bench.small_tables import accuracy_grid, seconds_grid
+from gp_rangeformer.lab.bench.small_tasks import (
     TASKS,
-    Cell,
     FastPrediction,
     Plan,
     Prediction,
     Step,
-    Timing,
-    accuracy_grid,
     botorch_conditions,
     draw_data,
-    measure_cell,
-    run,
-    seconds_grid,
-    time_pairs,
 )
 from gp_rangeformer.lab.cli import app
 
@@ -149,7 +145,7 @@ def test_the_host_has_botorchs_settings_and_gets_its_own_back() -> None:
         assert values() == [False, False, False, 6, 4096]
         assert host.max_eager_kernel_size.value() == 4096
     assert values() == before
-    assert small.has_botorch()
+    assert small_tasks.has_botorch()
     assert values() == before
 
 
@@ -270,7 +266,7 @@ def test_a_fit_that_is_missing_is_measured_when_botorch_is_there(
     path = tmp_path / "small.json"
     for installed in (False, True, True):
         monkeypatch.setattr(small, "has_botorch", lambda installed=installed: installed)
-        monkeypatch.setattr(small.metadata, "version", lambda name: "1.0")
+        monkeypatch.setattr(metadata, "version", lambda name: "1.0")
         run(PLAN, [10], [1, 4], patience=1.0, path=path)
     assert measured == [(10, 1, False), (10, 4, False), (10, 1, True)]
     assert [Cell.from_json(cell).n for cell in json.loads(path.read_text())["cells"]] == [10, 10]

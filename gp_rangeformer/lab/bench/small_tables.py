@@ -1,0 +1,84 @@
+"""Tables of the small data sets: milliseconds, and how exactly host and flag agree."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from statistics import median
+
+from gp_rangeformer.lab.bench.small import Cell, Timing
+from gp_rangeformer.lab.bench.small_tasks import TASKS, TEST_POINTS, Plan
+from gp_rangeformer.lab.compare import machine
+from gp_rangeformer.lab.compare.tables import Grid
+
+
+def seconds_grid(cells: Sequence[Cell], plan: Plan, where: str | None = None) -> Grid:
+    """One row per size and batch: what each task takes, and how many times faster the flag makes it.
+
+    :param where: what it was measured on; None: this machine.
+    """
+    shown = [name for name in TASKS if any(name in cell.timings for cell in cells)]
+    headers = ["n, batch"]
+    for name in shown:
+        headers += [f"{name}\nhost, flag".replace(" p", "\np"), "faster\n(10-90 %)"]
+    rows = []
+    for cell in cells:
+        row = [f"{cell.n}, {cell.batch}"]
+        for name in shown:
+            timing = cell.timings.get(name)
+            row += ["-", "-"] if timing is None else [_milliseconds(timing), _times(timing)]
+        rows.append(tuple(row))
+    counts = sorted({len(timing.host) for cell in cells for timing in cell.timings.values()})
+    runs = " to ".join(map(str, dict.fromkeys((counts[0], counts[-1]))))
+    notes = [
+        "step: likelihood and backward pass; prediction: means and variances at "
+        f"{TEST_POINTS} points without caches; fast: with fast_pred_var",
+        f"host: BoTorch's settings, Cholesky at every n; medians of {runs} runs, in turn; "
+        "faster: ratio of medians, its percentiles in pairs",
+        f"d = {plan.dimensions}, {plan.dtype}, seed {plan.seed}, threads: {plan.threads}; "
+        f"{where or machine.one_line()}",
+    ]
+    if "fit" in shown:
+        notes.insert(1, "fit: BoTorch's fit_gpytorch_mll of a SingleTaskGP from its start values")
+    return Grid("Small data sets: milliseconds", tuple(headers), tuple(rows), tuple(notes))
+
+
+def accuracy_grid(cells: Sequence[Cell]) -> Grid:
+    """One row per size and batch: how far host and flag are apart, the memory of a step, and who answered."""
+    headers = ("n, batch", "loss", "gradient", "mean", "variance", "peak MiB", "the flag's step by")
+    fits = [cell.timings.get("fit") for cell in cells]
+    fitted = any(fits)
+    rows = []
+    for cell, fit in zip(cells, fits, strict=True):
+        found = [timing.differences for name, timing in cell.timings.items() if name != "fit"]
+        largest = (max(each[name] for each in found if name in each) for name in headers[1:5])
+        peaks = ", ".join("-" if peak is None else f"{peak:.0f}" for peak in cell.peaks)
+        answered = ", ".join(cell.timings["step"].answered_by) or "gpytorch"
+        row = [f"{cell.n}, {cell.batch}", *(f"{value:.0e}" for value in largest), peaks, answered]
+        if fitted and fit is None:
+            row += ["-", "-"]
+        elif fit is not None:
+            row += [f"{fit.differences['loss']:.0e}", ", ".join(map(str, fit.evaluations or ()))]
+        rows.append(tuple(row))
+    notes = ["largest relative differences between host and flag over all runs; peak: memory of a step, host, flag"]
+    if fitted:
+        headers += ("fitted loss", "evaluations")
+        notes.append("fitted loss: of the likelihoods where the two fits ended, after so many evaluations, host, flag")
+    return Grid("Small data sets: differences", headers, tuple(rows), tuple(notes))
+
+
+def one_line(cell: Cell) -> str:
+    """For the terminal, while the run goes on."""
+    found = ", ".join(f"{name} {_times(timing)}" for name, timing in cell.timings.items())
+    return f"n={cell.n} batch={cell.batch}: times faster: {found}"
+
+
+def _milliseconds(timing: Timing) -> str:
+    found = (1e3 * median(seconds) for seconds in (timing.host, timing.flag))
+    return ", ".join(f"{value:.0f}" if value >= 100 else f"{value:#.3g}" for value in found)
+
+
+def _times(timing: Timing) -> str:
+    ratio = f"{timing.ratio:.{2 if timing.ratio < 10 else 1}f}"
+    if len(timing.host) == 1:
+        return ratio
+    return f"{ratio} ({'-'.join(f'{bound:#.2g}'.rstrip('.') for bound in timing.spread)})"
