@@ -117,7 +117,7 @@ class solver(_checked_value):
     def __init__(self, chosen: Any = _present, **changes: Any) -> None:
         self._chosen, self._changes = chosen, changes
         self._before: list[Any] = []
-        super().__init__(self._changed())
+        self._changed()  # what cannot be is refused where it is written
 
     def __enter__(self) -> None:
         # Of the solver that is present now, not of the one when this context was made.
@@ -231,9 +231,9 @@ class memory_limit(_count):
 class kernel_storage(_choice):
     """
     How K is held. "dense": n^2 numbers; where they do not fit an error says so beforehand. "tiles": recomputed at every
-    product, any n, O(n) memory; an early training step takes 1.1 times as long (n = 4000 and 8000, Matern-3/2, float32,
-    two threads, compiled code), one of many iterations up to twice. "auto": dense where that fits into free memory,
-    else tiles, with a note in the report.
+    product, any n, O(n) memory; an early training step takes 1.1 to 1.5 times as long (n = 2000 to 8000, Matern-3/2,
+    float32, two threads, compiled code), one of many iterations up to twice. "auto": dense where that fits into free
+    memory, else tiles, with a note in the report.
     Kernels that settings.fused_kernels does not cover, and sums of matrices, are always dense. A model that is pickled
     with the caches of its predictions needs this package to be loaded, unless K was dense.
 

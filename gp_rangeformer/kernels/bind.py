@@ -7,9 +7,8 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from gp_rangeformer import settings
 from gp_rangeformer.kernels.expression import Expression
-from gp_rangeformer.kernels.native.compiler import native_library
+from gp_rangeformer.kernels.native.compiler import library_on
 from gp_rangeformer.kernels.native.tiles import NativeTiles
 from gp_rangeformer.kernels.tensor.nodes import TensorTiles
 from gp_rangeformer.kernels.tiles import Block
@@ -48,12 +47,7 @@ class KernelTiles(Protocol):
 def bind(expression: Expression, arguments: tuple[Tensor, ...], n: int, dtype: torch.dtype, size: int) -> KernelTiles:
     """Tiles of at most ``size`` x ``size`` in ``dtype``, of ``n`` points whose ``arguments`` are as
     :func:`~gp_rangeformer.kernels.embedding.embed` returns them. Tiles that need no mirror image may have any size."""
-    library = native_library() if compiles(arguments[0].device) else None
+    library = library_on(arguments[0].device)
     if library is not None:
         return NativeTiles(library, expression, arguments, n, dtype)
     return TensorTiles(expression, arguments, dtype, size)
-
-
-def compiles(device: torch.device) -> bool:
-    """Whether compiled code answers on ``device``."""
-    return device.type == "cpu" and settings.fused_kernels.compiled() and native_library() is not None

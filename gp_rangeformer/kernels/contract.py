@@ -8,10 +8,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from gp_rangeformer.kernels.bind import bind, compiles
+from gp_rangeformer.kernels.bind import bind
 from gp_rangeformer.kernels.expression import Expression
 from gp_rangeformer.kernels.gpu.streamed import streamed
 from gp_rangeformer.kernels.matrices.share import ALONE, Share
+from gp_rangeformer.kernels.native.compiler import library_on
 from gp_rangeformer.kernels.tiles import Block, tile_size, upper_blocks
 
 
@@ -67,7 +68,7 @@ def contract(
         parts = stream.contract(weight.left, weight.right, weight.diagonal, share.rows(n))
         return _as_arguments([share.sum(part) for part in parts], arguments)
     factors = _factors(weight, dtype)
-    size = min(tile_size(arguments[0].device, compiled=compiles(arguments[0].device)), n)
+    size = min(tile_size(arguments[0].device, compiled=library_on(arguments[0].device) is not None), n)
     tiles = bind(expression, arguments, n, dtype, size)
     storage = arguments[0].new_empty(size * size, dtype=dtype)
     for block in share.blocks(upper_blocks(n, size)):

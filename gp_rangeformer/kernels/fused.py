@@ -8,7 +8,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from gp_rangeformer import settings
 from gp_rangeformer.kernels.contract import DenseWeight, ThinWeight, contract
 from gp_rangeformer.kernels.embedding import embed
 from gp_rangeformer.kernels.evaluate import evaluate_arguments, of_points
@@ -16,7 +15,7 @@ from gp_rangeformer.kernels.expression import Expression
 from gp_rangeformer.kernels.matrices.recomputed import RecomputedKernelMatrix
 from gp_rangeformer.kernels.matrices.share import ALONE, Share
 from gp_rangeformer.kernels.native.batch import NativeBatch
-from gp_rangeformer.kernels.native.compiler import native_library
+from gp_rangeformer.kernels.native.compiler import library_on
 from gp_rangeformer.kernels.tensor.plain import plain
 from gp_rangeformer.kernels.unformed_weight import UnformedWeight
 from gp_rangeformer.torch_modes import batched, no_autocast
@@ -118,9 +117,7 @@ class FusedKernel:
     @functools.cached_property
     def _native(self) -> NativeBatch | None:
         """A batch of one, where compiled code on a CPU answers for this process alone."""
-        if self.share is not ALONE or self.arguments[0].device.type != "cpu" or not settings.fused_kernels.compiled():
-            return None
-        library = native_library()
+        library = library_on(self.arguments[0].device) if self.share is ALONE else None
         if library is None:
             return None
         return NativeBatch(library, self.expression, self.arguments, 1, self.n, self.dtype)

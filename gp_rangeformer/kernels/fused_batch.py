@@ -10,7 +10,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from gp_rangeformer.kernels.bind import compiles
 from gp_rangeformer.kernels.embedding import embed
 from gp_rangeformer.kernels.expression import Expression, Stationary
 from gp_rangeformer.kernels.fused import FusedKernel
@@ -77,11 +76,6 @@ class FusedBatch:
         library = native_library()
         assert library is not None, "there were compiled functions when this batch was taken on"
         return NativeBatch(library, self.expression, self.arguments, self.count, self.n, self.dtype)
-
-
-def fuses_batches(device: torch.device) -> bool:
-    """Whether the matrices of a batch can be made and differentiated together on ``device``."""
-    return compiles(device)
 
 
 def _of_points(expression: Expression) -> list[bool]:

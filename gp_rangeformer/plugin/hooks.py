@@ -33,11 +33,7 @@ from gp_rangeformer.plugin.eligibility import (
 )
 from gp_rangeformer.plugin.likelihood import EXACT_COLUMNS, likelihood_terms
 from gp_rangeformer.plugin.owners import memory_of
-from gp_rangeformer.plugin.reports import (
-    Call,
-    account_solve,
-    report_declined,
-)
+from gp_rangeformer.plugin.reports import Call, account_solve, report_declined
 from gp_rangeformer.plugin.symmetric import symmetric_system
 from gp_rangeformer.rangeformer.direct import Direct
 from gp_rangeformer.recycling.memory import Memory
@@ -213,19 +209,12 @@ def root_inv_decomposition(
 
     call = Call(name, system, 0)
     n = self.shape[-1]
+    # A batch mixes badly: roots of different widths cannot be stacked.
+    solver, exact_reason = _root_solver(system, for_variance and self.batch_shape.numel() == 1)
     roots, factors, triangular = [], [], True
     with torch.no_grad(), no_autocast():
         for index, (kernel, noise) in enumerate(system.elements()):
             linear_system = symmetric_system(call, system, kernel, noise)
-            chosen = settings.solver.value()
-            small = n < settings.min_size.value_on(linear_system.device)
-            # A batch mixes badly: roots of different widths cannot be stacked.
-            exact = small or not for_variance or self.batch_shape.numel() > 1 or isinstance(chosen, Exact)
-            solver = Exact(chosen.prediction_tolerance) if exact else _for_roots(chosen)
-            exact_reason = None
-            if exact:
-                asked_for = Reason.EXACT_ASKED if isinstance(chosen, Exact) else Reason.EXACT_ROOT
-                exact_reason = Reason.EXACT_SMALL if small else asked_for
             with because(exact_reason and exact_reason.value):
                 prepared = solver.prepare(linear_system, memory_of(system.owners, system.kernel, index))
             root: InverseRoot = prepared.inv_root()
@@ -271,9 +260,19 @@ def _prepare_solve(system: LinearSystem, memory: Memory, columns: int) -> tuple[
         return Exact(solver.tolerance).prepare(system), reason
 
 
-def _for_roots(chosen: Certified | Direct | Exact) -> Certified | Exact:
-    """A root serves every later variance: all the landmarks at once. The network has no answer for it."""
+def _root_solver(system: EligibleSystem, low_rank: bool) -> tuple[Certified | Exact, Reason | None]:
+    """Who makes a root of A^-1, and why the exact path does where it does.
+
+    :param low_rank: whether a tall root would serve: for every later variance, so with all the landmarks at once. The
+        network has none.
+    """
+    chosen = settings.solver.value()
+    exact = Exact(chosen.prediction_tolerance)
+    if system.kernel.shape[-1] < settings.min_size.value_on(system.noise.device):
+        return exact, Reason.EXACT_SMALL
     if isinstance(chosen, Exact):
-        return chosen.for_predictions
+        return exact, Reason.EXACT_ASKED
+    if not low_rank:
+        return exact, Reason.EXACT_ROOT
     certified = chosen.certified if isinstance(chosen, Direct) else chosen
-    return replace(certified, tolerance=certified.prediction_error, adaptive_rank=False)
+    return replace(certified, tolerance=certified.prediction_error, adaptive_rank=False), None

@@ -11,19 +11,11 @@ from gp_rangeformer import settings
 from gp_rangeformer.allocation.free_memory import because
 from gp_rangeformer.kernels.fused import FusedKernel
 from gp_rangeformer.plugin import autograd
-from gp_rangeformer.plugin.eligibility import (
-    EligibleSystem,
-    check_rhs,
-    inside_line_search,
-)
+from gp_rangeformer.plugin.eligibility import EligibleSystem, check_rhs, inside_line_search
 from gp_rangeformer.plugin.gradient_error import GradientCheck
 from gp_rangeformer.plugin.hyperparameters import FusedHyperparameters
 from gp_rangeformer.plugin.owners import memory_of
-from gp_rangeformer.plugin.reports import (
-    Call,
-    account_batch,
-    account_training,
-)
+from gp_rangeformer.plugin.reports import Call, account_batch, account_training
 from gp_rangeformer.plugin.symmetric import detached_system, symmetric_system
 from gp_rangeformer.rangeformer.direct import Direct
 from gp_rangeformer.recycling.memory import Memory

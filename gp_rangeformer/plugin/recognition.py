@@ -27,7 +27,8 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from gp_rangeformer import settings
 from gp_rangeformer.kernels.expression import Constant, Expression, Kind, Product, Scale, Stationary, Sum
 from gp_rangeformer.kernels.fused import FusedKernel
-from gp_rangeformer.kernels.fused_batch import FusedBatch, fuses_batches
+from gp_rangeformer.kernels.fused_batch import FusedBatch
+from gp_rangeformer.kernels.native.compiler import library_on
 from gp_rangeformer.plugin.callers import called_by
 from gp_rangeformer.plugin.fused_operator import FusedLinearOperator
 from gp_rangeformer.plugin.storage import choose_storage
@@ -113,7 +114,7 @@ def recognise_selected(kernel: Kernel, x: Tensor) -> FusedKernel | FusedBatch | 
         return None
     if not batch:
         return FusedKernel(expression, x, parameters)
-    if 0 in batch or not fuses_batches(x.device):
+    if 0 in batch or library_on(x.device) is None:
         return None
     scalars = iter(_of_one_number(expression))
     parameters = tuple(parameter.squeeze(-1) if next(scalars) else parameter for parameter in parameters)

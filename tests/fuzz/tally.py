@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -15,6 +13,8 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from gp_rangeformer.atomic import write_bytes
+
 Record = dict[str, Any]
 _LEVELS = (0.5, 0.9, 0.95, 0.99, 1.0)
 _WORDS = {True: "yes", False: "no", None: "-"}
@@ -22,14 +22,7 @@ _WORDS = {True: "yes", False: "no", None: "-"}
 
 def write_json(path: Path, content: object) -> None:
     """Readers meet the old file or the new one."""
-    handle, temporary = tempfile.mkstemp(dir=path.resolve().parent, prefix=f".{path.name}.")
-    try:
-        with open(handle, "w") as file:
-            json.dump(content, file)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    write_bytes(path, json.dumps(content).encode())
 
 
 def is_miss(record: Record) -> bool:

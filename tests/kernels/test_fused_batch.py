@@ -17,8 +17,8 @@ from gp_rangeformer import settings
 from gp_rangeformer.kernels.evaluate import evaluate, evaluate_arguments
 from gp_rangeformer.kernels.expression import Constant, Expression, Product, Scale, Stationary, Sum, parameter_names
 from gp_rangeformer.kernels.fused import FusedKernel
-from gp_rangeformer.kernels.fused_batch import FusedBatch, fuses_batches
-from gp_rangeformer.kernels.native.compiler import native_library
+from gp_rangeformer.kernels.fused_batch import FusedBatch
+from gp_rangeformer.kernels.native.compiler import library_on, native_library
 from gp_rangeformer.kernels.tensor.plain import plain
 
 DTYPES = [torch.float32, torch.float64]
@@ -366,10 +366,10 @@ def test_second_derivatives_are_differences_of_the_compiled_first_ones(name, sha
 
 
 def test_nobody_fuses_batches_where_the_compiled_code_is_switched_off() -> None:
-    assert fuses_batches(torch.device("cpu"))
-    assert not fuses_batches(torch.device("meta"))
+    assert library_on(torch.device("cpu")) is not None
+    assert library_on(torch.device("meta")) is None
     with settings.fused_kernels("tensors"):
-        assert not fuses_batches(torch.device("cpu"))
+        assert library_on(torch.device("cpu")) is None
 
 
 @dtypes

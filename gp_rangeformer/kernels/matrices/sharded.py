@@ -17,12 +17,11 @@ import torch
 from jaxtyping import Float, Float64, Int, Shaped
 from torch import Tensor, distributed
 
-from gp_rangeformer import settings
 from gp_rangeformer.kernels.evaluate import evaluate_rows
 from gp_rangeformer.kernels.expression import Expression
 from gp_rangeformer.kernels.gpu.device_tiles import triton_works
 from gp_rangeformer.kernels.matrices.expression_matrix import ExpressionMatrix
-from gp_rangeformer.kernels.native.compiler import native_library
+from gp_rangeformer.kernels.native.compiler import library_on
 from gp_rangeformer.kernels.native.interface import BATCH
 from gp_rangeformer.kernels.native.product import multiply, multiply_wide
 from gp_rangeformer.kernels.tiles import Block, tile_size
@@ -131,10 +130,8 @@ class ProcessShare:
 
 def _way_of_dividing(device: torch.device) -> int:
     """A number for all that decides it: parts of different divisions would add up to another matrix, unnoticed."""
-    if device.type == "cuda":
-        compiled = triton_works(device.index, torch.float32)
-    else:
-        compiled = settings.fused_kernels.compiled() and native_library() is not None
+    on_cuda = device.type == "cuda"
+    compiled = triton_works(device.index, torch.float32) if on_cuda else library_on(device) is not None
     return 2 * tile_size(device) + compiled
 
 

@@ -29,6 +29,7 @@ from typing import NamedTuple
 
 import torch
 
+from gp_rangeformer import settings
 from gp_rangeformer.kernels.native import library_cache
 from gp_rangeformer.kernels.native.interface import declare
 from gp_rangeformer.kernels.native.processor import processor
@@ -67,6 +68,12 @@ def native_library() -> ctypes.CDLL | None:
         stacklevel=2,
     )
     return None
+
+
+def library_on(device: torch.device) -> ctypes.CDLL | None:
+    """The compiled functions where they answer on ``device``: a CPU, unless ``settings.fused_kernels`` says otherwise
+    or nothing compiles them."""
+    return native_library() if device.type == "cpu" and settings.fused_kernels.compiled() else None
 
 
 def describe() -> str:

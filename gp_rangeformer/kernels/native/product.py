@@ -9,8 +9,7 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from gp_rangeformer import settings
-from gp_rangeformer.kernels.native.compiler import native_library
+from gp_rangeformer.kernels.native.compiler import library_on
 from gp_rangeformer.kernels.native.interface import PANEL
 from gp_rangeformer.kernels.tiles import spans
 
@@ -58,10 +57,10 @@ def multiply(matrix: Float[Tensor, "rows n"], vectors: Float[Tensor, "n k"]) -> 
     """matrix @ vectors, summed in their dtype, with the rounding of :func:`torch.matmul` or less."""
     rows, n = matrix.shape
     k = vectors.shape[1]
-    fits = k in _DENSE_WIDTHS and rows >= _DENSE_ROWS and matrix.device.type == "cpu" and matrix.stride(1) == 1
+    fits = k in _DENSE_WIDTHS and rows >= _DENSE_ROWS and matrix.stride(1) == 1
     alike = len(vectors) == n and vectors.dtype == matrix.dtype and vectors.device == matrix.device
     known = matrix.dtype in (torch.float32, torch.float64)
-    library = native_library() if fits and alike and known and settings.fused_kernels.compiled() else None
+    library = library_on(matrix.device) if fits and alike and known else None
     if library is None:
         return matrix @ vectors
     block = pack(vectors)
@@ -80,9 +79,9 @@ def multiply_wide(
     One read of the matrix for few columns, no copy of it (by tensor operations, of a few rows at a time).
     """
     rows, n = matrix.shape
-    fits = matrix.device.type == "cpu" and vectors.device.type == "cpu" and (n == 1 or matrix.stride(1) == 1)
+    fits = vectors.device == matrix.device and (n == 1 or matrix.stride(1) == 1)
     known = matrix.dtype in (torch.float32, torch.float64)
-    library = native_library() if fits and known and settings.fused_kernels.compiled() else None
+    library = library_on(matrix.device) if fits and known else None
     if library is None:
         return _multiply_widened(matrix, vectors)
     out, squares = vectors.new_empty(rows, vectors.shape[1]), vectors.new_empty(rows)

@@ -6,13 +6,17 @@ The package itself is imported inside the commands, so that ``--help`` answers a
 from __future__ import annotations
 
 import json as json_format
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from gp_rangeformer.lab.outputs import Outputs
+
+if TYPE_CHECKING:
+    from gp_rangeformer.lab.compare.tables import Grid
 
 bench_app = typer.Typer(invoke_without_command=True)
 
@@ -58,9 +62,9 @@ def peers(
         return
     from rich.console import Console
 
-    from gp_rangeformer.lab.bench.peer_run import Plan, PlanError, parse_sizes, run
+    from gp_rangeformer.lab.bench.peer_run import Plan, parse_sizes, run
     from gp_rangeformer.lab.bench.peer_tables import growth_table, size_table
-    from gp_rangeformer.lab.compare.result import write_text
+    from gp_rangeformer.lab.bench.resumed import PlanError
     from gp_rangeformer.lab.compare.solvers import SolverError
     from gp_rangeformer.lab.datasets import DatasetError
     from gp_rangeformer.lab.models import KernelError
@@ -88,15 +92,21 @@ def peers(
         raise typer.BadParameter(str(error)) from None
     growth = growth_table(measured, plan)
     console.print(growth.to_rich())
-    if markdown is not None:
-        grids = [*(size_table(size, plan) for size in measured), growth]
-        text = "\n\n".join(grid.to_markdown() for grid in grids) + "\n"
-        outputs.write(markdown, partial(write_text, markdown, text))
+    _write_markdown(outputs, markdown, [*(size_table(size, plan) for size in measured), growth])
     if figures is not None:
         from gp_rangeformer.lab.bench.peer_figures import write_peer_figures
 
         outputs.write(figures, partial(write_peer_figures, measured, plan, figures))
     outputs.finish()
+
+
+def _write_markdown(outputs: Outputs, path: Path | None, grids: Sequence[Grid]) -> None:
+    """The tables, where a file for them was asked for."""
+    if path is not None:
+        from gp_rangeformer.lab.compare.result import write_text
+
+        text = "\n\n".join(grid.to_markdown() for grid in grids) + "\n"
+        outputs.write(path, partial(write_text, path, text))
 
 
 def _check_dtype(dtype: str) -> None:
@@ -138,7 +148,6 @@ def learning(
     from gp_rangeformer.lab import datasets
     from gp_rangeformer.lab.bench.learning import Cell, grids, measure_cell
     from gp_rangeformer.lab.compare import machine
-    from gp_rangeformer.lab.compare.result import write_text
 
     try:
         wanted = [
@@ -177,9 +186,7 @@ def learning(
     tables = grids([cell for cell in chosen if (cell.n, cell.data, cell.seed) in wanted], machine.one_line(device))
     for grid in tables:
         console.print(grid.to_rich())
-    if markdown is not None:
-        text = "\n\n".join(grid.to_markdown() for grid in tables) + "\n"
-        outputs.write(markdown, partial(write_text, markdown, text))
+    _write_markdown(outputs, markdown, tables)
     outputs.finish()
 
 
@@ -194,10 +201,10 @@ def products(
     """One product with K and 33 columns: dense in several precisions, recomputed, and what a step would take."""
     from rich.console import Console
 
-    from gp_rangeformer.lab.bench.peer_run import PlanError, parse_sizes
+    from gp_rangeformer.lab.bench.peer_run import parse_sizes
     from gp_rangeformer.lab.bench.products import measure_products, products_grid, to_json
+    from gp_rangeformer.lab.bench.resumed import PlanError
     from gp_rangeformer.lab.compare import machine
-    from gp_rangeformer.lab.compare.result import write_text
 
     _check_device(device)
     try:
@@ -213,9 +220,7 @@ def products(
     if json is not None:
         cells = [to_json(n, found) for n, found in measured.items()]
         outputs.write_json(json, {"machine": machine.describe(device), "sizes": cells})
-    if markdown is not None:
-        text = "\n\n".join(grid.to_markdown() for grid in tables) + "\n"
-        outputs.write(markdown, partial(write_text, markdown, text))
+    _write_markdown(outputs, markdown, tables)
     outputs.finish()
 
 
@@ -241,10 +246,10 @@ def stages(
 
     from gp_rangeformer.lab import datasets
     from gp_rangeformer.lab.bench.contenders import Problem, UnavailableError
-    from gp_rangeformer.lab.bench.peer_run import PlanError, parse_sizes
+    from gp_rangeformer.lab.bench.peer_run import parse_sizes
+    from gp_rangeformer.lab.bench.resumed import PlanError
     from gp_rangeformer.lab.bench.stages import measure_stages, stages_grid
     from gp_rangeformer.lab.compare import machine
-    from gp_rangeformer.lab.compare.result import write_text
     from gp_rangeformer.lab.models import KernelError, check_kernel, default_kernel
 
     _check_dtype(dtype)
@@ -263,8 +268,7 @@ def stages(
     outputs = Outputs()
     if json is not None:
         outputs.write_json(json, {"machine": machine.describe(device), "sizes": [asdict(size) for size in found]})
-    if markdown is not None:
-        outputs.write(markdown, partial(write_text, markdown, grid.to_markdown() + "\n"))
+    _write_markdown(outputs, markdown, [grid])
     outputs.finish()
 
 
@@ -297,11 +301,10 @@ def small(
     import torch
     from rich.console import Console
 
-    from gp_rangeformer.lab.bench.peer_run import PlanError
+    from gp_rangeformer.lab.bench.resumed import PlanError
     from gp_rangeformer.lab.bench.small import parse_counts, run
     from gp_rangeformer.lab.bench.small_tables import accuracy_grid, one_line, seconds_grid
     from gp_rangeformer.lab.bench.small_tasks import Plan
-    from gp_rangeformer.lab.compare.result import write_text
 
     _check_dtype(dtype)
     plan = Plan(dimensions, dtype, seed, repetitions, torch.get_num_threads())
@@ -323,7 +326,5 @@ def small(
     grids = seconds_grid(cells, plan), accuracy_grid(cells)
     for grid in grids:
         console.print(grid.to_rich())
-    if markdown is not None:
-        text = "\n\n".join(grid.to_markdown() for grid in grids) + "\n"
-        outputs.write(markdown, partial(write_text, markdown, text))
+    _write_markdown(outputs, markdown, grids)
     outputs.finish()

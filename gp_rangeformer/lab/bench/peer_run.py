@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,16 +10,13 @@ from gp_rangeformer.lab import datasets
 from gp_rangeformer.lab.bench.contenders import Problem
 from gp_rangeformer.lab.bench.entrants import parse_peers
 from gp_rangeformer.lab.bench.peers import Observer, Size, measure_size
+from gp_rangeformer.lab.bench.resumed import PlanError, read_parts, whole_numbers
 from gp_rangeformer.lab.compare import machine
 from gp_rangeformer.lab.compare.result import write_json
 from gp_rangeformer.lab.models import check_kernel, default_kernel
 from gp_rangeformer.settings import exact_size
 
 FORMAT = 1
-
-
-class PlanError(ValueError):
-    """A run that cannot be done as asked; the message names the option and the remedy."""
 
 
 @dataclass(frozen=True)
@@ -45,10 +41,7 @@ def parse_sizes(text: str) -> list[int]:
 
     :raises PlanError: not whole numbers, or so small that the plug-in leaves the systems to GPyTorch.
     """
-    try:
-        sizes = sorted({int(n) for n in text.split(",")})
-    except ValueError:
-        raise PlanError(f"--sizes {text!r}: whole numbers separated by commas") from None
+    sizes = whole_numbers(text, "--sizes")
     if sizes[0] < exact_size.value():
         raise PlanError(f"--sizes {text!r}: the plug-in answers from n = {exact_size.value()} on (settings.exact_size)")
     return sizes
@@ -59,19 +52,7 @@ def read_sizes(path: Path, plan: Plan) -> list[Size]:
 
     :raises PlanError: the file is damaged, or holds another plan.
     """
-    if not path.is_file():
-        return []
-    try:
-        content = json.loads(path.read_text())
-        found = Plan(**content["plan"])
-        sizes = [Size.from_json(size) for size in content["sizes"]]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise PlanError(f"{path} is not a result of this command ({error}): choose another --json") from None
-    if found != plan:
-        ours, theirs = asdict(plan), asdict(found)
-        other = ", ".join(f"{name} {theirs[name]}, not {ours[name]}" for name in ours if ours[name] != theirs[name])
-        raise PlanError(f"{path} holds a run with {other}: choose another --json, or repeat that run's options")
-    return sizes
+    return read_parts(path, plan, "sizes", Size.from_json)
 
 
 def run(

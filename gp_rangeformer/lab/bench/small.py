@@ -8,7 +8,6 @@ hyperparameters, the same for both, so that seconds compare and nothing can be r
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -21,8 +20,8 @@ from torch import Tensor
 
 from gp_rangeformer import clear_memory, collect_reports, settings
 from gp_rangeformer.lab.bench.contenders import Clock
-from gp_rangeformer.lab.bench.peer_run import PlanError
 from gp_rangeformer.lab.bench.peers import Observer
+from gp_rangeformer.lab.bench.resumed import PlanError, read_parts, whole_numbers
 from gp_rangeformer.lab.bench.small_tasks import (
     CPU,
     TASKS,
@@ -163,33 +162,10 @@ def parse_counts(text: str, option: str, smallest: int) -> list[int]:
 
     :raises PlanError: not whole numbers separated by commas, or one below ``smallest``.
     """
-    try:
-        counts = sorted({int(count) for count in text.split(",")})
-    except ValueError:
-        raise PlanError(f"{option} {text!r}: whole numbers separated by commas") from None
+    counts = whole_numbers(text, option)
     if counts[0] < smallest:
         raise PlanError(f"{option} {text!r}: whole numbers from {smallest} on")
     return counts
-
-
-def read_cells(path: Path, plan: Plan) -> list[Cell]:
-    """The cells that ``path`` holds of the same plan; none if there is no such file.
-
-    :raises PlanError: the file is damaged, or holds another plan.
-    """
-    if not path.is_file():
-        return []
-    try:
-        content = json.loads(path.read_text())
-        found = Plan(**content["plan"])
-        cells = [Cell.from_json(cell) for cell in content["cells"]]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise PlanError(f"{path} is not a result of this command ({error}): choose another --json") from None
-    if found != plan:
-        ours, theirs = asdict(plan), asdict(found)
-        other = ", ".join(f"{name} {theirs[name]}, not {ours[name]}" for name in ours if ours[name] != theirs[name])
-        raise PlanError(f"{path} holds a run with {other}: choose another --json, or repeat that run's options")
-    return cells
 
 
 def run(
@@ -206,9 +182,10 @@ def run(
     """Measure every size with every batch, those that ``path`` has not yet, and write the file after each.
 
     :param show: called with every cell that has been measured.
-    :raises PlanError: as :func:`read_cells`.
+    :raises PlanError: as :func:`~gp_rangeformer.lab.bench.resumed.read_parts`.
     """
-    known = {(cell.n, cell.batch): cell for cell in ([] if path is None else read_cells(path, plan))}
+    found = [] if path is None else read_parts(path, plan, "cells", Cell.from_json)
+    known = {(cell.n, cell.batch): cell for cell in found}
     wanted = [(n, batch) for n in sizes for batch in batches]
     fits, described = has_botorch(), machine.describe()
     for n, batch in wanted:

@@ -99,8 +99,8 @@ def test_a_cache_that_cannot_be_written_is_replaced_for_this_process(cache) -> N
 
 @needs_compiler
 def test_the_setting_turns_the_library_off(monkeypatch) -> None:
-    monkeypatch.setattr("gp_rangeformer.kernels.bind.native_library", lambda: pytest.fail("was asked for"))
-    with settings.fused_kernels("tensors"):
+    with monkeypatch.context() as patched, settings.fused_kernels("tensors"):
+        patched.setattr("gp_rangeformer.kernels.native.compiler.native_library", lambda: pytest.fail("was asked for"))
         matern_kernel(X).dense()
 
 
