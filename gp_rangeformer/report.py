@@ -104,7 +104,7 @@ class SolveReport:
     mll: float | None = None
     mll_interval: Interval | None = None  # rigorous
     mll_statistical: Interval | None = None
-    gradient: GradientError | None = None  # None where the gradient is exact, or was not asked for
+    gradient: GradientError | None = None  # None: exact, not asked for, or not measured, which a note says
     mean_error: float | None = None  # of predictive means, certified, over the deviation of an observation
     variance_error: float | None = None  # of an inverse root, relative to predictive variance + noise
     notes: tuple[str, ...] = ()

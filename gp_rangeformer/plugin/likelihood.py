@@ -112,11 +112,18 @@ def _evaluate(
         else:
             evaluation = prepared.evaluate(rhs, with_logdet)
     account_training(call, system, prepared, evaluation, exact_reason)
-    if check is not None and isinstance(evaluation.weight, GradientWeight):
-        call.add_gradient(check.found)
-        if check.asked is None:
-            call.note("the gradient is measured for noise and scale alone: GPyTorch evaluates this kernel")
+    if isinstance(evaluation.weight, GradientWeight):
+        if check is not None:
+            call.add_gradient(check.found, check.tolerance)
+            if check.asked is None:
+                call.note("the gradient is measured for noise and scale alone: GPyTorch evaluates this kernel")
+        elif with_logdet and _asks_for_a_gradient(call):
+            call.note("the gradient is not measured")
     return evaluation
+
+
+def _asks_for_a_gradient(call: Call) -> bool:
+    return torch.is_grad_enabled() and call.system.requires_grad
 
 
 def _gradient_check(
@@ -125,7 +132,7 @@ def _gradient_check(
     """Of a likelihood whose gradient may be asked for."""
     solver = settings.solver.value()
     tolerance = solver.gradient_tolerance if isinstance(solver, Certified) else math.inf
-    if columns != 1 or math.isinf(tolerance) or not torch.is_grad_enabled() or not call.system.requires_grad:
+    if columns != 1 or math.isinf(tolerance) or not _asks_for_a_gradient(call):
         return None
     # Not through a graph of GPyTorch's or the user's own: their hooks would see weights that are no gradients.
     asked = None if fused is None else FusedHyperparameters(fused)

@@ -13,9 +13,9 @@ from torch import Tensor
 from gp_rangeformer import settings
 from gp_rangeformer.plugin.eligibility import EligibleSystem
 from gp_rangeformer.plugin.owners import trim_memory
-from gp_rangeformer.rangeformer.direct import Direct
+from gp_rangeformer.rangeformer.direct import DirectPrepared
 from gp_rangeformer.report import NEGLIGIBLE_ERROR, GradientError, SolveReport, publish
-from gp_rangeformer.solvers.certified import Certified
+from gp_rangeformer.solvers.certified_prepared import CertifiedPrepared
 from gp_rangeformer.solvers.exact import FACTORISED_IN_FLOAT64
 from gp_rangeformer.solvers.exact_batch import BatchEvaluation
 from gp_rangeformer.system.answers import Evaluation, LogDet, Prepared, Solution
@@ -31,10 +31,9 @@ class Call:
         self.published = False
         self.system = system
         kernel = system.kernel
-        direct = isinstance(settings.solver.value(), Direct)
         self.report = SolveReport(
             operation,
-            solver="direct" if direct and operation != "root_inv_decomposition" else "rangeformer",
+            solver="rangeformer",
             reason=Reason.CONVERGED,
             n=kernel.shape[-1],
             batch_shape=tuple(kernel.shape[:-2]),
@@ -54,20 +53,21 @@ class Call:
         passes, columns_multiplied = linear_system.take_counts()
         self.report = replace(
             report,
-            solver=report.solver if exact is None else "exact",
+            solver="exact" if report.solver == "exact" else _answered_by(prepared),
             reason=reason if report.reason is Reason.CONVERGED else report.reason,
             passes=report.passes + passes,
             columns_multiplied=report.columns_multiplied + columns_multiplied,
             notes=notes,
         )
 
-    def add_gradient(self, found: GradientError | None) -> None:
-        """How well one batch element's gradient is known: the report keeps the worst."""
+    def add_gradient(self, found: GradientError | None, tolerance: float) -> None:
+        """How well one batch element's gradient is known: the report keeps the worst, and notes one whose standard
+        error exceeds ``tolerance`` of it."""
         known = self.report.gradient
         if found is None or (known is not None and known.relative >= found.relative):
             return
         self.report = replace(self.report, gradient=found)
-        if found.excess(_solver().gradient_tolerance, NEGLIGIBLE_ERROR * self.report.n) > 1:
+        if found.excess(tolerance, NEGLIGIBLE_ERROR * self.report.n) > 1:
             self.note(f"gradient uncertain: its standard error is {found.relative:.0%}; more num_probes lower it")
 
     def note(self, note: str) -> None:
@@ -110,7 +110,8 @@ def account_training(
         "residual": max(report.residual, evaluation.residual),
     }
     if logdet is not None:
-        changes |= _likelihood(report, evaluation, logdet)
+        tolerance = prepared.solver.logdet_tolerance if isinstance(prepared, CertifiedPrepared) else math.inf
+        changes |= _likelihood(report, evaluation, logdet, tolerance)
     reason = evaluation.fallback_reason or exact_reason or evaluation.solution.reason
     call.add(system, prepared, reason, **changes)
 
@@ -139,8 +140,11 @@ def account_batch(call: Call, count: int, evaluation: BatchEvaluation, exact_rea
     )
 
 
-def _likelihood(report: SolveReport, evaluation: Evaluation, logdet: LogDet) -> dict[str, object]:
-    """Add one batch element's log determinant and, for one right-hand side, its log marginal likelihood."""
+def _likelihood(report: SolveReport, evaluation: Evaluation, logdet: LogDet, tolerance: float) -> dict[str, object]:
+    """Add one batch element's log determinant and, for one right-hand side, its log marginal likelihood.
+
+    :param tolerance: uncertainty of log|A|, in nats per point, above which a note says so.
+    """
     statistical = logdet.statistical or logdet.rigorous if report.logdet_statistical or logdet.statistical else None
     before = report.logdet_statistical or report.logdet_interval
     changes: dict[str, object] = {
@@ -163,7 +167,7 @@ def _likelihood(report: SolveReport, evaluation: Evaluation, logdet: LogDet) -> 
             earlier = report.mll_statistical or report.mll_interval
             changes["mll_statistical"] = likely + earlier if earlier else likely
     notes = [] if logdet.note is None else [logdet.note]
-    if logdet.statistical is not None and logdet.statistical.width > 2 * _solver().logdet_tolerance * report.n:
+    if logdet.statistical is not None and logdet.statistical.width > 2 * tolerance * report.n:
         half = 0.5 * logdet.statistical.width / report.n
         note = f"log determinant uncertain: +- {half:.2g} nats per point at {logdet.level:.0%}"
         notes.append(note)
@@ -188,10 +192,11 @@ def account_solve(
     )
 
 
-def _solver() -> Certified:
-    """Whose tolerances the notes speak of."""
-    solver = settings.solver.value()
-    return solver if isinstance(solver, Certified) else Certified()
+def _answered_by(prepared: Prepared) -> str:
+    """Not by the settings: a backward pass may be made under others than its forward pass."""
+    if prepared.exact is not None:
+        return "exact"
+    return "direct" if isinstance(prepared, DirectPrepared) else "rangeformer"
 
 
 def _largest(values: Tensor) -> float:

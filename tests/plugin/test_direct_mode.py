@@ -88,6 +88,33 @@ def test_training_and_prediction_run_through() -> None:
     assert answered["root_inv_decomposition"] == "exact"
 
 
+@pytest.mark.usefixtures("predicts_small_systems")
+@pytest.mark.filterwarnings("ignore::gp_rangeformer.OutsideToleranceWarning")
+@pytest.mark.parametrize("forward", ["direct", "rangeformer"])
+def test_a_backward_solve_is_reported_by_the_name_of_who_makes_it(forward: str) -> None:
+    problem = build("matern12")
+    with rangeformer_path() as reports, gpytorch.settings.detach_test_caches(False):
+        both = {"direct": Direct(settings.solver.value()), "rangeformer": settings.solver.value()}
+        with settings.solver(both.pop(forward)):
+            mean = problem.predict().mean.sum()
+        before = len(reports)
+        with settings.solver(*both.values()):
+            mean.backward()
+    assert [(report.operation, report.solver) for report in list(reports)[before:]] == [("solve", forward)]
+
+
+@pytest.mark.filterwarnings("ignore::gp_rangeformer.OutsideToleranceWarning")
+def test_a_gradient_that_nobody_measured_is_not_taken_for_an_exact_one() -> None:
+    problem = build("rbf", n=200)
+    with rangeformer_path() as reports, direct():
+        problem.loss()
+        with torch.no_grad():
+            problem.loss()
+    assert reports[0].gradient is None
+    assert "the gradient is not measured" in reports[0].summary()
+    assert "gradient" not in reports[1].summary()
+
+
 @pytest.mark.filterwarnings("ignore::gp_rangeformer.OutsideToleranceWarning")
 def test_the_mode_answers_below_min_size_and_leaves_what_is_below_exact_size() -> None:
     with exact_path() as reports, direct():

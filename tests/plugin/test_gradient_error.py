@@ -203,7 +203,9 @@ def test_gradients_that_probes_cannot_tell_are_exact_or_marked(period, noise) ->
 
 def test_infinity_measures_nothing() -> None:
     with mock.patch.object(gradient_error.GradientCheck, "__call__", side_effect=AssertionError("measured")):
-        assert step(build(n=N), gradient_tolerance=math.inf).gradient is None
+        report = step(build(n=N), gradient_tolerance=math.inf)
+        assert report.gradient is None
+        assert "the gradient is not measured" in report.notes
         with pytest.raises(AssertionError, match="measured"):
             step(build(n=N), gradient_tolerance=1.0)
 
@@ -213,6 +215,7 @@ def test_what_needs_no_gradient_measures_none() -> None:
     with unmeasured, settings.rangeformer(), settings.min_size(1), torch.no_grad(), collect_reports() as reports:
         build(n=N).loss()
     assert reports[0].gradient is None
+    assert "gradient" not in reports[0].summary()
 
 
 def test_between_checks_nothing_is_contracted_and_the_age_counts() -> None:
