@@ -309,6 +309,11 @@ def test_settings_are_parsed_in_their_own_type():
         ("rangeformer:rank=many", "rank=many"),
         ("rangeformer:predictor=oracle", "'extrapolate'"),
         ("rangeformer:exact_line_search=maybe", "write on or off"),
+        ("rangeformer:logdet=exact", "logdet=exact is gone: name the solver exact"),
+        ("rangeformer:mode=direct", "mode is gone: name the solver rangeformer-direct"),
+        ("rangeformer:compiled_kernels=off", "compiled_kernels is gone: fused_kernels=tensors"),
+        ("rangeformer:fused_kernels=on", "fused_kernels=on is gone: fused_kernels=compiled"),
+        ("rangeformer:verbose=on", r"verbose is gone: .*setLevel\(logging\.DEBUG\)"),
     ],
 )
 def test_a_solver_that_cannot_be_is_refused_with_what_can(names, message):

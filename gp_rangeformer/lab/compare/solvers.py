@@ -30,6 +30,13 @@ _SWITCH = {"on": True, "true": True, "off": False, "false": False}
 # Settings that are the same for all, or that say who answers.
 _NOT_A_CONTENDERS = ("rangeformer", "solver", "process_group")
 PLUGIN = ("exact", "rangeformer", "rangeformer-direct")
+# Where former settings and values went, as gp_rangeformer.settings says of its own: kept for one release.
+_MOVED = {
+    "mode": "name the solver rangeformer-direct for mode=direct",
+    "compiled_kernels": "fused_kernels=tensors for compiled_kernels=off",
+    "verbose": 'in a script, logging.getLogger("gp_rangeformer").setLevel(logging.DEBUG)',
+}
+_MOVED_VALUES = {"logdet=exact": "name the solver exact", "fused_kernels=on": "fused_kernels=compiled"}
 # Largest n at which the reference is GPyTorch's own float64 Cholesky (2 s a step on two cores); the plug-in's
 # closed form answers above, checked once against GPyTorch's.
 REFERENCE_CHOLESKY_SIZE = 2500
@@ -181,6 +188,10 @@ def _names(base: str) -> str:
 def _checked(solver: str, base: str, name: str, text: str) -> object:
     """``text`` in the type of the present value, accepted by the solver or the setting itself."""
     known = {**_settings(), **_arguments(base)}
+    assigned = f"{name}={text}"
+    if name in _MOVED or assigned in _MOVED_VALUES:
+        gone, successor = (name, _MOVED[name]) if name in _MOVED else (assigned, _MOVED_VALUES[assigned])
+        raise SolverError(f"{solver!r}: {gone} is gone: {successor}")
     if name not in known:
         raise SolverError(f"{solver!r}: no setting {name!r}; settings: {_names(base)}")
     present = known[name]
@@ -194,7 +205,7 @@ def _checked(solver: str, base: str, name: str, text: str) -> object:
         else:
             getattr(settings, name)(value)
     except KeyError:
-        raise SolverError(f"{solver!r}: {name}={text}: write on or off") from None
+        raise SolverError(f"{solver!r}: {assigned}: write on or off") from None
     except ValueError as error:
-        raise SolverError(f"{solver!r}: {name}={text}: {error}") from None
+        raise SolverError(f"{solver!r}: {assigned}: {error}") from None
     return value
