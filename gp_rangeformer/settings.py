@@ -3,7 +3,8 @@
     with settings.rangeformer(), settings.solver(num_probes=64):
         loss = -mll(model(train_x), train_y)
 
-Like linear_operator's own settings they are process-global and seen from other threads. How A x = b and log|A| are
+Like linear_operator's and GPyTorch's own settings they are process-global and seen from other threads (autograd's
+backward passes are some): threads that set different values overwrite each other's. How A x = b and log|A| are
 answered, and how accurately, is said by one of them, ``solver``; the others say when, where and from what.
 """
 
@@ -110,7 +111,8 @@ class solver(_checked_value):
     (Default: Certified())
     """
 
-    _global_value: Any = None  # Certified(), which is made further up
+    # Certified(), which is made further up, once: importlib.reload keeps what there was.
+    _global_value: Any = globals()["solver"]._global_value if "solver" in globals() else None
 
     _present = object()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import math
 import threading
 from typing import Any
@@ -148,6 +149,18 @@ def test_changes_are_made_to_the_solver_that_is_present_when_they_are_entered() 
     with first, second:
         assert settings.solver.value() == Certified(rank=9, num_probes=16)
     assert settings.solver.value() == Certified()
+
+
+def test_a_module_that_is_loaded_again_still_has_a_solver() -> None:
+    before = dict(vars(settings))
+    try:
+        importlib.reload(settings)
+        assert settings.solver is not before["solver"]
+        with settings.rangeformer(), settings.solver(rank=9):
+            assert settings.solver.value() == Certified(rank=9)
+        assert settings.solver.value() == Certified()
+    finally:
+        vars(settings).update(before)
 
 
 def test_one_context_may_be_entered_twice() -> None:
