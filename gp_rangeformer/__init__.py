@@ -1,7 +1,5 @@
 """Certified fast solves and log determinants for GPyTorch, behind one flag."""
 
-from importlib.metadata import version
-
 from gp_rangeformer import plugin, settings
 from gp_rangeformer.allocation.free_memory import InsufficientMemoryError
 from gp_rangeformer.checkpoint import CheckpointError
@@ -19,10 +17,11 @@ from gp_rangeformer.report import (
 )
 from gp_rangeformer.solvers.certified import Certified
 from gp_rangeformer.solvers.exact import Exact
+from gp_rangeformer.version import own_version
 
 plugin.install()
 
-__version__ = version("gp-rangeformer")
+__version__ = own_version()
 
 __all__ = [
     "Certified",

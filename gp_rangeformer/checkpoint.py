@@ -11,7 +11,6 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -20,6 +19,7 @@ import safetensors.torch
 from torch import nn
 
 from gp_rangeformer.atomic import write_bytes
+from gp_rangeformer.version import own_version
 
 FORMAT = 1
 
@@ -73,7 +73,7 @@ def save_checkpoint(
     if not dataclasses.is_dataclass(config) or isinstance(config, type) or not hasattr(model, "from_config"):
         raise CheckpointError(f"{name} has no config to be made again from: only models that have one can be saved")
     values = dataclasses.asdict(config)
-    card = ModelCard(name, values, dict(training or {}), steps, seed, dict(metrics or {}), version("gp-rangeformer"))
+    card = ModelCard(name, values, dict(training or {}), steps, seed, dict(metrics or {}), own_version())
     path = path.with_suffix(".safetensors")
     weights = safetensors.torch.save({key: value.contiguous().cpu() for key, value in model.state_dict().items()})
     digest = hashlib.sha256(weights).hexdigest()

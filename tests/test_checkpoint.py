@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,13 +11,14 @@ import pytest
 import torch
 
 from gp_rangeformer import atomic
-from gp_rangeformer.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
+from gp_rangeformer.checkpoint import CheckpointError, load_checkpoint, read_card, save_checkpoint
 from gp_rangeformer.logdet import learned
 from gp_rangeformer.logdet.network import LogDetTail
 from gp_rangeformer.rangeformer import pretrained
 from gp_rangeformer.rangeformer.operator import DenseOperator
 from gp_rangeformer.rangeformer.pretrained import load_pretrained
 from gp_rangeformer.rangeformer.rangeformer import RangeFormer, RangeFormerConfig
+from gp_rangeformer.version import own_version
 
 CONFIG = RangeFormerConfig(dim=16, rank=4, heads=2, loops=2)
 
@@ -38,6 +40,13 @@ def test_a_saved_model_comes_back_with_its_card(tmp_path: Path) -> None:
         assert torch.equal(ours, theirs), name
     assert (card.steps, card.seed, card.training, card.metrics) == (7, 3, {"families": ["a"]}, {"loss": 0.5})
     assert [path.name for path in sorted(tmp_path.iterdir())] == ["m.json", "m.safetensors"]
+
+
+def test_a_package_that_was_never_installed_saves_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "path", [])  # where the installed packages' metadata is looked for
+    assert own_version() == "unknown"
+    save_checkpoint(tmp_path / "m", RangeFormer(CONFIG))
+    assert read_card(tmp_path / "m").version == "unknown"
 
 
 def _flip_a_byte(path: Path) -> None:

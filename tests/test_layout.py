@@ -14,6 +14,7 @@ ROOT = Path(gp_rangeformer.__file__).parent
 # From the bottom: a part of the package, a folder or a file, imports from those before it and from itself.
 ORDER = (
     "atomic",
+    "version",
     "settings",
     "torch_modes",
     "checkpoint",

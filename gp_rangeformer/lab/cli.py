@@ -11,7 +11,6 @@ import sys
 import warnings
 from collections.abc import Iterator
 from functools import partial
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
@@ -23,6 +22,7 @@ from rich.table import Table
 
 from gp_rangeformer.lab.bench.command import bench_app
 from gp_rangeformer.lab.outputs import Outputs
+from gp_rangeformer.version import own_version
 
 if TYPE_CHECKING:
     from gp_rangeformer.lab.compare import Comparison
@@ -55,7 +55,7 @@ _DataDir = Annotated[Path | None, typer.Option(help="Folder that contains uci/, 
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"gp-rangeformer {metadata.version('gp-rangeformer')}")
+        typer.echo(f"gp-rangeformer {own_version()}")
         raise typer.Exit()
 
 

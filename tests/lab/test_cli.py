@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from typer.testing import CliRunner
 
 import gp_rangeformer
 from gp_rangeformer.lab import cli
-from gp_rangeformer.lab.compare import training
+from gp_rangeformer.lab.compare import machine, training
 
 SMALL = ["--n", "150", "--n-test", "30", "--steps", "2"]
 
@@ -319,6 +320,15 @@ def test_the_version_is_the_package_s():
     result = invoke("--version")
     assert result.exit_code == 0
     assert result.stdout.strip() == f"gp-rangeformer {gp_rangeformer.__version__}"
+
+
+def test_what_was_never_installed_has_an_unknown_version(monkeypatch):
+    def missing(name):
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(metadata, "version", missing)
+    assert invoke("--version").stdout.strip() == "gp-rangeformer unknown"
+    assert machine.versions()["gp-rangeformer"] == "not installed"
 
 
 def test_what_pykeops_prints_when_imported_is_not_in_the_output(tmp_path):
