@@ -160,7 +160,8 @@ def test_a_module_that_is_loaded_again_still_has_a_solver() -> None:
             assert settings.solver.value() == Certified(rank=9)
         assert settings.solver.value() == Certified()
     finally:
-        vars(settings).update(before)
+        for name, value in before.items():
+            setattr(settings, name, value)
 
 
 def test_one_context_may_be_entered_twice() -> None:

@@ -5,6 +5,7 @@ Solvers are frozen dataclasses. NumPy's numbers are taken too, and kept as Pytho
 
 from __future__ import annotations
 
+import math
 from numbers import Integral, Real
 from typing import Any
 
@@ -20,19 +21,20 @@ def check_count(solver: object, name: str, smallest: int) -> None:
 def check_share(solver: object, name: str) -> None:
     """:raises ValueError: unless the argument is a number between 0 and 1."""
     value = getattr(solver, name)
-    if not isinstance(value, Real) or not 0 < value < 1:
+    number = _number(value)
+    if not 0 < number < 1:
         _refuse(solver, name, value, "a number between 0 and 1")
-    _keep(solver, name, float(value))
+    _keep(solver, name, number)
 
 
 def check_above(solver: object, name: str, least: float, *, itself: bool) -> None:
     """:raises ValueError: unless the argument is a number above ``least``, or ``least`` ``itself``; infinity is one."""
     value = getattr(solver, name)
-    number = isinstance(value, Real) and not isinstance(value, bool)
-    if not number or not (value > least or (itself and value == least)):
+    number = _number(value)
+    if not (number > least or (itself and number == least)):
         wanted = f"a number of at least {least:g}" if itself else "a positive number"
         _refuse(solver, name, value, f"{wanted}, or infinity")
-    _keep(solver, name, float(value))
+    _keep(solver, name, number)
 
 
 def check_flag(solver: object, name: str) -> None:
@@ -47,6 +49,11 @@ def check_choice(solver: object, name: str, choices: tuple[str, ...]) -> None:
     value = getattr(solver, name)
     if not isinstance(value, str) or value not in choices:
         _refuse(solver, name, value, "one of " + ", ".join(repr(choice) for choice in choices))
+
+
+def _number(value: object) -> float:
+    """NaN, which lies nowhere, for what is none."""
+    return float(value) if isinstance(value, Real) and not isinstance(value, bool) else math.nan
 
 
 def _keep(solver: object, name: str, value: int | float) -> None:

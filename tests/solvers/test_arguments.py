@@ -24,7 +24,7 @@ TAKEN = [
 
 
 @pytest.mark.parametrize(("name", "given", "kept"), TAKEN)
-def test_numbers_of_numpy_are_taken_and_kept_as_pythons(name: str, given: Any, kept: float) -> None:
+def test_numbers_of_numpy_are_taken_and_kept_as_pythons(name: str, given: Any, kept: Any) -> None:
     with settings.solver(**{name: given}):
         solver = settings.solver.value()
     found = getattr(solver, name)
