@@ -24,9 +24,9 @@ from gp_rangeformer.rangeformer import answer
 from gp_rangeformer.rangeformer.answer import Answer
 from gp_rangeformer.recycling.memory import Memory
 from gp_rangeformer.solvers.certified import Certified
-from gp_rangeformer.solvers.exact import Exact, ExactPrepared
+from gp_rangeformer.solvers.exact import Exact
 from gp_rangeformer.solvers.gradient_weight import GradientWeight
-from gp_rangeformer.system.answers import Evaluation, Interval, InverseRoot, LogDet, Solution
+from gp_rangeformer.system.answers import Evaluation, Interval, LogDet, Solution
 from gp_rangeformer.system.linear_system import LinearSystem
 from gp_rangeformer.system.reason import Reason
 
@@ -83,11 +83,14 @@ class Direct:
 
 @dataclass
 class DirectPrepared:
-    """See :class:`Direct`. ``exact``: once an inverse root, which the network does not answer, was asked for."""
+    """See :class:`Direct`. The network has no answer for inverse roots."""
 
     solver: Direct
     system: LinearSystem
-    exact: ExactPrepared | None = field(default=None, repr=False)
+
+    @property
+    def exact(self) -> None:
+        """Nothing is factorised."""
 
     def solve(self, rhs: Float[Tensor, "n m"]) -> Solution:
         """The network's A^-1 rhs with its true residual; the reason is CONVERGED only within tolerance."""
@@ -98,11 +101,6 @@ class DirectPrepared:
         """The network's log|A| beside its rigorous interval, which it may leave."""
         _, preconditioner, found = self._measured(self.system.noise.new_zeros(self.system.size, 0))
         return self._logdet(preconditioner, found)
-
-    def inv_root(self) -> InverseRoot:
-        """The exact one: the network has no answer for it."""
-        self.exact = Exact(self.solver.certified.tolerance).prepare(self.system)
-        return self.exact.inv_root()
 
     def evaluate(self, rhs: Float[Tensor, "n m"], with_logdet: bool = True) -> Evaluation:
         """Quadratic forms, log|A| and the gradient of both, from the network's solutions for [rhs, probes]."""

@@ -1,8 +1,9 @@
 """What a solver answers, with its evidence, and the life cycle of one.
 
 ``solver.prepare(system, memory) -> prepared`` does the work that all later questions share (a factorisation, a
-preconditioner). ``prepared.solve(rhs)``, ``prepared.logdet()``, ``prepared.inv_root()`` and ``prepared.evaluate(rhs)``
-answer them. Results carry their own evidence: residuals, bounds, passes over K, and a reason.
+preconditioner). ``prepared.solve(rhs)``, ``prepared.logdet()`` and ``prepared.evaluate(rhs)`` answer them, and of the
+certified and the exact solver ``prepared.inv_root()``. Results carry their own evidence: residuals, bounds, passes over
+K, and a reason.
 """
 
 from __future__ import annotations
@@ -190,8 +191,6 @@ class Prepared(Protocol):
     def solve(self, rhs: Float[Tensor, "n m"]) -> Solution: ...
 
     def logdet(self) -> LogDet: ...
-
-    def inv_root(self) -> InverseRoot: ...
 
     def evaluate(self, rhs: Float[Tensor, "n m"], with_logdet: bool = True) -> Evaluation: ...
 

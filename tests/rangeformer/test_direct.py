@@ -95,10 +95,3 @@ def test_the_gradient_is_that_of_the_networks_solutions() -> None:
 def test_without_right_hand_sides_there_is_still_a_log_determinant() -> None:
     direct = prepared(oracle)
     assert direct.logdet().value == pytest.approx(float(torch.logdet(direct.system.to_dense())))
-
-
-def test_inverse_roots_are_exact() -> None:
-    direct = prepared(half_right)
-    root = direct.inv_root()
-    assert root.error == 0
-    torch.testing.assert_close(root.value @ root.value.mT, torch.linalg.inv(direct.system.to_dense()))
