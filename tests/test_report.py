@@ -174,7 +174,7 @@ def every_kind_of_report() -> list[SolveReport]:
         problem.loss()
         with gpytorch.settings.fast_pred_var():
             problem.predict().variance.sum()
-        with settings.solver(max_passes=1):
+        with settings.solver(max_passes=1, neighbours=0):
             build("matern12").loss()
         with settings.exact_size(100):
             small.loss()
@@ -215,7 +215,7 @@ def test_a_real_fallback_warns_counts_and_answers() -> None:
     message = r"inv_quad_logdet at n=150 .*max_passes.*raise rank in settings\.solver"
     with (
         rangeformer_path(tolerance=0.01) as reports,
-        settings.solver(max_passes=1),
+        settings.solver(max_passes=1, neighbours=0),
         pytest.warns(FallbackWarning, match=message),
     ):
         found = problem.loss().item()
@@ -229,7 +229,7 @@ def test_a_failing_model_pauses_then_tries_again() -> None:
     problem = build("matern12")
     with rangeformer_path(tolerance=0.01) as reports, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        with settings.solver(max_passes=1):
+        with settings.solver(max_passes=1, neighbours=0):
             problem.loss()
         for _ in range(3):
             problem.loss()

@@ -107,6 +107,6 @@ def self_covariance(tiles: KernelTiles, like: Tensor) -> Float[Tensor, ""]:
     return tile[0, 0]
 
 
-def of_points(arguments: tuple[Tensor, ...], positions: Int[Tensor, " p"] | slice) -> tuple[Tensor, ...]:
+def of_points(arguments: tuple[Tensor, ...], positions: Int[Tensor, "*p"] | slice) -> tuple[Tensor, ...]:
     """The arguments of the kernel matrix of some of the points, in any order: coordinates are what has two axes."""
     return tuple(argument[positions] if argument.dim() == 2 else argument for argument in arguments)

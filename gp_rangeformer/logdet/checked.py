@@ -12,6 +12,7 @@ from gp_rangeformer.logdet.estimate import CHECK_EVERY, TailEstimate, disagreeme
 from gp_rangeformer.logdet.lanczos import LEVEL, lanczos_logdet
 from gp_rangeformer.preconditioner.certificate import logdet_bounds
 from gp_rangeformer.preconditioner.nystrom import NystromPreconditioner
+from gp_rangeformer.preconditioner.vecchia import VecchiaPreconditioner
 from gp_rangeformer.recycling.memory import Memory
 from gp_rangeformer.system.answers import LogDet
 from gp_rangeformer.system.linear_system import LinearSystem
@@ -24,14 +25,20 @@ def lanczos_value(
     *,
     truncation: float,
     share: float | None = None,
+    vecchia: VecchiaPreconditioner | None = None,
 ) -> LogDet | None:
     """log|P| plus the quadrature of :func:`~gp_rangeformer.logdet.lanczos.lanczos_logdet`, within the rigorous
-    interval; None if the Ritz values disprove that K is positive semi-definite."""
-    trace = lanczos_logdet(system, preconditioner, probes, share=share, truncation=truncation)
-    if not trace.smallest > preconditioner.least_ritz_value(system):
+    interval; None if the Ritz values disprove that K is positive semi-definite.
+
+    :param vecchia: the P of the quadrature, where there is one: nearer to A, so that it takes fewer passes and varies
+        less with the probes.
+    """
+    nearest = vecchia or preconditioner
+    trace = lanczos_logdet(system, nearest, probes, share=share, truncation=truncation)
+    if not trace.smallest > nearest.least_ritz_value(system):
         return None
-    base = preconditioner.logdet()
-    rigorous = logdet_bounds(system, preconditioner)
+    base = nearest.logdet()
+    rigorous = logdet_bounds(system, preconditioner, vecchia)
     return LogDet(
         value=rigorous.clip(base + trace.value),
         rigorous=rigorous,
@@ -49,6 +56,7 @@ def checked_logdet(
     estimate: TailEstimate,
     tolerance: float,
     lanczos: Callable[[], LogDet | None],
+    vecchia: VecchiaPreconditioner | None = None,
 ) -> LogDet | None:
     """The estimate's value where nothing speaks against it, else Lanczos', with a note; None if that disproves K.
 
@@ -61,7 +69,7 @@ def checked_logdet(
     problem = objection(estimate, tolerance)
     checked = estimate.interval is not None and memory.take_tail_check(CHECK_EVERY)
     if problem is None and not checked and memory.tail_objection is None:
-        return tail_logdet(estimate, logdet_bounds(system, preconditioner), base, n)
+        return tail_logdet(estimate, logdet_bounds(system, preconditioner, vecchia), base, n)
     found = lanczos()
     if found is None:
         return None

@@ -3,7 +3,8 @@
 log|A| = log|P| + tr log M with M = C^-1 A C^-T, P = C C' (Ubaru, Chen, Saad 2017; Wenger et al. 2022 for the
 preconditioner's effect on the variance). A >= P puts the spectrum of M at or above 1, so for every probe the Gauss rule
 bounds w' log(M) w from above and the Gauss-Radau rule with its extra node at 1 from below (Golub & Meurant): the
-truncation error is known, not guessed, and Lanczos stops when it no longer matters.
+truncation error is known, not guessed, and Lanczos stops when it no longer matters. Where P is not below A no certain
+end of the spectrum is known: the extra node is half the smallest Ritz value met.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from gp_rangeformer.preconditioner.nystrom import NystromPreconditioner
+from gp_rangeformer.preconditioner.protocol import Preconditioner
 from gp_rangeformer.system.answers import Interval
 from gp_rangeformer.system.linear_system import LinearSystem
 
@@ -43,7 +45,7 @@ class LanczosTrace:
 
 def lanczos_logdet(
     system: LinearSystem,
-    preconditioner: NystromPreconditioner,
+    preconditioner: Preconditioner,
     probe_vectors: Float[Tensor, "n p"],
     *,
     share: float | None = None,
@@ -52,7 +54,8 @@ def lanczos_logdet(
 ) -> LanczosTrace:
     """tr log(C^-1 A C^-T) from ``probe_vectors`` with entries +1 and -1 (p >= 2).
 
-    :param share: an estimate of tr(A^-1) min_i D_ii / n, which tells how much rounding matters; None for that of P.
+    :param share: an estimate of tr(A^-1) min_i D_ii / n, which tells how much rounding matters; None for that of
+        a Nystrom preconditioner.
     :param truncation: half width of the Gauss / Gauss-Radau bracket per point at which to stop, in nats. Lanczos also
         stops once the bracket is a tenth of the standard error over the probes: more steps would not help then.
     Cost: at most ``max_steps`` passes with p columns, O(n p r) per step for P, O(n p k) for reorthogonalisation;
@@ -70,11 +73,18 @@ def lanczos_logdet(
     alphas: list[Tensor] = []
     betas: list[Tensor] = []
     gauss = radau = torch.zeros(p, dtype=torch.float64)
+    below = preconditioner.least_ritz_value(system) > 0
+    if share is None:
+        assert isinstance(preconditioner, NystromPreconditioner)
+        share = float(preconditioner.leverage.mean())
     smallest = largest = 1.0
     for step in range(steps):
         whitened = preconditioner.root_solve_transposed(current.to(dtype))
         image = preconditioner.root_solve(system.matmul(whitened)).double()
         alpha = torch.linalg.vecdot(image, current, dim=0)
+        if betas:
+            # Where nothing was left to go on with, what follows is cut off from the probe: any value in the spectrum.
+            alpha = torch.where(betas[-1] >= torch.finfo(dtype).tiny, alpha, alphas[-1])
         # Full reorthogonalisation, for all probes at once, twice: k stays small, and float32 products lose it early.
         known = basis[: step + 1]
         for _ in range(2):
@@ -83,7 +93,7 @@ def lanczos_logdet(
         alphas.append(alpha)
         betas.append(beta)
         if step >= 1 or steps == 1:
-            gauss, radau, low, high = _brackets(alphas, betas)
+            gauss, radau, low, high = _brackets(alphas, betas, 1.0 if below else None)
             smallest, largest = min(smallest, low), max(largest, high)
             half_width = 0.5 * float((gauss - radau).mean())
             if half_width < max(truncation, 0.1 * float(gauss.std()) / p**0.5):
@@ -98,8 +108,7 @@ def lanczos_logdet(
     value = float(middle.mean())
     spread = float(middle.std()) / p**0.5 if p > 1 else float("inf")
     half = _student(max(p - 1, 1)) * spread + bracket
-    share = float(preconditioner.leverage.mean()) if share is None else share
-    half += norm2 * (FLOOR + lanczos_rounding(system, share, largest))
+    half += norm2 * (FLOOR + lanczos_rounding(system, share, largest, near=not below))
     return LanczosTrace(value, Interval(value - half, value + half), len(alphas), smallest, largest)
 
 
@@ -111,7 +120,7 @@ def _student(freedom: int) -> float:
     return float(stdtrit(freedom, 0.5 + LEVEL / 2))
 
 
-def lanczos_rounding(system: LinearSystem, share: float, largest: float) -> float:
+def lanczos_rounding(system: LinearSystem, share: float, largest: float, *, near: bool = False) -> float:
     """What the rounding of products may move tr log M / n by, in nats: four standard deviations of two errors.
 
     A product rounds M v by a vector of norm e |v| with e = rounding_scale / smallest noise, whose share along v, for
@@ -122,14 +131,22 @@ def lanczos_rounding(system: LinearSystem, share: float, largest: float) -> floa
     And every entry of T is off by u times the ``largest`` Ritz value / sqrt(n), each by its own; the Ritz values next
     to 1, which are small differences of large entries, move by as much (isolated points, whose other Ritz values are
     250,000: 0.001 nats per point).
+
+    :param near: P is about as large as A in all directions: a product, with C^-T v, is rounded by
+        rounding_scale |C^-T v|, which C^-1 makes larger by as much again, and the mean square of either factor is
+        tr(P^-1) / n, about ``share`` / smallest noise.
     """
     relative = system.rounding_scale / system.diagonal_facts.smallest_noise
     entries = 0.5 * torch.finfo(system.dtype).eps * largest
-    return 4 * (relative * min(max(share, 0.0), 1.0) ** 0.5 + entries) / system.size**0.5
+    left = min(max(share, 0.0), 1.0)
+    return 4 * (relative * (left if near else left**0.5) + entries) / system.size**0.5
 
 
-def _brackets(alphas: list[Tensor], betas: list[Tensor]) -> tuple[Tensor, Tensor, float, float]:
-    """Gauss and Gauss-Radau (node at 1) values of e_1' log(T) e_1 per probe; the smallest and largest Ritz value."""
+def _brackets(alphas: list[Tensor], betas: list[Tensor], end: float | None) -> tuple[Tensor, Tensor, float, float]:
+    """Gauss and Gauss-Radau values of e_1' log(T) e_1 per probe; the smallest and largest Ritz value.
+
+    :param end: the extra node, below the spectrum; None for half the smallest Ritz value.
+    """
     diagonal = torch.stack(alphas, dim=-1).double().cpu()  # p x k
     off = torch.stack(betas, dim=-1).double().cpu()
     p, k = diagonal.shape
@@ -138,18 +155,20 @@ def _brackets(alphas: list[Tensor], betas: list[Tensor]) -> tuple[Tensor, Tensor
         tridiagonal += torch.diag_embed(off[:, :-1], offset=1) + torch.diag_embed(off[:, :-1], offset=-1)
     nodes, vectors = torch.linalg.eigh(tridiagonal)
     smallest, largest = float(nodes.min()), float(nodes.max())
-    gauss = (vectors[:, 0].square() * nodes.clamp_min(1).log()).sum(-1)
-    # Radau: extend T by one row whose diagonal entry makes 1 an eigenvalue (Golub & Meurant 2010, section 6.2).
-    # (T - I)^-1 e_k from the eigenvectors. T - I is singular when a Ritz value sits at 1 already; then both rules agree
-    # and any solution serves: the one of least norm.
-    shifted = nodes - 1
+    if end is None:
+        end = max(0.5 * smallest, torch.finfo(torch.float64).tiny)
+    gauss = (vectors[:, 0].square() * nodes.clamp_min(end).log()).sum(-1)
+    # Radau: extend T by one row whose diagonal entry makes the end an eigenvalue (Golub & Meurant 2010, section 6.2).
+    # (T - end)^-1 e_k from the eigenvectors. T - end is singular when a Ritz value sits there already; then both rules
+    # agree and any solution serves: the one of least norm.
+    shifted = nodes - end
     negligible = shifted.abs() <= k * torch.finfo(torch.float64).eps * shifted.abs().amax(-1, keepdim=True)
     inverse = torch.where(negligible, 0, 1 / torch.where(negligible, 1, shifted))
     delta = off[:, -1].square() * (vectors[:, -1].square() * inverse).sum(-1)
     extended = torch.zeros(p, k + 1, k + 1, dtype=torch.float64)
     extended[:, :k, :k] = tridiagonal
     extended[:, k, k - 1] = extended[:, k - 1, k] = off[:, -1]
-    extended[:, k, k] = 1 + delta
+    extended[:, k, k] = end + delta
     nodes, vectors = torch.linalg.eigh(extended)
-    radau = (vectors[:, 0].square() * nodes.clamp_min(1).log()).sum(-1)
+    radau = (vectors[:, 0].square() * nodes.clamp_min(end).log()).sum(-1)
     return gauss, radau, smallest, largest

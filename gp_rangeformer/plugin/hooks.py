@@ -152,11 +152,12 @@ def _solve(operator: AddedDiagLinearOperator, system: EligibleSystem, right_tens
     rhs = rhs.expand(*batch_shape, *rhs.shape[-2:])
     call = Call("solve", system, rhs.shape[-1])
     answer = covariance_solve if called_by_predictive_covariance() else mean_solve
+    points = system.fused if isinstance(system.fused, FusedKernel) else None
     solutions = []
     for index, ((kernel, noise), b) in enumerate(
         zip(system.elements(), rhs.reshape(-1, n, rhs.shape[-1]).unbind(0), strict=True)
     ):
-        linear_system = symmetric_system(call, system, kernel, noise)
+        linear_system = symmetric_system(call, system, kernel, noise, points)
         with torch.no_grad():
             prepared, exact_reason = _prepare_solve(
                 linear_system, memory_of(system.owners, system.kernel, index), rhs.shape[-1]
@@ -211,10 +212,11 @@ def root_inv_decomposition(
     n = self.shape[-1]
     # A batch mixes badly: roots of different widths cannot be stacked.
     solver, exact_reason = _root_solver(system, for_variance and self.batch_shape.numel() == 1)
+    points = system.fused if isinstance(system.fused, FusedKernel) else None
     roots, factors, triangular = [], [], True
     with torch.no_grad(), no_autocast():
         for index, (kernel, noise) in enumerate(system.elements()):
-            linear_system = symmetric_system(call, system, kernel, noise)
+            linear_system = symmetric_system(call, system, kernel, noise, points)
             with because(exact_reason and exact_reason.value):
                 prepared = solver.prepare(linear_system, memory_of(system.owners, system.kernel, index))
             root: InverseRoot = prepared.inv_root()

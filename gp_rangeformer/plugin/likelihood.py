@@ -81,7 +81,7 @@ def _one_by_one(
     inv_quads, logdets = [], []
     parts = zip(system.elements(), system.fused_elements(), rhs.unbind(0), strict=True)
     for index, ((kernel, noise), fused, b) in enumerate(parts):
-        linear_system = symmetric_system(call, system, kernel, noise)
+        linear_system = symmetric_system(call, system, kernel, noise, fused)
         memory = memory_of(system.owners, system.kernel, index)
         evaluation = _evaluate(call, linear_system, fused, memory, b.detach(), with_logdet, exact_reason)
         own = kernel if isinstance(kernel, Tensor) and not system.detached else fused

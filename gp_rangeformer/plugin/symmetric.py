@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from gp_rangeformer.kernels.fused import FusedKernel
 from gp_rangeformer.plugin.eligibility import EligibleSystem
 from gp_rangeformer.plugin.reports import Call
 from gp_rangeformer.system.kernel_matrix import KernelMatrix
@@ -14,10 +15,18 @@ from gp_rangeformer.system.symmetry import symmetric_part
 _EVALUATION_ERROR = 1e-5
 
 
-def symmetric_system(call: Call, system: EligibleSystem, kernel: Tensor | KernelMatrix, noise: Tensor) -> LinearSystem:
+def symmetric_system(
+    call: Call,
+    system: EligibleSystem,
+    kernel: Tensor | KernelMatrix,
+    noise: Tensor,
+    fused: FusedKernel | None,
+) -> LinearSystem:
     """A of the symmetric part of K. A fused kernel's matrix is symmetric to the last bit."""
     if not isinstance(kernel, Tensor) or system.fused is not None:
-        return detached_system(kernel, noise)
+        linear_system = detached_system(kernel, noise)
+        linear_system.points = fused
+        return linear_system
     given = kernel.detach()
     mean, difference = symmetric_part(given)
     linear_system = detached_system(mean, noise)

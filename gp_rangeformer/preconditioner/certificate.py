@@ -11,6 +11,7 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from gp_rangeformer.preconditioner.nystrom import NystromPreconditioner
+from gp_rangeformer.preconditioner.vecchia import VecchiaPreconditioner
 from gp_rangeformer.system.answers import Interval
 from gp_rangeformer.system.linear_system import LinearSystem
 from gp_rangeformer.system.small_cores import to_host
@@ -73,6 +74,9 @@ class SolutionEvidence:
         return [Interval(low, high) for low, high in ends]
 
 
+# What the arithmetic of conditional variances adds to the rounding of K's entries: V is rounded to their precision, and
+# entries of V V' are sums of few products in a register each.
+CONDITIONING = 2
 FEW_COLUMNS = 4  # whose residual is summed in float64: more would cost a pass over K each
 
 
@@ -127,16 +131,22 @@ def relative(error: Float64[np.ndarray, " m"], norm: Float64[np.ndarray, " m"]) 
     return torch.from_numpy(np.divide(error, norm, out=np.zeros_like(error), where=norm > 0))
 
 
-def logdet_bounds(system: LinearSystem, preconditioner: NystromPreconditioner) -> Interval:
+def logdet_bounds(
+    system: LinearSystem, preconditioner: NystromPreconditioner, vecchia: VecchiaPreconditioner | None = None
+) -> Interval:
     """Interval of log|A|: log|P| <= log|A| <= log|P| + sum_i log(1 + gap_i). O(n).
 
     log|A| - log|P| = log|I + P^-1/2 (K - Q) P^-1/2| <= log|I + D^-1/2 (K - Q) D^-1/2| because P >= D, and Hadamard's
     inequality bounds that by its diagonal. By concavity this is never above n log(1 + tr(K - Q) / (n s)). Hadamard's
-    bound of A itself, sum_i log A_ii, is taken where it is smaller. Widened by the rounding of log|A|.
+    bound of A itself, sum_i log A_ii, is taken where it is smaller, and so is the one by conditional variances: of
+    every point given the landmarks and some earlier points, in place of all earlier points. Widened by the rounding of
+    log|A|.
     """
     base = preconditioner.logdet()
     rounding = system.logdet_margin()
     # log|A| >= log|P| - n log(1 + t) where P <= (1 + t) A.
     doubt = system.size * math.log1p(preconditioner.doubt(system))
     upper = min(base + preconditioner.facts.log_gap_sum, system.diagonal_facts.log_total_sum)
+    if vecchia is not None:
+        upper = min(upper, vecchia.logdet() + CONDITIONING * rounding)
     return Interval(base - rounding - doubt, max(upper, base) + rounding)

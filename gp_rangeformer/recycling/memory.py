@@ -17,7 +17,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from gp_rangeformer.preconditioner.effort import Effort
 from gp_rangeformer.preconditioner.landmarks import Landmarks
+from gp_rangeformer.preconditioner.neighbours import Neighbours
 
 
 @dataclass
@@ -28,8 +30,12 @@ class Memory:
     """
 
     landmarks: Landmarks | None = None
+    neighbours: Neighbours | None = None  # of those landmarks
+    neighbour_count: int | None = None  # that the last steps found worthwhile, where that is adaptive
+    trial: tuple[Effort, float] | None = None  # what there was before the last neighbours came, and a step's cost then
+    neighbour_bar: float = 0.0  # iterations up to which neighbours were found not to pay
     rank: int | None = None  # landmarks that the last steps found worthwhile, where that is adaptive
-    iterations: tuple[int, ...] = ()  # of the last warm steps with that rank
+    iterations: tuple[float, ...] = ()  # of the last warm steps with that effort, a log determinant's passes included
     solutions: tuple[Float[Tensor, "n m"], ...] = ()  # oldest first
     corrections: tuple[Float[Tensor, "n m"], ...] = ()  # P^-1 residual of the last solutions, oldest first
     baseline_iterations: float | None = None  # of the first converged step after the landmarks were drawn
@@ -104,7 +110,7 @@ class Memory:
 
     def forget_landmarks(self) -> None:
         with self.lock:
-            self.landmarks = None
+            self.landmarks = self.neighbours = None
             self.baseline_iterations = None
 
     @property
@@ -112,7 +118,8 @@ class Memory:
         tensors = [*self.solutions, *self.corrections, *(tensor for _, tensor in list(self.draws.values()))]
         if self.landmarks is not None:
             tensors.append(self.landmarks.index)
-        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+        pattern = self.neighbours.nbytes if self.neighbours is not None else 0
+        return pattern + sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 def _appended(kept: tuple[Tensor, ...], new: Tensor, count: int) -> tuple[Tensor, ...]:

@@ -18,6 +18,13 @@ def check_count(solver: object, name: str, smallest: int) -> None:
     _keep(solver, name, int(value))
 
 
+def check_at_most(solver: object, name: str, largest: int) -> None:
+    """:raises ValueError: if the argument, a number, is above ``largest``."""
+    value = getattr(solver, name)
+    if value > largest:
+        _refuse(solver, name, value, f"at most {largest}")
+
+
 def check_share(solver: object, name: str) -> None:
     """:raises ValueError: unless the argument is a number between 0 and 1."""
     value = getattr(solver, name)

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from gp_rangeformer.preconditioner.nystrom import NystromPreconditioner
+from gp_rangeformer.preconditioner.protocol import Preconditioner
 from gp_rangeformer.system.linear_system import LinearSystem
 from gp_rangeformer.system.reason import Reason
 from gp_rangeformer.system.small_cores import (
@@ -53,7 +53,7 @@ class BlockCGResult:
 
 def block_cg(
     system: LinearSystem,
-    preconditioner: NystromPreconditioner,
+    preconditioner: Preconditioner,
     initial: Float[Tensor, "n m"],
     residual: Float[Tensor, "n m"],
     *,
@@ -78,7 +78,8 @@ def block_cg(
     shared, preconditioned = block.vectors()
     directions = preconditioned
     best, since_best = float("inf"), 0
-    largest_inverse = 1 / preconditioner.least_ritz_value(system)
+    least = preconditioner.least_ritz_value(system)
+    largest_inverse = 1 / least if least > 0 else math.inf
     iterations = 0
     while True:
         # R = S Phi: norms from the Gram matrix of S, energies from Phi alone.
@@ -108,7 +109,7 @@ def block_cg(
             reason = Reason.NOT_PSD if np.isfinite(curvature).all() else Reason.NOT_FINITE
             return BlockCGResult(solution, carried, iterations, reason)
         k, inverse = len(root), product(root.T, root)
-        # The directions D satisfy D'PD >= I, so P <= A would make the curvature D'AD >= I.
+        # The directions D satisfy D'PD >= I, so P <= A makes the curvature D'AD >= I.
         if not _quotient(inverse) <= largest_inverse:
             return BlockCGResult(solution, carried, iterations, Reason.NOT_PSD)
         both = to_device(np.concatenate([product(inverse, coefficients), inverse], axis=1), solution)
@@ -151,7 +152,7 @@ class _Orthonormalised:
         return self.block @ transform, self.preconditioned @ transform
 
 
-def _orthonormalise(preconditioner: NystromPreconditioner, block: Float[Tensor, "n m"]) -> _Orthonormalised:
+def _orthonormalise(preconditioner: Preconditioner, block: Float[Tensor, "n m"]) -> _Orthonormalised:
     """Dependent columns are dropped."""
     preconditioned = preconditioner.solve(block)
     wide = block.double()

@@ -15,13 +15,27 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from gp_rangeformer.kernels.native.neighbours import MOST_NEIGHBOURS
 from gp_rangeformer.logdet import learned
 from gp_rangeformer.logdet.estimate import TailEstimator
+from gp_rangeformer.preconditioner.effort import FEWEST_NEIGHBOURS, HOPELESS, SATURATED, STARTING_RANK, Effort
 from gp_rangeformer.preconditioner.landmarks import Landmarks, rp_cholesky_landmarks, uniform_landmarks
-from gp_rangeformer.preconditioner.nystrom import PreconditionerError, nystrom_preconditioner
-from gp_rangeformer.preconditioner.rank_rule import STARTING_RANK
+from gp_rangeformer.preconditioner.neighbours import find_neighbours
+from gp_rangeformer.preconditioner.nystrom import (
+    NystromPreconditioner,
+    PreconditionerError,
+    nystrom_preconditioner,
+)
+from gp_rangeformer.preconditioner.vecchia import VecchiaPreconditioner, vecchia_preconditioner
 from gp_rangeformer.recycling.memory import Memory
-from gp_rangeformer.solvers.arguments import check_above, check_choice, check_count, check_flag, check_share
+from gp_rangeformer.solvers.arguments import (
+    check_above,
+    check_at_most,
+    check_choice,
+    check_count,
+    check_flag,
+    check_share,
+)
 from gp_rangeformer.system.linear_system import LinearSystem
 from gp_rangeformer.system.reason import Reason
 
@@ -44,7 +58,12 @@ class Certified:
     :param prediction_error: largest certified error of a predictive mean, in standard deviations of the noise, and of a
         predictive variance, relative to the noise.
     :param rank: landmarks of the preconditioner, at most. O(n rank^2) per call, n x rank memory; fewer iterations.
-    :param adaptive_rank: training starts with 64 landmarks, and doubles them where the iterations say that it pays.
+    :param neighbours: points that every other point is conditioned on besides the landmarks, at most (255 of them; 0
+        for none). They take over where the noise is so small that no rank is enough, for kernels that are evaluated
+        here (``fused_kernels``). O(n neighbours^2 (rank + neighbours)) per call, 3 n neighbours numbers.
+    :param adaptive_rank: training starts with 64 landmarks and no neighbours, and takes twice as many of either where
+        the iterations say that it pays; False: all landmarks, and all neighbours where landmarks leave more than twice
+        the noise. On a GPU, where it has not been measured what neighbours cost, they are for that alone.
     :param num_probes: Rademacher probes of the gradient, solved together with y: its relative error falls as
         1 / sqrt(num_probes), and each is one more column in every pass.
     :param gradient_tolerance: largest standard error of the gradient, relative to it (norms over all log
@@ -75,6 +94,7 @@ class Certified:
     prediction_tolerance: float = 0.001
     prediction_error: float = 0.01
     rank: int = 400
+    neighbours: int = 64
     adaptive_rank: bool = True
     num_probes: int = 32
     gradient_tolerance: float = 0.1
@@ -91,10 +111,19 @@ class Certified:
     def __post_init__(self) -> None:
         for name in ("tolerance", "prediction_tolerance", "prediction_error", "logdet_tolerance"):
             check_share(self, name)
-        smallest = {"rank": 1, "num_probes": 2, "num_logdet_probes": 2, "history": 0, "max_passes": 1, "seed": 0}
+        smallest = {
+            "rank": 1,
+            "num_probes": 2,
+            "num_logdet_probes": 2,
+            "history": 0,
+            "max_passes": 1,
+            "seed": 0,
+            "neighbours": 0,
+        }
         for name, least in smallest.items():
             check_count(self, name, least)
         check_flag(self, "adaptive_rank")
+        check_at_most(self, "neighbours", MOST_NEIGHBOURS)
         check_above(self, "gradient_tolerance", 0.0, itself=False)
         check_above(self, "landmark_refresh", 1.0, itself=True)
         check_choice(self, "predictor", get_args(Predictor))
@@ -117,9 +146,9 @@ class Certified:
 
     @property
     def thin_columns(self) -> int:
-        """n-vectors beside K in a training step: the sketch, whitened and orthogonalised in float64, and the blocks of
-        solutions, residuals and directions, remembered ones included."""
-        return 6 * self.rank + (2 * self.history + 4) * (1 + self.num_probes)
+        """n-vectors beside K in a training step: the sketch, whitened and orthogonalised in float64, neighbours, and
+        blocks of solutions, residuals and directions, remembered ones included."""
+        return 9 * self.rank + 10 * self.neighbours + (2 * self.history + 4) * (1 + self.num_probes)
 
     def prepare(self, system: LinearSystem, memory: Memory | None = None) -> CertifiedPrepared:
         """Build the preconditioner. Never raises for bad numbers: what fails here is answered by the exact path."""
@@ -135,10 +164,45 @@ class Certified:
         try:
             landmarks = self._landmarks(system, memory, generator)
             preconditioner = nystrom_preconditioner(system, landmarks)
+            vecchia = self._vecchia(system, landmarks, preconditioner, memory)
         except (PreconditionerError, ValueError):
             memory.forget_landmarks()
             return CertifiedPrepared(self, system, memory, None, Reason.NOT_PSD)
-        return CertifiedPrepared(self, system, memory, preconditioner, None, landmarks)
+        return CertifiedPrepared(self, system, memory, preconditioner, None, landmarks, vecchia)
+
+    def _vecchia(
+        self, system: LinearSystem, landmarks: Landmarks, preconditioner: NystromPreconditioner, memory: Memory
+    ) -> VecchiaPreconditioner | None:
+        """None where they would not pay."""
+        gap = preconditioner.facts.mean_gap
+        if not self.adaptive_rank:
+            return self.with_neighbours(system, landmarks, memory, self.neighbours) if gap > SATURATED else None
+        if memory.neighbour_count is None:
+            memory.neighbour_count = FEWEST_NEIGHBOURS if gap > HOPELESS and neighbours_known_to_pay(system) else 0
+        return self.with_neighbours(system, landmarks, memory, memory.neighbour_count)
+
+    def with_neighbours(
+        self, system: LinearSystem, landmarks: Landmarks, memory: Memory, count: int
+    ) -> VecchiaPreconditioner | None:
+        """Built on ``landmarks`` with at most ``count`` neighbours of every point; None without any, and where the
+        kernel's entries cannot be made one by one."""
+        count = min(count, self.neighbours, system.size - len(landmarks.index) - 1)
+        if count < 1 or system.points is None:
+            return None
+        known = memory.neighbours
+        if known is None or not known.belong_to(system.size, landmarks) or known.count != count:
+            generator = torch.Generator().manual_seed(self.seed + 5)
+            known = find_neighbours(system.points, landmarks, count, generator)
+            if memory.landmarks is landmarks:
+                memory.neighbours = known
+        try:
+            return vecchia_preconditioner(system, system.points, known)
+        except PreconditionerError:  # the other one's shift may have absorbed what this one meets
+            return None
+
+    @property
+    def largest_effort(self) -> Effort:
+        return Effort(self.rank, self.neighbours)
 
     def _landmarks(self, system: LinearSystem, memory: Memory, generator: torch.Generator) -> Landmarks:
         """Those of the memory, if there are enough and not too many, or new ones."""
@@ -168,3 +232,8 @@ class Certified:
             drawn.append(signs[:, : count - start])
         signs = drawn[0] if len(drawn) == 1 else torch.cat(drawn, dim=1)
         return signs.to(device=system.device, dtype=system.dtype).mul_(2).sub_(1)
+
+
+def neighbours_known_to_pay(system: LinearSystem) -> bool:
+    """Whether it has been measured what they cost: with entries made by compiled code or tensor operations on a CPU."""
+    return system.points is not None and system.device.type == "cpu"

@@ -14,13 +14,21 @@ from torch import Tensor
 
 from gp_rangeformer.allocation.free_memory import because
 from gp_rangeformer.logdet.checked import checked_logdet, lanczos_value
+from gp_rangeformer.preconditioner.effort import (
+    SATURATED,
+    WINDOW,
+    Effort,
+    control_within_reach,
+    iteration_cost,
+    worthwhile_effort,
+)
 from gp_rangeformer.preconditioner.landmarks import Landmarks
 from gp_rangeformer.preconditioner.nystrom import NystromPreconditioner
-from gp_rangeformer.preconditioner.rank_rule import WINDOW, control_within_reach, worthwhile_rank
+from gp_rangeformer.preconditioner.vecchia import VecchiaPreconditioner
 from gp_rangeformer.recycling.first_guess import extrapolate, fit_to_rows, sample_rows
 from gp_rangeformer.recycling.galerkin import galerkin
 from gp_rangeformer.recycling.memory import Memory
-from gp_rangeformer.solvers.certified import Certified
+from gp_rangeformer.solvers.certified import Certified, neighbours_known_to_pay
 from gp_rangeformer.solvers.exact import Exact, ExactPrepared, exact_path_fits
 from gp_rangeformer.solvers.gradient_weight import CONTROL_GAP, GradientCheck, GradientWeight
 from gp_rangeformer.solvers.low_rank_root import low_rank_root
@@ -35,6 +43,8 @@ _ENERGY_SHARE = 0.1
 _FEWEST_ITERATIONS = 4
 # Times num_probes that a gradient may take.
 _MOST_PROBES = 4
+# Why neighbours are tried before the exact path.
+_TOO_HARD = (Reason.STAGNATION, Reason.MAX_PASSES)
 # Where even those would be too few: a factorisation costs as much as n / 8 columns in the two to four passes of a warm
 # step, and a second at n = 5000 (float32, two cores). It then answers this step and some that follow.
 _PROBES_AS_EXACT, _EXACT_GRADIENT, _EXACT_STEPS = 8, 5000, 24
@@ -54,6 +64,7 @@ class CertifiedPrepared:
     preconditioner: NystromPreconditioner | None
     failure: Reason | None
     landmarks: Landmarks | None = None  # those of the preconditioner, which the memory need not have kept
+    vecchia: VecchiaPreconditioner | None = None  # what is iterated with; the other one certifies
     exact: ExactPrepared | None = field(default=None, repr=False)  # once the exact path had to answer
 
     def solve(self, rhs: Float[Tensor, "n m"]) -> Solution:
@@ -118,7 +129,7 @@ class CertifiedPrepared:
                 self.memory.exact_steps, self.memory.gradient_calls = _EXACT_STEPS, 0
                 return self._exact_evaluation(rhs, with_logdet, Reason.EXACT_GRADIENT)
             probes, solution = known
-        self._learn_from(solution)
+        self._learn_from(solution, logdet)
         return Evaluation(
             solution=solution.leading(m),
             residual=float(solution.residual.max()),
@@ -200,7 +211,8 @@ class CertifiedPrepared:
         """As :func:`~gp_rangeformer.solvers.refinement.refine`: what fails is never answered by the exact path."""
         if self.preconditioner is None:
             return failed(rhs, self.failure or Reason.NOT_PSD, 0, 0)
-        return refine(
+        run = functools.partial(
+            refine,
             self.system,
             self.preconditioner,
             rhs,
@@ -209,6 +221,20 @@ class CertifiedPrepared:
             stop_energy=stop_energy,
             max_passes=self.solver.max_passes,
         )
+        found = run(iterated=self.vecchia)
+        if found.reason in _TOO_HARD and self._strengthen():
+            return run(iterated=self.vecchia)
+        return found
+
+    def _strengthen(self) -> bool:
+        """All neighbours, where there were none and landmarks alone are not enough."""
+        landmarks, memory = self.landmarks, self.memory
+        if self.vecchia is not None or landmarks is None:
+            return False
+        self.vecchia = self.solver.with_neighbours(self.system, landmarks, memory, self.solver.neighbours)
+        if self.vecchia is not None and self.solver.adaptive_rank:
+            memory.neighbour_count, memory.trial = self.solver.neighbours, None
+        return self.vecchia is not None
 
     def _logdet_of_step(self, probes: Tensor, solution: Solution, m: int) -> LogDet | None:
         solver, system, preconditioner = self.solver, self.system, self.preconditioner
@@ -222,20 +248,26 @@ class CertifiedPrepared:
         estimate = solver.tail(
             system, preconditioner, probes[:, : solver.num_probes], solution.value[:, own], solution.quadratic[own]
         )
-        if estimate.half_width > solver.logdet_tolerance and self.memory.rank is not None:
+        unsure = estimate.half_width > solver.logdet_tolerance
+        if unsure and self.memory.rank is not None and not self._gap_for_neighbours() > SATURATED:
             # Twice the landmarks leave a shorter tail to estimate, and cost less than Lanczos in every step.
             self.memory.rank = min(2 * self.memory.rank, solver.rank)
         lanczos = functools.partial(self._lanczos_logdet, probes, share)
-        return checked_logdet(system, preconditioner, self.memory, estimate, solver.logdet_tolerance, lanczos)
+        tolerance = solver.logdet_tolerance
+        return checked_logdet(system, preconditioner, self.memory, estimate, tolerance, lanczos, self.vecchia)
 
     def _lanczos_logdet(self, probes: Tensor, share: float | None = None) -> LogDet | None:
         """None if the Ritz values disprove that K is positive semi-definite."""
         assert self.preconditioner is not None
         chosen = probes[:, : max(2, self.solver.num_logdet_probes)]
         truncation = 0.01 * self.solver.tolerance
-        return lanczos_value(self.system, self.preconditioner, chosen, truncation=truncation, share=share)
+        if share is None:
+            share = float(self.preconditioner.leverage.mean())
+        return lanczos_value(
+            self.system, self.preconditioner, chosen, truncation=truncation, share=share, vecchia=self.vecchia
+        )
 
-    def _learn_from(self, solution: Solution) -> None:
+    def _learn_from(self, solution: Solution, logdet: LogDet | None) -> None:
         memory = self.memory
         memory.failures = 0
         warm = len(memory.solutions) >= min(2, self.solver.history)
@@ -243,19 +275,47 @@ class CertifiedPrepared:
         memory.remember(solution.value, self.solver.history, correction)
         if self.solver.adaptive_rank and warm:
             columns = solution.value.shape[1]
-            rank = memory.rank or self.solver.rank
-            memory.iterations = (*memory.iterations, solution.iterations)[-WINDOW:]
-            # Over the whole window also before it is full: a handful of iterations in one step proves little.
-            average = sum(memory.iterations) / WINDOW
-            memory.rank = worthwhile_rank(self.system.size, columns, rank, average, self.solver.rank)
-            if memory.rank == rank and self._control_is_near():
-                memory.rank = min(2 * rank, self.solver.rank)
-            if memory.rank != rank:
-                memory.iterations = ()
+            spent = float(solution.iterations)
+            if logdet is not None and self._gap_for_neighbours() > SATURATED:
+                # Lanczos, whose passes neighbours save as well, and which are of fewer columns.
+                spent += logdet.passes * self.solver.num_logdet_probes / columns
+            memory.iterations = (*memory.iterations, spent)[-WINDOW:]
+            self._choose_effort(columns)
         if memory.baseline_iterations is None:
             memory.baseline_iterations = max(solution.iterations, _FEWEST_ITERATIONS)
         elif solution.iterations > self.solver.landmark_refresh * memory.baseline_iterations:
             memory.forget_landmarks()
+
+    def _choose_effort(self, columns: int) -> None:
+        """For the next step."""
+        memory, n = self.memory, self.system.size
+        effort = Effort(
+            memory.rank or self.solver.rank, min(max(memory.neighbour_count or 0, 0), self.solver.neighbours)
+        )
+        # Over the whole window also before it is full: a handful of iterations in one step proves little.
+        average = sum(memory.iterations) / WINDOW
+        cost = average * iteration_cost(n, columns) + effort.cost(n)
+        if memory.trial is not None and len(memory.iterations) == WINDOW:
+            before, cost_before = memory.trial
+            memory.trial = None
+            if cost > cost_before:  # until steps are twice as hard as they were without
+                without = (cost_before - before.cost(n)) / iteration_cost(n, columns)
+                memory.neighbour_count, memory.neighbour_bar, memory.iterations = before.neighbours, 2 * without, ()
+                return
+        gap = self._gap_for_neighbours() if average > memory.neighbour_bar else 0.0
+        new = worthwhile_effort(n, columns, effort, average, self.solver.largest_effort, gap)
+        if new.neighbours > effort.neighbours:
+            memory.trial = effort, cost
+        if new == effort and self._control_is_near():
+            new = Effort(min(2 * effort.rank, self.solver.rank), effort.neighbours)
+        if new != effort:
+            memory.rank, memory.neighbour_count, memory.iterations = new.rank, new.neighbours, ()
+
+    def _gap_for_neighbours(self) -> float:
+        """The mean of diag(D^-1 (K - Q)); 0 where there can be no neighbours."""
+        assert self.preconditioner is not None
+        possible = self.solver.neighbours > 0 and neighbours_known_to_pay(self.system)
+        return self.preconditioner.facts.mean_gap if possible else 0.0
 
     def _control_is_near(self) -> bool:
         assert self.preconditioner is not None

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from gp_rangeformer.preconditioner.certificate import SolutionEvidence, model_margin, relative, wide_residual
 from gp_rangeformer.preconditioner.nystrom import NystromPreconditioner
+from gp_rangeformer.preconditioner.protocol import Preconditioner
 from gp_rangeformer.solvers.block_cg import block_cg
 from gp_rangeformer.system.answers import Interval, Solution
 from gp_rangeformer.system.linear_system import LinearSystem
@@ -37,6 +38,7 @@ def refine(
     tolerance: float,
     stop_energy: NDArray[np.float64] | float = math.inf,
     max_passes: int,
+    iterated: Preconditioner | None = None,
 ) -> Solution:
     """Refine ``initial`` until every residual is certified; what fails comes back as zeros with the reason.
 
@@ -44,6 +46,7 @@ def refine(
     :param tolerance: of |r| / |b| per column.
     :param stop_energy: r' P^-1 r to reach besides ``tolerance``, per column.
     :param max_passes: of block CG.
+    :param iterated: what block CG is preconditioned with, where it is not ``preconditioner``, which certifies.
     Cost: a pass for the residual of X, one an iteration, and one more where the residual was not carried.
     """
     fresh = not isinstance(initial, tuple)  # the residual was computed from this very solution
@@ -70,39 +73,59 @@ def refine(
         np.broadcast_to(np.asarray(stop_energy, dtype=np.float64), norm.shape),
         tolerance,
     )
+    own = iterated or preconditioner
+    stop_norm, stop_energy = asked.stopping(other_energies=iterated is not None)
     found: Solution | Reason | None = None
     if fresh and (left <= _SHRINK * asked.residual).all():
         # Nothing may be left to do, as in many steps of a training.
         found = asked.certify(solution, residual, preconditioner.solve(residual), 1, with_energy=True)
-    iterations, shrink = 0, _SHRINK
-    for _ in range(_RESTARTS):
-        if found is not None:
+    iterations, restarts = 0, 0
+    wide: Tensor | None = None  # the solution in float64
+    while not isinstance(found, Solution):
+        if found is not None and (wide is not None or system.dtype == torch.float64):
             break
-        result = block_cg(
-            system,
-            preconditioner,
-            solution,
-            residual,
-            stop_norm=torch.from_numpy(shrink * asked.residual),
-            stop_energy=torch.from_numpy(shrink * asked.energy),
-            max_passes=max_passes - iterations,
-        )
-        iterations += result.iterations
-        solution, residual, correction = result.value, result.residual, result.correction
-        if result.reason is not Reason.CONVERGED:
-            return failed(rhs, result.reason, iterations, system.passes - start)
-        assert correction is not None
-        if fresh and result.iterations <= _CARRIED:
-            roundings = 1 + ROUNDING_OF_AN_UPDATE * result.iterations
-            found = asked.certify(solution, residual, correction, roundings)
         if found is None:
-            residual, fresh = rhs - system.matmul(solution), True
-            found = asked.certify(solution, residual, preconditioner.solve(residual), 1)
-        shrink *= 0.5
+            if restarts == _RESTARTS:
+                break
+            shrink = _SHRINK * 0.5**restarts
+            restarts += 1
+            result = block_cg(
+                system,
+                own,
+                solution if wide is None else torch.zeros_like(solution),
+                residual,
+                stop_norm=torch.from_numpy(shrink * stop_norm),
+                stop_energy=torch.from_numpy(shrink * stop_energy),
+                max_passes=max_passes - iterations,
+            )
+            iterations += result.iterations
+            if result.reason is not Reason.CONVERGED:
+                return failed(rhs, result.reason, iterations, system.passes - start)
+            assert result.correction is not None
+            if wide is None:
+                solution, residual = result.value, result.residual
+            else:
+                wide = wide + result.value
+            if wide is None and fresh and result.iterations <= _CARRIED:
+                roundings = 1 + ROUNDING_OF_AN_UPDATE * result.iterations
+                other = iterated is not None
+                found = asked.certify(solution, residual, result.correction, roundings, with_energy=other)
+                if isinstance(found, Solution):
+                    break
+        if wide is None and (found is not None or asked.beyond_rounding(solution)):
+            wide = solution.double()
+        fresh = True
+        if wide is None:
+            residual = rhs - system.matmul(solution)
+            found = asked.certify(solution, residual, own.solve(residual), 1, with_energy=own is iterated)
+        else:
+            exact = rhs.double() - system.precise_matmul(wide)
+            residual = exact.to(rhs.dtype)
+            found = asked.certify(wide, exact, own.solve(residual), 0, with_energy=True)
     passes = system.passes - start
     if not isinstance(found, Solution):
         return failed(rhs, found or Reason.ROUNDING, iterations, passes)
-    return replace(found, iterations=iterations, passes=passes)
+    return replace(found, value=found.value.to(rhs.dtype), iterations=iterations, passes=passes)
 
 
 def failed(rhs: Float[Tensor, "n m"], reason: Reason, iterations: int, passes: int) -> Solution:
@@ -128,31 +151,50 @@ class _Asked:
     energy: Float64[np.ndarray, " m"]
     tolerance: float
 
+    def stopping(self, *, other_energies: bool) -> tuple[Float64[np.ndarray, " m"], Float64[np.ndarray, " m"]]:
+        """|r| and r'P^-1 r at which block CG stops.
+
+        :param other_energies: it sees those of another P: then |r| alone counts. r'P^-1 r <= r'D^-1 r, which is |r|^2
+            times the mean of 1 / D for residuals that do not depend on the noise.
+        """
+        if not other_energies:
+            return self.residual, self.energy
+        harmonic = self.system.size / float((1 / self.system.noise.double()).sum())
+        return np.minimum(self.residual, np.sqrt(self.energy * harmonic)), np.full_like(self.energy, math.inf)
+
+    def beyond_rounding(self, solution: Tensor) -> bool:
+        """Whether no residual from products in float32 could be certified."""
+        if self.system.dtype == torch.float64:
+            return False
+        (norm,) = to_host(torch.linalg.vector_norm(solution, dim=0))
+        return bool((self.system.rounding_scale * norm > self.residual).any())
+
     def certify(
-        self, solution: Tensor, residual: Tensor, correction: Tensor, roundings: int, *, with_energy: bool = False
+        self, solution: Tensor, residual: Tensor, correction: Tensor, roundings: int, *, with_energy: bool
     ) -> Solution | Reason | None:
         """The certified solution; None where the residual is too large, the reason where rounding alone is.
 
         What is said of the columns that enter the likelihood is certain: in float32 their residual is computed again,
         by a wide product of its own, and no rounding is left to be modelled.
 
-        :param correction: P^-1 residual.
-        :param roundings: of a product, that ``residual`` has gone through.
-        :param with_energy: ask for the energies too, which block CG has seen otherwise.
+        :param correction: P^-1 residual, of ``preconditioner`` or of what block CG was preconditioned with.
+        :param roundings: of a product, that ``residual`` has gone through; 0 where it was summed in float64.
+        :param with_energy: ask for the energies too, which block CG has seen otherwise, with that P^-1.
         """
         system = self.system
-        evidence = SolutionEvidence.gather(system, self.preconditioner, self.rhs, solution, residual, correction)
+        known = None if with_energy else correction
+        evidence = SolutionEvidence.gather(system, self.preconditioner, self.rhs, solution, residual, known)
         # Not the other way round: NaN is too large.
         if not (evidence.residual_norm <= self.residual).all():
             return None
-        sharp = self._sharp_columns()
-        if sharp:
+        sharp = self._sharp_columns() if roundings else self.rhs.shape[1]
+        if sharp and roundings:
             rhs, own = self.rhs[:, :sharp], solution[:, :sharp]
             exact = wide_residual(system, rhs, own)
             evidence = evidence.with_leading(SolutionEvidence.gather(system, self.preconditioner, rhs, own, exact))
         rounding = roundings * system.rounding_scale * evidence.solution_norm
         rounding[:sharp] = 0
-        if roundings == 1 and (rounding > self.residual).any():
+        if roundings <= 1 and (rounding > self.residual).any():
             return Reason.ROUNDING
         error = evidence.residual_norm + rounding
         small = (error <= self.residual).all() and (not with_energy or (evidence.energy <= self.energy).all())
@@ -162,9 +204,11 @@ class _Asked:
         model[:sharp] = 0
         if not self._tight(evidence.bounds(model)):
             return Reason.ROUNDING
+        precise = roundings == 0 and system.precise
         bounds = evidence.bounds(model + system.quadratic_margin(evidence.solution_norm**2))
         quadratic = torch.from_numpy(evidence.quadratic)
-        error[:sharp] += system.entry_scale * evidence.solution_norm[:sharp]
+        if not precise:
+            error[:sharp] += system.entry_scale * evidence.solution_norm[:sharp]
         return Solution(solution, relative(error, self.norm), quadratic, bounds, 0, 0, Reason.CONVERGED, correction)
 
     def _sharp_columns(self) -> int:

@@ -11,6 +11,8 @@ import torch
 from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
+from gp_rangeformer.kernels.fused import FusedKernel
+from gp_rangeformer.kernels.matrices.recomputed import RecomputedKernelMatrix
 from gp_rangeformer.system import margins
 from gp_rangeformer.system.kernel_matrix import DenseKernelMatrix, KernelMatrix
 from gp_rangeformer.system.small_cores import to_host
@@ -44,7 +46,10 @@ class LinearSystem:
         # What K_ij and K_ji differed by, relative to max_i A_ii: entries of the symmetric part are known to half of it,
         # or to their rounding, and the errors of all may have one sign.
         self.asymmetry = 0.0
+        # Whose kernel matrix K is, entry by entry, where that is known.
+        self.points: FusedKernel | None = None
         self._row_squares: Tensor | None = None
+        self._last_columns: tuple[Tensor, Tensor] | None = None
 
     @property
     def held_dense(self) -> bool:
@@ -58,8 +63,10 @@ class LinearSystem:
         return self._kernel.matmul(vectors).addcmul_(self.noise.unsqueeze(-1), vectors)
 
     def columns(self, index: Int[Tensor, " r"]) -> Float[Tensor, "n r"]:
-        """K[:, index]."""
-        return self._kernel.columns(index)
+        """K[:, index]. Those last asked for are kept: two preconditioners are made of the same landmarks."""
+        if self._last_columns is None or self._last_columns[0] is not index:
+            self._last_columns = index, self._kernel.columns(index)
+        return self._last_columns[1]
 
     def diagonal(self) -> Float[Tensor, " n"]:
         """The diagonal of K, without D."""
@@ -89,6 +96,28 @@ class LinearSystem:
         product, squares = self._kernel.wide_product(vectors)
         self._row_squares = squares.amax()
         return product.addcmul_(self.noise.double().unsqueeze(-1), vectors)
+
+    def precise_matmul(self, vectors: Float64[Tensor, "n k"]) -> Float64[Tensor, "n k"]:
+        """A @ vectors with entries of K that are made in float64, where they can be; else :meth:`wide_matmul`. One pass
+        over K, of several times the cost of one in float32; no n x n memory."""
+        if self._precise is None:
+            return self.wide_matmul(vectors)
+        self.passes += 1
+        self.columns_multiplied += vectors.shape[1]
+        product, _ = self._precise.wide_product(vectors)
+        return product.addcmul_(self.noise.double().unsqueeze(-1), vectors)
+
+    @property
+    def precise(self) -> bool:
+        """Whether :meth:`precise_matmul` knows the entries of K better than their dtype."""
+        return self._precise is not None
+
+    @functools.cached_property
+    def _precise(self) -> KernelMatrix | None:
+        points = self.points
+        if points is None or self.dtype == torch.float64:
+            return None
+        return RecomputedKernelMatrix(points.expression, points.arguments, points.n, torch.float64, points.share)
 
     @functools.cached_property
     def rounding_scale(self) -> float:

@@ -14,7 +14,10 @@ import torch
 from torch import Tensor
 
 from gp_rangeformer import collect_reports, settings
+from gp_rangeformer.preconditioner.effort import Effort
 from gp_rangeformer.preconditioner.landmarks import Landmarks
+from gp_rangeformer.preconditioner.neighbours import Neighbours
+from gp_rangeformer.preconditioner.sparse_rows import SparsePattern
 from gp_rangeformer.recycling.memory import Memory
 from gp_rangeformer.report import GradientError, HyperparameterGradient, ReportCollection
 from tests.fuzz.truth import Truth, exact
@@ -170,10 +173,30 @@ INDICES: dict[str, Callable[[int], Tensor]] = {
     "booleans": lambda n: torch.ones(2, dtype=torch.bool),
 }
 
+PATTERNS: dict[str, Callable[[int], Tensor]] = {
+    "later points": lambda m: torch.full((m, 32), m - 1, dtype=torch.int32),
+    "out of range": lambda m: torch.full((m, 32), 10**9, dtype=torch.int32),
+    "none in front": lambda m: torch.tensor([-1] + [0] * 31, dtype=torch.int32).expand(m, 32).contiguous(),
+    "fewer rows": lambda m: torch.full((m - 5, 32), -1, dtype=torch.int32),
+    "of other integers": lambda m: torch.full((m, 32), -1),
+    "a vector": lambda m: torch.full((m,), -1, dtype=torch.int32),
+    "nobody's": lambda m: torch.full((m, 32), -1, dtype=torch.int32),
+}
+ORDERS: dict[str, Callable[[Tensor], Tensor]] = {
+    "right": lambda order: order,
+    "one point": torch.zeros_like,
+    "short": lambda order: order[:-1],
+    "negative": lambda order: order - 10**6,
+    "floats": lambda order: order.double(),
+}
+
 WHOLE = (-(10**9), -1, 0, 1, 2, 3, 33, 10**9)
 REAL = (math.nan, math.inf, -math.inf, -1.0, 0.0, 1e-300, 1e300)
 NUMBERS: dict[str, tuple[object, ...]] = {
     "rank": (None, *WHOLE),
+    "neighbour_count": (None, *WHOLE),
+    "neighbour_bar": REAL,
+    "trial": (None, (Effort(64), math.nan), (Effort(-5, 10**9), 0.0), (Effort(10**9, -1), math.inf)),
     "iterations": ((), (-1, -1), (0,) * 4, (10**9,) * 4, (3,) * 50),
     "baseline_iterations": (None, *REAL),
     "failures": WHOLE,
@@ -207,6 +230,18 @@ def _poisons() -> Iterator[tuple[str, Poison]]:
                 vars(memory.landmarks)["index"] = index(SIZE)  # past the types that tests check at construction
 
             yield f"landmarks: {name}, {requested}", landmarks
+    wrong_patterns = [(name, "right") for name in PATTERNS]
+    for name, kind in [*wrong_patterns, *(("nobody's", kind) for kind in ORDERS if kind != "right")]:
+
+        def neighbours(memory: Memory, pattern=PATTERNS[name], change=ORDERS[kind]) -> None:
+            assert memory.landmarks is not None
+            rest = torch.arange(SIZE)[~torch.isin(torch.arange(SIZE), memory.landmarks.index)]
+            memory.neighbour_count = 32
+            memory.neighbours = Neighbours(memory.landmarks, rest, SparsePattern(torch.zeros(1, 1).int()))
+            vars(memory.neighbours).update(order=change(rest))
+            vars(memory.neighbours.pattern).update(neighbours=pattern(len(rest)))
+
+        yield f"neighbours: {name}, {kind} order", neighbours
     for field, values in NUMBERS.items():
         for value in values:
 
@@ -295,5 +330,5 @@ def test_whatever_stands_in_a_memory_costs_time_only(trained: Trained, poison: P
 
 
 def test_every_field_of_a_memory_is_poisoned() -> None:
-    poisoned = {"solutions", "corrections", "landmarks", *NUMBERS}
+    poisoned = {"solutions", "corrections", "landmarks", "neighbours", *NUMBERS}
     assert poisoned == {field.name for field in dataclasses.fields(Memory)} - {"lock"}

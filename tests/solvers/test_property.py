@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from linear_operator.utils.errors import NotPSDError
 
-from gp_rangeformer.preconditioner.rank_rule import STARTING_RANK
+from gp_rangeformer.preconditioner.effort import STARTING_RANK
 from gp_rangeformer.recycling.memory import Memory
 from gp_rangeformer.report import FAILURES
 from gp_rangeformer.solvers.certified import Certified

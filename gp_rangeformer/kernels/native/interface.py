@@ -67,6 +67,9 @@ def declare(library: ctypes.CDLL) -> ctypes.CDLL:
     batch = [address, size, address, address, address]
     signatures["value_batch"] = [*batch, number]
     signatures["pull_batch"] = [*batch, address, number]
+    signatures["nearest"] = [address, number, address, number]
+    signatures["condition"] = [address, address, number, address, number, address, address, address, number]
+    signatures["sparse"] = [address, address, address, size, address, number, address, number]
     try:
         for name, signature in signatures.items():
             for suffix in ("float", "double"):

@@ -34,22 +34,26 @@ class NativeTiles:
     def __init__(
         self, library: ctypes.CDLL, expression: Expression, arguments: tuple[Tensor, ...], n: int, dtype: torch.dtype
     ) -> None:
+        self.library, self.dtype, self.size = library, dtype, n
         suffix = "float" if dtype == torch.float32 else "double"
         self._value, self._pull = getattr(library, f"value_{suffix}"), getattr(library, f"pull_{suffix}")
         self._multiply = getattr(library, f"multiply_made_{suffix}")
         self._multiply_wide = getattr(library, f"multiply_wide_made_{suffix}")
-        self._dtype = dtype
         self._nodes: list[Node] = []
         self._children: list[int] = []
         self._coordinates: list[Tensor] = []  # held while the library points into them
         self._gradients: list[Tensor] = []  # in the order of the arguments
-        self._count = n
         self._add(expression, iter([argument.detach() for argument in arguments]))
         self._node_array = (Node * len(self._nodes))(*self._nodes)
         self._child_array = (ctypes.c_int32 * len(self._children))(*self._children)
         self._program = Program(
-            len(self._nodes), ctypes.addressof(self._node_array), ctypes.addressof(self._child_array), self._count
+            len(self._nodes), ctypes.addressof(self._node_array), ctypes.addressof(self._child_array), self.size
         )
+
+    @property
+    def program(self) -> int:
+        """The address that the library's functions take; valid while these tiles live."""
+        return ctypes.addressof(self._program)
 
     def value(self, block: Block, out: Tensor) -> None:
         """Write a tile of any size; the columns of ``out`` are neighbours in memory."""
@@ -67,13 +71,13 @@ class NativeTiles:
 
         :param rows: the only ones to compute, with the bits of the whole product; others are zero. None for all.
         """
-        if vectors.dtype != self._dtype or len(vectors) != self._count:
-            raise ValueError(f"the columns must have {self._count} numbers of {self._dtype}, got {vectors.dtype}")
+        if vectors.dtype != self.dtype or len(vectors) != self.size:
+            raise ValueError(f"the columns must have {self.size} numbers of {self.dtype}, got {vectors.dtype}")
         block = pack(vectors)
-        rows = rows or slice(0, self._count)
-        out = vectors.new_zeros(self._count, block.width)
-        program, threads = ctypes.addressof(self._program), torch.get_num_threads()
-        self._multiply(program, rows.start, rows.stop, *block.pointers(), out.data_ptr(), threads)
+        rows = rows or slice(0, self.size)
+        out = vectors.new_zeros(self.size, block.width)
+        threads = torch.get_num_threads()
+        self._multiply(self.program, rows.start, rows.stop, *block.pointers(), out.data_ptr(), threads)
         return out[:, : vectors.shape[1]]
 
     def multiply_wide(self, vectors: Tensor, rows: slice | None = None) -> tuple[Tensor, Tensor]:
@@ -83,13 +87,13 @@ class NativeTiles:
         :param vectors: n x k, float64.
         :param rows: the only ones to compute, with the bits of the whole product; others are zero. None for all.
         """
-        if vectors.dtype != torch.float64 or len(vectors) != self._count:
-            raise ValueError(f"the columns must have {self._count} numbers of torch.float64, got {vectors.dtype}")
-        rows = rows or slice(0, self._count)
-        out, squares = torch.zeros_like(vectors, memory_format=torch.contiguous_format), vectors.new_zeros(self._count)
-        columns, program = vectors.mT.contiguous(), ctypes.addressof(self._program)
+        if vectors.dtype != torch.float64 or len(vectors) != self.size:
+            raise ValueError(f"the columns must have {self.size} numbers of torch.float64, got {vectors.dtype}")
+        rows = rows or slice(0, self.size)
+        out, squares = torch.zeros_like(vectors, memory_format=torch.contiguous_format), vectors.new_zeros(self.size)
+        columns = vectors.mT.contiguous()
         self._multiply_wide(
-            program, rows.start, rows.stop, columns.data_ptr(), len(columns), out.data_ptr(), squares.data_ptr(),
+            self.program, rows.start, rows.stop, columns.data_ptr(), len(columns), out.data_ptr(), squares.data_ptr(),
             torch.get_num_threads(),
         )  # fmt: skip
         return out, squares
@@ -100,11 +104,11 @@ class NativeTiles:
 
     def _call(self, function: Callable[..., None], block: Block, tile: Tensor) -> None:
         rows, columns = block.rows.stop - block.rows.start, block.columns.stop - block.columns.start
-        if tile.dtype != self._dtype or tuple(tile.shape) != (rows, columns):
-            raise ValueError(f"the tile must be {rows} x {columns} of {self._dtype}")
+        if tile.dtype != self.dtype or tuple(tile.shape) != (rows, columns):
+            raise ValueError(f"the tile must be {rows} x {columns} of {self.dtype}")
         threads = torch.get_num_threads()
         function(
-            ctypes.addressof(self._program), block.rows.start, rows, block.columns.start, columns, tile.data_ptr(),
+            self.program, block.rows.start, rows, block.columns.start, columns, tile.data_ptr(),
             tile.stride(0), threads,
         )  # fmt: skip
 
@@ -126,7 +130,7 @@ class NativeTiles:
         return len(self._nodes) - 1
 
     def _fill_stationary(self, node: Node, expression: Stationary, arguments: Iterator[Tensor]) -> None:
-        coordinates = next(arguments).to(self._dtype).mT.contiguous()
+        coordinates = next(arguments).to(self.dtype).mT.contiguous()
         self._coordinates.append(coordinates)
         node.operation, node.kind, node.dimensions = Operation.STATIONARY, KINDS[expression.kind], len(coordinates)
         node.coordinates = coordinates.data_ptr()
@@ -135,8 +139,8 @@ class NativeTiles:
         if expression.kind == "rq":
             alpha = node.parameter = float(next(arguments))
             node.parameter_gradient = self._gradient().data_ptr()
-        largest = largest_squared_distance(profile(expression.kind, alpha, 0.0), self._dtype)
-        node.largest = min(largest, torch.finfo(self._dtype).max / 4)
+        largest = largest_squared_distance(profile(expression.kind, alpha, 0.0), self.dtype)
+        node.largest = min(largest, torch.finfo(self.dtype).max / 4)
 
     def _gradient(self, *shape: int) -> Tensor:
         self._gradients.append(torch.zeros(shape, dtype=torch.float64))

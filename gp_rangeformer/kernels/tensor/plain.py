@@ -18,8 +18,11 @@ _PROFILES: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-def plain(expression: Expression, arguments: tuple[Tensor, ...], n: int, dtype: torch.dtype) -> Float[Tensor, "n n"]:
-    """K of ``n`` points as a function of ``arguments`` that autograd can differentiate any number of times.
+def plain(
+    expression: Expression, arguments: tuple[Tensor, ...], n: int, dtype: torch.dtype
+) -> Float[Tensor, "*batch n n"]:
+    """K of ``n`` points as a function of ``arguments`` that autograd can differentiate any number of times. Coordinates
+    may have a batch.
 
     At coincident points the derivatives of a Matern kernel with respect to its inputs are taken as zero, as the host
     does.
@@ -47,13 +50,13 @@ def _matrix(expression: Expression, arguments: Iterator[Tensor], n: int) -> Tens
     return total
 
 
-def _squared_distances(points: Float[Tensor, "n d"]) -> Float[Tensor, "n n"]:
+def _squared_distances(points: Float[Tensor, "*batch n d"]) -> Float[Tensor, "*batch n n"]:
     norms = points.square().sum(-1)
-    squares = norms[:, None] + norms - 2 * points @ points.mT
-    return (squares * (1 - torch.eye(len(points), dtype=points.dtype, device=points.device))).clamp_min(0)
+    squares = norms.unsqueeze(-1) + norms.unsqueeze(-2) - 2 * points @ points.mT
+    return (squares * (1 - torch.eye(points.shape[-2], dtype=points.dtype, device=points.device))).clamp_min(0)
 
 
-def _root(squares: Float[Tensor, "n n"]) -> Float[Tensor, "n n"]:
+def _root(squares: Float[Tensor, "*batch n n"]) -> Float[Tensor, "*batch n n"]:
     """The square root, with derivative zero where it is zero."""
     positive = squares > 0
     return torch.where(positive, squares, torch.ones_like(squares)).sqrt() * positive

@@ -1,0 +1,61 @@
+"""Points given a few earlier ones, by the compiled library; and products with the sparse matrix that comes out."""
+
+from __future__ import annotations
+
+import ctypes
+
+import torch
+from jaxtyping import Float, Float64, Int32, Int64
+from torch import Tensor
+
+from gp_rangeformer.kernels.native.tiles import NativeTiles
+
+MOST_NEIGHBOURS = 255  # a block's rows are made in one go
+
+
+def nearest(tiles: NativeTiles, count: int) -> Int32[Tensor, "n k"]:
+    """Of every point the ``count`` points before it with the largest entries of K, ascending; -1 where there are no
+    more. Half an evaluation of K, no n x n memory."""
+    out = torch.empty(tiles.size, count, dtype=torch.int32)
+    library = tiles.library
+    function = library.nearest_float if tiles.dtype == torch.float32 else library.nearest_double
+    function(tiles.program, count, out.data_ptr(), torch.get_num_threads())
+    return out
+
+
+def condition(
+    tiles: NativeTiles,
+    neighbours: Int32[Tensor, "n k"],
+    explained: Float[Tensor, "n r"],
+    noise: Float[Tensor, " n"],
+) -> tuple[Float[Tensor, "n k1"], Float64[Tensor, " n"]]:
+    """As :func:`~gp_rangeformer.kernels.conditionals.condition`."""
+    n, k = neighbours.shape
+    explained, noise = explained.to(tiles.dtype).contiguous(), noise.to(tiles.dtype).contiguous()
+    rows = torch.empty(n, k + 1, dtype=tiles.dtype)
+    variances = torch.empty(n, dtype=torch.float64)
+    library = tiles.library
+    function = library.condition_float if tiles.dtype == torch.float32 else library.condition_double
+    function(
+        tiles.program, neighbours.data_ptr(), k, explained.data_ptr(), explained.shape[1], noise.data_ptr(),
+        rows.data_ptr(), variances.data_ptr(), torch.get_num_threads(),
+    )  # fmt: skip
+    return rows, variances
+
+
+def sparse_product(
+    library: ctypes.CDLL,
+    starts: Int64[Tensor, " rows1"],
+    columns: Int32[Tensor, " q"],
+    numbers: Float[Tensor, " q"],
+    vectors: Float[Tensor, "n m"],
+) -> Float[Tensor, "rows m"]:
+    """The product of a sparse matrix in rows with a thin block, summed in their dtype. 2 q m flops."""
+    rows, vectors = len(starts) - 1, vectors.contiguous()
+    out = vectors.new_empty(rows, vectors.shape[1])
+    function = library.sparse_float if vectors.dtype == torch.float32 else library.sparse_double
+    function(
+        starts.data_ptr(), columns.data_ptr(), numbers.data_ptr(), rows, vectors.data_ptr(), vectors.shape[1],
+        out.data_ptr(), torch.get_num_threads(),
+    )  # fmt: skip
+    return out
