@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from pretrain.configs import Stage
 from pretrain.experiments import leave_out
 from pretrain.experiments.leave_out import BASE, LEFT_OUT, SIZES, main, trainings
 from pretrain.train import mixture_of
@@ -27,6 +28,9 @@ def test_a_short_run_tests_every_training_on_what_it_has_not_seen(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(leave_out, "SIZES", (15, 20))
+    monkeypatch.setattr("pretrain.train.plot_curves", lambda *_, **__: None)  # of five trainings
+    small = dataclasses.replace(BASE, curriculum=(Stage(1.0, 10, 15, 6),))
+    monkeypatch.setattr(leave_out, "BASE", small)
     main(["--out", str(tmp_path), "--seeds", "1", "--steps", "2", "--draws", "2"])
     rows = json.loads((tmp_path / "leave_out.json").read_text())["rows"]
     cells = {(row["trained on"], row["family"], row["n"]) for row in rows}

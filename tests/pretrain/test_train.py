@@ -33,6 +33,12 @@ TINY = TrainConfig(
 )
 
 
+@pytest.fixture
+def without_curves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A figure at the end of every run takes longer than the few steps before."""
+    monkeypatch.setattr("pretrain.train.plot_curves", lambda *_, **__: None)
+
+
 def fabric() -> Fabric:
     return Fabric(accelerator="cpu", devices=1)
 
@@ -60,6 +66,7 @@ def test_the_smoke_configuration_trains_to_a_falling_loss(tmp_path: Path) -> Non
     assert log[-1]["ms_per_step"] > 0
 
 
+@pytest.mark.usefixtures("without_curves")
 def test_a_resumed_run_repeats_an_uninterrupted_one(tmp_path: Path) -> None:
     train(TINY, tmp_path / "whole", fabric())
     train(TINY, tmp_path / "parts", fabric(), until=3)
@@ -73,6 +80,7 @@ def test_a_resumed_run_repeats_an_uninterrupted_one(tmp_path: Path) -> None:
         torch.testing.assert_close(theirs[name], value, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.usefixtures("without_curves")
 def test_a_run_that_was_killed_between_checkpoints_logs_every_step_once(tmp_path: Path) -> None:
     train(TINY, tmp_path, fabric(), until=4)
     with (tmp_path / "log.jsonl").open("a") as file:
@@ -83,6 +91,7 @@ def test_a_run_that_was_killed_between_checkpoints_logs_every_step_once(tmp_path
     assert 123.0 not in losses(tmp_path)
 
 
+@pytest.mark.usefixtures("without_curves")
 def test_another_configuration_does_not_resume(tmp_path: Path) -> None:
     train(TINY, tmp_path, fabric(), until=2)
     with pytest.raises(ValueError, match="another configuration"):
@@ -123,6 +132,7 @@ def test_no_configuration_trains_on_what_is_held_out() -> None:
 FABRIC_RUN = "fabric run --accelerator cpu --devices 2 --strategy ddp pretrain/train.py"
 
 
+@pytest.mark.usefixtures("without_curves")
 @pytest.mark.parametrize("command", [FABRIC_RUN, "python -m pretrain.train --devices 2"])
 def test_two_processes_train_one_model(tmp_path: Path, command: str) -> None:
     environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}

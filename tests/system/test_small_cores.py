@@ -70,22 +70,24 @@ def test_a_core_without_a_factor_is_refused(k: int, poison: float) -> None:
         cholesky_with_inverse(core)
 
 
-@pytest.mark.parametrize("k", [33, 65])
-def test_small_cores_wake_no_threads(k: int) -> None:
+def test_small_cores_wake_no_threads() -> None:
     """Threads of another library than PyTorch's would stay busy on the cores that its own need next."""
-    script = f"""
+    script = """
 import time
 import numpy as np
 from gp_rangeformer.system.small_cores import cholesky_with_inverse, product
-core = {k} * np.eye({k}) + np.ones(({k}, {k}))
-cholesky_with_inverse(core)  # imports LAPACK, whose threads are busy for a moment once
-time.sleep(0.5)
-started, used = time.perf_counter(), time.process_time()
-while time.perf_counter() - started < 1:
-    factor, inverse = cholesky_with_inverse(core)
-    product(product(factor, inverse), core)
-print((time.process_time() - used) / (time.perf_counter() - started))
+for k in (33, 65):
+    core = k * np.eye(k) + np.ones((k, k))
+    cholesky_with_inverse(core)  # imports LAPACK, whose threads are busy for a moment once
+    time.sleep(0.5)
+    started, used = time.perf_counter(), time.process_time()
+    while time.perf_counter() - started < 1:
+        factor, inverse = cholesky_with_inverse(core)
+        product(product(factor, inverse), core)
+    print((time.process_time() - used) / (time.perf_counter() - started))
 """
     environment = {name: value for name, value in os.environ.items() if not name.endswith("_NUM_THREADS")}
     done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
-    assert float(done.stdout) < 1.1
+    shares = [float(line) for line in done.stdout.splitlines()]
+    assert len(shares) == 2
+    assert max(shares) < 1.1
