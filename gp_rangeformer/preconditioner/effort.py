@@ -15,6 +15,7 @@ left two thirds of what 32 did. Seconds would decide better, but not reproducibl
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 # Enough up to n = 2000 on all sets that were tried; from 4000 on the rule soon leaves it.
@@ -66,6 +67,33 @@ def worthwhile_effort(
     gains = [(share * spent - candidate.cost(n) + effort.cost(n), candidate) for candidate, share in candidates]
     gain, best = max(gains, key=lambda pair: pair[0], default=(0.0, effort))
     return best if gain > 0 else effort
+
+
+@dataclass(frozen=True)
+class Trial:
+    """How steps were before neighbours came, in iterations: what the preconditioner cost, and averages of what
+    followed, with the passes of log determinants and without."""
+
+    neighbours: int
+    cost: float
+    iterations: float
+    solver_iterations: float
+
+    @classmethod
+    def begin(
+        cls, neighbours: int, cost: float, iterations: Sequence[float], solver_iterations: Sequence[float]
+    ) -> Trial:
+        return cls(neighbours, cost, _mean(iterations), _mean(solver_iterations))
+
+    def failed(self, cost: float, iterations: Sequence[float], solver_iterations: Sequence[float]) -> bool:
+        """Whether steps have become dearer by both measures: fits become harder while they go on, and where a learned
+        log determinant begins to hand over to Lanczos one of the two jumps."""
+        more = cost - self.cost
+        return min(_mean(iterations) - self.iterations, _mean(solver_iterations) - self.solver_iterations) + more > 0
+
+
+def _mean(numbers: Sequence[float]) -> float:
+    return sum(numbers) / max(len(numbers), 1)
 
 
 def control_within_reach(gap: float, decay: float, control_gap: float) -> bool:

@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from gp_rangeformer.preconditioner.effort import Effort
+from gp_rangeformer.preconditioner.effort import Trial
 from gp_rangeformer.preconditioner.landmarks import Landmarks
 from gp_rangeformer.preconditioner.neighbours import Neighbours
 
@@ -32,10 +32,11 @@ class Memory:
     landmarks: Landmarks | None = None
     neighbours: Neighbours | None = None  # of those landmarks
     neighbour_count: int | None = None  # that the last steps found worthwhile, where that is adaptive
-    trial: tuple[Effort, float] | None = None  # what there was before the last neighbours came, and a step's cost then
+    trial: Trial | None = None  # what there was before the last neighbours came
     neighbour_bar: float = 0.0  # iterations up to which neighbours were found not to pay
     rank: int | None = None  # landmarks that the last steps found worthwhile, where that is adaptive
     iterations: tuple[float, ...] = ()  # of the last warm steps with that effort, a log determinant's passes included
+    solver_iterations: tuple[int, ...] = ()  # the same without those passes
     solutions: tuple[Float[Tensor, "n m"], ...] = ()  # oldest first
     corrections: tuple[Float[Tensor, "n m"], ...] = ()  # P^-1 residual of the last solutions, oldest first
     baseline_iterations: float | None = None  # of the first converged step after the landmarks were drawn
@@ -107,6 +108,10 @@ class Memory:
         with self.lock:
             self.failures += 1
             self.pause = 2 ** min(self.failures, 5) - 1
+
+    def forget_iterations(self) -> None:
+        """The effort has changed."""
+        self.iterations = self.solver_iterations = ()
 
     def forget_landmarks(self) -> None:
         with self.lock:

@@ -18,6 +18,7 @@ from gp_rangeformer.preconditioner.effort import (
     SATURATED,
     WINDOW,
     Effort,
+    Trial,
     control_within_reach,
     iteration_cost,
     worthwhile_effort,
@@ -234,6 +235,7 @@ class CertifiedPrepared:
         self.vecchia = self.solver.with_neighbours(self.system, landmarks, memory, self.solver.neighbours)
         if self.vecchia is not None and self.solver.adaptive_rank:
             memory.neighbour_count, memory.trial = self.solver.neighbours, None
+            memory.forget_iterations()
         return self.vecchia is not None
 
     def _logdet_of_step(self, probes: Tensor, solution: Solution, m: int) -> LogDet | None:
@@ -275,11 +277,11 @@ class CertifiedPrepared:
         memory.remember(solution.value, self.solver.history, correction)
         if self.solver.adaptive_rank and warm:
             columns = solution.value.shape[1]
-            spent = float(solution.iterations)
-            if logdet is not None and self._gap_for_neighbours() > SATURATED:
-                # Lanczos, whose passes neighbours save as well, and which are of fewer columns.
-                spent += logdet.passes * self.solver.num_logdet_probes / columns
-            memory.iterations = (*memory.iterations, spent)[-WINDOW:]
+            # Passes of Lanczos, of fewer columns, which neighbours save as well.
+            lanczos = logdet.passes * self.solver.num_logdet_probes / columns if logdet is not None else 0.0
+            lanczos = lanczos if self._gap_for_neighbours() > SATURATED else 0.0
+            memory.iterations = (*memory.iterations, solution.iterations + lanczos)[-WINDOW:]
+            memory.solver_iterations = (*memory.solver_iterations, solution.iterations)[-WINDOW:]
             self._choose_effort(columns)
         if memory.baseline_iterations is None:
             memory.baseline_iterations = max(solution.iterations, _FEWEST_ITERATIONS)
@@ -294,22 +296,22 @@ class CertifiedPrepared:
         )
         # Over the whole window also before it is full: a handful of iterations in one step proves little.
         average = sum(memory.iterations) / WINDOW
-        cost = average * iteration_cost(n, columns) + effort.cost(n)
         if memory.trial is not None and len(memory.iterations) == WINDOW:
-            before, cost_before = memory.trial
-            memory.trial = None
-            if cost > cost_before:  # until steps are twice as hard as they were without
-                without = (cost_before - before.cost(n)) / iteration_cost(n, columns)
-                memory.neighbour_count, memory.neighbour_bar, memory.iterations = before.neighbours, 2 * without, ()
+            trial, memory.trial = memory.trial, None
+            if trial.failed(effort.cost(n) / iteration_cost(n, columns), memory.iterations, memory.solver_iterations):
+                memory.neighbour_count, memory.neighbour_bar = trial.neighbours, 2 * trial.iterations
+                memory.forget_iterations()
                 return
         gap = self._gap_for_neighbours() if average > memory.neighbour_bar else 0.0
         new = worthwhile_effort(n, columns, effort, average, self.solver.largest_effort, gap)
         if new.neighbours > effort.neighbours:
-            memory.trial = effort, cost
+            cost = effort.cost(n) / iteration_cost(n, columns)
+            memory.trial = Trial.begin(effort.neighbours, cost, memory.iterations, memory.solver_iterations)
         if new == effort and self._control_is_near():
             new = Effort(min(2 * effort.rank, self.solver.rank), effort.neighbours)
         if new != effort:
-            memory.rank, memory.neighbour_count, memory.iterations = new.rank, new.neighbours, ()
+            memory.rank, memory.neighbour_count = new.rank, new.neighbours
+            memory.forget_iterations()
 
     def _gap_for_neighbours(self) -> float:
         """The mean of diag(D^-1 (K - Q)); 0 where there can be no neighbours."""

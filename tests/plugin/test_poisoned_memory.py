@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from gp_rangeformer import collect_reports, settings
-from gp_rangeformer.preconditioner.effort import Effort
+from gp_rangeformer.preconditioner.effort import Trial
 from gp_rangeformer.preconditioner.landmarks import Landmarks
 from gp_rangeformer.preconditioner.neighbours import Neighbours
 from gp_rangeformer.preconditioner.sparse_rows import SparsePattern
@@ -196,7 +196,13 @@ NUMBERS: dict[str, tuple[object, ...]] = {
     "rank": (None, *WHOLE),
     "neighbour_count": (None, *WHOLE),
     "neighbour_bar": REAL,
-    "trial": (None, (Effort(64), math.nan), (Effort(-5, 10**9), 0.0), (Effort(10**9, -1), math.inf)),
+    "trial": (
+        None,
+        Trial(0, math.nan, math.inf, -math.inf),
+        Trial(10**9, 0.0, 0.0, 0.0),
+        Trial(-5, -1e300, 1e300, 1.0),
+    ),
+    "solver_iterations": ((), (-1, -1), (0,) * 4, (10**9,) * 4, (3,) * 50),
     "iterations": ((), (-1, -1), (0,) * 4, (10**9,) * 4, (3,) * 50),
     "baseline_iterations": (None, *REAL),
     "failures": WHOLE,
