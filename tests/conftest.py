@@ -13,9 +13,9 @@ from typing import Any
 import jaxtyping
 import pytest
 
-# Unchecked: expression and certified refuse wrong arguments themselves, and Triton compiles functions from their
-# sources, unwrapped.
-UNCHECKED = re.compile(r"kernels\.(expression|gpu\.(tiles|products|profiles))|solvers\.certified")
+# Unchecked: expression, certified and its arguments refuse wrong arguments themselves, and Triton compiles functions
+# from their sources, unwrapped.
+UNCHECKED = re.compile(r"kernels\.(expression|gpu\.(tiles|products|profiles))|solvers\.(arguments|certified)")
 
 
 def _checked_modules() -> list[str]:
