@@ -36,7 +36,7 @@ class Memory:
     neighbour_bar: float = 0.0  # iterations up to which neighbours were found not to pay
     rank: int | None = None  # landmarks that the last steps found worthwhile, where that is adaptive
     iterations: tuple[float, ...] = ()  # of the last warm steps with that effort, a log determinant's passes included
-    solver_iterations: tuple[int, ...] = ()  # the same without those passes
+    solver_iterations: tuple[float, ...] = ()  # the same without those passes
     solutions: tuple[Float[Tensor, "n m"], ...] = ()  # oldest first
     corrections: tuple[Float[Tensor, "n m"], ...] = ()  # P^-1 residual of the last solutions, oldest first
     baseline_iterations: float | None = None  # of the first converged step after the landmarks were drawn

@@ -281,7 +281,7 @@ class CertifiedPrepared:
             lanczos = logdet.passes * self.solver.num_logdet_probes / columns if logdet is not None else 0.0
             lanczos = lanczos if self._gap_for_neighbours() > SATURATED else 0.0
             memory.iterations = (*memory.iterations, solution.iterations + lanczos)[-WINDOW:]
-            memory.solver_iterations = (*memory.solver_iterations, solution.iterations)[-WINDOW:]
+            memory.solver_iterations = (*memory.solver_iterations, float(solution.iterations))[-WINDOW:]
             self._choose_effort(columns)
         if memory.baseline_iterations is None:
             memory.baseline_iterations = max(solution.iterations, _FEWEST_ITERATIONS)

@@ -49,21 +49,10 @@ def refine(
     :param iterated: what block CG is preconditioned with, where it is not ``preconditioner``, which certifies.
     Cost: a pass for the residual of X, one an iteration, and one more where the residual was not carried.
     """
-    fresh = not isinstance(initial, tuple)  # the residual was computed from this very solution
     start = system.passes
-    if initial is None:
-        solution, residual = torch.zeros_like(rhs), rhs
-    else:
-        solution, residual = initial if isinstance(initial, tuple) else (initial, rhs - system.matmul(initial))
-    norm, left = to_host(torch.linalg.vector_norm(rhs, dim=0), torch.linalg.vector_norm(residual, dim=0))
+    (norm,) = to_host(torch.linalg.vector_norm(rhs, dim=0))
     if not np.isfinite(norm).all():
         return failed(rhs, Reason.NOT_FINITE, 0, system.passes - start)
-    worse = ~(left < norm)
-    if initial is not None and worse.any():
-        # A column that the memory makes worse than zero, or not a number, starts from zero.
-        start_over = torch.from_numpy(worse).to(rhs.device)
-        solution, residual = torch.where(start_over, 0, solution), torch.where(start_over, rhs, residual)
-        left = np.where(worse, norm, left)
     asked = _Asked(
         system,
         preconditioner,
@@ -74,16 +63,27 @@ def refine(
         tolerance,
     )
     own = iterated or preconditioner
+    fresh = not isinstance(initial, tuple)  # the residual was computed from this very solution
+    # Where rounding of float32 products alone may exceed what is allowed, the solution and its residual are float64.
+    wide = False
+    if initial is None:
+        solution, residual = torch.zeros_like(rhs), rhs
+    elif isinstance(initial, tuple):
+        solution, residual = initial
+    else:
+        solution, wide = (initial.double(), True) if asked.beyond_rounding(initial) else (initial, False)
+        residual = asked.residual_of(solution)
+    if initial is not None:
+        solution, residual = _no_worse_than_zero(rhs, norm, solution, residual)
     stop_norm, stop_energy = asked.stopping(other_energies=iterated is not None)
     found: Solution | Reason | None = None
+    (left,) = to_host(torch.linalg.vector_norm(residual, dim=0))
     if fresh and (left <= _SHRINK * asked.residual).all():
         # Nothing may be left to do, as in many steps of a training.
-        found = asked.certify(solution, residual, preconditioner.solve(residual), 1, with_energy=True)
+        correction = own.solve(residual.to(rhs.dtype))
+        found = asked.certify(solution, residual, correction, 0 if wide else 1, with_energy=True)
     iterations, restarts = 0, 0
-    wide: Tensor | None = None  # the solution in float64
     while not isinstance(found, Solution):
-        if found is not None and (wide is not None or system.dtype == torch.float64):
-            break
         if found is None:
             if restarts == _RESTARTS:
                 break
@@ -92,8 +92,8 @@ def refine(
             result = block_cg(
                 system,
                 own,
-                solution if wide is None else torch.zeros_like(solution),
-                residual,
+                torch.zeros_like(rhs) if wide else solution,
+                residual.to(rhs.dtype),
                 stop_norm=torch.from_numpy(shrink * stop_norm),
                 stop_energy=torch.from_numpy(shrink * stop_energy),
                 max_passes=max_passes - iterations,
@@ -102,30 +102,38 @@ def refine(
             if result.reason is not Reason.CONVERGED:
                 return failed(rhs, result.reason, iterations, system.passes - start)
             assert result.correction is not None
-            if wide is None:
-                solution, residual = result.value, result.residual
-            else:
-                wide = wide + result.value
-            if wide is None and fresh and result.iterations <= _CARRIED:
+            solution, residual = (solution + result.value if wide else result.value), result.residual
+            if fresh and not wide and result.iterations <= _CARRIED:
                 roundings = 1 + ROUNDING_OF_AN_UPDATE * result.iterations
                 other = iterated is not None
                 found = asked.certify(solution, residual, result.correction, roundings, with_energy=other)
                 if isinstance(found, Solution):
                     break
-        if wide is None and (found is not None or asked.beyond_rounding(solution)):
-            wide = solution.double()
-        fresh = True
-        if wide is None:
-            residual = rhs - system.matmul(solution)
-            found = asked.certify(solution, residual, own.solve(residual), 1, with_energy=own is iterated)
-        else:
-            exact = rhs.double() - system.precise_matmul(wide)
-            residual = exact.to(rhs.dtype)
-            found = asked.certify(wide, exact, own.solve(residual), 0, with_energy=True)
+        elif wide or system.dtype == torch.float64:
+            break
+        if not wide and (found is not None or asked.beyond_rounding(solution)):
+            solution, wide = solution.double(), True
+        residual, fresh = asked.residual_of(solution), True
+        correction = own.solve(residual.to(rhs.dtype))
+        found = asked.certify(
+            solution, residual, correction, 0 if wide else 1, with_energy=wide or iterated is not None
+        )
     passes = system.passes - start
     if not isinstance(found, Solution):
         return failed(rhs, found or Reason.ROUNDING, iterations, passes)
     return replace(found, value=found.value.to(rhs.dtype), iterations=iterations, passes=passes)
+
+
+def _no_worse_than_zero(
+    rhs: Tensor, norm: Float64[np.ndarray, " m"], solution: Tensor, residual: Tensor
+) -> tuple[Tensor, Tensor]:
+    """A column that the memory makes worse than zero, or not a number, starts from zero."""
+    (left,) = to_host(torch.linalg.vector_norm(residual, dim=0))
+    worse = ~(left < norm)
+    if not worse.any():
+        return solution, residual
+    start_over = torch.from_numpy(worse).to(rhs.device)
+    return torch.where(start_over, 0, solution), torch.where(start_over, rhs.to(residual.dtype), residual)
 
 
 def failed(rhs: Float[Tensor, "n m"], reason: Reason, iterations: int, passes: int) -> Solution:
@@ -164,10 +172,19 @@ class _Asked:
 
     def beyond_rounding(self, solution: Tensor) -> bool:
         """Whether no residual from products in float32 could be certified."""
-        if self.system.dtype == torch.float64:
+        system = self.system
+        if system.dtype == torch.float64:
             return False
-        (norm,) = to_host(torch.linalg.vector_norm(solution, dim=0))
-        return bool((self.system.rounding_scale * norm > self.residual).any())
+        (norm,) = to_host(torch.linalg.vector_norm(solution, dim=0, dtype=torch.float64))
+        # The scale itself may cost a pass.
+        suspected = (system.largest_rounding_scale * norm > self.residual).any()
+        return bool(suspected and (system.rounding_scale * norm > self.residual).any())
+
+    def residual_of(self, solution: Tensor) -> Tensor:
+        """b - A v, in the dtype of the solution; float64 stands for precise. One pass."""
+        if solution.dtype == self.rhs.dtype:
+            return self.rhs - self.system.matmul(solution)
+        return self.rhs.double() - self.system.precise_matmul(solution)
 
     def certify(
         self, solution: Tensor, residual: Tensor, correction: Tensor, roundings: int, *, with_energy: bool

@@ -132,14 +132,19 @@ class LinearSystem:
         up in the same dtype. In float32 the columns' norms come along with a wide product, or take one pass; in float64
         sqrt(max_i K_ii tr K) bounds them well enough.
         """
-        facts = self.diagonal_facts
         if self.dtype == torch.float64:
-            largest = (facts.largest_total * facts.total_sum) ** 0.5
-        else:
-            if self._row_squares is None:
-                self.wide_matmul(self.noise.new_zeros(self.size, 1, dtype=torch.float64))
-            assert self._row_squares is not None
-            largest = float(self._row_squares) ** 0.5
+            return self.largest_rounding_scale
+        if self._row_squares is None:
+            self.wide_matmul(self.noise.new_zeros(self.size, 1, dtype=torch.float64))
+        assert self._row_squares is not None
+        largest = float(self._row_squares) ** 0.5
+        return _ROUNDING * torch.finfo(self.dtype).eps * (largest + self.diagonal_facts.largest_noise)
+
+    @property
+    def largest_rounding_scale(self) -> float:
+        """What :attr:`rounding_scale` is at most, from the diagonal alone: no pass over K."""
+        facts = self.diagonal_facts
+        largest = (facts.largest_total * facts.total_sum) ** 0.5
         return _ROUNDING * torch.finfo(self.dtype).eps * (largest + facts.largest_noise)
 
     @property
