@@ -35,6 +35,10 @@ def peers(
     solvers: Annotated[
         str, typer.Option(help="As in `compare`, and gpflash, keops; what is not installed is left out.")
     ] = "cholesky,cg,cg-tight,gpflash,keops,exact,rangeformer",
+    at: Annotated[
+        str,
+        typer.Option(help="start, or optimum: where a fit with matern32 ends (kin40k, pol, protein, bike, elevators)."),
+    ] = "start",
     steps: Annotated[int, typer.Option(min=4, help="Adam steps of the recorded trajectory.")] = 12,
     seed: Annotated[int, typer.Option(min=0, help="Seed of data and probes.")] = 0,
     dtype: Annotated[str, typer.Option(help="float32 or float64; gpflash is float64 in any case.")] = "float32",
@@ -71,7 +75,7 @@ def peers(
 
     _check_dtype(dtype)
     _check_device(device)
-    plan = Plan(dataset, kernel, solvers, steps, seed, dtype, device)
+    plan = Plan(dataset, kernel, solvers, steps, seed, dtype, device, at)
     if audit_largest is None:
         audit_largest = _AUDIT_LARGEST[device.partition(":")[0]]
     console, outputs = Console(width=140, highlight=False), Outputs()

@@ -9,9 +9,11 @@ from pathlib import Path
 from gp_rangeformer.lab import datasets
 from gp_rangeformer.lab.bench.contenders import Problem
 from gp_rangeformer.lab.bench.entrants import parse_peers
+from gp_rangeformer.lab.bench.optima import KERNEL, optimum
 from gp_rangeformer.lab.bench.peers import Observer, Size, measure_size
 from gp_rangeformer.lab.bench.resumed import PlanError, read_parts, whole_numbers
 from gp_rangeformer.lab.compare import machine
+from gp_rangeformer.lab.compare.audit import Parameters
 from gp_rangeformer.lab.compare.result import write_json
 from gp_rangeformer.lab.models import check_kernel, default_kernel
 from gp_rangeformer.settings import exact_size
@@ -25,6 +27,7 @@ class Plan:
 
     :param kernel: None: the data set's default.
     :param solvers: comma-separated, see :func:`~gp_rangeformer.lab.bench.entrants.parse_peers`.
+    :param at: where the trajectory begins: "start" (the models' own values) or "optimum" (of a converged fit).
     """
 
     dataset: str
@@ -34,6 +37,7 @@ class Plan:
     seed: int
     dtype: str
     device: str
+    at: str = "start"
 
 
 def parse_sizes(text: str) -> list[int]:
@@ -79,6 +83,7 @@ def run(
     largest = datasets.load(plan.dataset, n=max(sizes), n_test=1, seed=plan.seed, data_dir=data_dir)
     check_kernel(plan.kernel, largest)
     kernel = plan.kernel or default_kernel(largest)
+    start = _start(plan, kernel)
     first_calls, described = True, machine.describe(plan.device)
     for n in sizes:
         if not any(size.n == n for size in known):
@@ -89,6 +94,7 @@ def run(
                 known,
                 steps=plan.steps,
                 seed=plan.seed,
+                start=start,
                 patience=patience,
                 audit=n <= audit_largest,
                 first_calls=first_calls,
@@ -101,3 +107,17 @@ def run(
                 write(path, {"format": FORMAT, "plan": asdict(plan), "machine": described, "sizes": content})
         show(next(size for size in known if size.n == n))
     return sorted((size for size in known if size.n in sizes), key=lambda size: size.n)
+
+
+def _start(plan: Plan, kernel: str) -> Parameters | None:
+    """Where the trajectory begins; None for the model's own values.
+
+    :raises PlanError, DatasetError: nothing is known of this optimum.
+    """
+    if plan.at == "start":
+        return None
+    if plan.at != "optimum":
+        raise PlanError(f"--at {plan.at!r}: start or optimum")
+    if kernel != KERNEL:
+        raise PlanError(f"--at optimum: optima are known of the kernel {KERNEL}, not of {kernel}")
+    return optimum(plan.dataset)

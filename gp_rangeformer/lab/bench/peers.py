@@ -16,12 +16,12 @@ from gp_rangeformer.lab.bench.forecast import refusal
 from gp_rangeformer.lab.bench.memory import measure_memory
 from gp_rangeformer.lab.bench.replay import Outcome, describe_error, record_trajectory, replay
 from gp_rangeformer.lab.compare import machine
-from gp_rangeformer.lab.compare.audit import ExactEvaluator, snapshot
+from gp_rangeformer.lab.compare.audit import ExactEvaluator, Parameters, snapshot
 from gp_rangeformer.lab.compare.solvers import SolverSpec
 from gp_rangeformer.lab.models import build_model
 
 Observer = Callable[[str], None]
-LEARNING_RATE = 0.1
+LEARNING_RATE, LATE_LEARNING_RATE = 0.1, 0.01
 _MIB = 2**20
 
 
@@ -83,6 +83,7 @@ def measure_size(
     *,
     steps: int,
     seed: int = 0,
+    start: Parameters | None = None,
     patience: float = math.inf,
     audit: bool = True,
     first_calls: bool = True,
@@ -90,6 +91,8 @@ def measure_size(
 ) -> Size:
     """Record a trajectory with the plug-in, replay it with everybody, then measure memory one contender at a time.
 
+    :param start: where the trajectory begins, the end of a fit, from where its steps are ten times smaller; None for
+        the model's own values.
     :param earlier: smaller sizes of the same problem, from which seconds and memory are foreseen.
     :param patience: seconds a step may take, foreseen or found.
     :param audit: compute exact float64 values and gradients; O(n^3) and about four n x n matrices.
@@ -97,7 +100,7 @@ def measure_size(
     """
     torch.manual_seed(seed)
     rows = [Row(Outcome(entrant.name), entrant.description) for entrant in entrants]
-    start = snapshot(build_model(problem.data, problem.kernel)[0])
+    first = start or snapshot(build_model(problem.data, problem.kernel)[0])
     contenders: dict[str, Contender] = {}
     for entrant, row in zip(entrants, rows, strict=True):
         row.outcome.left_out = _refusal(entrant, problem, earlier, patience)
@@ -106,14 +109,15 @@ def measure_size(
                 contenders[row.name] = entrant.build(problem)
                 if first_calls:
                     observer(f"first call of {row.name}")
-                    row.first_call = contenders[row.name].evaluate(start).seconds
+                    row.first_call = contenders[row.name].evaluate(first).seconds
             except UnavailableError as error:
                 row.outcome.left_out = str(error)
             except Exception as error:
                 row.outcome.left_out = f"failed at its first call: {describe_error(error)}"
             clear_memory()
     observer("trajectory")
-    states = record_trajectory(problem.data, problem.kernel, recorder(problem), steps, LEARNING_RATE)
+    rate = LEARNING_RATE if start is None else LATE_LEARNING_RATE
+    states = record_trajectory(problem.data, problem.kernel, recorder(problem), steps, rate, start)
     running = [contenders[row.name] for row in rows if row.complete]
     del contenders
     exact = None

@@ -17,7 +17,14 @@ import torch
 
 from gp_rangeformer import clear_memory
 from gp_rangeformer.lab.bench.contenders import Contender, Evaluation
-from gp_rangeformer.lab.compare.audit import ExactEvaluator, Parameters, ValueAndGradient, relative_error, snapshot
+from gp_rangeformer.lab.compare.audit import (
+    ExactEvaluator,
+    Parameters,
+    ValueAndGradient,
+    relative_error,
+    restore,
+    snapshot,
+)
 from gp_rangeformer.lab.compare.solvers import SolverSpec
 from gp_rangeformer.lab.datasets import Dataset
 from gp_rangeformer.lab.models import build_model
@@ -77,12 +84,17 @@ class Outcome:
         }
 
 
-def record_trajectory(dataset: Dataset, kernel: str, spec: SolverSpec, steps: int, lr: float) -> list[Parameters]:
+def record_trajectory(
+    dataset: Dataset, kernel: str, spec: SolverSpec, steps: int, lr: float, start: Parameters | None = None
+) -> list[Parameters]:
     """The parameters before each of ``steps`` Adam steps, taken with ``spec``.
 
     :param dataset: in the precision and on the device to train with.
+    :param start: the first ones; None for those of a fresh model.
     """
     model, likelihood = build_model(dataset, kernel)
+    if start is not None:
+        restore(model, start)
     mll = gpytorch.mlls.ExactMarginalLogLikelihood(likelihood, model)
     optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=lr)
     states = []
