@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from gp_rangeformer.kernels.bind import bind
+from gp_rangeformer.kernels.conditional_weight import ConditionalWeight
 from gp_rangeformer.kernels.expression import Expression
 from gp_rangeformer.kernels.gpu.streamed import streamed
 from gp_rangeformer.kernels.matrices.share import ALONE, Share
@@ -18,23 +19,27 @@ from gp_rangeformer.kernels.tiles import Block, tile_size, upper_blocks
 
 @dataclass(frozen=True)
 class ThinWeight:
-    """W = left right' + diag(diagonal), never formed. 2 n^2 m flops when contracted."""
+    """W = left right' + diag(diagonal) + conditional, never formed. 2 n^2 m flops when contracted."""
 
     left: Float[Tensor, "n m"]
     right: Float[Tensor, "n m"]
     diagonal: Float[Tensor, " n"] | None = None
+    conditional: ConditionalWeight | None = None
 
     def symmetric(self) -> Float[Tensor, "n n"]:
         """The symmetric part of W, formed: all that matters where K is symmetric. 4 n^2 m flops, one n x n matrix."""
         weight = torch.cat([0.5 * self.left, self.right], dim=1) @ torch.cat([self.right, 0.5 * self.left], dim=1).mT
         if self.diagonal is not None:
             weight.diagonal().add_(self.diagonal)
+        if self.conditional is not None:
+            weight.add_(self.conditional.formed())
         return weight
 
     def own_diagonal(self) -> Float[Tensor, " n"]:
         """The diagonal of W. O(n m)."""
         product = (self.left * self.right).sum(-1)
-        return product if self.diagonal is None else product + self.diagonal
+        product = product if self.diagonal is None else product + self.diagonal
+        return product if self.conditional is None else product + self.conditional.own_diagonal()
 
 
 @dataclass(frozen=True)
@@ -61,6 +66,8 @@ def contract(
     :param share: the tiles (rows of a streamed kernel) that are this process's; the sums over them are added up in
         float64.
     """
+    if isinstance(weight, ThinWeight) and weight.conditional is not None:
+        return _with_conditional(expression, arguments, weight, weight.conditional, dtype, share)
     n = len(weight.value if isinstance(weight, DenseWeight) else weight.left)
     thin_on_device = isinstance(weight, ThinWeight) and arguments[0].device.type != "cpu"
     stream = streamed(expression, arguments, dtype) if thin_on_device else None
@@ -74,6 +81,24 @@ def contract(
     for block in share.blocks(upper_blocks(n, size)):
         tiles.pull(block, factors.tile(block, storage))
     return _as_arguments([share.sum(gradient) for gradient in tiles.gradients()], arguments)
+
+
+def _with_conditional(
+    expression: Expression,
+    arguments: tuple[Tensor, ...],
+    weight: ThinWeight,
+    conditional: ConditionalWeight,
+    dtype: torch.dtype,
+    share: Share,
+) -> tuple[Tensor, ...]:
+    """The conditional part in every process, the rest as for any other weight."""
+    found = conditional.contract(expression, arguments, dtype)
+    if found is None:
+        return contract(expression, arguments, DenseWeight(weight.symmetric()), dtype, share)
+    if weight.left.shape[1] or weight.diagonal is not None:
+        rest = contract(expression, arguments, replace(weight, conditional=None), dtype, share)
+        found = [one + other for one, other in zip(found, rest, strict=True)]
+    return _as_arguments(found, arguments)
 
 
 def _as_arguments(gradients: list[Tensor], arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from gp_rangeformer.kernels.conditional_weight import ConditionalWeight
 from gp_rangeformer.kernels.contract import DenseWeight, ThinWeight, contract
 from gp_rangeformer.kernels.embedding import embed
 from gp_rangeformer.kernels.evaluate import evaluate_arguments, of_points
@@ -84,12 +85,16 @@ class FusedKernel:
         return RecomputedKernelMatrix(self.expression, self.arguments, self.n, self.dtype, self.share)
 
     def contract(
-        self, left: Float[Tensor, "n m"], right: Float[Tensor, "n m"], diagonal: Float[Tensor, " n"] | None = None
+        self,
+        left: Float[Tensor, "n m"],
+        right: Float[Tensor, "n m"],
+        diagonal: Float[Tensor, " n"] | None = None,
+        conditional: ConditionalWeight | None = None,
     ) -> tuple[Tensor, ...]:
-        """d sum(W * K) with W = left right' + diag(diagonal), for every one of ``arguments``. 2 n^2 m flops and one
-        evaluation of half of K; no n x n memory. Without a graph."""
+        """d sum(W * K) with W = left right' + diag(diagonal) + conditional, for every one of ``arguments``. 2 n^2 m
+        flops and one evaluation of half of K; no n x n memory. Without a graph."""
         with torch.no_grad():
-            weight = ThinWeight(left, right, diagonal)
+            weight = ThinWeight(left, right, diagonal, conditional)
             return contract(self.expression, self.arguments, weight, self.dtype, self.share)
 
     def contract_dense(self, weight: Float[Tensor, "n n"]) -> tuple[Tensor, ...]:

@@ -15,6 +15,7 @@ from dataclasses import fields
 import torch
 from torch import Tensor
 
+from gp_rangeformer.kernels.conditional_weight import ConditionalWeight
 from gp_rangeformer.kernels.contract import ThinWeight
 from gp_rangeformer.kernels.fused import FusedKernel, takes_unformed_weights
 from gp_rangeformer.kernels.fused_batch import FusedBatch
@@ -79,7 +80,7 @@ class InvQuadLogDet(torch.autograd.Function):
                 noise_grad = thin.own_diagonal() if ctx.needs_input_grad[0] else None
                 if any(wanted):
                     assert not isinstance(kernel, FusedBatch), "weights of batches are dense"
-                    found = kernel.contract(thin.left, thin.right, thin.diagonal)
+                    found = kernel.contract(thin.left, thin.right, thin.diagonal, thin.conditional)
             elif ctx.needs_input_grad[0] or any(wanted):
                 dense = weight.dense(g_inv_quad, g_logdet)
                 noise_grad = dense.diagonal(dim1=-2, dim2=-1).clone()
@@ -138,9 +139,15 @@ class _Held:
     def __init__(self, kernel: Tensor) -> None:
         self.arguments = (kernel,)
 
-    def contract(self, left: Tensor, right: Tensor, diagonal: Tensor | None = None) -> list[Tensor]:
+    def contract(
+        self,
+        left: Tensor,
+        right: Tensor,
+        diagonal: Tensor | None = None,
+        conditional: ConditionalWeight | None = None,
+    ) -> list[Tensor]:
         """The weight in factors for a fused kernel's own node; formed for any other and for leaves."""
-        (kernel,), thin = self.arguments, ThinWeight(left, right, diagonal)
+        (kernel,), thin = self.arguments, ThinWeight(left, right, diagonal, conditional)
         return [UnformedWeight(thin) if takes_unformed_weights(kernel) else thin.symmetric()]
 
     def contract_symmetric(self, weight: Tensor) -> list[Tensor]:

@@ -82,9 +82,8 @@ class GradientCheck:
         n, noise = len(self.noise), self.noise.double().unsqueeze(-1)
         x, u, z = (part.double() for part in (weight.solutions, weight.probe_solutions, weight.probes))
         traces = (u * z * noise).sum(0)
-        if weight.inverse is not None:
-            # The probes see A^-1 - P^-1 only; tr(D P^-1) = n - tr(D U U').
-            traces = traces + n - (weight.inverse.double().square() * noise).sum()
+        # Beside a control variate the probes see A^-1 - P^-1 only.
+        traces = traces + weight.control_trace(self.noise)
         damped = float((x.square() * noise).sum())
         trace, error = float(traces.mean()), 0.5 * float(traces.std()) / math.sqrt(len(traces))
         return [
@@ -98,9 +97,9 @@ class GradientCheck:
             return []
         groups = torch.stack([self.asked.through(part) for part in _groups(weight)])
         values = groups.mean(0)
-        if weight.inverse is not None:
-            inverse = weight.inverse
-            values = values + self.asked.through(ThinWeight(0.5 * inverse, inverse, -0.5 / self.noise))
+        control = weight.control()
+        if control is not None:
+            values = values - 0.5 * self.asked.through(control)
         error = groups.std(0) / math.sqrt(len(groups))
         found = zip(self.asked.names, values.tolist(), error.tolist(), strict=True)
         return [HyperparameterGradient(*entry) for entry in found]

@@ -36,7 +36,9 @@ class FusedHyperparameters:
 
     def through(self, weight: ThinWeight) -> Float64[Tensor, " h"]:
         fused = self._fused
-        gradients = zip(fused.arguments, fused.contract(weight.left, weight.right, weight.diagonal), strict=True)
+        gradients = zip(
+            fused.arguments, fused.contract(weight.left, weight.right, weight.diagonal, weight.conditional), strict=True
+        )
         asked = [(argument, gradient) for argument, gradient in gradients if argument.requires_grad]
         parameters = [parameter for _, parameter in self._parameters]
         found = _pulled([argument for argument, _ in asked], parameters, [gradient for _, gradient in asked])

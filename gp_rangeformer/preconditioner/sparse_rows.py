@@ -11,7 +11,7 @@ from jaxtyping import Float, Int32, Int64
 from torch import Tensor
 
 from gp_rangeformer.kernels.native.compiler import library_on
-from gp_rangeformer.kernels.native.neighbours import sparse_product
+from gp_rangeformer.kernels.native.neighbours import sparse_product, sparse_solve
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,6 +75,20 @@ class SparseRows:
     def matmul_transposed(self, vectors: Float[Tensor, "n m"]) -> Float[Tensor, "n m"]:
         """G' @ vectors. The same cost."""
         return _product(self._transposed, self._of_transposed, vectors)
+
+    def solve(self, vectors: Float[Tensor, "n m"]) -> Float[Tensor, "n m"]:
+        """G^-1 @ vectors. The same cost, row after row."""
+        library = library_on(vectors.device)
+        rows, numbers = self._rows, self._numbers
+        if library is not None:
+            return sparse_solve(library, rows.starts, rows.columns, numbers, vectors)
+        return torch.linalg.solve_triangular(self._dense(), vectors, upper=False)
+
+    def _dense(self) -> Float[Tensor, "n n"]:
+        """n^2 memory: for small n, and where nothing compiles."""
+        n, counts = len(self._rows.starts) - 1, self._rows.starts.diff()
+        own = torch.arange(n, device=counts.device).repeat_interleave(counts)
+        return self._numbers.new_zeros(n, n).index_put((own, self._rows.columns.long()), self._numbers)
 
 
 def _starts(counts: Tensor) -> Int64[Tensor, " rows1"]:

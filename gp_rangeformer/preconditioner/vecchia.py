@@ -20,19 +20,23 @@ from gp_rangeformer.allocation.workspace import empty_matrix
 from gp_rangeformer.kernels.fused import FusedKernel
 from gp_rangeformer.preconditioner.neighbours import Neighbours, ordered_points
 from gp_rangeformer.preconditioner.nystrom import PreconditionerError
-from gp_rangeformer.preconditioner.sparse_rows import SparseRows
+from gp_rangeformer.preconditioner.sparse_rows import SparsePattern, SparseRows
 from gp_rangeformer.system.linear_system import LinearSystem
 
 
 @dataclass(frozen=True)
 class VecchiaPreconditioner:
-    """P in factors. ``inverse_root``: L^-1; ``explained``: V; ``log_determinant``: log|P| in nats, which is never below
+    """P in factors. ``root``: L; ``inverse_root``: L^-1; ``explained``: V; ``conditionals``: the rows of G as the
+    ``pattern`` has them; ``log_determinant``: log|P| in nats, which is never below
     log|A| but for rounding, for a variance given a few points is never below the one given all before it."""
 
     landmarks: Int[Tensor, " r"]
     order: Int[Tensor, " m"]
+    root: Float[Tensor, "r r"]
     inverse_root: Float[Tensor, "r r"]
     explained: Float[Tensor, "m r"]
+    pattern: SparsePattern
+    conditionals: Float[Tensor, "m k1"]
     rows: SparseRows
     log_determinant: float
 
@@ -55,6 +59,31 @@ class VecchiaPreconditioner:
         out = torch.empty_like(rhs, memory_format=torch.contiguous_format)
         out[self.order] = rest
         out[self.landmarks] = self.inverse_root.mT @ torch.addmm(rhs[:r], self.explained.mT, rest, alpha=-1)
+        return out
+
+    def root_multiply(self, whitened: Float[Tensor, "n c"]) -> Float[Tensor, "n c"]:
+        """W^-1 of a block with the landmarks in front. The same cost, row after row."""
+        r = len(self.landmarks)
+        out = torch.empty_like(whitened, memory_format=torch.contiguous_format)
+        out[self.landmarks] = self.root @ whitened[:r]
+        out[self.order] = torch.addmm(self.rows.solve(whitened[r:]), self.explained, whitened[:r])
+        return out
+
+    def inverse_columns(self) -> Float[Tensor, "n r"]:
+        """P^-1 in the landmarks' columns, the landmarks' own rows in front. O(n r (r + k))."""
+        whitened = self.rows.matmul(self.explained @ self.inverse_root)
+        own = self.inverse_root.mT @ self.inverse_root + whitened.mT @ whitened
+        return torch.cat([own, -self.rows.matmul_transposed(whitened)])
+
+    def inverse_diagonal(self, columns: Float[Tensor, "n r"]) -> Float[Tensor, " n"]:
+        """That of P^-1, for what :meth:`inverse_columns` returns. O(n k)."""
+        k = self.pattern.neighbours.shape[1]
+        squares = self.conditionals.double().square()
+        there = self.pattern.neighbours >= 0
+        rest = squares[:, k].index_add(0, self.pattern.neighbours[there].long(), squares[:, :k][there])
+        out = torch.empty(len(columns), dtype=columns.dtype, device=columns.device)
+        out[self.order] = rest.to(columns.dtype)
+        out[self.landmarks] = columns[: len(self.landmarks)].diagonal()
         return out
 
     def logdet(self) -> float:
@@ -89,6 +118,6 @@ def vecchia_preconditioner(system: LinearSystem, points: FusedKernel, neighbours
     logdet = float(variances.log().sum() + 2 * root.diagonal().log().sum())
     if not math.isfinite(logdet):
         raise PreconditionerError("the kernel matrix is not finite")
-    return VecchiaPreconditioner(
-        landmarks, order, inverse.to(system.dtype), explained, SparseRows(neighbours.pattern, rows), logdet
-    )
+    pattern = neighbours.pattern
+    single = root.to(system.dtype), inverse.to(system.dtype)
+    return VecchiaPreconditioner(landmarks, order, *single, explained, pattern, rows, SparseRows(pattern, rows), logdet)

@@ -42,8 +42,10 @@ def fit_to_rows(
     rhs: Float[Tensor, "n m"],
     basis: tuple[Float[Tensor, "n m"], ...],
     rows: Int[Tensor, " s"],
+    near: Float[Tensor, "n m"] | None = None,
 ) -> Float[Tensor, "n m"] | None:
     """sum_k c_k basis_k with the c that minimise |B - A X0| on a few rows of A: s m equations for len(basis) unknowns.
+    X0 is that sum, and ``near`` besides.
 
     The basis holds old solutions X and what their residuals suggested, Z = P^-1 R; the coefficients come out close to
     those of hindsight (pretrain/README.md). Columns are weighted by 1 / |b|. None where nothing can be fitted.
@@ -54,8 +56,9 @@ def fit_to_rows(
     # Rows of A itself: out of place, for the columns may be K's own memory.
     own = torch.arange(len(rows), device=rows.device)
     chosen = system.columns(rows).mT.index_put((own, rows), system.diagonal()[rows] + system.noise[rows])
+    wanted = rhs[rows] if near is None else rhs[rows] - chosen @ near
     images, target, norm = to_host(
-        torch.cat([chosen @ vector for vector in basis]), rhs[rows], torch.linalg.vector_norm(rhs, dim=0)
+        torch.cat([chosen @ vector for vector in basis]), wanted, torch.linalg.vector_norm(rhs, dim=0)
     )
     images = images.reshape(len(basis), len(rows), -1)
     coefficients = least_squares(images, target, np.maximum(norm, torch.finfo(rhs.dtype).tiny))

@@ -20,6 +20,7 @@ from torch import Tensor
 from gp_rangeformer.preconditioner.effort import Trial
 from gp_rangeformer.preconditioner.landmarks import Landmarks
 from gp_rangeformer.preconditioner.neighbours import Neighbours
+from gp_rangeformer.preconditioner.sparse_rows import SparsePattern
 
 
 @dataclass
@@ -38,6 +39,7 @@ class Memory:
     iterations: tuple[float, ...] = ()  # of the last warm steps with that effort, a log determinant's passes included
     solver_iterations: tuple[float, ...] = ()  # the same without those passes
     solutions: tuple[Float[Tensor, "n m"], ...] = ()  # oldest first
+    whitened_by: SparsePattern | None = None  # whose W'z the remembered solutions of probes are beside; None: A^-1 z
     corrections: tuple[Float[Tensor, "n m"], ...] = ()  # P^-1 residual of the last solutions, oldest first
     baseline_iterations: float | None = None  # of the first converged step after the landmarks were drawn
     failures: int = 0  # in a row
@@ -73,6 +75,11 @@ class Memory:
             self.solutions = _appended(self.solutions, solution, history)
             if correction is not None:
                 self.corrections = _appended(self.corrections, correction, history - 1)
+
+    def forget_solutions(self, whitened_by: SparsePattern | None) -> None:
+        """Those that follow are of other probes."""
+        with self.lock:
+            self.solutions, self.corrections, self.whitened_by = (), (), whitened_by
 
     def recall(self, rhs: Float[Tensor, "n m"]) -> tuple[Float[Tensor, "n m"], ...]:
         """The remembered solutions of the shape and dtype of ``rhs``, oldest first."""

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gp_rangeformer.allocation.free_memory import because
+from gp_rangeformer.kernels.native.compiler import library_on
 from gp_rangeformer.logdet.checked import checked_logdet, lanczos_value
 from gp_rangeformer.preconditioner.effort import (
     SATURATED,
@@ -33,6 +34,7 @@ from gp_rangeformer.solvers.certified import Certified, neighbours_known_to_pay
 from gp_rangeformer.solvers.exact import Exact, ExactPrepared, exact_path_fits
 from gp_rangeformer.solvers.gradient_weight import CONTROL_GAP, GradientCheck, GradientWeight
 from gp_rangeformer.solvers.low_rank_root import low_rank_root
+from gp_rangeformer.solvers.probes import Probes
 from gp_rangeformer.solvers.refinement import failed, refine
 from gp_rangeformer.system.answers import Evaluation, InverseRoot, LogDet, Solution
 from gp_rangeformer.system.linear_system import LinearSystem
@@ -44,6 +46,9 @@ _ENERGY_SHARE = 0.1
 _FEWEST_ITERATIONS = 4
 # Times num_probes that a gradient may take.
 _MOST_PROBES = 4
+# Of the tolerance, for probes whose solution is known but for its small part A^-1 b - W'z.
+_WHITENED_SHARE = 2.0
+_WHITENED = "with neighbours Lanczos takes over from the learned log determinant, in few passes"
 # Why neighbours are tried before the exact path.
 _TOO_HARD = (Reason.STAGNATION, Reason.MAX_PASSES)
 # Where even those would be too few: a factorisation costs as much as n / 8 columns in the two to four passes of a warm
@@ -77,7 +82,7 @@ class CertifiedPrepared:
 
     def logdet(self) -> LogDet:
         """log|A| by Lanczos with both intervals, or from the exact path."""
-        logdet = self._lanczos_logdet(self._probes(self.solver.num_probes)) if self.failure is None else None
+        logdet = self._lanczos_logdet(self._signs(self.solver.num_probes)) if self.failure is None else None
         return logdet if logdet is not None else self._exact_prepared(self.failure or Reason.NOT_PSD).logdet()
 
     def inv_root(self) -> InverseRoot:
@@ -112,11 +117,12 @@ class CertifiedPrepared:
         m = rhs.shape[1]
         # What was found to be needed, within what is asked for now.
         count = min(max(self.memory.num_probes or 0, solver.num_probes), _MOST_PROBES * solver.num_probes)
-        probes = self._probes(count) if with_logdet else rhs[:, :0]
-        block = torch.cat([rhs, probes], dim=1)
-        energy = np.full(block.shape[1], math.inf)
+        signs = self._signs(count) if with_logdet else rhs[:, :0]
+        energy = np.full(m + signs.shape[1], math.inf)
         energy[:m] = 2 * _ENERGY_SHARE * solver.tolerance * system.size
-        solution = self.attempt(block, self._predict(block), stop_energy=energy)
+        probes, solution = self._solve_step(rhs, signs, energy)
+        if solution.reason in _TOO_HARD and self._strengthen():
+            probes, solution = self._solve_step(rhs, signs, energy)
         if not solution.converged:
             self.memory.record_failure()
             return self._exact_evaluation(rhs, with_logdet, solution.reason)
@@ -130,7 +136,7 @@ class CertifiedPrepared:
                 self.memory.exact_steps, self.memory.gradient_calls = _EXACT_STEPS, 0
                 return self._exact_evaluation(rhs, with_logdet, Reason.EXACT_GRADIENT)
             probes, solution = known
-        self._learn_from(solution, logdet)
+        self._learn_from(solution, probes.near_block(m), logdet)
         return Evaluation(
             solution=solution.leading(m),
             residual=float(solution.residual.max()),
@@ -139,26 +145,52 @@ class CertifiedPrepared:
             inv_quad=solution.quadratic[:m].to(rhs),
         )
 
+    def _solve_step(
+        self, rhs: Float[Tensor, "n m"], signs: Float[Tensor, "n p"], energy: NDArray[np.float64]
+    ) -> tuple[Probes, Solution]:
+        """Targets and probes in one block."""
+        probes = self._probes_of(signs)
+        block = torch.cat([rhs, probes.rhs], dim=1)
+        first = self._predict(block, probes, rhs.shape[1])
+        return probes, self._refined(block, first, energy, self._probe_energy(probes, rhs.shape[1]))
+
+    def _probes_of(self, signs: Float[Tensor, "n p"]) -> Probes:
+        """Whitened where there are neighbours, unless an estimator of log|A| expects plain ones."""
+        plain = callable(self.solver.logdet) or self.solver.logdet == "quadrature"
+        if self.vecchia is None or plain or signs.shape[1] == 0 or library_on(self.system.device) is None:
+            return Probes(signs, signs)
+        return Probes.whitened(signs, self.vecchia)
+
+    def _probe_energy(self, probes: Probes, m: int) -> NDArray[np.float64] | None:
+        """r'P^-1 r to reach, in the P that whitened them: |W r| against |z|, as |r| against |b| for plain ones, which
+        counts as much for W b = z as the large directions of A do for b."""
+        if probes.near is None:
+            return None
+        energy = np.full(m + probes.signs.shape[1], (_WHITENED_SHARE * self.solver.tolerance) ** 2 * self.system.size)
+        energy[:m] = math.inf
+        return energy
+
     def _known(
-        self, probes: Tensor, solution: Solution, m: int, check: GradientCheck
-    ) -> tuple[Float[Tensor, "n p"], Solution] | None:
+        self, probes: Probes, solution: Solution, m: int, check: GradientCheck
+    ) -> tuple[Probes, Solution] | None:
         """As many probes as the gradient needs, within limits, and what they were solved to; None where the exact path
         costs less than those that it needs."""
         quadratic = float(solution.quadratic[:m].sum())
         if not check.due(solution.quadratic[m:], quadratic):
             return probes, solution
         while (excess := check(self._weight(probes, solution, m), quadratic)) > 1:
-            count = probes.shape[1]
+            count = probes.signs.shape[1]
             if self._hopeless(count * excess**2):
                 return None
             if count >= _MOST_PROBES * self.solver.num_probes:
                 break
-            further = self._further_probes(count)
-            solved = self.attempt(further, None)
+            further = self._probes_of(self._further_signs(count))
+            unbounded = np.full(further.signs.shape[1], math.inf)
+            solved = self._refined(further.rhs, further.near, unbounded, self._probe_energy(further, 0))
             if not solved.converged:
                 break
-            probes, solution = torch.cat([probes, further], dim=1), solution.joined(solved)
-            self.memory.num_probes = probes.shape[1]
+            probes, solution = probes.joined(further), solution.joined(solved)
+            self.memory.num_probes = probes.signs.shape[1]
         return probes, solution
 
     def _hopeless(self, needed: float) -> bool:
@@ -166,32 +198,38 @@ class CertifiedPrepared:
         n, most = self.system.size, _MOST_PROBES * self.solver.num_probes
         return needed > max(most, n / _PROBES_AS_EXACT) and n <= _EXACT_GRADIENT and exact_path_fits(self.system, 1)
 
-    def _weight(self, probes: Tensor, solution: Solution, m: int) -> GradientWeight:
+    def _weight(self, probes: Probes, solution: Solution, m: int) -> GradientWeight:
         assert self.preconditioner is not None
         value = solution.value
-        return GradientWeight.build(self.preconditioner, self.system.noise, value[:, :m], probes, value[:, m:])
+        return probes.weight(self.preconditioner, self.system.noise, value[:, :m], value[:, m:])
 
-    def _probes(self, count: int) -> Float[Tensor, "n p"]:
+    def _signs(self, count: int) -> Float[Tensor, "n p"]:
         solver, system = self.solver, self.system
         key = system.size, count, solver.num_probes, solver.seed, system.dtype, system.device
         return self.memory.drawn("probes", key, lambda: solver.probe_vectors(system, count))
 
-    def _further_probes(self, count: int) -> Float[Tensor, "n p"]:
+    def _further_signs(self, count: int) -> Float[Tensor, "n p"]:
         """As many again."""
-        return self._probes(2 * count)[:, count:]
+        return self._signs(2 * count)[:, count:]
 
-    def _predict(self, block: Tensor) -> Tensor | tuple[Tensor, Tensor] | None:
+    def _predict(self, block: Tensor, probes: Probes, m: int) -> Tensor | tuple[Tensor, Tensor] | None:
+        near = probes.near_block(m)
+        if self.memory.whitened_by is not probes.pattern:
+            self.memory.forget_solutions(probes.pattern)
         solutions = self.memory.recall(block)
         predictor = self.solver.predictor
         if not solutions or predictor == "none":
-            return None
-        if predictor == "previous":
-            return solutions[-1]
-        if predictor == "galerkin":
+            return near
+        if predictor == "galerkin" and near is None:
             return galerkin(self.system, torch.cat(solutions[-2:], dim=1), block)
-        if predictor == "extrapolate":
-            return extrapolate(solutions)
-        corrections = self.memory.recall_corrections(block)
+        if predictor == "rows":
+            corrections = self.memory.recall_corrections(block)
+            found = fit_to_rows(self.system, block, (*solutions, *corrections), self._rows(), near)
+        else:
+            found = solutions[-1] if predictor == "previous" else extrapolate(solutions)
+        return found if near is None or found is None else near + found
+
+    def _rows(self) -> Tensor:
         landmarks = self.landmarks
         assert landmarks is not None
         n, seed = self.system.size, self.solver.seed + 4
@@ -199,8 +237,7 @@ class CertifiedPrepared:
         def draw() -> Tensor:
             return sample_rows(_permutation(n, seed).to(landmarks.index.device), landmarks.index)
 
-        rows = self.memory.drawn("rows", (n, seed, landmarks), draw)
-        return fit_to_rows(self.system, block, (*solutions, *corrections), rows)
+        return self.memory.drawn("rows", (n, seed, landmarks), draw)
 
     def attempt(
         self,
@@ -210,10 +247,21 @@ class CertifiedPrepared:
         stop_energy: NDArray[np.float64] | float = math.inf,
     ) -> Solution:
         """As :func:`~gp_rangeformer.solvers.refinement.refine`: what fails is never answered by the exact path."""
+        found = self._refined(rhs, initial, stop_energy)
+        if found.reason in _TOO_HARD and self._strengthen():
+            return self._refined(rhs, initial, stop_energy)
+        return found
+
+    def _refined(
+        self,
+        rhs: Tensor,
+        initial: Tensor | tuple[Tensor, Tensor] | None,
+        stop_energy: NDArray[np.float64] | float,
+        own_energy: NDArray[np.float64] | None = None,
+    ) -> Solution:
         if self.preconditioner is None:
             return failed(rhs, self.failure or Reason.NOT_PSD, 0, 0)
-        run = functools.partial(
-            refine,
+        return refine(
             self.system,
             self.preconditioner,
             rhs,
@@ -221,11 +269,9 @@ class CertifiedPrepared:
             tolerance=self.solver.tolerance,
             stop_energy=stop_energy,
             max_passes=self.solver.max_passes,
+            iterated=self.vecchia,
+            own_energy=own_energy,
         )
-        found = run(iterated=self.vecchia)
-        if found.reason in _TOO_HARD and self._strengthen():
-            return run(iterated=self.vecchia)
-        return found
 
     def _strengthen(self) -> bool:
         """All neighbours, where there were none and landmarks alone are not enough."""
@@ -238,23 +284,24 @@ class CertifiedPrepared:
             memory.forget_iterations()
         return self.vecchia is not None
 
-    def _logdet_of_step(self, probes: Tensor, solution: Solution, m: int) -> LogDet | None:
+    def _logdet_of_step(self, probes: Probes, solution: Solution, m: int) -> LogDet | None:
         solver, system, preconditioner = self.solver, self.system, self.preconditioner
         assert preconditioner is not None
-        own = slice(m, m + solver.num_probes)
-        # z' A^-1 z estimates tr(A^-1).
-        share = float(solution.quadratic[own].mean()) * system.diagonal_facts.smallest_noise / system.size
+        own, signs = slice(m, m + solver.num_probes), probes.signs[:, : solver.num_probes]
+        trace = probes.inverse_trace(solution.value[:, own], solution.quadratic[own])
+        share = trace * system.diagonal_facts.smallest_noise / system.size
         if solver.tail is None:
-            return self._lanczos_logdet(probes, share)
+            return self._lanczos_logdet(signs, share)
+        if probes.near is not None:
+            found = self._lanczos_logdet(signs, share)
+            return None if found is None else replace(found, note=_WHITENED)
         # Trained on as many probes as are asked for, not on those that a gradient needed besides.
-        estimate = solver.tail(
-            system, preconditioner, probes[:, : solver.num_probes], solution.value[:, own], solution.quadratic[own]
-        )
+        estimate = solver.tail(system, preconditioner, signs, solution.value[:, own], solution.quadratic[own])
         unsure = estimate.half_width > solver.logdet_tolerance
         if unsure and self.memory.rank is not None and not self._gap_for_neighbours() > SATURATED:
             # Twice the landmarks leave a shorter tail to estimate, and cost less than Lanczos in every step.
             self.memory.rank = min(2 * self.memory.rank, solver.rank)
-        lanczos = functools.partial(self._lanczos_logdet, probes, share)
+        lanczos = functools.partial(self._lanczos_logdet, signs, share)
         tolerance = solver.logdet_tolerance
         return checked_logdet(system, preconditioner, self.memory, estimate, tolerance, lanczos, self.vecchia)
 
@@ -269,14 +316,15 @@ class CertifiedPrepared:
             self.system, self.preconditioner, chosen, truncation=truncation, share=share, vecchia=self.vecchia
         )
 
-    def _learn_from(self, solution: Solution, logdet: LogDet | None) -> None:
+    def _learn_from(self, solution: Solution, near: Tensor | None, logdet: LogDet | None) -> None:
         memory = self.memory
         memory.failures = 0
         warm = len(memory.solutions) >= min(2, self.solver.history)
         correction = solution.correction if self.solver.predictor == "rows" else None
-        memory.remember(solution.value, self.solver.history, correction)
+        value = solution.value if near is None else solution.value - near
+        memory.remember(value, self.solver.history, correction)
         if self.solver.adaptive_rank and warm:
-            columns = solution.value.shape[1]
+            columns = value.shape[1]
             # Passes of Lanczos, of fewer columns, which neighbours save as well.
             lanczos = logdet.passes * self.solver.num_logdet_probes / columns if logdet is not None else 0.0
             lanczos = lanczos if self._gap_for_neighbours() > SATURATED else 0.0

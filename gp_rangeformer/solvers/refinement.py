@@ -26,6 +26,9 @@ from gp_rangeformer.system.small_cores import to_host
 _CARRIED, ROUNDING_OF_AN_UPDATE = 4, 2
 # Refinements after a residual that, recomputed, missed its target: float32 recurrences drift by a few per cent.
 _RESTARTS = 3
+# Of the energies in the norm of the P that is iterated with: a residual in float32 holds rounding that W enlarges, and
+# nothing certain is said of them.
+_OWN_SLACK = 25
 _SHRINK = 0.95  # of the target that block CG is given: what the rounding of its residual adds
 
 
@@ -39,6 +42,7 @@ def refine(
     stop_energy: NDArray[np.float64] | float = math.inf,
     max_passes: int,
     iterated: Preconditioner | None = None,
+    own_energy: NDArray[np.float64] | None = None,
 ) -> Solution:
     """Refine ``initial`` until every residual is certified; what fails comes back as zeros with the reason.
 
@@ -47,6 +51,7 @@ def refine(
     :param stop_energy: r' P^-1 r to reach besides ``tolerance``, per column.
     :param max_passes: of block CG.
     :param iterated: what block CG is preconditioned with, where it is not ``preconditioner``, which certifies.
+    :param own_energy: r' P^-1 r to reach besides, per column, for the P of ``iterated``.
     Cost: a pass for the residual of X, one an iteration, and one more where the residual was not carried.
     """
     start = system.passes
@@ -61,18 +66,19 @@ def refine(
         np.maximum(tolerance * norm, torch.finfo(rhs.dtype).tiny),
         np.broadcast_to(np.asarray(stop_energy, dtype=np.float64), norm.shape),
         tolerance,
+        own_energy,
     )
     own = iterated or preconditioner
     fresh = not isinstance(initial, tuple)  # the residual was computed from this very solution
-    # Where rounding of float32 products alone may exceed what is allowed, the solution and its residual are float64.
+    # Where rounding of float32 products alone may exceed what is allowed, residuals are float64.
     wide = False
     if initial is None:
         solution, residual = torch.zeros_like(rhs), rhs
     elif isinstance(initial, tuple):
         solution, residual = initial
     else:
-        solution, wide = (initial.double(), True) if asked.beyond_rounding(initial) else (initial, False)
-        residual = asked.residual_of(solution)
+        solution, wide = initial, asked.beyond_rounding(initial)
+        residual = asked.residual_of(solution, wide=wide)
     if initial is not None:
         solution, residual = _no_worse_than_zero(rhs, norm, solution, residual)
     stop_norm, stop_energy = asked.stopping(other_energies=iterated is not None)
@@ -111,9 +117,9 @@ def refine(
                     break
         elif wide or system.dtype == torch.float64:
             break
-        if not wide and (found is not None or asked.beyond_rounding(solution)):
-            solution, wide = solution.double(), True
-        residual, fresh = asked.residual_of(solution), True
+        if not wide and (found is not None or restarts == _RESTARTS - 1 or asked.beyond_rounding(solution)):
+            wide = True
+        residual, fresh = asked.residual_of(solution, wide=wide), True
         correction = own.solve(residual.to(rhs.dtype))
         found = asked.certify(
             solution, residual, correction, 0 if wide else 1, with_energy=wide or iterated is not None
@@ -121,7 +127,7 @@ def refine(
     passes = system.passes - start
     if not isinstance(found, Solution):
         return failed(rhs, found or Reason.ROUNDING, iterations, passes)
-    return replace(found, value=found.value.to(rhs.dtype), iterations=iterations, passes=passes)
+    return replace(found, iterations=iterations, passes=passes)
 
 
 def _no_worse_than_zero(
@@ -146,7 +152,8 @@ def failed(rhs: Float[Tensor, "n m"], reason: Reason, iterations: int, passes: i
 
 @dataclass(frozen=True)
 class _Asked:
-    """What a solution has to reach, per column: ``residual`` for |r| and ``energy`` for r' P^-1 r; ``norm``: |b|.
+    """What a solution has to reach, per column: ``residual`` for |r| and ``energy`` for r' P^-1 r, ``own_energy`` for
+    that of another P; ``norm``: |b|.
 
     Finite energies are those of right-hand sides that enter the likelihood, and come first.
     """
@@ -158,6 +165,7 @@ class _Asked:
     residual: Float64[np.ndarray, " m"]
     energy: Float64[np.ndarray, " m"]
     tolerance: float
+    own_energy: Float64[np.ndarray, " m"] | None
 
     def stopping(self, *, other_energies: bool) -> tuple[Float64[np.ndarray, " m"], Float64[np.ndarray, " m"]]:
         """|r| and r'P^-1 r at which block CG stops.
@@ -168,7 +176,8 @@ class _Asked:
         if not other_energies:
             return self.residual, self.energy
         harmonic = self.system.size / float((1 / self.system.noise.double()).sum())
-        return np.minimum(self.residual, np.sqrt(self.energy * harmonic)), np.full_like(self.energy, math.inf)
+        energy = np.full_like(self.energy, math.inf) if self.own_energy is None else self.own_energy
+        return np.minimum(self.residual, np.sqrt(self.energy * harmonic)), energy
 
     def beyond_rounding(self, solution: Tensor) -> bool:
         """Whether no residual from products in float32 could be certified."""
@@ -176,15 +185,18 @@ class _Asked:
         if system.dtype == torch.float64:
             return False
         (norm,) = to_host(torch.linalg.vector_norm(solution, dim=0, dtype=torch.float64))
+        # What enters the likelihood is certified by a wide product: there it is the iterations that rounding must not
+        # stop, which is a sixth of what certificates count.
+        allowed = np.minimum(self.residual, 3 * self.stopping(other_energies=True)[0])
         # The scale itself may cost a pass.
-        suspected = (system.largest_rounding_scale * norm > self.residual).any()
-        return bool(suspected and (system.rounding_scale * norm > self.residual).any())
+        suspected = (system.largest_rounding_scale * norm > allowed).any()
+        return bool(suspected and (system.rounding_scale * norm > allowed).any())
 
-    def residual_of(self, solution: Tensor) -> Tensor:
-        """b - A v, in the dtype of the solution; float64 stands for precise. One pass."""
-        if solution.dtype == self.rhs.dtype:
+    def residual_of(self, solution: Tensor, *, wide: bool) -> Tensor:
+        """b - A v, in float64 and precise where it is ``wide``. One pass."""
+        if not wide:
             return self.rhs - self.system.matmul(solution)
-        return self.rhs.double() - self.system.precise_matmul(solution)
+        return self.rhs.double() - self.system.precise_matmul(solution.double())
 
     def certify(
         self, solution: Tensor, residual: Tensor, correction: Tensor, roundings: int, *, with_energy: bool
@@ -204,6 +216,10 @@ class _Asked:
         # Not the other way round: NaN is too large.
         if not (evidence.residual_norm <= self.residual).all():
             return None
+        if self.own_energy is not None:
+            (own_energy,) = to_host((residual.double() * correction).sum(0))
+            if not (own_energy <= _OWN_SLACK * self.own_energy).all():
+                return None
         sharp = self._sharp_columns() if roundings else self.rhs.shape[1]
         if sharp and roundings:
             rhs, own = self.rhs[:, :sharp], solution[:, :sharp]

@@ -69,6 +69,8 @@ def declare(library: ctypes.CDLL) -> ctypes.CDLL:
     signatures["pull_batch"] = [*batch, address, number]
     signatures["nearest"] = [address, number, address, number]
     signatures["condition"] = [address, address, number, address, number, address, address, address, number]
+    signatures["pull_conditions"] = [address, address, number, address, number]
+    signatures["sparse_solve"] = [address, address, address, size, address, number, number]
     signatures["sparse"] = [address, address, address, size, address, number, address, number]
     try:
         for name, signature in signatures.items():

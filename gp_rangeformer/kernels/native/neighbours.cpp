@@ -134,7 +134,7 @@ template <typename T> class Few {
     Few(const Program &program, const Points<T> &points, int most)
         : points_(points), most_(most), nodes_(program.nodes, program.nodes + program.node_count),
           coordinates_(size_t(points.width) * most), program_{program.node_count, nodes_.data(), program.children, most},
-          row_(program_) {
+          row_(program_), others_(coordinates_.size()), weights_(most), own_(points.width) {
         size_t coordinate = 0;
         for (Node &node : nodes_) {
             if (node.operation != STATIONARY) continue;
@@ -154,6 +154,24 @@ template <typename T> class Few {
     // From the diagonal on: K_ab for b = a ... count - 1.
     const T *values(int a, int count) { return row_.values(a, a, count - a); }
 
+    // Adds d row' K row over these points to the gradients: for the coordinates of all points, those of one next to each
+    // other, and for the parameters of every node.
+    void pull(const int32_t *places, int count, const T *row, double *gradients, double *scalars) {
+        gather(places, count);
+        std::fill(others_.begin(), others_.end(), T(0));
+        for (int a = 0; a < count; ++a) {
+            for (int b = a; b < count; ++b) weights_[b - a] = (b == a ? T(1) : T(2)) * row[a] * row[b];
+            std::fill(own_.begin(), own_.end(), 0.0);
+            row_.pull(a, a, count - a, weights_.data(), own_.data(), others_.data() + a, most_, scalars);
+            double *to = gradients + size_t(places[a]) * points_.width;
+            for (int c = 0; c < points_.width; ++c) to[c] += own_[c];
+        }
+        for (int a = 0; a < count; ++a) {
+            double *to = gradients + size_t(places[a]) * points_.width;
+            for (int c = 0; c < points_.width; ++c) to[c] += others_[size_t(c) * most_ + a];
+        }
+    }
+
   private:
     const Points<T> &points_;
     int64_t most_;
@@ -161,6 +179,8 @@ template <typename T> class Few {
     std::vector<T> coordinates_;
     Program program_;
     Row<T> row_;
+    std::vector<T> others_, weights_;
+    std::vector<double> own_;
 };
 
 // V: m rows of r numbers; the diagonal of D.
@@ -311,9 +331,57 @@ void condition(const Program &program, const int32_t *neighbours, int k, const R
     }
 }
 
+// Adds d sum_i g_i K g_i' to the program's gradients, for rows g_i as `condition` returns them.
+template <typename T>
+void pull_conditions(const Program &program, const int32_t *neighbours, int k, const T *rows, int threads) {
+    const Points<T> points(program);
+    const size_t numbers = size_t(program.n) * points.width;
+    std::vector<std::unique_ptr<Few<T>>> few;
+    std::vector<std::vector<double>> parts(threads, std::vector<double>(numbers));
+    std::vector<std::vector<double>> scalars(threads, std::vector<double>(program.node_count));
+    std::vector<std::vector<int32_t>> places(threads, std::vector<int32_t>(k + 1));
+    std::vector<std::vector<T>> found(threads, std::vector<T>(k + 1));
+    for (int thread = 0; thread < threads; ++thread) few.push_back(std::make_unique<Few<T>>(program, points, k + 1));
+#pragma omp parallel num_threads(threads)
+    {
+        const int thread = omp_get_thread_num();
+        std::vector<int32_t> &own = places[thread];
+        std::vector<T> &row = found[thread];
+        // Always the same share, so that the sums have the same bits.
+        int64_t first, last;
+        own_share(program.n, first, last);
+        for (int64_t i = first; i < last; ++i) {
+            const int32_t *near = neighbours + i * k;
+            int count = 0;
+            while (count < k && near[count] >= 0) own[count] = near[count], row[count] = rows[i * (k + 1) + count], ++count;
+            own[count] = int32_t(i), row[count] = rows[i * (k + 1) + k];
+            few[thread]->pull(own.data(), count + 1, row.data(), parts[thread].data(), scalars[thread].data());
+        }
+    }
+    int coordinate = 0;
+    for (int number = 0; number < program.node_count; ++number) {
+        const Node &node = program.nodes[number];
+        if (node.parameter_gradient != nullptr)
+            for (int thread = 0; thread < threads; ++thread) *node.parameter_gradient += scalars[thread][number];
+        if (node.operation != STATIONARY) continue;
+        for (int c = 0; c < node.dimensions; ++c, ++coordinate)
+            for (int thread = 0; thread < threads; ++thread)
+                for (int64_t i = 0; i < program.n; ++i)
+                    node.gradient[c * program.n + i] += parts[thread][size_t(i) * points.width + coordinate];
+    }
+}
+
 }  // namespace
 
 extern "C" {
+
+int pull_conditions_float(const Program *program, const int32_t *neighbours, int k, const float *rows, int threads) {
+    return guarded([&] { pull_conditions(*program, neighbours, k, rows, threads); });
+}
+
+int pull_conditions_double(const Program *program, const int32_t *neighbours, int k, const double *rows, int threads) {
+    return guarded([&] { pull_conditions(*program, neighbours, k, rows, threads); });
+}
 
 int nearest_float(const Program *program, int count, int32_t *out, int threads) {
     return guarded([&] { nearest<float>(*program, count, out, threads); });

@@ -43,6 +43,32 @@ def condition(
     return rows, variances
 
 
+def pull_conditions(tiles: NativeTiles, neighbours: Int32[Tensor, "n k"], rows: Float[Tensor, "n k1"]) -> None:
+    """Add d sum_i g_i K g_i' to the tiles' gradients, for rows g_i as :func:`condition` returns them. n k^2 / 2
+    derivatives of entries."""
+    library = tiles.library
+    function = library.pull_conditions_float if tiles.dtype == torch.float32 else library.pull_conditions_double
+    rows = rows.to(tiles.dtype).contiguous()
+    function(tiles.program, neighbours.data_ptr(), neighbours.shape[1], rows.data_ptr(), torch.get_num_threads())
+
+
+def sparse_solve(
+    library: ctypes.CDLL,
+    starts: Int64[Tensor, " rows1"],
+    columns: Int32[Tensor, " q"],
+    numbers: Float[Tensor, " q"],
+    vectors: Float[Tensor, "n m"],
+) -> Float[Tensor, "n m"]:
+    """G^-1 vectors of a lower triangular G, in rows that end with their diagonal number. 2 q m flops."""
+    out = vectors.clone(memory_format=torch.contiguous_format)
+    function = library.sparse_solve_float if out.dtype == torch.float32 else library.sparse_solve_double
+    function(
+        starts.data_ptr(), columns.data_ptr(), numbers.data_ptr(), len(starts) - 1, out.data_ptr(), out.shape[1],
+        torch.get_num_threads(),
+    )  # fmt: skip
+    return out
+
+
 def sparse_product(
     library: ctypes.CDLL,
     starts: Int64[Tensor, " rows1"],

@@ -1,4 +1,4 @@
-// Products of a sparse matrix with a thin block.
+// Products of a sparse matrix with a thin block, and the solution of a triangular one.
 
 #include <algorithm>
 #include <cstdint>
@@ -53,9 +53,39 @@ template <typename T> void multiply(const Sparse<T> &sparse, const T *vectors, i
     }
 }
 
+// vectors <- G^-1 vectors for a lower triangular G whose rows end with their diagonal number. Row after row, so that
+// threads share out the columns.
+template <typename T> void solve(const Sparse<T> &sparse, T *vectors, int width, int threads) {
+#pragma omp parallel num_threads(threads)
+    {
+        int64_t first, last;
+        own_share(width, first, last);
+        for (int64_t i = 0; i < sparse.rows; ++i) {
+            T *__restrict own = vectors + i * width;
+            const int64_t diagonal = sparse.starts[i + 1] - 1;
+            for (int64_t q = sparse.starts[i]; q < diagonal; ++q) {
+                const T *__restrict from = vectors + int64_t(sparse.columns[q]) * width;
+                const T number = sparse.numbers[q];
+                for (int64_t c = first; c < last; ++c) own[c] -= number * from[c];
+            }
+            for (int64_t c = first; c < last; ++c) own[c] /= sparse.numbers[diagonal];
+        }
+    }
+}
+
 }  // namespace
 
 extern "C" {
+
+int sparse_solve_float(const int64_t *starts, const int32_t *columns, const float *numbers, int64_t rows,
+                       float *vectors, int width, int threads) {
+    return guarded([&] { solve(Sparse<float>{starts, columns, numbers, rows}, vectors, width, threads); });
+}
+
+int sparse_solve_double(const int64_t *starts, const int32_t *columns, const double *numbers, int64_t rows,
+                        double *vectors, int width, int threads) {
+    return guarded([&] { solve(Sparse<double>{starts, columns, numbers, rows}, vectors, width, threads); });
+}
 
 int sparse_float(const int64_t *starts, const int32_t *columns, const float *numbers, int64_t rows,
                  const float *vectors, int width, float *out, int threads) {

@@ -1,0 +1,72 @@
+"""The probes of one training step: the right-hand sides that the gradient of log|A| is estimated from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Float64
+from torch import Tensor
+
+from gp_rangeformer.preconditioner.nystrom import NystromPreconditioner
+from gp_rangeformer.preconditioner.sparse_rows import SparsePattern
+from gp_rangeformer.preconditioner.vecchia import VecchiaPreconditioner
+from gp_rangeformer.solvers.gradient_weight import GradientWeight, WhitenedWeight
+
+
+@dataclass(frozen=True)
+class Probes:
+    """Rademacher vectors z (``signs``), plain or whitened by a Vecchia preconditioner P^-1 = W'W.
+
+    ``rhs``: z, or W^-1 z; ``near``: None, or W'z, which nearly solves A x = W^-1 z.
+    """
+
+    signs: Float[Tensor, "n p"]
+    rhs: Float[Tensor, "n p"]
+    near: Float[Tensor, "n p"] | None = None
+    vecchia: VecchiaPreconditioner | None = None
+
+    @classmethod
+    def whitened(cls, signs: Float[Tensor, "n p"], vecchia: VecchiaPreconditioner) -> Probes:
+        """4 n (r + k) p flops, half of them row after row."""
+        return cls(signs, vecchia.root_multiply(signs), vecchia.root_solve_transposed(signs), vecchia)
+
+    @property
+    def pattern(self) -> SparsePattern | None:
+        """Whose rows whiten them; what stays while W changes a little, and solutions with it."""
+        return None if self.vecchia is None else self.vecchia.pattern
+
+    def near_block(self, columns: int) -> Float[Tensor, "n m"] | None:
+        """``near`` behind so many columns of zeros, for right-hand sides that nothing is known of."""
+        if self.near is None:
+            return None
+        return torch.cat([self.near.new_zeros(len(self.near), columns), self.near], dim=1)
+
+    def joined(self, further: Probes) -> Probes:
+        """Both, of one kind."""
+        near = None
+        if self.near is not None and further.near is not None:
+            near = torch.cat([self.near, further.near], dim=1)
+        signs, rhs = torch.cat([self.signs, further.signs], dim=1), torch.cat([self.rhs, further.rhs], dim=1)
+        return Probes(signs, rhs, near, self.vecchia)
+
+    def inverse_trace(self, solutions: Float[Tensor, "n p"], quadratic: Float64[Tensor, " p"]) -> float:
+        """An estimate of tr(A^-1), from ``solutions`` of A X = rhs and their quadratic forms: z'A^-1 z, or
+        z'W W'(W A W')^-1 z."""
+        if self.near is None:
+            return float(quadratic.mean())
+        count = len(quadratic)
+        return float((self.near[:, :count] * solutions).sum(dtype=torch.float64)) / count
+
+    def weight(
+        self,
+        preconditioner: NystromPreconditioner,
+        noise: Float[Tensor, " n"],
+        solutions: Float[Tensor, "n m"],
+        probe_solutions: Float[Tensor, "n p"],
+    ) -> GradientWeight:
+        """Of ``solutions`` for targets and ``probe_solutions`` for these."""
+        if self.vecchia is None or self.near is None:
+            return GradientWeight.build(preconditioner, noise, solutions, self.rhs, probe_solutions)
+        left = probe_solutions - self.near
+        return WhitenedWeight.of_vecchia(self.vecchia, noise, solutions, self.near, left)
