@@ -13,7 +13,7 @@ from gp_rangeformer.rangeformer.pretrained import pretrained_names
 ROOT = resources.files(gp_rangeformer)
 NATIVE = ROOT / "kernels" / "native"
 # Compiled on first use, every one that is in the folder.
-SOURCES = ("batch.cpp", "border.cpp", "product.cpp", "tiles.cpp", "wide.cpp")
+SOURCES = ("batch.cpp", "border.cpp", "neighbours.cpp", "product.cpp", "sparse.cpp", "tiles.cpp", "wide.cpp")
 
 
 @pytest.mark.parametrize(
@@ -24,6 +24,7 @@ SOURCES = ("batch.cpp", "border.cpp", "product.cpp", "tiles.cpp", "wide.cpp")
         *(f"rangeformer/weights/{name}{suffix}" for name in pretrained_names() for suffix in (".json", ".safetensors")),
         "logdet/weights/head.json",
         "logdet/weights/head.safetensors",
+        "lab/bench/optima.json",
         "lab/datasets/data/co2_weekly.csv",
     ],
 )

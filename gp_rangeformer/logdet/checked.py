@@ -26,15 +26,17 @@ def lanczos_value(
     truncation: float,
     share: float | None = None,
     vecchia: VecchiaPreconditioner | None = None,
+    image: Float[Tensor, "n p"] | None = None,
 ) -> LogDet | None:
     """log|P| plus the quadrature of :func:`~gp_rangeformer.logdet.lanczos.lanczos_logdet`, within the rigorous
     interval; None if the Ritz values disprove that K is positive semi-definite.
 
     :param vecchia: the P of the quadrature, where there is one: nearer to A, so that it takes fewer passes and varies
         less with the probes.
+    :param image: of the probes, as :func:`~gp_rangeformer.logdet.lanczos.lanczos_logdet` takes it.
     """
     nearest = vecchia or preconditioner
-    trace = lanczos_logdet(system, nearest, probes, share=share, truncation=truncation)
+    trace = lanczos_logdet(system, nearest, probes, share=share, image=image, truncation=truncation)
     if not trace.smallest > nearest.least_ritz_value(system):
         return None
     base = nearest.logdet()

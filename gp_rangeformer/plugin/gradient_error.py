@@ -83,7 +83,7 @@ class GradientCheck:
         x, u, z = (part.double() for part in (weight.solutions, weight.probe_solutions, weight.probes))
         traces = (u * z * noise).sum(0)
         # Beside a control variate the probes see A^-1 - P^-1 only.
-        traces = traces + weight.control_trace(self.noise)
+        traces = traces + weight.control_trace(self.noise) * (1 + weight.control_shares().double())
         damped = float((x.square() * noise).sum())
         trace, error = float(traces.mean()), 0.5 * float(traces.std()) / math.sqrt(len(traces))
         return [
@@ -96,10 +96,11 @@ class GradientCheck:
         if self.asked is None or not self.asked.names:
             return []
         groups = torch.stack([self.asked.through(part) for part in _groups(weight)])
-        values = groups.mean(0)
         control = weight.control()
         if control is not None:
-            values = values - 0.5 * self.asked.through(control)
+            shares = [part.mean() for part in weight.control_shares().double().tensor_split(len(groups))]
+            groups = groups - 0.5 * (1 + torch.stack(shares).cpu().unsqueeze(-1)) * self.asked.through(control)
+        values = groups.mean(0)
         error = groups.std(0) / math.sqrt(len(groups))
         found = zip(self.asked.names, values.tolist(), error.tolist(), strict=True)
         return [HyperparameterGradient(*entry) for entry in found]

@@ -126,6 +126,7 @@ class CertifiedPrepared:
         if not solution.converged:
             self.memory.record_failure()
             return self._exact_evaluation(rhs, with_logdet, solution.reason)
+        probes = probes.imaged(system)
         logdet = self._logdet_of_step(probes, solution, m) if with_logdet else None
         if with_logdet and logdet is None:
             self.memory.record_failure()
@@ -189,7 +190,7 @@ class CertifiedPrepared:
             solved = self._refined(further.rhs, further.near, unbounded, self._probe_energy(further, 0))
             if not solved.converged:
                 break
-            probes, solution = probes.joined(further), solution.joined(solved)
+            probes, solution = probes.joined(further.imaged(self.system)), solution.joined(solved)
             self.memory.num_probes = probes.signs.shape[1]
         return probes, solution
 
@@ -291,9 +292,9 @@ class CertifiedPrepared:
         trace = probes.inverse_trace(solution.value[:, own], solution.quadratic[own])
         share = trace * system.diagonal_facts.smallest_noise / system.size
         if solver.tail is None:
-            return self._lanczos_logdet(signs, share)
+            return self._lanczos_logdet(signs, share, probes.image)
         if probes.near is not None:
-            found = self._lanczos_logdet(signs, share)
+            found = self._lanczos_logdet(signs, share, probes.image)
             return None if found is None else replace(found, note=_WHITENED)
         # Trained on as many probes as are asked for, not on those that a gradient needed besides.
         estimate = solver.tail(system, preconditioner, signs, solution.value[:, own], solution.quadratic[own])
@@ -305,15 +306,23 @@ class CertifiedPrepared:
         tolerance = solver.logdet_tolerance
         return checked_logdet(system, preconditioner, self.memory, estimate, tolerance, lanczos, self.vecchia)
 
-    def _lanczos_logdet(self, probes: Tensor, share: float | None = None) -> LogDet | None:
-        """None if the Ritz values disprove that K is positive semi-definite."""
+    def _lanczos_logdet(self, signs: Tensor, share: float | None = None, image: Tensor | None = None) -> LogDet | None:
+        """None if the Ritz values disprove that K is positive semi-definite.
+
+        :param image: A W' of the signs, where they whiten.
+        """
         assert self.preconditioner is not None
-        chosen = probes[:, : max(2, self.solver.num_logdet_probes)]
-        truncation = 0.01 * self.solver.tolerance
+        count = min(max(2, self.solver.num_logdet_probes), signs.shape[1])
         if share is None:
             share = float(self.preconditioner.leverage.mean())
         return lanczos_value(
-            self.system, self.preconditioner, chosen, truncation=truncation, share=share, vecchia=self.vecchia
+            self.system,
+            self.preconditioner,
+            signs[:, :count],
+            truncation=0.01 * self.solver.tolerance,
+            share=share,
+            vecchia=self.vecchia,
+            image=None if image is None else image[:, :count],
         )
 
     def _learn_from(self, solution: Solution, near: Tensor | None, logdet: LogDet | None) -> None:

@@ -59,6 +59,10 @@ class GradientWeight:
             return None
         return ThinWeight(-self.inverse, self.inverse, 1 / self.noise)
 
+    def control_shares(self) -> Float[Tensor, " p"]:
+        """How much of P^-1 is added to each probe's own estimate, besides P^-1 itself."""
+        return self.noise.new_zeros(self.probes.shape[1])
+
     def control_trace(self, noise: Float[Tensor, " n"]) -> float:
         """tr(D P^-1) of it; 0 without one. tr(D P^-1) = n - tr(D U U')."""
         if self.inverse is None:
@@ -86,7 +90,9 @@ class WhitenedWeight(GradientWeight):
 
     tr(A^-1 dA) = tr(P^-1 dA) + E[(W'(M^-1 - I) z)' dA W'z]. ``probes``: W'z; ``probe_solutions``: A^-1 W^-1 z - W'z.
     The first term is exact, and M is near the identity wherever conditioning on neighbours is good, however small the
-    noise. The other fields as in :class:`~gp_rangeformer.kernels.conditional_weight.ConditionalWeight`.
+    noise. ``excess``: z'Mz / n - 1, by which the estimate of tr(A^-1 A) = n misses to first order: all of it is scaled
+    by 1 / (1 - mean excess), which makes the scale of K as well known as the noise. The other fields as in
+    :class:`~gp_rangeformer.kernels.conditional_weight.ConditionalWeight`.
     """
 
     landmarks: Int[Tensor, " r"]
@@ -95,6 +101,7 @@ class WhitenedWeight(GradientWeight):
     rows: Float[Tensor, "rest k1"]
     columns: Float[Tensor, "n r"]
     diagonal: Float[Tensor, " n"]
+    excess: Float[Tensor, " p"]
 
     @classmethod
     def of_vecchia(
@@ -104,11 +111,12 @@ class WhitenedWeight(GradientWeight):
         solutions: Float[Tensor, "n m"],
         probes: Float[Tensor, "n p"],
         probe_solutions: Float[Tensor, "n p"],
+        excess: Float[Tensor, " p"],
     ) -> WhitenedWeight:
         """O(n k r)."""
         columns = vecchia.inverse_columns()
         parts = vecchia.landmarks, vecchia.order, vecchia.pattern.neighbours, vecchia.conditionals, columns
-        return cls(solutions, probes, probe_solutions, noise, None, *parts, vecchia.inverse_diagonal(columns))
+        return cls(solutions, probes, probe_solutions, noise, None, *parts, vecchia.inverse_diagonal(columns), excess)
 
     def _conditional(self, scale: Float[Tensor, ""]) -> ConditionalWeight:
         parts = self.landmarks, self.order, self.neighbours, self.rows, self.columns, self.diagonal
@@ -125,7 +133,12 @@ class WhitenedWeight(GradientWeight):
 
     def thin(self, g_inv_quad: Float[Tensor, " m"], g_logdet: Float[Tensor, ""]) -> ThinWeight:
         """W in factors of m + p columns, and what is on neighbourhoods. O(n (m + p))."""
-        return replace(super().thin(g_inv_quad, g_logdet), conditional=self._conditional(g_logdet))
+        scaled = g_logdet / (1 - self.excess.mean())
+        return replace(super().thin(g_inv_quad, scaled), conditional=self._conditional(scaled))
+
+    def control_shares(self) -> Float[Tensor, " p"]:
+        """Each probe's own excess: what its estimate misses is about as much of P^-1."""
+        return self.excess
 
 
 @runtime_checkable

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float, Float64
@@ -18,18 +18,23 @@ from gp_rangeformer.solvers.gradient_weight import GradientWeight, WhitenedWeigh
 class Probes:
     """Rademacher vectors z (``signs``), plain or whitened by a Vecchia preconditioner P^-1 = W'W.
 
-    ``rhs``: z, or W^-1 z; ``near``: None, or W'z, which nearly solves A x = W^-1 z.
+    ``rhs``: z, or W^-1 z; ``near``: None, or W'z, which nearly solves A x = W^-1 z; ``image``: A W'z.
     """
 
     signs: Float[Tensor, "n p"]
     rhs: Float[Tensor, "n p"]
     near: Float[Tensor, "n p"] | None = None
     vecchia: VecchiaPreconditioner | None = None
+    image: Float[Tensor, "n p"] | None = None
 
     @classmethod
     def whitened(cls, signs: Float[Tensor, "n p"], vecchia: VecchiaPreconditioner) -> Probes:
         """4 n (r + k) p flops, half of them row after row."""
         return cls(signs, vecchia.root_multiply(signs), vecchia.root_solve_transposed(signs), vecchia)
+
+    def imaged(self, system: LinearSystem) -> Probes:
+        """With the image of what is near. One pass over K, for whitened ones."""
+        return self if self.near is None else replace(self, image=system.matmul(self.near))
 
     @property
     def pattern(self) -> SparsePattern | None:
@@ -44,11 +49,12 @@ class Probes:
 
     def joined(self, further: Probes) -> Probes:
         """Both, of one kind."""
-        near = None
-        if self.near is not None and further.near is not None:
-            near = torch.cat([self.near, further.near], dim=1)
+
+        def both(one: Tensor | None, other: Tensor | None) -> Tensor | None:
+            return None if one is None or other is None else torch.cat([one, other], dim=1)
+
         signs, rhs = torch.cat([self.signs, further.signs], dim=1), torch.cat([self.rhs, further.rhs], dim=1)
-        return Probes(signs, rhs, near, self.vecchia)
+        return Probes(signs, rhs, both(self.near, further.near), self.vecchia, both(self.image, further.image))
 
     def inverse_trace(self, solutions: Float[Tensor, "n p"], quadratic: Float64[Tensor, " p"]) -> float:
         """An estimate of tr(A^-1), from ``solutions`` of A X = rhs and their quadratic forms: z'A^-1 z, or
@@ -66,7 +72,8 @@ class Probes:
         probe_solutions: Float[Tensor, "n p"],
     ) -> GradientWeight:
         """Of ``solutions`` for targets and ``probe_solutions`` for these."""
-        if self.vecchia is None or self.near is None:
+        if self.vecchia is None or self.near is None or self.image is None:
             return GradientWeight.build(preconditioner, noise, solutions, self.rhs, probe_solutions)
         left = probe_solutions - self.near
-        return WhitenedWeight.of_vecchia(self.vecchia, noise, solutions, self.near, left)
+        excess = (self.near * self.image).sum(0, dtype=torch.float64) / len(noise) - 1
+        return WhitenedWeight.of_vecchia(self.vecchia, noise, solutions, self.near, left, excess.to(noise.dtype))

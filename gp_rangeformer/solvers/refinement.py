@@ -193,10 +193,10 @@ class _Asked:
         return bool(suspected and (system.rounding_scale * norm > allowed).any())
 
     def residual_of(self, solution: Tensor, *, wide: bool) -> Tensor:
-        """b - A v, in float64 and precise where it is ``wide``. One pass."""
+        """b - A v, summed in float64 where it is ``wide``. One pass."""
         if not wide:
             return self.rhs - self.system.matmul(solution)
-        return self.rhs.double() - self.system.precise_matmul(solution.double())
+        return wide_residual(self.system, self.rhs, solution)
 
     def certify(
         self, solution: Tensor, residual: Tensor, correction: Tensor, roundings: int, *, with_energy: bool
@@ -220,7 +220,7 @@ class _Asked:
             (own_energy,) = to_host((residual.double() * correction).sum(0))
             if not (own_energy <= _OWN_SLACK * self.own_energy).all():
                 return None
-        sharp = self._sharp_columns() if roundings else self.rhs.shape[1]
+        sharp = self._sharp_columns()
         if sharp and roundings:
             rhs, own = self.rhs[:, :sharp], solution[:, :sharp]
             exact = wide_residual(system, rhs, own)
@@ -233,15 +233,13 @@ class _Asked:
         small = (error <= self.residual).all() and (not with_energy or (evidence.energy <= self.energy).all())
         if not small:
             return None
-        model = model_margin(system, evidence.solution_norm)
+        model = model_margin(system, evidence.solution_norm) if roundings else np.zeros_like(error)
         model[:sharp] = 0
         if not self._tight(evidence.bounds(model)):
             return Reason.ROUNDING
-        precise = roundings == 0 and system.precise
         bounds = evidence.bounds(model + system.quadratic_margin(evidence.solution_norm**2))
         quadratic = torch.from_numpy(evidence.quadratic)
-        if not precise:
-            error[:sharp] += system.entry_scale * evidence.solution_norm[:sharp]
+        error[:sharp] += system.entry_scale * evidence.solution_norm[:sharp]
         return Solution(solution, relative(error, self.norm), quadratic, bounds, 0, 0, Reason.CONVERGED, correction)
 
     def _sharp_columns(self) -> int:

@@ -12,7 +12,6 @@ from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
 from gp_rangeformer.kernels.fused import FusedKernel
-from gp_rangeformer.kernels.matrices.recomputed import RecomputedKernelMatrix
 from gp_rangeformer.system import margins
 from gp_rangeformer.system.kernel_matrix import DenseKernelMatrix, KernelMatrix
 from gp_rangeformer.system.small_cores import to_host
@@ -96,28 +95,6 @@ class LinearSystem:
         product, squares = self._kernel.wide_product(vectors)
         self._row_squares = squares.amax()
         return product.addcmul_(self.noise.double().unsqueeze(-1), vectors)
-
-    def precise_matmul(self, vectors: Float64[Tensor, "n k"]) -> Float64[Tensor, "n k"]:
-        """A @ vectors with entries of K that are made in float64, where they can be; else :meth:`wide_matmul`. One pass
-        over K, of several times the cost of one in float32; no n x n memory."""
-        if self._precise is None:
-            return self.wide_matmul(vectors)
-        self.passes += 1
-        self.columns_multiplied += vectors.shape[1]
-        product, _ = self._precise.wide_product(vectors)
-        return product.addcmul_(self.noise.double().unsqueeze(-1), vectors)
-
-    @property
-    def precise(self) -> bool:
-        """Whether :meth:`precise_matmul` knows the entries of K better than their dtype."""
-        return self._precise is not None
-
-    @functools.cached_property
-    def _precise(self) -> KernelMatrix | None:
-        points = self.points
-        if points is None or self.dtype == torch.float64:
-            return None
-        return RecomputedKernelMatrix(points.expression, points.arguments, points.n, torch.float64, points.share)
 
     @functools.cached_property
     def rounding_scale(self) -> float:

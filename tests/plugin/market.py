@@ -207,11 +207,13 @@ def set_to(name: str, value: Any) -> contextlib.AbstractContextManager[None]:
 
 @contextlib.contextmanager
 def plain_probes() -> Iterator[None]:
-    """Gradients of the log determinant from the probes alone, as in :func:`probe_gradient`: no control variate."""
+    """Gradients of the log determinant from the probes alone, as in :func:`probe_gradient`: no control variate, and no
+    neighbours, which whiten them."""
     before = gradient_weight.CONTROL_GAP
     gradient_weight.CONTROL_GAP = -1.0
     try:
-        yield
+        with settings.solver(neighbours=0):
+            yield
     finally:
         gradient_weight.CONTROL_GAP = before
 

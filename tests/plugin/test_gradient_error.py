@@ -159,7 +159,7 @@ def test_where_even_those_would_not_do_one_factorisation_answers_and_the_next_st
     reports = []
     for _ in range(3):
         problem.model.zero_grad()
-        reports.append(step(problem, num_probes=8, gradient_tolerance=1e-3))
+        reports.append(step(problem, num_probes=8, gradient_tolerance=1e-3, neighbours=0))
     assert [report.reason for report in reports] == [Reason.EXACT_GRADIENT] * 3
     assert not any(report.fell_back for report in reports)
     assert all(report.gradient is None for report in reports)
