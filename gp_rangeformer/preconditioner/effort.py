@@ -24,7 +24,9 @@ STARTING_RANK = 64
 WINDOW = 4
 FEWEST_NEIGHBOURS = 32
 # The gap above which neighbours are of use, and the one above which a model's first step has them already.
-SATURATED, HOPELESS = 2.0, 4.0
+SATURATED, HOPELESS = 2.0, 10.0
+# Iterations that Lanczos on what neighbours whiten costs, where the learned log determinant answered before.
+_LANCZOS = 3.0
 _SAVED_BY_DOUBLING = 0.25
 _SAVED_BY_NEIGHBOURS, _SAVED_BY_MORE = 0.5, 0.3
 _REACH = 4.0
@@ -49,47 +51,54 @@ def iteration_cost(n: int, columns: int) -> float:
 
 
 def worthwhile_effort(
-    n: int, columns: int, effort: Effort, iterations: int | float, largest: Effort, gap: float = 0.0
+    n: int,
+    columns: int,
+    effort: Effort,
+    iterations: int | float,
+    largest: Effort,
+    gap: float = 0.0,
+    *,
+    learned: bool = False,
 ) -> Effort:
     """``effort``, or twice the landmarks or neighbours (at most ``largest``), whichever saves most more than it costs.
 
     :param columns: right-hand sides of the block solve.
     :param iterations: of a warm step with ``effort``, on average; passes of a log determinant count as what they cost.
     :param gap: the mean of diag(D^-1 (K - Q)).
+    :param learned: the learned log determinant answers, which is for plain probes.
     """
     doubled = Effort(min(2 * effort.rank, largest.rank, n), effort.neighbours)
-    candidates = [(doubled, _SAVED_BY_DOUBLING)] if doubled.rank > effort.rank else []
+    iteration = iteration_cost(n, columns)
+    candidates = [(doubled, _SAVED_BY_DOUBLING, 0.0)] if doubled.rank > effort.rank else []
     more = min(max(FEWEST_NEIGHBOURS, 2 * effort.neighbours), largest.neighbours)
     if gap > SATURATED and more > effort.neighbours:
         saved = _SAVED_BY_MORE if effort.neighbours else _SAVED_BY_NEIGHBOURS
-        candidates.append((Effort(effort.rank, more), saved))
-    spent = iterations * iteration_cost(n, columns)
-    gains = [(share * spent - candidate.cost(n) + effort.cost(n), candidate) for candidate, share in candidates]
+        besides = _LANCZOS * iteration if learned and not effort.neighbours else 0.0
+        candidates.append((Effort(effort.rank, more), saved, besides))
+    gains = [
+        (share * iterations * iteration - candidate.cost(n) + effort.cost(n) - besides, candidate)
+        for candidate, share, besides in candidates
+    ]
     gain, best = max(gains, key=lambda pair: pair[0], default=(0.0, effort))
     return best if gain > 0 else effort
 
 
 @dataclass(frozen=True)
 class Trial:
-    """How steps were before neighbours came, in iterations: what the preconditioner cost, and averages of what
-    followed, with the passes of log determinants and without."""
+    """How steps were before neighbours came, in iterations: what the preconditioner cost, and the average of what
+    followed, the passes of log determinants included."""
 
     neighbours: int
     cost: float
     iterations: float
-    solver_iterations: float
 
     @classmethod
-    def begin(
-        cls, neighbours: int, cost: float, iterations: Sequence[float], solver_iterations: Sequence[float]
-    ) -> Trial:
-        return cls(neighbours, cost, _mean(iterations), _mean(solver_iterations))
+    def begin(cls, neighbours: int, cost: float, iterations: Sequence[float]) -> Trial:
+        return cls(neighbours, cost, _mean(iterations))
 
-    def failed(self, cost: float, iterations: Sequence[float], solver_iterations: Sequence[float]) -> bool:
-        """Whether steps have become dearer by both measures: fits become harder while they go on, and where a learned
-        log determinant begins to hand over to Lanczos one of the two jumps."""
-        more = cost - self.cost
-        return min(_mean(iterations) - self.iterations, _mean(solver_iterations) - self.solver_iterations) + more > 0
+    def failed(self, cost: float, iterations: Sequence[float]) -> bool:
+        """Whether steps have become dearer."""
+        return _mean(iterations) + cost > self.iterations + self.cost
 
 
 def _mean(numbers: Sequence[float]) -> float:

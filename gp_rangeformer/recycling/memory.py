@@ -37,7 +37,6 @@ class Memory:
     neighbour_bar: float = 0.0  # iterations up to which neighbours were found not to pay
     rank: int | None = None  # landmarks that the last steps found worthwhile, where that is adaptive
     iterations: tuple[float, ...] = ()  # of the last warm steps with that effort, a log determinant's passes included
-    solver_iterations: tuple[float, ...] = ()  # the same without those passes
     solutions: tuple[Float[Tensor, "n m"], ...] = ()  # oldest first
     whitened_by: SparsePattern | None = None  # whose W'z the remembered solutions of probes are beside; None: A^-1 z
     corrections: tuple[Float[Tensor, "n m"], ...] = ()  # P^-1 residual of the last solutions, oldest first
@@ -118,7 +117,7 @@ class Memory:
 
     def forget_iterations(self) -> None:
         """The effort has changed."""
-        self.iterations = self.solver_iterations = ()
+        self.iterations = ()
 
     def forget_landmarks(self) -> None:
         with self.lock:

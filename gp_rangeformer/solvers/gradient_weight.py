@@ -133,7 +133,7 @@ class WhitenedWeight(GradientWeight):
 
     def thin(self, g_inv_quad: Float[Tensor, " m"], g_logdet: Float[Tensor, ""]) -> ThinWeight:
         """W in factors of m + p columns, and what is on neighbourhoods. O(n (m + p))."""
-        scaled = g_logdet / (1 - self.excess.mean())
+        scaled = g_logdet / (1 - self.excess.mean().clamp(-0.5, 0.5))
         return replace(super().thin(g_inv_quad, scaled), conditional=self._conditional(scaled))
 
     def control_shares(self) -> Float[Tensor, " p"]:

@@ -28,7 +28,7 @@ _CARRIED, ROUNDING_OF_AN_UPDATE = 4, 2
 _RESTARTS = 3
 # Of the energies in the norm of the P that is iterated with: a residual in float32 holds rounding that W enlarges, and
 # nothing certain is said of them.
-_OWN_SLACK = 25
+_OWN_SLACK = 25.0
 _SHRINK = 0.95  # of the target that block CG is given: what the rounding of its residual adds
 
 
@@ -87,7 +87,7 @@ def refine(
     if fresh and (left <= _SHRINK * asked.residual).all():
         # Nothing may be left to do, as in many steps of a training.
         correction = own.solve(residual.to(rhs.dtype))
-        found = asked.certify(solution, residual, correction, 0 if wide else 1, with_energy=True)
+        found = asked.certify(solution, residual, correction, 0 if wide else 1, with_energy=True, slack=1.0)
     iterations, restarts = 0, 0
     while not isinstance(found, Solution):
         if found is None:
@@ -199,7 +199,14 @@ class _Asked:
         return wide_residual(self.system, self.rhs, solution)
 
     def certify(
-        self, solution: Tensor, residual: Tensor, correction: Tensor, roundings: int, *, with_energy: bool
+        self,
+        solution: Tensor,
+        residual: Tensor,
+        correction: Tensor,
+        roundings: int,
+        *,
+        with_energy: bool,
+        slack: float = _OWN_SLACK,
     ) -> Solution | Reason | None:
         """The certified solution; None where the residual is too large, the reason where rounding alone is.
 
@@ -209,6 +216,7 @@ class _Asked:
         :param correction: P^-1 residual, of ``preconditioner`` or of what block CG was preconditioned with.
         :param roundings: of a product, that ``residual`` has gone through; 0 where it was summed in float64.
         :param with_energy: ask for the energies too, which block CG has seen otherwise, with that P^-1.
+        :param slack: of ``own_energy``.
         """
         system = self.system
         known = None if with_energy else correction
@@ -218,7 +226,7 @@ class _Asked:
             return None
         if self.own_energy is not None:
             (own_energy,) = to_host((residual.double() * correction).sum(0))
-            if not (own_energy <= _OWN_SLACK * self.own_energy).all():
+            if not (own_energy <= slack * self.own_energy).all():
                 return None
         sharp = self._sharp_columns()
         if sharp and roundings:

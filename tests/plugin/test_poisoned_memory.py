@@ -203,7 +203,6 @@ NUMBERS: dict[str, tuple[object, ...]] = {
         Trial(10**9, 0.0, 0.0, 0.0),
         Trial(-5, -1e300, 1e300, 1.0),
     ),
-    "solver_iterations": ((), (-1.0, -1.0), (0.0,) * 4, (1e9,) * 4, (math.nan,) * 50),
     "iterations": ((), (-1.0, -1.0), (0.0,) * 4, (1e9,) * 4, (3.0,) * 50),
     "baseline_iterations": (None, *REAL),
     "failures": WHOLE,

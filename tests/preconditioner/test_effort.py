@@ -13,6 +13,7 @@ from gp_rangeformer.preconditioner.effort import (
     SATURATED,
     STARTING_RANK,
     Effort,
+    Trial,
     control_within_reach,
     iteration_cost,
     worthwhile_effort,
@@ -95,6 +96,24 @@ def test_what_saves_most_is_chosen() -> None:
     """Half of the iterations rather than a quarter, unless the neighbours cost too much for so small a system."""
     assert worthwhile_effort(8000, COLUMNS, Effort(64), 20, Effort(400, 64), 10.0) == Effort(64, FEWEST_NEIGHBOURS)
     assert worthwhile_effort(1000, COLUMNS, Effort(64), 9, Effort(400, 64), 10.0) == Effort(128)
+
+
+def test_where_the_learned_log_determinant_answers_neighbours_pay_for_lanczos_too() -> None:
+    effort, largest, n = Effort(400), Effort(400, 64), 8000
+
+    def first(learned: bool) -> int:
+        """The fewest iterations at which neighbours come."""
+        efforts = (worthwhile_effort(n, COLUMNS, effort, it, largest, 5.0, learned=learned) for it in range(1000))
+        return next(it for it, found in enumerate(efforts) if found.neighbours)
+
+    assert first(True) == first(False) + 6  # three more iterations, where half of them are saved
+
+
+def test_a_trial_fails_where_steps_become_dearer() -> None:
+    trial = Trial.begin(0, 0.5, (9.0, 11.0))
+    assert trial == Trial(0, 0.5, 10.0)
+    assert not trial.failed(4.0, (6.0, 7.0))
+    assert trial.failed(4.0, (6.0, 7.1))
 
 
 def ranks_along(name: str, lengthscale: float, noise: float, **options: Any) -> tuple[list[int], list[int]]:

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from gp_rangeformer.atomic import write_bytes
-from gp_rangeformer.lab.guide import measured, peers, reference
+from gp_rangeformer.lab.guide import measured, optimum, peers, reference
 from gp_rangeformer.lab.guide.figures import stale_figures, write_figures
 from gp_rangeformer.lab.guide.pages import GuideError, fill, pages
 from gp_rangeformer.lab.guide.results import Results
@@ -21,6 +21,8 @@ BLOCKS: dict[str, Callable[[Results], str]] = {
     "crossing-sentence": peers.crossing_sentence,
     "growth": peers.growth_table,
     "growth-sentence": peers.growth_sentence,
+    "optimum": optimum.optimum_table,
+    "optimum-sentence": optimum.optimum_sentence,
     "stages": measured.stages_table,
     "stages-sentence": measured.stages_sentence,
     "products": measured.products_tables,

@@ -8,6 +8,7 @@ import json
 from collections.abc import Callable, Mapping
 from math import log
 from pathlib import Path
+from statistics import median
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -20,6 +21,7 @@ from gp_rangeformer.lab.guide.peers import CG, CHOLESKY, PLUGIN, RECOMPUTED, ser
 from gp_rangeformer.lab.guide.results import Results
 from gp_rangeformer.lab.plots.style import DPI, SOLVER_COLOURS, dress, new_figure
 
+WITHOUT = "rangeformer, landmarks alone"
 Lines = Mapping[str, Mapping[int, float]]
 
 _LABELS = {
@@ -30,10 +32,18 @@ _LABELS = {
     "exact": "exact path of this package",
     RECOMPUTED: "RangeFormer, K recomputed",
     PLUGIN: "RangeFormer",
+    WITHOUT: "without neighbours",
     FLOOR: "floor: K and its gradient",
     HOST_FLOOR: "GPyTorch's kernel code alone",
 }
-_COLOURS = {**SOLVER_COLOURS, RECOMPUTED: "#56B4E9", "gpflash": "#7F5539", FLOOR: "#222222", HOST_FLOOR: "#8A8A8A"}
+_COLOURS = {
+    **SOLVER_COLOURS,
+    WITHOUT: "#56B4E9",
+    RECOMPUTED: "#56B4E9",
+    "gpflash": "#7F5539",
+    FLOOR: "#222222",
+    HOST_FLOOR: "#8A8A8A",
+}
 _GAP = 0.062  # between labels, as a share of the axes' height
 _DIGEST = "Description"
 
@@ -54,9 +64,24 @@ def growth_figure(results: Results) -> tuple[Figure, Lines]:
     return _draw(lines, f"Seconds of one training step, RangeFormer alone ({what})"), lines
 
 
+def fit_figure(results: Results) -> tuple[Figure, Lines]:
+    """Step by step along a fit, with neighbours and without: medians of five steps."""
+    run = results.fit
+    size = run.sizes[0]
+    lines = {}
+    for name, label in ((CHOLESKY, CHOLESKY), ("rangeformer:neighbours=0", WITHOUT), (PLUGIN, PLUGIN)):
+        row = size.row(name)
+        if row is not None and row.complete:
+            seconds = row.outcome.seconds
+            lines[label] = {step: median(seconds[step - 2 : step + 3]) for step in range(2, len(seconds) - 2)}
+    what = f"{run.plan.dataset}, n = {size.n:,}, d = {size.d}, {run.plan.dtype}, {size.threads} CPU threads"
+    return _draw(lines, f"Seconds of every step of a fit ({what})", "Adam step"), lines
+
+
 FIGURES: dict[str, Callable[[Results], tuple[Figure, Lines]]] = {
     "seconds-per-step.png": peers_figure,
     "seconds-growth.png": growth_figure,
+    "seconds-along-a-fit.png": fit_figure,
 }
 
 
@@ -89,7 +114,8 @@ def digest(lines: Lines) -> str:
     return hashlib.sha256(json.dumps(lines, sort_keys=True).encode()).hexdigest()
 
 
-def _draw(lines: Lines, title: str) -> Figure:
+def _draw(lines: Lines, title: str, steps: str | None = None) -> Figure:
+    """Against n, or against what ``steps`` says."""
     figure = new_figure(8.2, 4.6)
     figure.set_layout_engine("constrained", w_pad=0.08)
     axes = figure.subplots()
@@ -99,17 +125,18 @@ def _draw(lines: Lines, title: str) -> Figure:
             list(values),
             list(values.values()),
             color=_COLOURS[name],
-            marker="o",
+            marker="" if steps else "o",
             markersize=5 if name == PLUGIN else 4,
             linewidth=3 if name == PLUGIN else 1.6,
             linestyle="--" if name in (FLOOR, HOST_FLOOR, RECOMPUTED) else "-",
             zorder=5 if own else 3,
         )
-    sizes = sorted({n for values in lines.values() for n in values})
-    axes.set(xscale="log", yscale="log", xlabel="training points n")
-    axes.xaxis.set_major_locator(FixedLocator(sizes))
-    axes.xaxis.set_minor_locator(FixedLocator([]))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda n, _: f"{n:,.0f}"))
+    axes.set(yscale="log", xlabel=steps or "training points n")
+    if steps is None:
+        axes.set_xscale("log")
+        axes.xaxis.set_major_locator(FixedLocator(sorted({n for values in lines.values() for n in values})))
+        axes.xaxis.set_minor_locator(FixedLocator([]))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda n, _: f"{n:,.0f}"))
     axes.yaxis.set_major_locator(LogLocator())
     axes.yaxis.set_major_formatter(FuncFormatter(lambda seconds, _: f"{seconds:g} s"))
     axes.yaxis.set_minor_formatter(NullFormatter())

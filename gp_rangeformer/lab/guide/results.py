@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from gp_rangeformer.lab.bench import small, small_tasks
+from gp_rangeformer.lab.bench.optima import SETS
 from gp_rangeformer.lab.bench.peer_run import Plan
 from gp_rangeformer.lab.bench.peers import Size
 from gp_rangeformer.lab.bench.products import Product
@@ -53,6 +54,16 @@ class Results:
     @cached_property
     def growth(self) -> PeerRun:
         return self._run("growth")
+
+    @cached_property
+    def optima(self) -> dict[str, PeerRun]:
+        """Steps at the end of a fit, by set: one file each."""
+        return {name: self._run(f"optimum-{name}") for name in SETS}
+
+    @cached_property
+    def fit(self) -> PeerRun:
+        """Every step of a fit to near its optimum."""
+        return self._run("fit")
 
     @cached_property
     def stages(self) -> list[Breakdown]:
