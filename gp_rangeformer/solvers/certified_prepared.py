@@ -164,8 +164,8 @@ class CertifiedPrepared:
         return Probes.whitened(signs, self.vecchia)
 
     def _own_energy(self, probes: Probes, m: int) -> NDArray[np.float64] | None:
-        """r'P^-1 r to reach, in the P that whitens: |W r| against |z|, as |r| against |b| for plain probes, which counts
-        as much for W b = z as the large directions of A do for b. Of targets too, whose y'A^-1 y is about n."""
+        """r'P^-1 r to reach, in the P that whitens: |W r| against |z|, as |r| against |b| for plain probes, which would
+        count the large directions of A alone for W b = z. Of targets too, whose y'A^-1 y is about n."""
         if probes.near is None:
             return None
         unit = self.solver.tolerance**2 * self.system.size

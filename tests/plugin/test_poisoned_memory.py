@@ -199,9 +199,9 @@ NUMBERS: dict[str, tuple[object, ...]] = {
     "neighbour_bar": REAL,
     "trial": (
         None,
-        Trial(0, math.nan, math.inf, -math.inf),
-        Trial(10**9, 0.0, 0.0, 0.0),
-        Trial(-5, -1e300, 1e300, 1.0),
+        Trial(0, math.nan, math.inf),
+        Trial(10**9, 0.0, 0.0),
+        Trial(-5, -1e300, 1e300),
     ),
     "iterations": ((), (-1.0, -1.0), (0.0,) * 4, (1e9,) * 4, (3.0,) * 50),
     "baseline_iterations": (None, *REAL),

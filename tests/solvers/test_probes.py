@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import gpytorch
 import pytest
@@ -144,26 +145,26 @@ class Rough(gpytorch.models.ExactGP):
         self.mean_module = gpytorch.means.ZeroMean()
         self.covar_module = gpytorch.kernels.ScaleKernel(gpytorch.kernels.MaternKernel(1.5, ard_num_dims=3))
 
-    def forward(self, x: Tensor) -> gpytorch.distributions.MultivariateNormal:
-        return gpytorch.distributions.MultivariateNormal(self.mean_module(x), self.covar_module(x))
+    def forward(self, x: Any) -> Any:
+        return gpytorch.distributions.MultivariateNormal(self.mean_module(x), self.covar_module(x))  # type: ignore[arg-type]
 
 
-def late_in_a_fit(n: int, dtype: torch.dtype, noise: float) -> tuple[Rough, gpytorch.mlls.ExactMarginalLogLikelihood]:
+def late_in_a_fit(n: int, dtype: torch.dtype, noise: float) -> tuple[Any, Any]:
     generator = torch.Generator().manual_seed(0)
     # The same numbers in every dtype.
     x = torch.rand(n, 3, generator=generator)
     y = torch.sin(5 * x).sum(1) + noise**0.5 * torch.randn(n, generator=generator)
     x, y = x.to(dtype), y.to(dtype)
     least = gpytorch.constraints.GreaterThan(1e-8)
-    likelihood = gpytorch.likelihoods.GaussianLikelihood(noise_constraint=least).to(dtype)
-    model = Rough(x, y, likelihood).to(dtype)
+    likelihood: Any = gpytorch.likelihoods.GaussianLikelihood(noise_constraint=least).to(dtype)
+    model: Any = Rough(x, y, likelihood).to(dtype)
     model.covar_module.base_kernel.lengthscale = 0.3
     model.covar_module.outputscale = 4.0
     likelihood.noise = noise
     return model.train(), gpytorch.mlls.ExactMarginalLogLikelihood(likelihood, model)
 
 
-def gradients(model: Rough, mll: gpytorch.mlls.ExactMarginalLogLikelihood) -> Tensor:
+def gradients(model: Any, mll: Any) -> Tensor:
     model.zero_grad()
     loss = -mll(model(model.train_inputs[0]), model.train_targets)
     loss.backward()
