@@ -115,10 +115,6 @@ class Memory:
             self.failures += 1
             self.pause = 2 ** min(self.failures, 5) - 1
 
-    def forget_iterations(self) -> None:
-        """The effort has changed."""
-        self.iterations = ()
-
     def forget_landmarks(self) -> None:
         with self.lock:
             self.landmarks = self.neighbours = None

@@ -15,25 +15,18 @@ from torch import Tensor
 from gp_rangeformer.allocation.free_memory import because
 from gp_rangeformer.kernels.native.compiler import library_on
 from gp_rangeformer.logdet.checked import checked_logdet, lanczos_value
-from gp_rangeformer.preconditioner.effort import (
-    SATURATED,
-    WINDOW,
-    Effort,
-    Trial,
-    control_within_reach,
-    iteration_cost,
-    worthwhile_effort,
-)
+from gp_rangeformer.preconditioner.effort import SATURATED, WINDOW
 from gp_rangeformer.preconditioner.landmarks import Landmarks
 from gp_rangeformer.preconditioner.nystrom import NystromPreconditioner
 from gp_rangeformer.preconditioner.vecchia import VecchiaPreconditioner
 from gp_rangeformer.recycling.first_guess import extrapolate, fit_to_rows, sample_rows
 from gp_rangeformer.recycling.galerkin import galerkin
 from gp_rangeformer.recycling.memory import Memory
-from gp_rangeformer.solvers.certified import Certified, neighbours_known_to_pay
+from gp_rangeformer.solvers.certified import Certified
 from gp_rangeformer.solvers.exact import Exact, ExactPrepared, exact_path_fits
-from gp_rangeformer.solvers.gradient_weight import CONTROL_GAP, GradientCheck, GradientWeight
+from gp_rangeformer.solvers.gradient_weight import GradientCheck, GradientWeight
 from gp_rangeformer.solvers.low_rank_root import low_rank_root
+from gp_rangeformer.solvers.next_effort import choose_effort, gap_for_neighbours
 from gp_rangeformer.solvers.probes import Probes
 from gp_rangeformer.solvers.refinement import failed, refine
 from gp_rangeformer.system.answers import Evaluation, InverseRoot, LogDet, Solution
@@ -217,7 +210,7 @@ class CertifiedPrepared:
 
     def _predict(self, block: Tensor, probes: Probes, m: int) -> Tensor | tuple[Tensor, Tensor] | None:
         near = probes.near_block(m)
-        if self.memory.whitened_by is not probes.pattern:
+        if probes.signs.shape[1] and self.memory.whitened_by is not probes.pattern:
             self.memory.forget_solutions(probes.pattern)
         solutions = self.memory.recall(block)
         predictor = self.solver.predictor
@@ -284,7 +277,7 @@ class CertifiedPrepared:
         self.vecchia = self.solver.with_neighbours(self.system, landmarks, memory, self.solver.neighbours)
         if self.vecchia is not None and self.solver.adaptive_rank:
             memory.neighbour_count, memory.trial = self.solver.neighbours, None
-            memory.forget_iterations()
+            memory.iterations = ()
         return self.vecchia is not None
 
     def _logdet_of_step(self, probes: Probes, solution: Solution, m: int) -> LogDet | None:
@@ -301,7 +294,7 @@ class CertifiedPrepared:
         # Trained on as many probes as are asked for, not on those that a gradient needed besides.
         estimate = solver.tail(system, preconditioner, signs, solution.value[:, own], solution.quadratic[own])
         unsure = estimate.half_width > solver.logdet_tolerance
-        if unsure and self.memory.rank is not None and not self._gap_for_neighbours() > SATURATED:
+        if unsure and self.memory.rank is not None and not self._gap() > SATURATED:
             # Twice the landmarks leave a shorter tail to estimate, and cost less than Lanczos in every step.
             self.memory.rank = min(2 * self.memory.rank, solver.rank)
         lanczos = functools.partial(self._lanczos_logdet, signs, share)
@@ -337,53 +330,21 @@ class CertifiedPrepared:
         if self.solver.adaptive_rank and warm:
             columns = value.shape[1]
             # Passes of Lanczos, of fewer columns, which neighbours save as well.
-            lanczos = logdet.passes * self.solver.num_logdet_probes / columns if logdet is not None else 0.0
-            lanczos = lanczos if self._gap_for_neighbours() > SATURATED else 0.0
+            lanczos = 0.0
+            if logdet is not None and self._gap() > SATURATED:
+                lanczos = logdet.passes * self.solver.num_logdet_probes / columns
             memory.iterations = (*memory.iterations, solution.iterations + lanczos)[-WINDOW:]
-            self._choose_effort(columns, learned=logdet is not None and logdet.method == "learned")
+            learned = logdet is not None and logdet.method == "learned"
+            assert self.preconditioner is not None
+            choose_effort(memory, self.solver, self.system, self.preconditioner.facts, columns, learned=learned)
         if memory.baseline_iterations is None:
             memory.baseline_iterations = max(solution.iterations, _FEWEST_ITERATIONS)
         elif solution.iterations > self.solver.landmark_refresh * memory.baseline_iterations:
             memory.forget_landmarks()
 
-    def _choose_effort(self, columns: int, *, learned: bool) -> None:
-        """For the next step."""
-        memory, n = self.memory, self.system.size
-        effort = Effort(
-            memory.rank or self.solver.rank, min(max(memory.neighbour_count or 0, 0), self.solver.neighbours)
-        )
-        # Over the whole window also before it is full: a handful of iterations in one step proves little.
-        average = sum(memory.iterations) / WINDOW
-        if memory.trial is not None and len(memory.iterations) == WINDOW:
-            trial, memory.trial = memory.trial, None
-            if trial.failed(effort.cost(n) / iteration_cost(n, columns), memory.iterations):
-                memory.neighbour_count, memory.neighbour_bar = trial.neighbours, 2 * trial.iterations
-                memory.forget_iterations()
-                return
-        gap = self._gap_for_neighbours() if average > memory.neighbour_bar else 0.0
-        new = worthwhile_effort(n, columns, effort, average, self.solver.largest_effort, gap, learned=learned)
-        if new.neighbours > effort.neighbours:
-            cost = effort.cost(n) / iteration_cost(n, columns)
-            memory.trial = Trial.begin(effort.neighbours, cost, memory.iterations)
-        if new == effort and self._control_is_near():
-            new = Effort(min(2 * effort.rank, self.solver.rank), effort.neighbours)
-        if new != effort:
-            memory.rank, memory.neighbour_count = new.rank, new.neighbours
-            memory.forget_iterations()
-
-    def _gap_for_neighbours(self) -> float:
-        """The mean of diag(D^-1 (K - Q)); 0 where there can be no neighbours."""
+    def _gap(self) -> float:
         assert self.preconditioner is not None
-        possible = self.solver.neighbours > 0 and neighbours_known_to_pay(self.system)
-        return self.preconditioner.facts.mean_gap if possible else 0.0
-
-    def _control_is_near(self) -> bool:
-        assert self.preconditioner is not None
-        facts = self.preconditioner.facts
-        if len(facts.spectrum) < 2:
-            return False
-        halfway = facts.spectrum[len(facts.spectrum) // 2 - 1]
-        return control_within_reach(facts.mean_gap, float(facts.spectrum[-1] / halfway), CONTROL_GAP)
+        return gap_for_neighbours(self.solver, self.system, self.preconditioner.facts)
 
     def _exact_prepared(self, reason: Reason) -> ExactPrepared:
         if self.exact is None:

@@ -115,7 +115,9 @@ class WhitenedWeight(GradientWeight):
     ) -> WhitenedWeight:
         """O(n k r)."""
         columns = vecchia.inverse_columns()
-        parts = vecchia.landmarks, vecchia.order, vecchia.pattern.neighbours, vecchia.conditionals, columns
+        # What the memory has from a step in inference mode autograd would not save.
+        remembered = vecchia.landmarks, vecchia.order, vecchia.pattern.neighbours
+        parts = *(part.clone() if part.is_inference() else part for part in remembered), vecchia.conditionals, columns
         return cls(solutions, probes, probe_solutions, noise, None, *parts, vecchia.inverse_diagonal(columns), excess)
 
     def _conditional(self, scale: Float[Tensor, ""]) -> ConditionalWeight:

@@ -215,3 +215,14 @@ def test_without_neighbours_the_same_steps_are_harder() -> None:
             gradients(model, mll)
         iterations.append(reports[0].iterations)
     assert 2 * iterations[1] < iterations[0]
+
+
+def test_a_step_in_inference_mode_leaves_neighbours_that_a_gradient_may_use() -> None:
+    model, mll = late_in_a_fit(1500, torch.float32, 1e-4)
+    with settings.rangeformer(), settings.min_size(1000), gp_rangeformer.collect_reports() as reports:
+        with torch.inference_mode():
+            mll(model(model.train_inputs[0]), model.train_targets)
+        found = gradients(model, mll)
+    assert [report.logdet_method for report in reports] == ["lanczos", "lanczos"]
+    assert found.isfinite().all()
+    assert found.norm() > 0
