@@ -10,7 +10,8 @@ Twice the landmarks save about a quarter of the iterations of a warm step (measu
 data, n = 4000, ranks 100 to 400: 1.14, 1.00, 0.76 on pol; 2.81, 2.24, 1.67 on protein). What neighbours save depends on
 how much the landmarks leave: the mean of diag(D^-1 (K - Q)), the gap. Along fits of five UCI sets (n = 4000, 64
 landmarks, from cold) 32 neighbours left 80 % of the iterations at a gap of 1.7, 54 % at 11, 40 % at 39, 21 % at 200; 64
-left two thirds of what 32 did, and beside 32 twice the landmarks saved 15 %. Seconds would decide better, but not reproducibly.
+left two thirds of what 32 did, and beside 32 twice the landmarks saved 15 %. Seconds would decide better, but not
+reproducibly.
 """
 
 from __future__ import annotations
