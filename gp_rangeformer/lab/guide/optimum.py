@@ -43,7 +43,7 @@ def optimum_table(results: Results) -> str:
 
 
 def optimum_sentence(results: Results) -> str:
-    """Over GPyTorch's Cholesky, and over itself without neighbours, from so many points on."""
+    """How much longer GPyTorch's Cholesky and the plug-in without neighbours take, by size."""
     sizes = [size for run in results.optima.values() for size in run.sizes]
     found = []
     for n in sorted({size.n for size in sizes}):
@@ -54,7 +54,7 @@ def optimum_sentence(results: Results) -> str:
             if ratios:
                 parts.append(f"{title} {_range(ratios)}")
         found.append(f"at n = {n:,} {', '.join(parts)}")
-    return f"A step with the flag is so many times as fast: {'; '.join(found)}."
+    return f"So many times as long as a step with the flag: {'; '.join(found)}."
 
 
 def _row(name: str, size: Size) -> tuple[str, ...]:
