@@ -71,7 +71,7 @@ def refine(
     own = iterated or preconditioner
     fresh = not isinstance(initial, tuple)  # the residual was computed from this very solution
     # Where rounding of float32 products alone may exceed what is allowed, residuals are float64.
-    wide = False
+    narrow, wide = system.dtype != torch.float64, False
     if initial is None:
         solution, residual = torch.zeros_like(rhs), rhs
     elif isinstance(initial, tuple):
@@ -115,10 +115,10 @@ def refine(
                 found = asked.certify(solution, residual, result.correction, roundings, with_energy=other)
                 if isinstance(found, Solution):
                     break
-        elif wide or system.dtype == torch.float64:
+        elif wide or not narrow:
             break
-        if not wide and (found is not None or restarts == _RESTARTS - 1 or asked.beyond_rounding(solution)):
-            wide = True
+        if narrow and not wide:
+            wide = found is not None or restarts == _RESTARTS - 1 or asked.beyond_rounding(solution)
         residual, fresh = asked.residual_of(solution, wide=wide), True
         correction = own.solve(residual.to(rhs.dtype))
         found = asked.certify(

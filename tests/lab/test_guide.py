@@ -73,7 +73,7 @@ def test_an_edited_block_is_found_and_made_anew(clone: Path, name: str, capsys) 
     assert stale(clone) == []
 
 
-@pytest.mark.parametrize("name", ["peers", "growth", "stages", "products", "contention"])
+@pytest.mark.parametrize("name", ["peers", "growth", "optimum-pol", "fit", "stages", "products", "contention"])
 def test_an_edited_result_is_found(clone: Path, name: str) -> None:
     path = clone / "examples" / "guide" / "results" / f"{name}.json"
     path.write_text(json.dumps(slower(json.loads(path.read_text("utf-8")))), "utf-8")
@@ -88,7 +88,7 @@ def test_prose_outside_the_markers_is_the_authors(clone: Path) -> None:
 
 
 def test_a_figure_that_shows_other_numbers_is_drawn_again(clone: Path) -> None:
-    one, other = (clone / "examples" / "figures" / name for name in FIGURES)
+    one, *_, other = (clone / "examples" / "figures" / name for name in FIGURES)
     kept = one.read_bytes()
     shutil.copy(one, other)  # a figure, but of other numbers
     assert stale(clone) == [other]
