@@ -117,8 +117,10 @@ class WhitenedWeight(GradientWeight):
         columns = vecchia.inverse_columns()
         # What the memory has from a step in inference mode autograd would not save.
         remembered = vecchia.landmarks, vecchia.order, vecchia.pattern.neighbours
-        parts = *(part.clone() if part.is_inference() else part for part in remembered), vecchia.conditionals, columns
-        return cls(solutions, probes, probe_solutions, noise, None, *parts, vecchia.inverse_diagonal(columns), excess)
+        landmarks, order, near = [part.clone() if part.is_inference() else part for part in remembered]
+        rows, diagonal = vecchia.conditionals, vecchia.inverse_diagonal(columns)
+        of_inverse = landmarks, order, near, rows, columns, diagonal
+        return cls(solutions, probes, probe_solutions, noise, None, *of_inverse, excess)
 
     def _conditional(self, scale: Float[Tensor, ""]) -> ConditionalWeight:
         parts = self.landmarks, self.order, self.neighbours, self.rows, self.columns, self.diagonal
