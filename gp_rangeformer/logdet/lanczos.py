@@ -105,8 +105,8 @@ def lanczos_logdet(
             gauss, radau, low, high = _brackets(alphas, betas, 1.0 if below else None)
             if not below:
                 # tr M = n is known: what a probe's own w'Mw exceeds it by, it exceeds tr log M by as well, about.
-                known = alphas[0] - 1
-                gauss, radau = gauss - known, radau - known
+                excess = alphas[0] - 1
+                gauss, radau = gauss - excess, radau - excess
             smallest, largest = min(smallest, low), max(largest, high)
             half_width = 0.5 * float((gauss - radau).mean())
             if half_width < max(truncation, enough * float(gauss.std()) / p**0.5):

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from gp_rangeformer.allocation.workspace import empty_matrix
 from gp_rangeformer.kernels.expression import Constant, Expression, Kind, Scale, Stationary, Sum
-from gp_rangeformer.kernels.native.interface import KINDS, Node, Operation, Program
+from gp_rangeformer.kernels.native.interface import KINDS, Node, Operation, Program, function_for
 from gp_rangeformer.kernels.tensor.profiles import largest_squared_distance, profile
 
 # Entries that one thread makes in the time that others take to wake up.
@@ -77,8 +77,7 @@ class NativeBatch:
         n: int,
         dtype: torch.dtype,
     ) -> None:
-        suffix = "float" if dtype == torch.float32 else "double"
-        self._value, self._pull = getattr(library, f"value_batch_{suffix}"), getattr(library, f"pull_batch_{suffix}")
+        self._value, self._pull = (function_for(library, f"{name}_batch", dtype) for name in ("value", "pull"))
         self._dtype, self._count, self._size = dtype, count, n
         self._layout = layout = _layout(expression)
         nodes = len(layout.nodes)

@@ -6,6 +6,8 @@ import ctypes
 import enum
 from typing import Any
 
+import torch
+
 # Of native/border.h: columns of a packed panel, and rows that it serves at once.
 PANEL, BATCH = 32, 96
 
@@ -85,6 +87,11 @@ def declare(library: ctypes.CDLL) -> ctypes.CDLL:
     if found != expected:
         raise OSError(f"the library has the constants {found}, not {expected}")
     return library
+
+
+def function_for(library: ctypes.CDLL, name: str, dtype: torch.dtype) -> Any:
+    """The library's function ``name`` for numbers of ``dtype``, float32 or float64."""
+    return getattr(library, f"{name}_{'float' if dtype == torch.float32 else 'double'}")
 
 
 def _check(code: int, function: Any, arguments: tuple[Any, ...]) -> None:

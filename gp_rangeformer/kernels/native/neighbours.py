@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float, Float64, Int32, Int64
 from torch import Tensor
 
+from gp_rangeformer.kernels.native.interface import function_for
 from gp_rangeformer.kernels.native.tiles import NativeTiles
 
 MOST_NEIGHBOURS = 255  # a block's rows are made in one go
@@ -17,8 +18,7 @@ def nearest(tiles: NativeTiles, count: int) -> Int32[Tensor, "n k"]:
     """Of every point the ``count`` points before it with the largest entries of K, ascending; -1 where there are no
     more. Half an evaluation of K, no n x n memory."""
     out = torch.empty(tiles.size, count, dtype=torch.int32)
-    library = tiles.library
-    function = library.nearest_float if tiles.dtype == torch.float32 else library.nearest_double
+    function = function_for(tiles.library, "nearest", tiles.dtype)
     function(tiles.program, count, out.data_ptr(), torch.get_num_threads())
     return out
 
@@ -34,8 +34,7 @@ def condition(
     explained, noise = explained.to(tiles.dtype).contiguous(), noise.to(tiles.dtype).contiguous()
     rows = torch.empty(n, k + 1, dtype=tiles.dtype)
     variances = torch.empty(n, dtype=torch.float64)
-    library = tiles.library
-    function = library.condition_float if tiles.dtype == torch.float32 else library.condition_double
+    function = function_for(tiles.library, "condition", tiles.dtype)
     function(
         tiles.program, neighbours.data_ptr(), k, explained.data_ptr(), explained.shape[1], noise.data_ptr(),
         rows.data_ptr(), variances.data_ptr(), torch.get_num_threads(),
@@ -46,8 +45,7 @@ def condition(
 def pull_conditions(tiles: NativeTiles, neighbours: Int32[Tensor, "n k"], rows: Float[Tensor, "n k1"]) -> None:
     """Add d sum_i g_i K g_i' to the tiles' gradients, for rows g_i as :func:`condition` returns them. n k^2 / 2
     derivatives of entries."""
-    library = tiles.library
-    function = library.pull_conditions_float if tiles.dtype == torch.float32 else library.pull_conditions_double
+    function = function_for(tiles.library, "pull_conditions", tiles.dtype)
     rows = rows.to(tiles.dtype).contiguous()
     function(tiles.program, neighbours.data_ptr(), neighbours.shape[1], rows.data_ptr(), torch.get_num_threads())
 
@@ -61,7 +59,7 @@ def sparse_solve(
 ) -> Float[Tensor, "n m"]:
     """G^-1 vectors of a lower triangular G, in rows that end with their diagonal number. 2 q m flops."""
     out = vectors.clone(memory_format=torch.contiguous_format)
-    function = library.sparse_solve_float if out.dtype == torch.float32 else library.sparse_solve_double
+    function = function_for(library, "sparse_solve", out.dtype)
     function(
         starts.data_ptr(), columns.data_ptr(), numbers.data_ptr(), len(starts) - 1, out.data_ptr(), out.shape[1],
         torch.get_num_threads(),
@@ -79,7 +77,7 @@ def sparse_product(
     """The product of a sparse matrix in rows with a thin block, summed in their dtype. 2 q m flops."""
     rows, vectors = len(starts) - 1, vectors.contiguous()
     out = vectors.new_empty(rows, vectors.shape[1])
-    function = library.sparse_float if vectors.dtype == torch.float32 else library.sparse_double
+    function = function_for(library, "sparse", vectors.dtype)
     function(
         starts.data_ptr(), columns.data_ptr(), numbers.data_ptr(), rows, vectors.data_ptr(), vectors.shape[1],
         out.data_ptr(), torch.get_num_threads(),

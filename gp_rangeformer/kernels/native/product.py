@@ -10,7 +10,7 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from gp_rangeformer.kernels.native.compiler import library_on
-from gp_rangeformer.kernels.native.interface import PANEL
+from gp_rangeformer.kernels.native.interface import PANEL, function_for
 from gp_rangeformer.kernels.tiles import spans
 
 # Panels of 32 columns are summed in registers, so many more as dot products: fewer than would pay for a panel.
@@ -65,7 +65,7 @@ def multiply(matrix: Float[Tensor, "rows n"], vectors: Float[Tensor, "n k"]) -> 
         return matrix @ vectors
     block = pack(vectors)
     out = vectors.new_empty(rows, block.width)
-    function = library.multiply_dense_float if matrix.dtype == torch.float32 else library.multiply_dense_double
+    function = function_for(library, "multiply_dense", matrix.dtype)
     function(matrix.data_ptr(), rows, n, matrix.stride(0), *block.pointers(), out.data_ptr(), torch.get_num_threads())
     return out[:, :k]
 
@@ -86,8 +86,7 @@ def multiply_wide(
         return _multiply_widened(matrix, vectors)
     out, squares = vectors.new_empty(rows, vectors.shape[1]), vectors.new_empty(rows)
     columns, threads = vectors.mT.contiguous(), torch.get_num_threads()
-    is_float = matrix.dtype == torch.float32
-    function = library.multiply_wide_dense_float if is_float else library.multiply_wide_dense_double
+    function = function_for(library, "multiply_wide_dense", matrix.dtype)
     function(
         matrix.data_ptr(), rows, n, matrix.stride(0), columns.data_ptr(), len(columns), out.data_ptr(),
         squares.data_ptr(), threads,

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from gp_rangeformer.kernels.expression import Constant, Expression, Scale, Stationary, Sum
-from gp_rangeformer.kernels.native.interface import KINDS, Node, Operation, Program
+from gp_rangeformer.kernels.native.interface import KINDS, Node, Operation, Program, function_for
 from gp_rangeformer.kernels.native.product import pack
 from gp_rangeformer.kernels.tensor.profiles import largest_squared_distance, profile
 from gp_rangeformer.kernels.tiles import Block
@@ -35,10 +35,9 @@ class NativeTiles:
         self, library: ctypes.CDLL, expression: Expression, arguments: tuple[Tensor, ...], n: int, dtype: torch.dtype
     ) -> None:
         self.library, self.dtype, self.size = library, dtype, n
-        suffix = "float" if dtype == torch.float32 else "double"
-        self._value, self._pull = getattr(library, f"value_{suffix}"), getattr(library, f"pull_{suffix}")
-        self._multiply = getattr(library, f"multiply_made_{suffix}")
-        self._multiply_wide = getattr(library, f"multiply_wide_made_{suffix}")
+        self._value, self._pull = function_for(library, "value", dtype), function_for(library, "pull", dtype)
+        self._multiply = function_for(library, "multiply_made", dtype)
+        self._multiply_wide = function_for(library, "multiply_wide_made", dtype)
         self._nodes: list[Node] = []
         self._children: list[int] = []
         self._coordinates: list[Tensor] = []  # held while the library points into them

@@ -39,6 +39,11 @@ class Plan:
     device: str
     at: str = "start"
 
+    @property
+    def place(self) -> str:
+        """Where a trajectory does not begin at the start: what a table's title adds."""
+        return "" if self.at == "start" else f", at the {self.at}"
+
 
 def parse_sizes(text: str) -> list[int]:
     """Ascending, each once.

@@ -52,8 +52,7 @@ def size_table(size: Size, plan: Plan) -> Grid:
     over_floor, over_plugin = relative_seconds(size, FLOOR), relative_seconds(size, plugin)
     matrix = matrix_mib(size.n, plan.dtype)
     rows = tuple(_cells(row, over_floor.get(row.name), over_plugin.get(row.name), matrix) for row in size.rows)
-    where = ", at the optimum" if plan.at == "optimum" else ""
-    title = f"n = {size.n}: {plan.dataset}, d = {size.d}, kernel {size.kernel}{where}"
+    title = f"n = {size.n}: {plan.dataset}, d = {size.d}, kernel {size.kernel}{plan.place}"
     return Grid(title, _HEADERS, rows, tuple(_notes(size, plan, matrix)))
 
 
@@ -116,8 +115,7 @@ def growth_table(sizes: Sequence[Size], plan: Plan) -> Grid:
         f"seconds per step; p: least squares on logarithms, over n >= {ASYMPTOTIC} where two sizes are",
         "sizes ran one after another: compare their seconds only where the cores of their tables agree",
     )
-    where = ", at the optimum" if plan.at == "optimum" else ""
-    return Grid(f"Growth: {plan.dataset}, {plan.dtype}{where}", headers, tuple(rows), notes)
+    return Grid(f"Growth: {plan.dataset}, {plan.dtype}{plan.place}", headers, tuple(rows), notes)
 
 
 def series(sizes: Sequence[Size], name: str, value: Callable[[Row], float | None]) -> dict[int, float]:
