@@ -5,11 +5,12 @@ from __future__ import annotations
 import functools
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Float64
 from torch import Tensor
 
 from gp_rangeformer.kernels.conditional_weight import ConditionalWeight
 from gp_rangeformer.kernels.contract import DenseWeight, ThinWeight, contract
+from gp_rangeformer.kernels.derivatives import parameter_products
 from gp_rangeformer.kernels.embedding import embed
 from gp_rangeformer.kernels.evaluate import evaluate_arguments, of_points
 from gp_rangeformer.kernels.expression import Expression
@@ -101,6 +102,11 @@ class FusedKernel:
         """The same for a W that is there already."""
         with torch.no_grad():
             return contract(self.expression, self.arguments, DenseWeight(weight), self.dtype, self.share)
+
+    def parameter_products(self, vector: Float[Tensor, " n"]) -> Float64[Tensor, "n p"]:
+        """dK/dp @ vector for every element p of ``parameters``: see
+        :func:`~gp_rangeformer.kernels.derivatives.parameter_products`."""
+        return parameter_products(self.expression, self.arguments, self.parameters, self.n, self.dtype, vector)
 
     def evaluate(self) -> Float[Tensor, "n n"]:
         """K without a graph. What is bound to compiled code for it serves :meth:`contract_symmetric` too."""

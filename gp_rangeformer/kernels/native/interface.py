@@ -72,6 +72,7 @@ def declare(library: ctypes.CDLL) -> ctypes.CDLL:
     signatures["nearest"] = [address, number, address, number]
     signatures["condition"] = [address, address, number, address, number, address, address, address, number]
     signatures["pull_conditions"] = [address, address, number, address, number]
+    signatures["derive"] = [address, address, address, address, number, address, address, address, number]
     signatures["sparse_solve"] = [address, address, address, size, address, number, number]
     signatures["sparse"] = [address, address, address, size, address, number, address, number]
     try:

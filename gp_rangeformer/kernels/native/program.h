@@ -33,6 +33,12 @@ struct Program {
 
 constexpr int WIDTH = 256;  // pairs in a row
 
+// A coordinate of a node, and n numbers that move with it; null for the coordinate itself.
+template <typename T> struct Moved {
+    int node, coordinate;
+    const T *with;
+};
+
 template <typename T> class Row {
   public:
     explicit Row(const Program &program) : program_(program), numbers_(size_t(4) * program.node_count * WIDTH) {}
@@ -62,6 +68,28 @@ template <typename T> class Row {
             } else {
                 pull_composite(number, count, arriving, scalars[number]);
             }
+        }
+    }
+
+    // Adds sum_j weight_j dK_ij / dq_ij (z_ic - z_jc) (w_i - w_j) to `sums`, one for every pair of a coordinate c and
+    // what moves with it, q being the squared distance of its node; and sum_j weight_j dK_ij / dp, for the parameter p
+    // of every node, to `scalars`.
+    void derive(int64_t i, int64_t start, int count, const T *weight, const std::vector<Moved<T>> &moved, double *sums,
+                double *scalars) {
+        for (int number = 0; number < program_.node_count; ++number) forward<true>(number, i, start, count);
+        const int last = program_.node_count - 1;
+        for (int number = last; number >= 0; --number) {
+            const Node &node = program_.nodes[number];
+            const T *arriving = number == last ? weight : adjoint(number);
+            if (node.operation != STATIONARY) {
+                pull_composite(number, count, arriving, scalars[number]);
+                continue;
+            }
+            T *__restrict slopes = slope(number);
+            if (node.kind == profiles::RATIONAL_QUADRATIC) scalars[number] += dot(count, arriving, shape(number));
+            for (int j = 0; j < count; ++j) slopes[j] *= arriving[j];
+            for (size_t which = 0; which < moved.size(); ++which)
+                if (moved[which].node == number) sums[which] += moved_sum(node, moved[which], i, start, count, slopes);
         }
     }
 
@@ -220,6 +248,24 @@ template <typename T> class Row {
                 for (int j = 0; j < count; ++j) pulled[j] *= of[j];
             }
         }
+    }
+
+    double moved_sum(const Node &node, const Moved<T> &moved, int64_t i, int64_t start, int count,
+                     const T *__restrict slopes) const {
+        const T *__restrict z = coordinate(node, moved.coordinate);
+        const T own = z[i];
+        z += start;
+        T sum = 0;
+        if (moved.with == nullptr) {
+#pragma omp simd reduction(+ : sum)
+            for (int j = 0; j < count; ++j) sum += slopes[j] * ((own - z[j]) * (own - z[j]));
+            return sum;
+        }
+        const T *__restrict w = moved.with + start;
+        const T mine = moved.with[i];
+#pragma omp simd reduction(+ : sum)
+        for (int j = 0; j < count; ++j) sum += slopes[j] * ((own - z[j]) * (mine - w[j]));
+        return sum;
     }
 
     static double dot(int count, const T *__restrict one, const T *__restrict other) {

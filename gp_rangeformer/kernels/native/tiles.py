@@ -42,12 +42,17 @@ class NativeTiles:
         self._children: list[int] = []
         self._coordinates: list[Tensor] = []  # held while the library points into them
         self._gradients: list[Tensor] = []  # in the order of the arguments
+        self.argument_nodes: dict[int, int] = {}  # of every argument the number of its node
         self._add(expression, iter([argument.detach() for argument in arguments]))
         self._node_array = (Node * len(self._nodes))(*self._nodes)
         self._child_array = (ctypes.c_int32 * len(self._children))(*self._children)
         self._program = Program(
             len(self._nodes), ctypes.addressof(self._node_array), ctypes.addressof(self._child_array), self.size
         )
+
+    @property
+    def node_count(self) -> int:
+        return len(self._nodes)
 
     @property
     def program(self) -> int:
@@ -113,7 +118,7 @@ class NativeTiles:
 
     def _add(self, expression: Expression, arguments: Iterator[Tensor]) -> int:
         """The number of the node; its children come before it, its arguments before theirs."""
-        node = Node()
+        node, own = Node(), len(self._gradients)
         if isinstance(expression, Stationary):
             self._fill_stationary(node, expression, arguments)
         elif isinstance(expression, (Constant, Scale)):
@@ -122,11 +127,14 @@ class NativeTiles:
             node.parameter_gradient = self._gradient().data_ptr()
         else:
             node.operation = Operation.SUM if isinstance(expression, Sum) else Operation.PRODUCT
+        own_arguments = range(own, len(self._gradients))
         children = [self._add(child, arguments) for child in expression.children]
         node.first_child, node.child_count = len(self._children), len(children)
         self._children += children
+        number = len(self._nodes)
         self._nodes.append(node)
-        return len(self._nodes) - 1
+        self.argument_nodes.update(dict.fromkeys(own_arguments, number))
+        return number
 
     def _fill_stationary(self, node: Node, expression: Stationary, arguments: Iterator[Tensor]) -> None:
         coordinates = next(arguments).to(self.dtype).mT.contiguous()
