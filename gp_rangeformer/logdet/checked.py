@@ -48,6 +48,7 @@ def lanczos_value(
         level=LEVEL,
         passes=trace.passes,
         method="lanczos",
+        samples=tuple(base + sample for sample in trace.samples),
     )
 
 

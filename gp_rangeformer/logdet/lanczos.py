@@ -34,7 +34,7 @@ class LanczosTrace:
     """Estimate of tr log M, its interval at ``LEVEL`` (probe variance and truncation together), and passes over K.
 
     ``smallest``: the smallest Ritz value met; clearly below 1 it proves that K - Q, hence K, has a negative direction.
-    ``largest``: the largest, or 1.
+    ``largest``: the largest, or 1. ``samples``: what each probe says of the value.
     """
 
     value: float
@@ -42,6 +42,7 @@ class LanczosTrace:
     passes: int
     smallest: float
     largest: float
+    samples: tuple[float, ...]
 
 
 def lanczos_logdet(
@@ -124,7 +125,8 @@ def lanczos_logdet(
     half = _student(max(p - 1, 1)) * spread + bracket
     half += norm2 * (FLOOR + lanczos_rounding(system, share, largest, near=not below))
     passes = len(alphas) - (image is not None)
-    return LanczosTrace(value, Interval(value - half, value + half), passes, smallest, largest)
+    interval = Interval(value - half, value + half)
+    return LanczosTrace(value, interval, passes, smallest, largest, tuple(middle.tolist()))
 
 
 @functools.cache

@@ -95,7 +95,7 @@ class GradientCheck:
         """Of every parameter of the kernel that asks for a gradient."""
         if self.asked is None or not self.asked.names:
             return []
-        groups = torch.stack([self.asked.through(part) for part in _groups(weight)])
+        groups = torch.stack([self.asked.through(part) for part in groups_of_probes(weight)])
         control = weight.control()
         if control is not None:
             shares = [part.mean() for part in weight.control_shares().double().tensor_split(len(groups))]
@@ -106,7 +106,7 @@ class GradientCheck:
         return [HyperparameterGradient(*entry) for entry in found]
 
 
-def _groups(weight: GradientWeight) -> list[ThinWeight]:
+def groups_of_probes(weight: GradientWeight) -> list[ThinWeight]:
     """d log p(y) / dK, as each of a few groups of probes alone estimates it (but for the control variate)."""
     count = min(_GROUPS, weight.probes.shape[1])
     x = weight.solutions

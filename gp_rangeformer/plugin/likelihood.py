@@ -14,6 +14,7 @@ from gp_rangeformer.plugin import autograd
 from gp_rangeformer.plugin.eligibility import EligibleSystem, check_rhs, inside_line_search
 from gp_rangeformer.plugin.gradient_error import GradientCheck
 from gp_rangeformer.plugin.hyperparameters import FusedHyperparameters
+from gp_rangeformer.plugin.observation import show, show_together
 from gp_rangeformer.plugin.owners import memory_of
 from gp_rangeformer.plugin.reports import Call, account_batch, account_training
 from gp_rangeformer.plugin.symmetric import detached_system, symmetric_system
@@ -24,7 +25,7 @@ from gp_rangeformer.solvers.certified_prepared import CertifiedPrepared
 from gp_rangeformer.solvers.exact import Exact, exact_path_fits
 from gp_rangeformer.solvers.exact_batch import evaluate_batch
 from gp_rangeformer.solvers.gradient_weight import GradientWeight
-from gp_rangeformer.system.answers import Evaluation
+from gp_rangeformer.system.answers import Evaluation, Prepared
 from gp_rangeformer.system.linear_system import LinearSystem
 from gp_rangeformer.system.reason import Reason
 from gp_rangeformer.system.symmetry import last_bits_asymmetry
@@ -70,6 +71,7 @@ def _together(
     if evaluation is None:
         return None
     account_batch(call, count, evaluation, exact_reason)
+    show_together(system, rhs, system.noise.reshape(count, n), evaluation)
     own = system.fused if system.detached else kernel
     assert own is not None
     return autograd.likelihood_terms(own, noise, rhs, evaluation)
@@ -83,7 +85,8 @@ def _one_by_one(
     for index, ((kernel, noise), fused, b) in enumerate(parts):
         linear_system = symmetric_system(call, system, kernel, noise, fused)
         memory = memory_of(system.owners, system.kernel, index)
-        evaluation = _evaluate(call, linear_system, fused, memory, b.detach(), with_logdet, exact_reason)
+        prepared, evaluation = _evaluate(call, linear_system, fused, memory, b.detach(), with_logdet, exact_reason)
+        show(system, b, prepared, evaluation, noise)
         own = kernel if isinstance(kernel, Tensor) and not system.detached else fused
         assert own is not None
         inv_quad, log_determinant = autograd.likelihood_terms(own, noise, b, evaluation)
@@ -100,7 +103,7 @@ def _evaluate(
     rhs: Tensor,
     with_logdet: bool,
     exact_reason: Reason | None,
-) -> Evaluation:
+) -> tuple[Prepared, Evaluation]:
     """Values and the gradient's weight of one batch element, before autograd hears of them."""
     chosen = settings.solver.value()
     solver = Exact(chosen.tolerance) if exact_reason else chosen
@@ -119,7 +122,7 @@ def _evaluate(
                 call.note("the gradient is measured for noise and scale alone: GPyTorch evaluates this kernel")
         elif with_logdet and _asks_for_a_gradient(call):
             call.note("the gradient is not measured")
-    return evaluation
+    return prepared, evaluation
 
 
 def _asks_for_a_gradient(call: Call) -> bool:

@@ -60,6 +60,7 @@ def worthwhile_effort(
     largest: Effort,
     gap: float = 0.0,
     *,
+    above: float = SATURATED,
     learned: bool = False,
 ) -> Effort:
     """``effort``, or twice the landmarks or neighbours (at most ``largest``), whichever saves most more than it costs.
@@ -67,6 +68,7 @@ def worthwhile_effort(
     :param columns: right-hand sides of the block solve.
     :param iterations: of a warm step with ``effort``, on average; passes of a log determinant count as what they cost.
     :param gap: the mean of diag(D^-1 (K - Q)).
+    :param above: the gap from which on neighbours are tried.
     :param learned: the learned log determinant answers, which is for plain probes.
     """
     doubled = Effort(min(2 * effort.rank, largest.rank, n), effort.neighbours)
@@ -74,7 +76,7 @@ def worthwhile_effort(
     saved = _SAVED_BESIDE_NEIGHBOURS if effort.neighbours else _SAVED_BY_DOUBLING
     candidates = [(doubled, saved, 0.0)] if doubled.rank > effort.rank else []
     more = min(max(FEWEST_NEIGHBOURS, 2 * effort.neighbours), largest.neighbours)
-    if gap > SATURATED and more > effort.neighbours:
+    if gap > above and more > effort.neighbours:
         saved = _SAVED_BY_MORE if effort.neighbours else _SAVED_BY_NEIGHBOURS
         besides = _LANCZOS * iteration if learned and not effort.neighbours else 0.0
         candidates.append((Effort(effort.rank, more), saved, besides))

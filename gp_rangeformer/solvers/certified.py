@@ -61,9 +61,11 @@ class Certified:
     :param neighbours: points that every other point is conditioned on besides the landmarks, at most (255 of them; 0
         for none). They take over where the noise is so small that no rank is enough, for kernels that are evaluated
         here (``fused_kernels``). O(n neighbours^2 (rank + neighbours)) per call, 3 n neighbours numbers.
+    :param neighbours_above: of what landmarks leave, the mean of diag(D^-1 (K - Q)), from which on they are tried. With
+        neighbours the probes of the gradient and of log|A| are whitened, which makes both better known, at a tenth too:
+        what a fit asks (:mod:`gp_rangeformer.fit`).
     :param adaptive_rank: training starts with 64 landmarks and no neighbours, and takes twice as many of either where
-        the iterations say that it pays; False: all landmarks, and all neighbours where landmarks leave more than twice
-        the noise. On a GPU, where it has not been measured what neighbours cost, they are for that alone.
+        the iterations say that it pays; False: all landmarks, and all neighbours above ``neighbours_above``. On a GPU, where it has not been measured what neighbours cost, they are for that alone.
     :param num_probes: Rademacher probes of the gradient, solved together with y: its relative error falls as
         1 / sqrt(num_probes), and each is one more column in every pass.
     :param gradient_tolerance: largest standard error of the gradient, relative to it (norms over all log
@@ -95,6 +97,7 @@ class Certified:
     prediction_error: float = 0.01
     rank: int = 400
     neighbours: int = 64
+    neighbours_above: float = SATURATED
     adaptive_rank: bool = True
     num_probes: int = 32
     gradient_tolerance: float = 0.1
@@ -125,6 +128,7 @@ class Certified:
         check_flag(self, "adaptive_rank")
         check_at_most(self, "neighbours", MOST_NEIGHBOURS)
         check_above(self, "gradient_tolerance", 0.0, itself=False)
+        check_above(self, "neighbours_above", 0.0, itself=True)
         check_above(self, "landmark_refresh", 1.0, itself=True)
         check_choice(self, "predictor", get_args(Predictor))
         check_choice(self, "landmarks", ("rp_cholesky", "uniform"))
@@ -176,7 +180,8 @@ class Certified:
         """None where they would not pay."""
         gap = preconditioner.facts.mean_gap
         if not self.adaptive_rank:
-            return self.with_neighbours(system, landmarks, memory, self.neighbours) if gap > SATURATED else None
+            enough = gap > self.neighbours_above
+            return self.with_neighbours(system, landmarks, memory, self.neighbours) if enough else None
         if memory.neighbour_count is None:
             memory.neighbour_count = FEWEST_NEIGHBOURS if gap > HOPELESS and neighbours_known_to_pay(system) else 0
         return self.with_neighbours(system, landmarks, memory, memory.neighbour_count)

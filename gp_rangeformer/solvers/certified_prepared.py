@@ -15,13 +15,14 @@ from torch import Tensor
 from gp_rangeformer.allocation.free_memory import because
 from gp_rangeformer.kernels.native.compiler import library_on
 from gp_rangeformer.logdet.checked import checked_logdet, lanczos_value
-from gp_rangeformer.preconditioner.effort import SATURATED, WINDOW
+from gp_rangeformer.preconditioner.effort import WINDOW
 from gp_rangeformer.preconditioner.landmarks import Landmarks
 from gp_rangeformer.preconditioner.nystrom import NystromPreconditioner
 from gp_rangeformer.preconditioner.vecchia import VecchiaPreconditioner
 from gp_rangeformer.recycling.first_guess import extrapolate, fit_to_rows, sample_rows
 from gp_rangeformer.recycling.galerkin import galerkin
 from gp_rangeformer.recycling.memory import Memory
+from gp_rangeformer.solvers.block_cg import block_cg
 from gp_rangeformer.solvers.certified import Certified
 from gp_rangeformer.solvers.exact import Exact, ExactPrepared, exact_path_fits
 from gp_rangeformer.solvers.gradient_weight import GradientCheck, GradientWeight
@@ -32,6 +33,7 @@ from gp_rangeformer.solvers.refinement import failed, refine
 from gp_rangeformer.system.answers import Evaluation, InverseRoot, LogDet, Solution
 from gp_rangeformer.system.linear_system import LinearSystem
 from gp_rangeformer.system.reason import Reason
+from gp_rangeformer.system.small_cores import to_host
 
 # The quadratic form may miss this share of the tolerance, in nats per point: 0.5 r'P^-1 r <= 0.1 * tolerance * n.
 _ENERGY_SHARE = 0.1
@@ -42,6 +44,8 @@ _MOST_PROBES = 4
 # Of the tolerance: for probes, whose solution is known but for its small part A^-1 b - W'z, and for targets: near an
 # optimum the gradient misses what they do (pol, n = 4000: 6.5 % of it with 1, 4.1 % with 0.1, for two iterations).
 _WHITENED_SHARE, _TARGET_SHARE = 2.0, 0.1
+# Of a rough solution: the share of b'A^-1 b that it may miss, and passes.
+_ROUGH, _ROUGH_PASSES = 0.01, 40
 _WHITENED = "with neighbours Lanczos takes over from the learned log determinant, in few passes"
 # Why neighbours are tried before the exact path.
 _TOO_HARD = (Reason.STAGNATION, Reason.MAX_PASSES)
@@ -73,6 +77,21 @@ class CertifiedPrepared:
         if solution.converged:
             return solution
         return replace(self._exact_prepared(solution.reason).solve(rhs), reason=solution.reason)
+
+    def approximate(self, rhs: Float[Tensor, "n m"], energy: float = _ROUGH) -> Tensor:
+        """A^-1 rhs, n x m, to about ``energy`` of every b'A^-1 b and without a certificate: what curvature asks. At most
+        ``_ROUGH_PASSES`` passes; exact where a factorisation is there."""
+        if self.exact is not None or self.preconditioner is None:
+            return self._exact_prepared(self.failure or Reason.NOT_PSD).solve(rhs).value
+        own = self.vecchia or self.preconditioner
+        (reach,) = to_host((rhs.double() * own.solve(rhs).double()).sum(0))
+        found = block_cg(
+            self.system, own, torch.zeros_like(rhs), rhs,
+            stop_norm=torch.full(rhs.shape[1:], math.inf, dtype=torch.float64),
+            stop_energy=torch.from_numpy(np.maximum(energy * reach, np.finfo(np.float32).tiny)),
+            max_passes=_ROUGH_PASSES,
+        )  # fmt: skip
+        return found.value
 
     def logdet(self) -> LogDet:
         """log|A| by Lanczos with both intervals, or from the exact path."""
@@ -294,7 +313,7 @@ class CertifiedPrepared:
         # Trained on as many probes as are asked for, not on those that a gradient needed besides.
         estimate = solver.tail(system, preconditioner, signs, solution.value[:, own], solution.quadratic[own])
         unsure = estimate.half_width > solver.logdet_tolerance
-        if unsure and self.memory.rank is not None and not self._gap() > SATURATED:
+        if unsure and self.memory.rank is not None and not self._gap() > self.solver.neighbours_above:
             # Twice the landmarks leave a shorter tail to estimate, and cost less than Lanczos in every step.
             self.memory.rank = min(2 * self.memory.rank, solver.rank)
         lanczos = functools.partial(self._lanczos_logdet, signs, share)
@@ -331,7 +350,7 @@ class CertifiedPrepared:
             columns = value.shape[1]
             # Passes of Lanczos, of fewer columns, which neighbours save as well.
             lanczos = 0.0
-            if logdet is not None and self._gap() > SATURATED:
+            if logdet is not None and self._gap() > self.solver.neighbours_above:
                 lanczos = logdet.passes * self.solver.num_logdet_probes / columns
             memory.iterations = (*memory.iterations, solution.iterations + lanczos)[-WINDOW:]
             learned = logdet is not None and logdet.method == "learned"

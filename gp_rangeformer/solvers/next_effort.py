@@ -52,7 +52,8 @@ def choose_effort(
     if neighbours and len(memory.iterations) < WINDOW:
         return  # another preconditioner whitens other probes, whose first solution is far
     gap = gap_for_neighbours(solver, system, facts) if average > memory.neighbour_bar else 0.0
-    new = worthwhile_effort(n, columns, effort, average, solver.largest_effort, gap, learned=learned)
+    above = solver.neighbours_above
+    new = worthwhile_effort(n, columns, effort, average, solver.largest_effort, gap, above=above, learned=learned)
     if new.neighbours > effort.neighbours:
         memory.trial = Trial.begin(effort.neighbours, in_iterations, memory.iterations)
     if new == effort and _control_is_near(facts):

@@ -114,7 +114,8 @@ class LogDet:
     ``rigorous`` contains log|A| always (up to the stated rounding margin); it is wide where low rank saturates.
     ``statistical`` contains it with probability ``level``: over the choice of probes for "lanczos", over systems like
     those of training for "learned"; None where nothing is random. ``note``: why another method than the one that was
-    asked for answered, or None.
+    asked for answered, or None. ``samples``: of "lanczos", what each probe says: those of
+    two systems with the same probes tell how well their difference is known.
     """
 
     value: float
@@ -124,6 +125,7 @@ class LogDet:
     passes: int = 0
     method: LogDetMethod = "exact"
     note: str | None = None
+    samples: tuple[float, ...] = ()
 
 
 @dataclass

@@ -1,0 +1,6 @@
+"""How a model is trained until it has converged: a few certified evaluations instead of hundreds of steps."""
+
+from gp_rangeformer.fit.fit_mll import FitError, fit_mll
+from gp_rangeformer.fit.result import FitResult, Record
+
+__all__ = ["FitError", "FitResult", "Record", "fit_mll"]

@@ -1,0 +1,141 @@
+"""The numbers that a fit may change, on scales on which a step of one is a large step: logarithms of what is positive.
+
+A parameter with a lower bound l is seen as log(v - l) of its constrained value v, one between two bounds as a logit,
+any other as it is; so bounds hold whatever an optimiser proposes, with or without a transform of GPyTorch's.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import gpytorch
+import torch
+from gpytorch.constraints import Interval
+from jaxtyping import Float64
+from torch import Tensor
+
+# Of a share of the range of a value, or of one: nearer to a bound than this is on it.
+_ON_THE_BOUND = 1e-10
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """A parameter with its bounds, if it has some."""
+
+    name: str
+    raw: torch.nn.Parameter
+    constraint: Interval | None
+    lower: float
+    upper: float
+
+    def value(self, raw: Tensor) -> Tensor:
+        """Of the parameter as its owner stores it, between its bounds."""
+        constraint = self.constraint
+        return raw if constraint is None or not constraint.enforced else constraint.transform(raw)
+
+    def stored(self, value: Tensor) -> Tensor:
+        constraint = self.constraint
+        return value if constraint is None or not constraint.enforced else constraint.inverse_transform(value)
+
+    def free(self, value: Tensor) -> Tensor:
+        below, above = math.isfinite(self.lower), math.isfinite(self.upper)
+        if below and above:
+            share = ((value - self.lower) / (self.upper - self.lower)).clamp(_ON_THE_BOUND, 1 - _ON_THE_BOUND)
+            return share.logit()
+        if below:
+            return (value - self.lower).clamp_min(_ON_THE_BOUND).log()
+        if above:
+            return -(self.upper - value).clamp_min(_ON_THE_BOUND).log()
+        return value
+
+    def bounded(self, free: Tensor) -> Tensor:
+        below, above = math.isfinite(self.lower), math.isfinite(self.upper)
+        if below and above:
+            return self.lower + (self.upper - self.lower) * free.sigmoid()
+        if below:
+            return self.lower + free.exp()
+        return self.upper - (-free).exp() if above else free
+
+
+class FreeParameters:
+    """All parameters of a module that ask for a gradient, each once, as one float64 vector phi.
+
+    :raises ValueError: if there are none, or if two constraints of one parameter disagree.
+    """
+
+    def __init__(self, module: gpytorch.Module) -> None:
+        found: dict[int, _Entry] = {}
+        for name, raw, constraint in module.named_parameters_and_constraints():
+            if not raw.requires_grad:
+                continue
+            entry = _Entry(name, raw, constraint, *_bounds(constraint))
+            former = found.setdefault(id(raw), entry)
+            if former.constraint is None and constraint is not None:
+                found[id(raw)] = entry
+        self._entries = list(found.values())
+        if not self._entries:
+            raise ValueError("the model has no parameter to fit: every requires_grad is False")
+        self.size = sum(entry.raw.numel() for entry in self._entries)
+
+    @property
+    def tensors(self) -> list[torch.nn.Parameter]:
+        return [entry.raw for entry in self._entries]
+
+    @property
+    def names(self) -> list[str]:
+        """One for every number of phi."""
+        names = []
+        for entry in self._entries:
+            count = entry.raw.numel()
+            names += [entry.name] if count == 1 else [f"{entry.name}[{index}]" for index in range(count)]
+        return names
+
+    def read(self) -> Float64[Tensor, " p"]:
+        """phi of the parameters as they are; those on or beyond a bound just inside."""
+        with torch.no_grad():
+            parts = [entry.free(entry.value(entry.raw.detach().double())) for entry in self._entries]
+        return torch.cat([part.reshape(-1).cpu() for part in parts])
+
+    def write(self, phi: Float64[Tensor, " p"]) -> None:
+        """Set the parameters, in their own dtypes and on their own devices."""
+        with torch.no_grad():
+            for entry, part in zip(self._entries, self._split(phi), strict=True):
+                wide = entry.stored(entry.bounded(part)).reshape(entry.raw.shape)
+                entry.raw.copy_(wide.to(entry.raw))
+
+    def slopes(self, phi: Float64[Tensor, " p"]) -> tuple[Float64[Tensor, " p"], Float64[Tensor, " p"]]:
+        """First and second derivative of every stored number with respect to its own phi."""
+        first, second = [], []
+        with torch.enable_grad():
+            for entry, part in zip(self._entries, self._split(phi), strict=True):
+                free = part.clone().requires_grad_()
+                (slope,) = torch.autograd.grad(entry.stored(entry.bounded(free)).sum(), free, create_graph=True)
+                bend = torch.zeros_like(part)
+                if slope.requires_grad:
+                    (bend,) = torch.autograd.grad(slope.sum(), free)
+                first.append(slope.detach())
+                second.append(bend)
+        return torch.cat(first), torch.cat(second)
+
+    def raw_state(self) -> list[Tensor]:
+        """The stored numbers, bit for bit."""
+        return [entry.raw.detach().clone() for entry in self._entries]
+
+    def restore(self, state: list[Tensor]) -> None:
+        with torch.no_grad():
+            for entry, stored in zip(self._entries, state, strict=True):
+                entry.raw.copy_(stored)
+
+    def _split(self, phi: Tensor) -> list[Tensor]:
+        return list(phi.split([entry.raw.numel() for entry in self._entries]))
+
+
+def _bounds(constraint: Interval | None) -> tuple[float, float]:
+    """One pair for all numbers of a parameter: bounds that differ are left to the constraint's own transform."""
+    if constraint is None:
+        return -math.inf, math.inf
+    lower, upper = constraint.lower_bound, constraint.upper_bound
+    if lower.numel() != 1 or upper.numel() != 1:
+        raise ValueError("a constraint with several bounds is not supported: give every number a parameter of its own")
+    return float(lower), float(upper)

@@ -1,0 +1,62 @@
+"""What a fit did, how good its end is, and how well that is known."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from gp_rangeformer.report import SolveReport
+from gp_rangeformer.system.answers import Interval
+
+
+@dataclass(frozen=True)
+class Record:
+    """One evaluation: on how many points, when it was done (seconds since the fit began), the likelihood found in nats
+    per point with half of its stated interval, and whether the step to it was accepted."""
+
+    points: int
+    seconds: float
+    value: float
+    error: float
+    accepted: bool
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """The end of a fit. Values are in nats per data point, priors included, as GPyTorch's ``mll`` has them.
+
+    ``value``: of the likelihood at the parameters that the model now has; ``error``: half the width of the interval
+    that its last report states (0 where it is exact); ``certain``: the interval of log p(y) / n that holds always, or
+    None. ``decrement``: what the last quadratic model says is still to be gained, ``noise``: how much of that the
+    probes alone explain. ``reason``: why it stopped. ``method``: where curvature
+    came from. ``evaluations``: by number of points.
+    """
+
+    value: float
+    error: float
+    certain: Interval | None
+    decrement: float
+    noise: float
+    converged: bool
+    reason: str
+    method: str
+    evaluations: dict[int, int]
+    seconds: float
+    history: tuple[Record, ...]
+    report: SolveReport | None
+    notes: tuple[str, ...] = ()
+
+    def summary(self) -> str:
+        """One line."""
+        counts = ", ".join(f"{count} on {points}" for points, count in sorted(self.evaluations.items()))
+        parts = [f"log p(y)/n {self.value:.4f} +- {self.error:.4f}", f"{self.reason}", f"{counts} points"]
+        noise = f" (probes alone explain {self.noise:.1e})" if self.noise else ""
+        parts.append(f"{self.decrement:.1e} left to gain{noise}")
+        return "; ".join([*parts, *self.notes, f"{self.seconds:.2f} s"])
+
+    def table(self) -> str:
+        """The history, a line for each evaluation."""
+        lines = [f"{'points':>8} {'seconds':>8} {'log p(y)/n':>11} {'+-':>7}  step"]
+        for row in self.history:
+            word = "accepted" if row.accepted else "rejected"
+            lines.append(f"{row.points:>8} {row.seconds:>8.2f} {row.value:>11.5f} {row.error:>7.4f}  {word}")
+        return "\n".join(lines)
