@@ -14,18 +14,24 @@ from torch import Tensor
 from gp_rangeformer.fit.gradient_noise import explained_by_noise
 from gp_rangeformer.fit.objective import Evaluated, Objective
 from gp_rangeformer.fit.secant import Secant
-from gp_rangeformer.fit.trust_region import QuadraticModel
+from gp_rangeformer.fit.trust_region import QuadraticModel, Step
 
 # What an evaluation may end in without ending the fit: parameters that are too far out.
 NUMERICAL = (NanError, NotPSDError, torch.linalg.LinAlgError, ArithmeticError)
 _NEAR = 10.0  # tolerances: of what is left to gain, where it is asked how much of it is noise
-_PATIENCE = 4  # evaluations in which less than the tolerance was gained, all together
-_RADIUS, _LARGEST_RADIUS, _SMALLEST_RADIUS = 1.0, 4.0, 1e-4
+_PATIENCE = 3  # accepted steps in which less than the tolerance was gained, all together
+_RADIUS, _LARGEST_RADIUS, _SMALLEST_RADIUS = 1.0, 4.0, 1e-3
 # Share of the promised gain above which the radius grows and below which it shrinks.
 _GOOD, _POOR = 0.5, 0.1
 _SHRINK = 0.3
 # Of the promised gain: values that are less certain than this leave the judgement to the gradients.
 _CERTAIN = 0.25
+# Average information is corrected by what gradients saw along the last step: where a step that no radius shortened met
+# less than a share of the curvature that is there now (ridges, as where the noise vanishes), and where a step gained
+# less than a share of what was promised. Evaluations of five sets at n = 1000 without, with the first, with both: 20,
+# 16, 9 on kin40k, 21, 21, 12 on pol, 40, 35, 34 on protein, 7 each on bike, 16, 15, 13 on elevators.
+_FLATTER, _DISAPPOINTING = 0.8, 0.3
+_LEAST, _MOST = 0.1, 4.0  # of the curvature that average information has
 
 Watch = Callable[[Evaluated, bool], None]
 
@@ -49,33 +55,31 @@ def ascend(
     tolerance: float,
     max_evaluations: int,
     watch: Watch = lambda evaluated, accepted: None,
-    radius: float = _RADIUS,
-    secants: bool = False,
 ) -> Ascent:
-    """Steps from ``phi`` until the model has less than ``tolerance`` nats per point to gain.
+    """Steps from ``phi`` until the model has less than ``tolerance`` nats per point to gain, or less than noise.
 
     :param max_evaluations: at least one.
     :param watch: sees every evaluation and whether it was accepted.
-    :param secants: curvature by differences of gradients, also where average information is to be had.
     """
-    secant = Secant()
-    best = objective(phi)
+    secant, near, radius = Secant(), _NEAR * tolerance, _RADIUS
+    best, gains, used = objective(phi), [], 1
     watch(best, True)
-    near = _NEAR * tolerance
-    model = None if secants else objective.quadratic_model(best, near)
-    secants = model is None
-    model = model or secant.first(best)
-    used, gains = 1, []
+    found = objective.quadratic_model(best, near)
+    secants = found is None
+    model = secant.first(best) if found is None else found
     while True:
-        decrement, noise = model.newton_decrement(), _explained(best, model)
-        if decrement < tolerance:
-            return Ascent(best, model, "converged", secants, noise)
-        if decrement < noise:
-            return Ascent(best, model, "as near as the probes allow", secants, noise)
-        if used >= max_evaluations:
-            return Ascent(best, model, "budget", secants, noise)
-        if radius < _SMALLEST_RADIUS or (len(gains) >= _PATIENCE and sum(gains[-_PATIENCE:]) < tolerance):
-            return Ascent(best, model, "no further gain", secants, noise)
+        noise = 0.0 if best.group_gradients is None else explained_by_noise(model, best.group_gradients)
+        reason = None
+        if (decrement := model.newton_decrement()) < tolerance:
+            reason = "converged"
+        elif decrement < noise:
+            reason = "as near as the probes allow"
+        elif used >= max_evaluations:
+            reason = "evaluations used up"
+        elif radius < _SMALLEST_RADIUS or (len(gains) >= _PATIENCE and sum(gains[-_PATIENCE:]) < tolerance):
+            reason = "no further gain"
+        if reason is not None:
+            return Ascent(best, model, reason, secants, noise)
         step = model.step(radius)
         used += 1
         try:
@@ -83,35 +87,47 @@ def ascend(
         except NUMERICAL:
             radius = _SHRINK * min(step.length, radius)
             continue
-        gain = gained(best, new, step.value, step.promised)
-        accepted, old = gain > 0, best
-        gains.append(max(gain, 0.0))
+        old, gain = best, gained(best, new, step)
+        accepted, kept, full = gain > 0, gain / step.promised, step.length < radius * (1 - 1e-6)
         watch(new, accepted)
         if accepted:
-            kept, interior = gain / step.promised, step.length < radius * (1 - 1e-6)
-            radius = min(radius * (2 if kept > _GOOD else 1 if kept > _POOR else 0.5), _LARGEST_RADIUS)
             best = new
+            gains.append(gain)
+            radius = min(radius * (2 if kept > _GOOD else 1 if kept > _POOR else 0.5), _LARGEST_RADIUS)
             found = None if secants else objective.quadratic_model(new, near)
-            if found is not None and interior:
-                found = found.flattened(step.value, float((old.gradient - new.gradient) @ step.value))
         else:
-            new.observation = None
+            new.seen = None
             radius = _SHRINK * min(step.length, radius)
-            found = model
-        if secants and math.isfinite(new.value):
-            found = secant.learn(old, new, best)
-        model = found or QuadraticModel(best.gradient, model.curvature, model.linear)
+            found = None if secants else model
+        if secants:
+            model = secant.learn(old, new, best)
+        elif found is not None:
+            model = _corrected(found, old, new, step.value, kept, accepted and full)
 
 
-def gained(old: Evaluated, new: Evaluated, step: Float64[Tensor, " p"], promised: float) -> float:
+def _corrected(
+    model: QuadraticModel, old: Evaluated, new: Evaluated, step: Float64[Tensor, " p"], kept: float, full: bool
+) -> QuadraticModel:
+    """By the curvature that gradients saw along ``step``, of which ``kept`` says how much of its promise it kept."""
+    seen = float((old.gradient - new.gradient) @ step)
+    if not math.isfinite(seen):
+        return model
+    if kept < _DISAPPOINTING:
+        return model.corrected(step, seen, 1.0, _MOST)
+    if full and seen < _FLATTER * float(step @ model.curvature @ step):
+        return model.corrected(step, seen, _LEAST, 1.0)
+    return model
+
+
+def gained(old: Evaluated, new: Evaluated, step: Step) -> float:
     """Nats per point between two points: the difference of their values where that is certain enough, else what their
     gradients say along the step (the probes are the same, and so is most of their error)."""
-    if not math.isfinite(new.value):
+    if not (math.isfinite(new.value) and bool(new.gradient.isfinite().all())):
         return -math.inf
     difference, error = new.value - old.value, _error_of_difference(old, new)
-    if error <= _CERTAIN * promised:
+    if error <= _CERTAIN * step.promised:
         return difference
-    slopes = 0.5 * float((old.gradient + new.gradient) @ step)
+    slopes = 0.5 * float((new.phi - old.phi) @ (old.gradient + new.gradient))
     return min(max(slopes, difference - 2 * error), difference + 2 * error)
 
 
@@ -122,7 +138,3 @@ def _error_of_difference(old: Evaluated, new: Evaluated) -> float:
         return separate
     paired = 2 * float((new.samples - old.samples).std()) / math.sqrt(len(new.samples))
     return min(separate, paired)
-
-
-def _explained(point: Evaluated, model: QuadraticModel) -> float:
-    return 0.0 if point.group_gradients is None else explained_by_noise(model, point.group_gradients)

@@ -36,7 +36,7 @@ def explained_by_noise(model: QuadraticModel, groups: Float64[Tensor, "g p"]) ->
     point) between groups of probes."""
     count = len(groups)
     spread = groups - groups.mean(0)
-    promised = [QuadraticModel(own, model.curvature, model.linear).newton_decrement() for own in spread]
+    promised = [QuadraticModel(own, model.curvature).newton_decrement() for own in spread]
     return sum(promised) / (count * (count - 1))
 
 

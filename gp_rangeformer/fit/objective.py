@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from gpytorch.mlls import ExactMarginalLogLikelihood
-from jaxtyping import Float64
+from jaxtyping import Bool, Float64
 from torch import Tensor
 
+from gp_rangeformer.fit.columns import Columns, CovarianceColumns, analytic_columns, columns_by_differences, derivatives
 from gp_rangeformer.fit.gradient_noise import group_gradients
-from gp_rangeformer.fit.information import analytic_columns, columns_by_differences, information
+from gp_rangeformer.fit.information import fit_mean, information
 from gp_rangeformer.fit.parameters import FreeParameters
 from gp_rangeformer.fit.trust_region import QuadraticModel
 from gp_rangeformer.plugin.observation import Observation, observe_likelihoods
@@ -21,25 +21,6 @@ from gp_rangeformer.system.answers import LogDet
 
 _STEP = {torch.float32: 1e-2, torch.float64: 1e-4}  # of a logarithm
 MOST_COLUMNS = 64  # parameters up to which curvature is worth a solve for each
-
-
-@dataclass
-class Evaluated:
-    """The likelihood at phi, in nats per point. ``error``: half of what its report states for the value, 0 if exact.
-
-    ``samples``: what each probe of the log determinant says of the value, where probes were asked; ``group_gradients``:
-    what groups of the gradient's probes say, near an optimum. ``observation`` holds K: drop it before the next evaluation.
-    """
-
-    phi: Float64[Tensor, " p"]
-    value: float
-    error: float
-    gradient: Float64[Tensor, " p"]
-    seconds: float
-    report: SolveReport | None
-    observation: Observation | None
-    samples: Float64[Tensor, " k"] | None = None
-    group_gradients: Float64[Tensor, "g p"] | None = None
 
 
 @dataclass(frozen=True)
@@ -56,19 +37,47 @@ class Anchor:
         return (self.centre - phi) / self.deviation**2
 
 
+@dataclass
+class Seen:
+    """What curvature is made of. It holds K."""
+
+    observation: Observation
+    covariance: CovarianceColumns  # of phi
+    mean: Columns
+    follows: Bool[Tensor, " p"]  # the parameters of a mean that has been fitted to the others
+
+
+@dataclass
+class Evaluated:
+    """The likelihood at phi, in nats per point. ``error``: half of what its report states for the value, 0 if exact.
+
+    ``samples``: what each probe of the log determinant says of the value, where probes were asked; ``group_gradients``:
+    what groups of the gradient's probes say, near an optimum. ``seen`` holds K: drop it before the next evaluation.
+    """
+
+    phi: Float64[Tensor, " p"]
+    value: float
+    error: float
+    gradient: Float64[Tensor, " p"]
+    report: SolveReport | None
+    seen: Seen | None = None
+    samples: Float64[Tensor, " k"] | None = None
+    group_gradients: Float64[Tensor, "g p"] | None = None
+
+
 class Objective:
     """log p(y) / n of ``mll``'s own training data, priors included, as a function of phi.
 
+    :param anchor: a prior more.
     :raises ValueError: without training data or without free parameters.
     """
 
     def __init__(self, mll: ExactMarginalLogLikelihood, anchor: Anchor | None = None) -> None:
-        self._anchor = anchor
-        self.mll, self.model = mll, mll.model
+        self.mll, self.model, self._anchor = mll, mll.model, anchor
         if self.model.train_inputs is None or self.model.train_targets is None:
             raise ValueError("the model has no training data: give it some (set_train_data) before it is fitted")
         self.parameters = FreeParameters(mll)
-        self.points = self.model.train_targets.numel()
+        self.points = self.model.train_targets.shape[-1]
         self.evaluations = 0
 
     @property
@@ -76,59 +85,53 @@ class Objective:
         return self.model.train_targets.dtype
 
     def __call__(self, phi: Float64[Tensor, " p"]) -> Evaluated:
-        """One evaluation, and the gradient. The parameters are left at ``phi``.
+        """One evaluation, and the gradient. A mean that is linear in its parameters, without priors, is fitted to the
+        others: the result is for that phi, and so are the parameters.
 
         :raises Exception: what the model, GPyTorch or a solver raises.
         """
-        started = time.perf_counter()
         self.evaluations += 1
         self.parameters.write(phi)
-        with torch.enable_grad(), collect_reports() as reports, observe_likelihoods() as seen:
+        slopes, _ = self.parameters.slopes(phi)
+        with torch.enable_grad(), collect_reports() as reports, observe_likelihoods() as observations:
             value = self._value()
-            found = torch.autograd.grad(
-                value, self.parameters.tensors, retain_graph=True, allow_unused=True, materialize_grads=True
-            )
-        raw = torch.cat([part.reshape(-1).double().cpu() for part in found])
-        report = reports[-1] if len(reports) else None
-        likelihood, gradient = float(value.detach()), raw * self.parameters.slopes(phi)[0]
+            gradient = self._flat_gradient(value) * slopes
+        found = Evaluated(phi, float(value.detach()), 0.0, gradient, reports[-1] if len(reports) else None)
+        if found.report is not None and found.report.mll_statistical is not None:
+            found.error = 0.5 * found.report.mll_statistical.width / self.points
+        usable = len(observations) == 1 and observations[0].rhs.shape[1] == 1
+        if usable and self.parameters.size <= MOST_COLUMNS:
+            found.samples = self._samples(observations[0])
+            found.seen = self._seen(observations[0], phi, slopes)
+            self._settle(found)
         if self._anchor is not None:
-            likelihood += self._anchor.value(phi) / self.points
-            gradient += self._anchor.gradient(phi) / self.points
-        return Evaluated(
-            phi=phi,
-            value=likelihood,
-            error=self._error(report),
-            gradient=gradient,
-            seconds=time.perf_counter() - started,
-            report=report,
-            observation=seen[0] if len(seen) == 1 and seen[0].rhs.shape[1] == 1 else None,
-            samples=self._samples(seen),
-        )
+            found.value += self._anchor.value(found.phi) / self.points
+            found.gradient = found.gradient + self._anchor.gradient(found.phi) / self.points
+        return found
 
     def quadratic_model(self, point: Evaluated, near: float = 0.0) -> QuadraticModel | None:
         """With the average information there, or None where a quasi-Newton method must do without. Releases K.
 
         :param near: where the model has less than this to gain, ``point`` gets its gradients by groups of probes.
         """
-        observation, point.observation = point.observation, None
-        if observation is None or self.parameters.size > MOST_COLUMNS:
+        seen, point.seen = point.seen, None
+        if seen is None:
             return None
         slopes, bends = self.parameters.slopes(point.phi)
-        columns = analytic_columns(observation, self.parameters.tensors)
-        if columns is None:
-            columns = columns_by_differences(self._product_with(observation), point.phi, _STEP[self.dtype])
-            self.parameters.write(point.phi)
-        else:
-            columns = columns[0] * slopes.to(columns[0].device), columns[1] * slopes.to(columns[1].device)
         with torch.no_grad():
-            matrix, linear = information(observation, *columns)
+            columns = seen.covariance(seen.observation.solution[:, 0].detach())
+            matrix = information(seen.observation, columns, seen.mean, seen.follows)
+        self.parameters.write(point.phi)  # differences have moved them
         curvature = matrix / self.points + self._prior_curvature(slopes, bends)
         if self._anchor is not None:
             curvature.diagonal().add_(1 / (self.points * self._anchor.deviation**2))
-        model = QuadraticModel(point.gradient, curvature, linear)
+        # Those that follow have nothing left to gain, and no part in a step.
+        curvature[seen.follows] = curvature[:, seen.follows] = 0
+        curvature.diagonal()[seen.follows] = 1
+        model = QuadraticModel(torch.where(seen.follows, 0.0, point.gradient), curvature)
         if model.newton_decrement() < near:
-            groups = group_gradients(observation, self.parameters.tensors)
-            point.group_gradients = None if groups is None else groups * slopes / self.points
+            groups = group_gradients(seen.observation, self.parameters.tensors)
+            point.group_gradients = None if groups is None else groups * slopes * ~seen.follows / self.points
         return model
 
     def _value(self) -> Tensor:
@@ -136,53 +139,117 @@ class Objective:
         model.train()
         return self.mll(model(*model.train_inputs), model.train_targets, *model.train_inputs).sum()
 
-    def _error(self, report: SolveReport | None) -> float:
-        if report is None or report.mll_statistical is None:
-            return 0.0
-        return 0.5 * report.mll_statistical.width / self.points
+    def _flat_gradient(self, value: Tensor, create_graph: bool = False) -> Tensor:
+        """With respect to the stored numbers."""
+        found = torch.autograd.grad(
+            value,
+            self.parameters.tensors,
+            retain_graph=True,
+            create_graph=create_graph,
+            allow_unused=True,
+            materialize_grads=True,
+        )
+        return torch.cat([part.reshape(-1).double().cpu() for part in found])
 
-    def _samples(self, seen: list[Observation]) -> Float64[Tensor, " k"] | None:
-        logdet = seen[0].evaluation.logdet if len(seen) == 1 else None
+    def _seen(self, observation: Observation, phi: Tensor, slopes: Float64[Tensor, " p"]) -> Seen:
+        tensors = self.parameters.tensors
+        raw = analytic_columns(observation, tensors)
+        device = observation.rhs.device
+        if raw is None:
+            columns = columns_by_differences(self._product, phi, _STEP[self.dtype])
+        else:
+            analytic, wide = raw, slopes.to(device)
+
+            def columns(vector: Tensor) -> Columns:
+                return analytic(vector) * wide
+
+        mean = -derivatives(observation.rhs.squeeze(-1), tensors) * slopes.to(device)
+        return Seen(observation, columns, mean, torch.zeros(len(phi), dtype=torch.bool))
+
+    def _settle(self, found: Evaluated) -> None:
+        """Fit the mean to the other parameters, where that is a linear problem: a long step leaves it behind."""
+        seen = found.seen
+        assert seen is not None
+        candidates = self._mean_alone(seen)
+        if not candidates.any():
+            return
+        with torch.no_grad():
+            fit = fit_mean(seen.observation, seen.mean[:, candidates.to(seen.mean.device)], seen.covariance)
+        phi = found.phi.clone()
+        phi[candidates] += fit.delta
+        self.parameters.write(phi)
+        found.phi, found.value = phi, found.value + fit.gain / self.points
+        found.gradient = found.gradient + fit.gradient / self.points
+        found.gradient[candidates] = 0
+        seen.observation = replace(seen.observation, solution=fit.solution.to(seen.observation.solution))
+        seen.follows = candidates
+
+    def _mean_alone(self, seen: Seen) -> Bool[Tensor, " p"]:
+        """The parameters on which nothing but the mean depends, and that linearly, with no prior and no bound."""
+        tensors = self.parameters.tensors
+        others = [seen.observation.noise, *(seen.observation.fused.arguments if seen.observation.fused else ())]
+        if seen.observation.fused is None:
+            return torch.zeros_like(seen.follows)
+        touched = self._touched([*others, *self._log_priors()])
+        alone = seen.mean.any(0).cpu() & ~touched & self.parameters.unbounded
+        if not alone.any():
+            return alone
+        # Linear: a second derivative that vanishes.
+        with torch.enable_grad():
+            probe = torch.linspace(1, 2, len(seen.observation.rhs), dtype=self.dtype, device=seen.mean.device)
+            weighted = (seen.observation.rhs.squeeze(-1) * probe).sum()
+            first = torch.autograd.grad(weighted, tensors, create_graph=True, allow_unused=True)
+            bent = [part for part in first if part is not None and part.requires_grad]
+        return alone & ~self._touched(bent)
+
+    def _touched(self, outputs: list[Tensor]) -> Bool[Tensor, " p"]:
+        """Whether some of ``outputs`` depend on a number."""
+        tensors = self.parameters.tensors
+        outputs = [output for output in outputs if output.requires_grad]
+        ones = [torch.ones_like(output) for output in outputs]
+        found = (
+            torch.autograd.grad(outputs, tensors, ones, retain_graph=True, allow_unused=True)
+            if outputs
+            else [None] * len(tensors)
+        )
+        parts = [
+            torch.full((tensor.numel(),), gradient is not None)
+            for tensor, gradient in zip(tensors, found, strict=True)
+        ]
+        return torch.cat(parts)
+
+    def _samples(self, observation: Observation) -> Float64[Tensor, " k"] | None:
+        logdet = observation.evaluation.logdet
         if not isinstance(logdet, LogDet) or not logdet.samples:
             return None
         return -0.5 * torch.tensor(logdet.samples, dtype=torch.float64) / self.points
 
-    def _product_with(self, observation: Observation) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
-        a = observation.solution[:, 0].detach()
+    def _product(self, phi: Float64[Tensor, " p"], vector: Tensor) -> Float64[Tensor, " n"]:
+        """A(phi) v through the model itself. It leaves the parameters at ``phi``."""
+        self.parameters.write(phi)
+        with torch.no_grad():
+            model = self.model
+            output = self.mll.likelihood(model(*model.train_inputs), *model.train_inputs)
+            column = vector.to(self.dtype).unsqueeze(-1)
+            return (output.lazy_covariance_matrix @ column).squeeze(-1).double()
 
-        def evaluate(phi: Tensor) -> tuple[Tensor, Tensor]:
-            self.parameters.write(phi)
-            with torch.no_grad():
-                model = self.model
-                output = self.mll.likelihood(model(*model.train_inputs), *model.train_inputs)
-                product = output.lazy_covariance_matrix @ a.unsqueeze(-1)
-                return product.squeeze(-1).double(), output.mean.reshape(-1).double()
-
-        return evaluate
+    def _log_priors(self) -> list[Tensor]:
+        with torch.enable_grad():
+            return [prior.log_prob(closure(module)).sum() for _, module, prior, closure, _ in self.mll.named_priors()]
 
     def _prior_curvature(
         self, slopes: Float64[Tensor, " p"], bends: Float64[Tensor, " p"]
     ) -> Float64[Tensor, "p p"]:
         """Of minus the log prior, per point."""
-        tensors, size = self.parameters.tensors, self.parameters.size
+        size = self.parameters.size
         matrix = torch.zeros(size, size, dtype=torch.float64)
+        logs = self._log_priors()
+        if not logs:
+            return matrix
         with torch.enable_grad():
-            logs = [
-                prior.log_prob(closure(module)).sum() for _, module, prior, closure, _ in self.mll.named_priors()
-            ]
-            if not logs:
-                return matrix
             total = torch.stack([log.double() for log in logs]).sum() / self.points
-            gradients = torch.autograd.grad(
-                total, tensors, create_graph=True, allow_unused=True, materialize_grads=True
-            )
-            flat = torch.cat([part.reshape(-1).double().cpu() for part in gradients])
-            matrix -= torch.diag(flat.detach() * bends / slopes.square())
-            for index, number in enumerate(flat):
+            gradient = self._flat_gradient(total, create_graph=True)
+            for index, number in enumerate(gradient):
                 if number.requires_grad:
-                    row = torch.autograd.grad(
-                        number, tensors, retain_graph=True, allow_unused=True, materialize_grads=True
-                    )
-                    matrix[index] = -torch.cat([part.reshape(-1).double().cpu() for part in row])
-        return matrix * slopes * slopes.unsqueeze(1)
-
+                    matrix[index] = -self._flat_gradient(number)
+        return matrix * slopes * slopes.unsqueeze(1) - torch.diag(gradient.detach() * bends)

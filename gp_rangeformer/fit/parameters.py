@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import gpytorch
 import torch
 from gpytorch.constraints import Interval
-from jaxtyping import Float64
+from jaxtyping import Bool, Float64
 from torch import Tensor
 
 # Of a share of the range of a value, or of one: nearer to a bound than this is on it.
@@ -91,6 +91,15 @@ class FreeParameters:
             names += [entry.name] if count == 1 else [f"{entry.name}[{index}]" for index in range(count)]
         return names
 
+    @property
+    def unbounded(self) -> Bool[Tensor, " p"]:
+        """The numbers that phi holds as they are stored."""
+        parts = [
+            torch.full((entry.raw.numel(),), entry.constraint is None and math.isinf(entry.lower))
+            for entry in self._entries
+        ]
+        return torch.cat(parts)
+
     def read(self) -> Float64[Tensor, " p"]:
         """phi of the parameters as they are; those on or beyond a bound just inside."""
         with torch.no_grad():
@@ -98,11 +107,14 @@ class FreeParameters:
         return torch.cat([part.reshape(-1).cpu() for part in parts])
 
     def write(self, phi: Float64[Tensor, " p"]) -> None:
-        """Set the parameters, in their own dtypes and on their own devices."""
+        """Set the parameters, in their own dtypes and on their own devices; those that are there already stay untouched,
+        and graphs from them alive."""
         with torch.no_grad():
             for entry, part in zip(self._entries, self._split(phi), strict=True):
                 wide = entry.stored(entry.bounded(part)).reshape(entry.raw.shape)
-                entry.raw.copy_(wide.to(entry.raw))
+                stored = wide.to(entry.raw)
+                if not torch.equal(stored, entry.raw):
+                    entry.raw.copy_(stored)
 
     def slopes(self, phi: Float64[Tensor, " p"]) -> tuple[Float64[Tensor, " p"], Float64[Tensor, " p"]]:
         """First and second derivative of every stored number with respect to its own phi."""

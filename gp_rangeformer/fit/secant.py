@@ -28,7 +28,7 @@ class Secant:
         """From the two ends of a step; the model is that of ``kept``, one of them."""
         assert self._matrix is not None
         step, change = new.phi - old.phi, old.gradient - new.gradient
-        if bool(change.isfinite().all()) and float(step.norm()) > 0:
+        if bool(change.isfinite().all()) and float(step @ self._matrix @ step) > 0:
             self._update(step, change)
         return self._model(kept)
 
@@ -44,5 +44,4 @@ class Secant:
 
     def _model(self, point: Evaluated) -> QuadraticModel:
         assert self._matrix is not None
-        nothing = torch.zeros(len(point.gradient), dtype=torch.bool)
-        return QuadraticModel(point.gradient, self._matrix, nothing)
+        return QuadraticModel(point.gradient, self._matrix)
