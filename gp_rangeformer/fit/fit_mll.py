@@ -19,6 +19,7 @@ from gp_rangeformer.fit.ascent import Ascent, ascend
 from gp_rangeformer.fit.objective import Anchor, Evaluated, Objective
 from gp_rangeformer.fit.result import FitResult, Record
 from gp_rangeformer.fit.subsets import can_be_thinned, level_sizes, thinned
+from gp_rangeformer.fit.wall import Wall
 from gp_rangeformer.solvers.certified import Certified
 from gp_rangeformer.solvers.exact import Exact
 
@@ -90,7 +91,8 @@ class _Fit:
         self._started = time.perf_counter()
 
     def run(self) -> FitResult:
-        objective = Objective(self._mll)
+        with self._solver():
+            objective = Objective(self._mll, wall=self._wall())
         parameters = objective.parameters
         before = parameters.raw_state()
         best: list[Evaluated] = []  # on all points, the last is the best
@@ -148,14 +150,22 @@ class _Fit:
         else:
             yield
 
+    def _wall(self) -> Wall | None:
+        """Of the dtype in which all points are to be certified; where the exact path answers, float64 helps itself."""
+        targets = self._mll.model.train_targets
+        n = targets.shape[-1]
+        if not isinstance(settings.solver.value(), Certified) or n < settings.min_size.value_on(targets.device):
+            return None
+        return Wall.of(n, targets.dtype)
+
     def _through_levels(self, phi: Float64[Tensor, " p"]) -> Float64[Tensor, " p"]:
         if not self._levels or not can_be_thinned(self._mll):
             return phi
         n = len(self._mll.model.train_targets)
         order = torch.randperm(n, generator=torch.Generator().manual_seed(self._seed))
-        anchor = Anchor(phi, _LEVEL_DEVIATION)
+        anchor, wall = Anchor(phi, _LEVEL_DEVIATION), self._wall()
         for size in level_sizes(n):
-            level = Objective(thinned(self._mll, order[:size]), anchor)
+            level = Objective(thinned(self._mll, order[:size]), anchor, wall)
             phi = self._ascend(level, phi, _LEVEL_TOLERANCE, _LEVEL_EVALUATIONS).best.phi
         return phi
 
@@ -178,13 +188,16 @@ class _Fit:
         return ascend(objective, phi, tolerance=tolerance, max_evaluations=most, watch=watch)
 
     def _result(self, objective: Objective, ascent: Ascent) -> FitResult:
-        best, report = ascent.best, ascent.best.report
+        best, report, model = ascent.best, ascent.best.report, ascent.model
         certain = None if report is None or report.mll_interval is None else report.mll_interval.scaled(1 / report.n)
+        decrement = model.newton_decrement()
+        if model.wall is not None and replace(model, wall=None).newton_decrement() > decrement + self._tolerance:
+            self._notes.append(f"{report.dtype if report else 'the dtype'} ends here: smaller noise beside this scale needs float64")
         return FitResult(
             value=best.value,
             error=best.error,
             certain=certain,
-            decrement=ascent.model.newton_decrement(),
+            decrement=decrement,
             noise=ascent.noise,
             converged=ascent.reason == "converged",
             reason=ascent.reason,
@@ -193,4 +206,5 @@ class _Fit:
             seconds=time.perf_counter() - self._started,
             history=tuple(self._history),
             report=report,
+            notes=tuple(self._notes),
         )

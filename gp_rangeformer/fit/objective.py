@@ -15,6 +15,7 @@ from gp_rangeformer.fit.gradient_noise import group_gradients
 from gp_rangeformer.fit.information import fit_mean, information
 from gp_rangeformer.fit.parameters import FreeParameters
 from gp_rangeformer.fit.trust_region import QuadraticModel
+from gp_rangeformer.fit.wall import Wall
 from gp_rangeformer.plugin.observation import Observation, observe_likelihoods
 from gp_rangeformer.report import SolveReport, collect_reports
 from gp_rangeformer.system.answers import LogDet
@@ -45,6 +46,8 @@ class Seen:
     covariance: CovarianceColumns  # of phi
     mean: Columns
     follows: Bool[Tensor, " p"]  # the parameters of a mean that has been fitted to the others
+    wall: Float64[Tensor, " p"] | None = None  # towards it
+    room: float = 0.0
 
 
 @dataclass
@@ -69,11 +72,14 @@ class Objective:
     """log p(y) / n of ``mll``'s own training data, priors included, as a function of phi.
 
     :param anchor: a prior more.
+    :param wall: that no step of a model crosses.
     :raises ValueError: without training data or without free parameters.
     """
 
-    def __init__(self, mll: ExactMarginalLogLikelihood, anchor: Anchor | None = None) -> None:
-        self.mll, self.model, self._anchor = mll, mll.model, anchor
+    def __init__(
+        self, mll: ExactMarginalLogLikelihood, anchor: Anchor | None = None, wall: Wall | None = None
+    ) -> None:
+        self.mll, self.model, self._anchor, self._wall = mll, mll.model, anchor, wall
         if self.model.train_inputs is None or self.model.train_targets is None:
             raise ValueError("the model has no training data: give it some (set_train_data) before it is fitted")
         self.parameters = FreeParameters(mll)
@@ -128,7 +134,8 @@ class Objective:
         # Those that follow have nothing left to gain, and no part in a step.
         curvature[seen.follows] = curvature[:, seen.follows] = 0
         curvature.diagonal()[seen.follows] = 1
-        model = QuadraticModel(torch.where(seen.follows, 0.0, point.gradient), curvature)
+        gradient = torch.where(seen.follows, 0.0, point.gradient)
+        model = QuadraticModel(gradient, curvature, seen.wall, max(seen.room, 0.0))
         if model.newton_decrement() < near:
             groups = group_gradients(seen.observation, self.parameters.tensors)
             point.group_gradients = None if groups is None else groups * slopes * ~seen.follows / self.points
@@ -164,7 +171,11 @@ class Objective:
                 return analytic(vector) * wide
 
         mean = -derivatives(observation.rhs.squeeze(-1), tensors) * slopes.to(device)
-        return Seen(observation, columns, mean, torch.zeros(len(phi), dtype=torch.bool))
+        seen = Seen(observation, columns, mean, torch.zeros(len(phi), dtype=torch.bool))
+        position = None if self._wall is None else self._wall.position(observation)
+        if position is not None and position.requires_grad:
+            seen.room, seen.wall = float(position.detach()), -self._flat_gradient(position) * slopes
+        return seen
 
     def _settle(self, found: Evaluated) -> None:
         """Fit the mean to the other parameters, where that is a linear problem: a long step leaves it behind."""

@@ -25,10 +25,15 @@ class Step:
 
 @dataclass(frozen=True)
 class QuadraticModel:
-    """value + gradient' s - s' curvature s / 2 near a point, per data point."""
+    """value + gradient' s - s' curvature s / 2 near a point, per data point, for steps with wall' s <= room.
+
+    ``wall``: None where there is none.
+    """
 
     gradient: Float64[Tensor, " p"]
     curvature: Float64[Tensor, "p p"]
+    wall: Float64[Tensor, " p"] | None = None
+    room: float = 0.0
 
     def corrected(self, step: Float64[Tensor, " p"], curvature: float, least: float, most: float) -> QuadraticModel:
         """With the curvature s'Hs that was seen along ``step`` instead of its own, of which it is at least and at most
@@ -48,20 +53,23 @@ class QuadraticModel:
         return float(self.gradient @ step - 0.5 * step @ self.curvature @ step)
 
     def step(self, radius: float) -> Step:
-        """The best one that is no longer than ``radius``."""
-        value = _bounded_step(0.5 * (self.curvature + self.curvature.mT), self.gradient, radius)
+        """The best one that is no longer than ``radius``; at a wall the best along it of about that length."""
+        values, vectors = torch.linalg.eigh(0.5 * (self.curvature + self.curvature.mT))
+        values, along = values.clamp_min(FLAT), vectors.mT @ self.gradient
+        shift = _shift(values, along, radius)
+        value = vectors @ (along / (values + shift))
+        if self.wall is not None and (beyond := float(self.wall @ value) - self.room) > 0:
+            across = vectors @ ((vectors.mT @ self.wall) / (values + shift))
+            value = value - beyond / float(self.wall @ across) * across
         return Step(value, self.gain(value), float(value.norm()))
 
 
-def _bounded_step(curvature: Tensor, gradient: Tensor, radius: float) -> Tensor:
-    values, vectors = torch.linalg.eigh(curvature)
-    values, along = values.clamp_min(FLAT), vectors.mT @ gradient
-    shift = 0.0
-    if (along / values).norm() > radius:
-        low, high = 0.0, float(along.norm()) / radius  # |g| / (shift + smallest) is at most the radius there
-        for _ in range(_BISECTIONS):
-            shift = 0.5 * (low + high)
-            low, high = (shift, high) if (along / (values + shift)).norm() > radius else (low, shift)
-        shift = high
-    return vectors @ (along / (values + shift))
-
+def _shift(values: Tensor, along: Tensor, radius: float) -> float:
+    """What is added to all curvatures so that the step has the length of the radius, if it is longer."""
+    if (along / values).norm() <= radius:
+        return 0.0
+    low, high = 0.0, float(along.norm()) / radius  # |g| / (shift + smallest) is at most the radius there
+    for _ in range(_BISECTIONS):
+        middle = 0.5 * (low + high)
+        low, high = (middle, high) if (along / (values + middle)).norm() > radius else (low, middle)
+    return high

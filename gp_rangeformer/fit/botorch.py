@@ -1,0 +1,82 @@
+"""The fit as BoTorch asks for one: ``fit_gpytorch_mll(mll, optimizer=gp_rangeformer.fit.botorch_optimizer)``."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from gpytorch.mlls import ExactMarginalLogLikelihood
+
+from gp_rangeformer import settings
+from gp_rangeformer.fit.fit_mll import MAX_EVALUATIONS, TOLERANCE, fit_mll
+from gp_rangeformer.fit.result import FitResult, Record
+
+if TYPE_CHECKING:
+    from botorch.optim.core import OptimizationResult
+
+
+def botorch_optimizer(
+    mll: ExactMarginalLogLikelihood,
+    parameters: dict[str, Any] | None = None,
+    *,
+    closure: Callable[..., Any] | None = None,
+    callback: Callable[[dict[str, Any], OptimizationResult], None] | None = None,
+    timeout_sec: float | None = None,
+    tolerance: float = TOLERANCE,
+    max_evaluations: int = MAX_EVALUATIONS,
+    **others: Any,
+) -> OptimizationResult:
+    """:func:`~gp_rangeformer.fit.fit_mll` with the signature of BoTorch's optimisers, which retry where one warns.
+
+    :param parameters: not supported: parameters to leave alone have ``requires_grad=False``.
+    :param closure: a loss of one's own is minimised by BoTorch's default optimiser, as are sums of likelihoods.
+    :param timeout_sec: ends the fit after the evaluation during which it passes, with the best parameters so far.
+    :param others: for BoTorch's default optimiser, where that has to do it.
+    """
+    from botorch.exceptions.warnings import OptimizationWarning
+    from botorch.optim.core import OptimizationResult, OptimizationStatus
+    from botorch.optim.fit import fit_gpytorch_mll_scipy
+
+    if closure is not None or parameters is not None or not isinstance(mll, ExactMarginalLogLikelihood):
+        return fit_gpytorch_mll_scipy(
+            mll, parameters, closure=closure, callback=callback, timeout_sec=timeout_sec, **others
+        )
+    seen: list[Record] = []
+
+    def watch(record: Record) -> None:
+        seen.append(record)
+        if callback is not None:
+            callback({}, OptimizationResult(-record.value, OptimizationStatus.RUNNING, len(seen), None, record.seconds))
+
+    result = fit_mll(
+        mll, tolerance=tolerance, max_evaluations=max_evaluations, callback=watch, timeout=timeout_sec
+    )
+    status = {"timeout": OptimizationStatus.STOPPED, "evaluations used up": OptimizationStatus.STOPPED}.get(
+        result.reason, OptimizationStatus.SUCCESS
+    )
+    if result.reason == "evaluations used up":
+        warnings.warn(f"the fit has not converged: {result.summary()}", OptimizationWarning, stacklevel=2)
+    return OptimizationResult(-result.value, status, len(result.history), result.reason, result.seconds)
+
+
+@contextlib.contextmanager
+def botorch_fits() -> Iterator[None]:
+    """Inside, the flag is on and ``fit_gpytorch_mll`` uses :func:`botorch_optimizer` where no optimiser is given.
+
+    Process-wide, as the flag is.
+    """
+    import botorch.fit
+
+    known = botorch.fit._fit_fallback
+    functions = [function for function in (known, *_registered()) if function.__kwdefaults__]
+    former = [function.__kwdefaults__["optimizer"] for function in functions]
+    try:
+        for function in functions:
+            function.__kwdefaults__["optimizer"] = botorch_optimizer
+        with settings.rangeformer():
+            yield
+    finally:
+        for function, optimizer in zip(functions, former, strict=True):
+            function.__kwdefaults__["optimizer"] = optimizer
