@@ -1,6 +1,7 @@
 """How a model is trained until it has converged: a few certified evaluations instead of hundreds of steps."""
 
+from gp_rangeformer.fit.botorch import botorch_fits, botorch_optimizer
 from gp_rangeformer.fit.fit_mll import FitError, fit_mll
 from gp_rangeformer.fit.result import FitResult, Record
 
-__all__ = ["FitError", "FitResult", "Record", "fit_mll"]
+__all__ = ["FitError", "FitResult", "Record", "botorch_fits", "botorch_optimizer", "fit_mll"]

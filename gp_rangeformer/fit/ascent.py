@@ -11,13 +11,15 @@ from jaxtyping import Float64
 from linear_operator.utils.errors import NanError, NotPSDError
 from torch import Tensor
 
+from gp_rangeformer.allocation.free_memory import InsufficientMemoryError
 from gp_rangeformer.fit.gradient_noise import explained_by_noise
 from gp_rangeformer.fit.objective import Evaluated, Objective
 from gp_rangeformer.fit.secant import Secant
 from gp_rangeformer.fit.trust_region import QuadraticModel, Step
 
-# What an evaluation may end in without ending the fit: parameters that are too far out.
-NUMERICAL = (NanError, NotPSDError, torch.linalg.LinAlgError, ArithmeticError)
+# What an evaluation may end in without ending the fit: parameters that are too far out, or so far that nothing certifies
+# and the exact path is too large.
+NUMERICAL = (NanError, NotPSDError, torch.linalg.LinAlgError, ArithmeticError, InsufficientMemoryError)
 _NEAR = 10.0  # tolerances: of what is left to gain, where it is asked how much of it is noise
 _PATIENCE = 3  # accepted steps in which less than the tolerance was gained, all together
 _RADIUS, _LARGEST_RADIUS, _SMALLEST_RADIUS = 1.0, 4.0, 1e-3
@@ -33,6 +35,7 @@ _CERTAIN = 0.25
 _FLATTER, _DISAPPOINTING = 0.8, 0.3
 _LEAST, _MOST = 0.1, 4.0  # of the curvature that average information has
 
+USED_UP, TIMEOUT = "evaluations used up", "out of time"
 Watch = Callable[[Evaluated, bool], None]
 
 
@@ -50,20 +53,22 @@ class Ascent:
 
 def ascend(
     objective: Objective,
-    phi: Float64[Tensor, " p"],
+    best: Evaluated,
     *,
     tolerance: float,
     max_evaluations: int,
     watch: Watch = lambda evaluated, accepted: None,
+    expired: Callable[[], bool] = lambda: False,
 ) -> Ascent:
-    """Steps from ``phi`` until the model has less than ``tolerance`` nats per point to gain, or less than noise.
+    """Steps from ``best`` until the model has less than ``tolerance`` nats per point to gain, or less than noise.
 
-    :param max_evaluations: at least one.
-    :param watch: sees every evaluation and whether it was accepted.
+    :param best: just evaluated.
+    :param max_evaluations: further ones, at most.
+    :param watch: sees every further evaluation and whether it was accepted.
+    :param expired: whether to stop with what there is.
     """
     secant, near, radius = Secant(), _NEAR * tolerance, _RADIUS
-    best, gains, used = objective(phi), [], 1
-    watch(best, True)
+    gains, used = [], 0
     found = objective.quadratic_model(best, near)
     secants = found is None
     model = secant.first(best) if found is None else found
@@ -75,7 +80,9 @@ def ascend(
         elif decrement < noise:
             reason = "as near as the probes allow"
         elif used >= max_evaluations:
-            reason = "evaluations used up"
+            reason = USED_UP
+        elif expired():
+            reason = TIMEOUT
         elif radius < _SMALLEST_RADIUS or (len(gains) >= _PATIENCE and sum(gains[-_PATIENCE:]) < tolerance):
             reason = "no further gain"
         if reason is not None:
@@ -133,7 +140,7 @@ def gained(old: Evaluated, new: Evaluated, step: Step) -> float:
 
 def _error_of_difference(old: Evaluated, new: Evaluated) -> float:
     """With the same probes most of what one value misses the other misses too: their own spread says how much."""
-    separate = math.hypot(old.error, new.error)
+    separate = math.hypot(old.error, new.error) + max(old.rounding, new.rounding)
     if old.samples is None or new.samples is None or len(old.samples) != len(new.samples):
         return separate
     paired = 2 * float((new.samples - old.samples).std()) / math.sqrt(len(new.samples))

@@ -7,18 +7,19 @@ import warnings
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from gpytorch.mlls import ExactMarginalLogLikelihood
+from gpytorch.mlls import ExactMarginalLogLikelihood, MarginalLogLikelihood
 
 from gp_rangeformer import settings
+from gp_rangeformer.fit.ascent import TIMEOUT, USED_UP
 from gp_rangeformer.fit.fit_mll import MAX_EVALUATIONS, TOLERANCE, fit_mll
-from gp_rangeformer.fit.result import FitResult, Record
+from gp_rangeformer.fit.result import Record
 
 if TYPE_CHECKING:
     from botorch.optim.core import OptimizationResult
 
 
 def botorch_optimizer(
-    mll: ExactMarginalLogLikelihood,
+    mll: MarginalLogLikelihood,
     parameters: dict[str, Any] | None = None,
     *,
     closure: Callable[..., Any] | None = None,
@@ -48,17 +49,17 @@ def botorch_optimizer(
     def watch(record: Record) -> None:
         seen.append(record)
         if callback is not None:
-            callback({}, OptimizationResult(-record.value, OptimizationStatus.RUNNING, len(seen), None, record.seconds))
+            status = OptimizationStatus.RUNNING
+            callback({}, OptimizationResult(len(seen), -record.value, status, runtime=record.seconds))
 
-    result = fit_mll(
-        mll, tolerance=tolerance, max_evaluations=max_evaluations, callback=watch, timeout=timeout_sec
-    )
-    status = {"timeout": OptimizationStatus.STOPPED, "evaluations used up": OptimizationStatus.STOPPED}.get(
-        result.reason, OptimizationStatus.SUCCESS
-    )
-    if result.reason == "evaluations used up":
+    result = fit_mll(mll, tolerance=tolerance, max_evaluations=max_evaluations, callback=watch, timeout=timeout_sec)
+    status = OptimizationStatus.SUCCESS
+    if result.reason == TIMEOUT:
+        status = OptimizationStatus.STOPPED
+    elif result.reason == USED_UP:
+        status = OptimizationStatus.FAILURE
         warnings.warn(f"the fit has not converged: {result.summary()}", OptimizationWarning, stacklevel=2)
-    return OptimizationResult(-result.value, status, len(result.history), result.reason, result.seconds)
+    return OptimizationResult(len(result.history), -result.value, status, result.seconds, result.reason)
 
 
 @contextlib.contextmanager
@@ -67,16 +68,14 @@ def botorch_fits() -> Iterator[None]:
 
     Process-wide, as the flag is.
     """
-    import botorch.fit
+    from botorch.fit import fit_gpytorch_mll
 
-    known = botorch.fit._fit_fallback
-    functions = [function for function in (known, *_registered()) if function.__kwdefaults__]
-    former = [function.__kwdefaults__["optimizer"] for function in functions]
+    # The one function that every method of fitting by maximisation ends in, and its keyword's default.
+    defaults = fit_gpytorch_mll.__globals__["_fit_fallback"].__kwdefaults__
+    former = defaults["optimizer"]
+    defaults["optimizer"] = botorch_optimizer
     try:
-        for function in functions:
-            function.__kwdefaults__["optimizer"] = botorch_optimizer
         with settings.rangeformer():
             yield
     finally:
-        for function, optimizer in zip(functions, former, strict=True):
-            function.__kwdefaults__["optimizer"] = optimizer
+        defaults["optimizer"] = former

@@ -10,12 +10,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import torch
-from gpytorch.mlls import ExactMarginalLogLikelihood
+from gpytorch.mlls import ExactMarginalLogLikelihood, MarginalLogLikelihood
 from jaxtyping import Float64
 from torch import Tensor
 
 from gp_rangeformer import settings
-from gp_rangeformer.fit.ascent import Ascent, ascend
+from gp_rangeformer.fit.ascent import NUMERICAL, Ascent, ascend
 from gp_rangeformer.fit.objective import Anchor, Evaluated, Objective
 from gp_rangeformer.fit.result import FitResult, Record
 from gp_rangeformer.fit.subsets import can_be_thinned, level_sizes, thinned
@@ -28,8 +28,9 @@ TOLERANCE, MAX_EVALUATIONS = 1e-4, 40
 # Of a subset: its own optimum is not the one that is wanted, and what it says nothing of must not drift to where all
 # points do not find it again (pol, n = 1000, from the optimum of 200 points: 0.008 to 0.01 below the best, for good).
 _LEVEL_TOLERANCE, _LEVEL_EVALUATIONS, _LEVEL_DEVIATION = 1e-3, 20, 1.0
-# Landmarks of a fit: with neighbours for all, more do not save what they cost (n = 2000, five sets: 100 and 200).
-_RANK = 100
+# Landmarks of a fit, at least, and points for each: with neighbours for all, more do not save what they cost (n = 2000,
+# five sets: 100 and 200). And passes: the last evaluations are the hard ones, and the exact path may be none.
+_RANK, _POINTS_A_LANDMARK, _PASSES = 100, 90, 300
 
 
 class FitError(RuntimeError):
@@ -37,10 +38,11 @@ class FitError(RuntimeError):
 
 
 def fit_mll(
-    mll: ExactMarginalLogLikelihood,
+    mll: MarginalLogLikelihood,
     *,
     tolerance: float = TOLERANCE,
     max_evaluations: int = MAX_EVALUATIONS,
+    timeout: float | None = None,
     callback: Callable[[Record], None] | None = None,
     levels: bool = True,
     seed: int = 0,
@@ -56,6 +58,7 @@ def fit_mll(
 
     :param tolerance: nats per data point that may be left to gain.
     :param max_evaluations: of the likelihood on all points. Some ten are usual.
+    :param timeout: seconds after which no further evaluation begins.
     :param callback: sees every evaluation, on subsets too. What it raises ends the fit.
     :param levels: whether to begin on subsets; False starts on all points.
     :param seed: of the subsets.
@@ -64,14 +67,21 @@ def fit_mll(
     :raises KeyboardInterrupt: with the best parameters so far in the model.
     """
     if not isinstance(mll, ExactMarginalLogLikelihood):
+        kind = type(mll).__name__
         raise ValueError(
-            f"fit_mll needs an ExactMarginalLogLikelihood, got {type(mll).__name__}: the parts of a sum are fitted one by one"
+            f"fit_mll needs an ExactMarginalLogLikelihood, got {kind}: fit the parts of a sum one by one"
         )
-    if not (isinstance(tolerance, float | int) and 0 < tolerance < math.inf):
-        raise ValueError(f"tolerance must be a positive number of nats per point, got {tolerance!r}")
-    if isinstance(max_evaluations, bool) or not isinstance(max_evaluations, int) or max_evaluations < 1:
-        raise ValueError(f"max_evaluations must be an integer of at least 1, got {max_evaluations!r}")
-    return _Fit(mll, float(tolerance), max_evaluations, callback, levels, seed).run()
+    _check_positive("tolerance", tolerance)
+    if timeout is not None:
+        _check_positive("timeout", timeout)
+    if isinstance(max_evaluations, bool) or not isinstance(max_evaluations, int) or max_evaluations < 2:
+        raise ValueError(f"max_evaluations must be an integer of at least 2, got {max_evaluations!r}")
+    return _Fit(mll, float(tolerance), max_evaluations, timeout, callback, levels, seed).run()
+
+
+def _check_positive(name: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+        raise ValueError(f"{name} must be a positive number, got {value!r}")
 
 
 class _Fit:
@@ -80,49 +90,65 @@ class _Fit:
         mll: ExactMarginalLogLikelihood,
         tolerance: float,
         max_evaluations: int,
+        timeout: float | None,
         callback: Callable[[Record], None] | None,
         levels: bool,
         seed: int,
     ) -> None:
         self._mll, self._tolerance, self._most = mll, tolerance, max_evaluations
+        self._timeout = math.inf if timeout is None else timeout
         self._callback, self._levels, self._seed = callback, levels, seed
         self._history: list[Record] = []
         self._notes: list[str] = []
         self._started = time.perf_counter()
+        self._best: Evaluated | None = None  # on all points
 
     def run(self) -> FitResult:
         with self._solver():
-            objective = Objective(self._mll, wall=self._wall())
-        parameters = objective.parameters
-        before = parameters.raw_state()
-        best: list[Evaluated] = []  # on all points, the last is the best
-
-        def keep(evaluated: Evaluated, accepted: bool) -> None:
-            if accepted:
-                best.append(evaluated)
-
-        try:
-            with self._solver():
-                start = self._through_levels(parameters.read())
-                ascent = self._ascend(objective, start, self._tolerance, self._most, keep)
-                result = self._result(objective, ascent)
-        except BaseException as error:
-            if best:
-                parameters.write(best[-1].phi)
-            else:
-                parameters.restore(before)
-            raise self._told(error, best, objective) from error
-        parameters.write(ascent.best.phi)
+            targets = self._mll.model.train_targets
+            self._wall = None if targets is None else Wall.of(targets.shape[-1], targets.dtype)
+            objective = Objective(self._mll, wall=self._wall)
+            before = objective.parameters.raw_state()
+            try:
+                ascent = self._from_start(objective)
+                result = self._result(ascent)
+            except BaseException as error:
+                if self._best is None:
+                    objective.parameters.restore(before)
+                else:
+                    objective.parameters.write(self._best.phi)
+                told = self._told(error, objective)
+                if told is error:
+                    raise
+                raise told from error
+            objective.parameters.write(ascent.best.phi)
         return result
 
-    def _told(self, error: BaseException, best: list[Evaluated], objective: Objective) -> BaseException:
+    def _from_start(self, objective: Objective) -> Ascent:
+        """From the parameters as they are, or from where subsets lead, whichever is better on all points."""
+        start = objective.parameters.read()
+        best = objective(start)
+        self._note_evaluation(objective, best, True)
+        led = self._through_levels(start) if self._levels else None
+        if led is not None:
+            best.seen = None  # which holds K
+            found = objective(led)
+            better = found.value > best.value
+            self._note_evaluation(objective, found, better)
+            if not better:
+                found.seen = None
+                self._notes.append("what subsets led to was worse than the start")
+                found = objective(start)
+                self._note_evaluation(objective, found, True)
+            best = found
+        return self._ascend(objective, best, self._tolerance, self._most - objective.evaluations)
+
+    def _told(self, error: BaseException, objective: Objective) -> BaseException:
         """The error with what became of the model."""
         state = "the parameters are what they were"
-        if best:
-            state = f"the model has the best parameters so far, of log p(y)/n = {best[-1].value:.4f}"
+        if self._best is not None:
+            state = f"the model has the best parameters so far, of log p(y)/n = {self._best.value:.4f}"
         where = f"evaluation {objective.evaluations} on {objective.points} points"
-        if not objective.evaluations:
-            where = "on a subset of the points"
         if isinstance(error, KeyboardInterrupt):
             return KeyboardInterrupt(f"interrupted, {where}: {state}")
         if isinstance(error, Exception) and not isinstance(error, FitError | ValueError):
@@ -137,9 +163,11 @@ class _Fit:
             with settings.rangeformer(), settings.solver(Exact()):
                 yield
         elif isinstance(chosen, Certified):
+            n = self._mll.model.train_targets.shape[-1]
             changed = replace(
                 chosen,
-                rank=min(chosen.rank, _RANK),
+                rank=min(chosen.rank, max(_RANK, n // _POINTS_A_LANDMARK)),
+                max_passes=max(chosen.max_passes, _PASSES),
                 neighbours_above=0.0,
                 adaptive_rank=False,
                 logdet="lanczos",
@@ -150,49 +178,52 @@ class _Fit:
         else:
             yield
 
-    def _wall(self) -> Wall | None:
-        """Of the dtype in which all points are to be certified; where the exact path answers, float64 helps itself."""
-        targets = self._mll.model.train_targets
-        n = targets.shape[-1]
-        if not isinstance(settings.solver.value(), Certified) or n < settings.min_size.value_on(targets.device):
-            return None
-        return Wall.of(n, targets.dtype)
-
-    def _through_levels(self, phi: Float64[Tensor, " p"]) -> Float64[Tensor, " p"]:
-        if not self._levels or not can_be_thinned(self._mll):
-            return phi
-        n = len(self._mll.model.train_targets)
+    def _through_levels(self, phi: Float64[Tensor, " p"]) -> Float64[Tensor, " p"] | None:
+        """Where nested subsets lead; None where there are none, or one fails."""
+        n = self._mll.model.train_targets.shape[-1]
+        sizes = level_sizes(n) if can_be_thinned(self._mll) else []
         order = torch.randperm(n, generator=torch.Generator().manual_seed(self._seed))
-        anchor, wall = Anchor(phi, _LEVEL_DEVIATION), self._wall()
-        for size in level_sizes(n):
-            level = Objective(thinned(self._mll, order[:size]), anchor, wall)
-            phi = self._ascend(level, phi, _LEVEL_TOLERANCE, _LEVEL_EVALUATIONS).best.phi
-        return phi
+        anchor = Anchor(phi, _LEVEL_DEVIATION)
+        for size in sizes:
+            try:
+                level = Objective(thinned(self._mll, order[:size]), anchor, self._wall)
+                start = level(phi)
+                self._note_evaluation(level, start, True)
+                phi = self._ascend(level, start, _LEVEL_TOLERANCE, _LEVEL_EVALUATIONS).best.phi
+            except (*NUMERICAL, RuntimeError) as error:
+                self._notes.append(f"subsets left out: {type(error).__name__}")
+                return None
+        return phi if sizes else None
 
-    def _ascend(
-        self,
-        objective: Objective,
-        phi: Tensor,
-        tolerance: float,
-        most: int,
-        keep: Callable[[Evaluated, bool], None] = lambda evaluated, accepted: None,
-    ) -> Ascent:
-        def watch(evaluated: Evaluated, accepted: bool) -> None:
-            keep(evaluated, accepted)
-            seconds = time.perf_counter() - self._started
-            record = Record(objective.points, seconds, evaluated.value, evaluated.error, accepted)
-            self._history.append(record)
-            if self._callback is not None:
-                self._callback(record)
+    def _ascend(self, objective: Objective, start: Evaluated, tolerance: float, most: int) -> Ascent:
+        return ascend(
+            objective,
+            start,
+            tolerance=tolerance,
+            max_evaluations=most,
+            watch=lambda evaluated, accepted: self._note_evaluation(objective, evaluated, accepted),
+            expired=lambda: time.perf_counter() - self._started > self._timeout,
+        )
 
-        return ascend(objective, phi, tolerance=tolerance, max_evaluations=most, watch=watch)
+    def _note_evaluation(self, objective: Objective, evaluated: Evaluated, accepted: bool) -> None:
+        if accepted and objective.mll is self._mll:
+            self._best = evaluated
+        seconds = time.perf_counter() - self._started
+        record = Record(objective.points, seconds, evaluated.value, evaluated.error, accepted)
+        self._history.append(record)
+        if self._callback is not None:
+            self._callback(record)
 
-    def _result(self, objective: Objective, ascent: Ascent) -> FitResult:
+    @property
+    def _dtype_name(self) -> str:
+        return str(self._mll.model.train_targets.dtype).removeprefix("torch.")
+
+    def _result(self, ascent: Ascent) -> FitResult:
         best, report, model = ascent.best, ascent.best.report, ascent.model
         certain = None if report is None or report.mll_interval is None else report.mll_interval.scaled(1 / report.n)
         decrement = model.newton_decrement()
         if model.wall is not None and replace(model, wall=None).newton_decrement() > decrement + self._tolerance:
-            self._notes.append(f"{report.dtype if report else 'the dtype'} ends here: smaller noise beside this scale needs float64")
+            self._notes.append(f"{self._dtype_name} ends here: smaller noise beside this scale needs float64")
         return FitResult(
             value=best.value,
             error=best.error,

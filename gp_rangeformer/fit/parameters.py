@@ -15,8 +15,9 @@ from gpytorch.constraints import Interval
 from jaxtyping import Bool, Float64
 from torch import Tensor
 
-# Of a share of the range of a value, or of one: nearer to a bound than this is on it.
-_ON_THE_BOUND = 1e-10
+# Nearer to a bound than this is on it: a distance, and a share of an interval, which a float32 bound resolves to 1e-7.
+_ON_THE_BOUND, _OF_AN_INTERVAL = 1e-10, 1e-6
+_LARGEST = 1e15  # distance from a bound
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class _Entry:
     def free(self, value: Tensor) -> Tensor:
         below, above = math.isfinite(self.lower), math.isfinite(self.upper)
         if below and above:
-            share = ((value - self.lower) / (self.upper - self.lower)).clamp(_ON_THE_BOUND, 1 - _ON_THE_BOUND)
+            share = ((value - self.lower) / (self.upper - self.lower)).clamp(_OF_AN_INTERVAL, 1 - _OF_AN_INTERVAL)
             return share.logit()
         if below:
             return (value - self.lower).clamp_min(_ON_THE_BOUND).log()
@@ -52,10 +53,11 @@ class _Entry:
     def bounded(self, free: Tensor) -> Tensor:
         below, above = math.isfinite(self.lower), math.isfinite(self.upper)
         if below and above:
-            return self.lower + (self.upper - self.lower) * free.sigmoid()
+            share = free.sigmoid().clamp(_OF_AN_INTERVAL, 1 - _OF_AN_INTERVAL)
+            return self.lower + (self.upper - self.lower) * share
         if below:
-            return self.lower + free.exp()
-        return self.upper - (-free).exp() if above else free
+            return self.lower + free.exp().clamp(_ON_THE_BOUND, _LARGEST)
+        return self.upper - (-free).exp().clamp(_ON_THE_BOUND, _LARGEST) if above else free
 
 
 class FreeParameters:

@@ -1,0 +1,104 @@
+"""BoTorch's models and its own way to fit them."""
+
+from __future__ import annotations
+
+import importlib.util
+import warnings
+from collections.abc import Iterator
+
+import pytest
+import torch
+from gpytorch.mlls import ExactMarginalLogLikelihood, SumMarginalLogLikelihood
+
+from gp_rangeformer import settings
+from gp_rangeformer.fit import botorch_fits, botorch_optimizer
+from gp_rangeformer.fit.botorch import botorch_optimizer as default
+from gp_rangeformer.lab.bench.small_tasks import botorch_conditions, has_botorch
+from tests.fit.models import data, value
+
+pytestmark = pytest.mark.skipif(importlib.util.find_spec("botorch") is None, reason="BoTorch is an extra")
+
+
+@pytest.fixture(autouse=True)
+def as_after_its_import() -> Iterator[None]:
+    assert has_botorch()  # imported, and what that sets for the process put back
+    with botorch_conditions(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def single_task(n: int, outputs: int = 1, noise: torch.Tensor | None = None) -> ExactMarginalLogLikelihood:
+    from botorch.models import SingleTaskGP
+    from botorch.models.transforms import Normalize
+
+    x, y = data(n)
+    targets = torch.stack([y * (index + 1) - index for index in range(outputs)], 1)
+    model = SingleTaskGP(x, targets, train_Yvar=noise, input_transform=Normalize(x.shape[1]))
+    return ExactMarginalLogLikelihood(model.likelihood, model)
+
+
+@pytest.mark.parametrize("given", [False, True])
+@pytest.mark.parametrize("flag", [False, True])
+def test_the_map_value_is_botorchs_or_better(given, flag) -> None:
+    from botorch.fit import fit_gpytorch_mll
+
+    noise = torch.full((110, 1), 0.01, dtype=torch.float64) if given else None
+    best = value(fit_gpytorch_mll(single_task(110, noise=noise)))
+    mll = single_task(110, noise=noise)
+    with settings.rangeformer(flag):
+        fitted = fit_gpytorch_mll(mll, optimizer=botorch_optimizer)
+    assert fitted is mll and not mll.training
+    assert value(mll) >= best - 1e-3
+
+
+def test_several_outputs_and_lists() -> None:
+    from botorch.fit import fit_gpytorch_mll
+    from botorch.models import ModelListGP
+
+    reference = fit_gpytorch_mll(single_task(60, outputs=2))
+    mll = single_task(60, outputs=2)
+    fit_gpytorch_mll(mll, optimizer=botorch_optimizer)
+    mll.train(), reference.train()
+
+    def total(fitted: ExactMarginalLogLikelihood) -> float:
+        with torch.no_grad():
+            model = fitted.model
+            return float(fitted(model(*model.train_inputs), model.train_targets, *model.train_inputs).sum())
+
+    assert total(mll) >= total(reference) - 2e-3
+    models = ModelListGP(single_task(60).model, single_task(50).model)
+    together = SumMarginalLogLikelihood(models.likelihood, models)
+    fit_gpytorch_mll(together, optimizer=botorch_optimizer)
+    alone = single_task(50)
+    fit_gpytorch_mll(alone, optimizer=botorch_optimizer)
+    assert value(together.mlls[1]) == pytest.approx(value(alone), abs=1e-6)
+
+
+def test_as_the_default_inside_the_flag() -> None:
+    from botorch.fit import fit_gpytorch_mll
+    from botorch.optim.fit import fit_gpytorch_mll_scipy
+
+    calls = []
+    with botorch_fits():
+        assert settings.rangeformer.on()
+        fit_gpytorch_mll(single_task(30), optimizer_kwargs={"callback": lambda parameters, result: calls.append(result)})
+    assert calls and calls[0].step == 1
+    assert settings.rangeformer.off()
+    kept = fit_gpytorch_mll.__globals__["_fit_fallback"].__kwdefaults__["optimizer"]
+    assert kept is fit_gpytorch_mll_scipy and kept is not default
+
+
+def test_a_loss_of_ones_own_and_limits() -> None:
+    from botorch.exceptions.warnings import OptimizationWarning
+    from botorch.optim.closures import get_loss_closure_with_grads
+    from botorch.optim.core import OptimizationStatus
+
+    mll = single_task(30)
+    mll.train()
+    closure = get_loss_closure_with_grads(mll, {name: p for name, p in mll.named_parameters() if p.requires_grad})
+    result = botorch_optimizer(mll, closure=closure, options={"maxiter": 2})
+    assert result.fval < -value(single_task(30)) + 1e-6
+    stopped = botorch_optimizer(single_task(30), timeout_sec=1e-9)
+    assert stopped.status is OptimizationStatus.STOPPED
+    with pytest.warns(OptimizationWarning, match="has not converged"):
+        assert botorch_optimizer(single_task(30), max_evaluations=2).status is OptimizationStatus.FAILURE
