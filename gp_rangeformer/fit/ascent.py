@@ -21,7 +21,8 @@ from gp_rangeformer.fit.trust_region import QuadraticModel, Step
 # and the exact path is too large.
 NUMERICAL = (NanError, NotPSDError, torch.linalg.LinAlgError, ArithmeticError, InsufficientMemoryError)
 _NEAR = 10.0  # tolerances: of what is left to gain, where it is asked how much of it is noise
-_PATIENCE = 3  # accepted steps in which less than the tolerance was gained, all together
+# Accepted steps, and steps of any kind, in which less than the tolerance was gained, all together.
+_PATIENCE, _LONG_PATIENCE = 3, 5
 _RADIUS, _LARGEST_RADIUS, _SMALLEST_RADIUS = 1.0, 4.0, 1e-3
 # Share of the promised gain above which the radius grows and below which it shrinks.
 _GOOD, _POOR = 0.5, 0.1
@@ -68,7 +69,8 @@ def ascend(
     :param expired: whether to stop with what there is.
     """
     secant, near, radius = Secant(), _NEAR * tolerance, _RADIUS
-    gains, used = [], 0
+    gains: list[float | None] = []  # None for a rejected step
+    used = 0
     found = objective.quadratic_model(best, near)
     secants = found is None
     model = secant.first(best) if found is None else found
@@ -83,7 +85,7 @@ def ascend(
             reason = USED_UP
         elif expired():
             reason = TIMEOUT
-        elif radius < _SMALLEST_RADIUS or (len(gains) >= _PATIENCE and sum(gains[-_PATIENCE:]) < tolerance):
+        elif radius < _SMALLEST_RADIUS or _stalls(gains, tolerance):
             reason = "no further gain"
         if reason is not None:
             return Ascent(best, model, reason, secants, noise)
@@ -93,13 +95,14 @@ def ascend(
             new = objective(best.phi + step.value)
         except NUMERICAL:
             radius = _SHRINK * min(step.length, radius)
+            gains.append(None)
             continue
         old, gain = best, gained(best, new, step)
         accepted, kept, full = gain > 0, gain / step.promised, step.length < radius * (1 - 1e-6)
         watch(new, accepted)
+        gains.append(gain if accepted else None)
         if accepted:
             best = new
-            gains.append(gain)
             radius = min(radius * (2 if kept > _GOOD else 1 if kept > _POOR else 0.5), _LARGEST_RADIUS)
             found = None if secants else objective.quadratic_model(new, near)
         else:
@@ -110,6 +113,13 @@ def ascend(
             model = secant.learn(old, new, best)
         elif found is not None:
             model = _corrected(found, old, new, step.value, kept, accepted and full)
+
+
+def _stalls(gains: list[float | None], tolerance: float) -> bool:
+    accepted = [gain for gain in gains if gain is not None]
+    if len(accepted) >= _PATIENCE and sum(accepted[-_PATIENCE:]) < tolerance:
+        return True
+    return len(gains) >= _LONG_PATIENCE and sum(gain or 0.0 for gain in gains[-_LONG_PATIENCE:]) < tolerance
 
 
 def _corrected(

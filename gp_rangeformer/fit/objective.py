@@ -17,6 +17,7 @@ from gp_rangeformer.fit.parameters import FreeParameters
 from gp_rangeformer.fit.trust_region import QuadraticModel
 from gp_rangeformer.fit.wall import Wall
 from gp_rangeformer.plugin.observation import Observation, observe_likelihoods
+from gp_rangeformer.plugin.owners import try_again
 from gp_rangeformer.report import SolveReport, collect_reports
 from gp_rangeformer.system.answers import LogDet
 
@@ -101,6 +102,7 @@ class Objective:
         :raises Exception: what the model, GPyTorch or a solver raises.
         """
         self.evaluations += 1
+        try_again()
         self.parameters.write(phi)
         slopes, _ = self.parameters.slopes(phi)
         with torch.enable_grad(), collect_reports() as reports, observe_likelihoods() as observations:

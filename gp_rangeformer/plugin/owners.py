@@ -31,6 +31,11 @@ def memory_bytes() -> int:
     return _store.nbytes
 
 
+def try_again() -> None:
+    """No model pauses for its failures: who takes long steps knows that the next one lies elsewhere."""
+    _store.try_again()
+
+
 def owner_of(kernel: torch.nn.Module) -> int:
     """The number of a kernel module."""
     number = _owner_numbers.get(kernel)

@@ -173,6 +173,12 @@ class MemoryStore:
             for key in [key for key in self._memories if isinstance(key, tuple) and owner in key[0]]:
                 del self._memories[key]
 
+    def try_again(self) -> None:
+        """After failures the next calls are attempted all the same."""
+        with self._lock:
+            for memory in self._memories.values():
+                memory.pause = 0
+
     def clear(self) -> None:
         with self._lock:
             self._memories.clear()

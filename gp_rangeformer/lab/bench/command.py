@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from gp_rangeformer.lab.bench.fits_command import fits
 from gp_rangeformer.lab.outputs import Outputs
 
 if TYPE_CHECKING:
     from gp_rangeformer.lab.compare.tables import Grid
 
 bench_app = typer.Typer(invoke_without_command=True)
+bench_app.command()(fits)
 
 _SETS = "pol,elevators,bike,kin40k,protein,robot_arm,borehole"
 _AUDIT_LARGEST = {"cpu": 8000, "cuda": 16000}

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from gp_rangeformer.atomic import write_bytes
-from gp_rangeformer.lab.guide import measured, optimum, peers, reference
+from gp_rangeformer.lab.guide import fits, measured, optimum, peers, reference
 from gp_rangeformer.lab.guide.figures import stale_figures, write_figures
 from gp_rangeformer.lab.guide.pages import GuideError, fill, pages
 from gp_rangeformer.lab.guide.results import Results
@@ -23,6 +23,8 @@ BLOCKS: dict[str, Callable[[Results], str]] = {
     "growth-sentence": peers.growth_sentence,
     "optimum": optimum.optimum_table,
     "optimum-sentence": optimum.optimum_sentence,
+    "fits": fits.fits_tables,
+    "fits-sentence": fits.fits_sentence,
     "stages": measured.stages_table,
     "stages-sentence": measured.stages_sentence,
     "products": measured.products_tables,

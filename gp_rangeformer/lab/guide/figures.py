@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from math import log
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -17,12 +18,13 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullForma
 from gp_rangeformer.atomic import write_bytes
 from gp_rangeformer.lab.bench.floors import FLOOR, HOST_FLOOR
 from gp_rangeformer.lab.bench.peer_figures import spread
+from gp_rangeformer.lab.guide.fits import fits_figure
 from gp_rangeformer.lab.guide.peers import CG, CHOLESKY, PLUGIN, RECOMPUTED, series_by_name
 from gp_rangeformer.lab.guide.results import Results
 from gp_rangeformer.lab.plots.style import DPI, SOLVER_COLOURS, dress, new_figure
 
 WITHOUT = "rangeformer, landmarks alone"
-Lines = Mapping[str, Mapping[int, float]]
+Lines = Mapping[str, Mapping[Any, Any]]
 
 _LABELS = {
     CHOLESKY: "GPyTorch, Cholesky",
@@ -82,6 +84,7 @@ FIGURES: dict[str, Callable[[Results], tuple[Figure, Lines]]] = {
     "seconds-per-step.png": peers_figure,
     "seconds-growth.png": growth_figure,
     "seconds-along-a-fit.png": fit_figure,
+    "fits.png": fits_figure,
 }
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from gp_rangeformer.lab.bench import small, small_tasks
+from gp_rangeformer.lab.bench.fits import FitCell
 from gp_rangeformer.lab.bench.optima import SETS
 from gp_rangeformer.lab.bench.peer_run import Plan
 from gp_rangeformer.lab.bench.peers import Size
@@ -24,6 +25,16 @@ class PeerRun:
 
     plan: Plan
     sizes: list[Size]
+
+
+@dataclass(frozen=True)
+class FitRuns:
+    """``gp-rangeformer bench fits`` at one size."""
+
+    dtype: str
+    seed: int
+    patience: float
+    cells: list[FitCell]
 
 
 @dataclass(frozen=True)
@@ -64,6 +75,16 @@ class Results:
     def fit(self) -> PeerRun:
         """Every step of a fit to near its optimum."""
         return self._run("fit")
+
+    @cached_property
+    def fits(self) -> dict[str, FitRuns]:
+        """Whole fits, by file: one for each size."""
+
+        def made(content: Any) -> FitRuns:
+            plan, cells = content["plan"], [FitCell.from_json(cell) for cell in content["cells"]]
+            return FitRuns(plan["dtype"], plan["seed"], plan["patience"], cells)
+
+        return {name: self._read(name, made) for name in ("fits-2000", "fits-4000")}
 
     @cached_property
     def stages(self) -> list[Breakdown]:

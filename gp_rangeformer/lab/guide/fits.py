@@ -1,0 +1,118 @@
+"""Whole fits: the guide's tables, sentence and figure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+from gp_rangeformer.lab.bench.fit_tables import grid
+from gp_rangeformer.lab.bench.fits import FitCell, FitRun
+from gp_rangeformer.lab.guide.results import FitRuns, Results
+from gp_rangeformer.lab.plots.style import dress, new_figure
+
+OURS, EXACT, OUR_ADAM, LBFGS = "rangeformer", "exact", "rangeformer, Adam", "GPyTorch Cholesky, L-BFGS"
+_GAP = 0.01  # nats per point, of the sentence
+_SMALLEST = 1e-4  # gap that a figure shows
+_LOOKS = {
+    OURS: ("#0072B2", "-", 3.0, "this package's fit, RangeFormer"),
+    EXACT: ("#56B4E9", "-", 1.8, "this package's fit, exact path"),
+    OUR_ADAM: ("#0072B2", ":", 1.8, "RangeFormer, Adam"),
+    LBFGS: ("#E69F00", "-", 1.8, "GPyTorch Cholesky, L-BFGS"),
+    "GPyTorch Cholesky, Adam": ("#E69F00", ":", 1.8, "GPyTorch Cholesky, Adam"),
+    "GPyTorch CG, L-BFGS": ("#CC79A7", "-", 1.8, "GPyTorch CG, L-BFGS"),
+    "GPyTorch CG, Adam": ("#CC79A7", ":", 1.8, "GPyTorch CG, Adam"),
+}
+
+
+def fits_tables(results: Results) -> str:
+    """A table for every size."""
+    return "\n\n".join(_table(run, results.machine(name)) for name, run in results.fits.items())
+
+
+def _table(run: FitRuns, machine: str) -> str:
+    note = f"Matern-3/2 with a length-scale per dimension, {run.dtype}, seed {run.seed}, stopped after {run.patience:g} s; {machine}"
+    return grid(run.cells, note).to_markdown().partition("\n\n")[2]
+
+
+def fits_sentence(results: Results) -> str:
+    """How many evaluations and seconds the fit takes, and what others take, by size."""
+    parts = []
+    for run in results.fits.values():
+        n = run.cells[0].n
+        own = [(cell, _run(cell, OURS)) for cell in run.cells]
+        seconds = [run.seconds_to(_GAP, cell.optimum) for cell, run in own if run is not None]
+        found = [second for second in seconds if second is not None]
+        if not found:
+            continue
+        text = f"at n = {n:,} within {_range(found, '{:.1f}')} s"
+        others = []
+        for name, title in ((OUR_ADAM, "Adam on the same solver"), (LBFGS, "GPyTorch's Cholesky with L-BFGS")):
+            ratios, missed = _against(run.cells, name)
+            if ratios:
+                others.append(f"{title} {_range(ratios, '{:.0f}')} times as long ({missed} of {len(own)} never got there)")
+        parts.append(text + (": " + ", ".join(others) if others else ""))
+    return f"A fit comes within {_GAP:g} nats per point of the optimum, exact values, {'; '.join(parts)}."
+
+
+def _against(cells: Sequence[FitCell], name: str) -> tuple[list[float], int]:
+    ratios, missed = [], 0
+    for cell in cells:
+        own, other = _run(cell, OURS), _run(cell, name)
+        if own is None or other is None:
+            continue
+        mine, its = own.seconds_to(_GAP, cell.optimum), other.seconds_to(_GAP, cell.optimum)
+        if its is None:
+            missed += 1
+        elif mine is not None:
+            ratios.append(its / mine)
+    return ratios, missed
+
+
+def _run(cell: FitCell, name: str) -> FitRun | None:
+    return next((run for run in cell.runs if run.name == name), None)
+
+
+def _range(numbers: Sequence[float], form: str) -> str:
+    low, high = form.format(min(numbers)), form.format(max(numbers))
+    return low if low == high else f"{low} to {high}"
+
+
+def fits_figure(results: Results) -> tuple[Figure, dict[str, dict[str, list[float]]]]:
+    """Nats per point below the optimum against seconds, of the best evaluation so far: a panel for every set."""
+    run = list(results.fits.values())[-1]
+    lines: dict[str, dict[str, list[float]]] = {}
+    figure = new_figure(10, 5.6)
+    panels = figure.subplots(2, 3, sharey=True).flatten()
+    for axes, cell in zip(panels, run.cells, strict=False):
+        for one in cell.runs:
+            gaps, seconds = _best_so_far(cell, one)
+            lines[f"{cell.dataset}: {one.name}"] = {"seconds": seconds, "gaps": gaps}
+            colour, style, width, _ = _LOOKS[one.name]
+            axes.plot(seconds, gaps, color=colour, linestyle=style, linewidth=width, drawstyle="steps-post")
+        axes.set(xscale="log", yscale="log", title=cell.dataset, ylim=(_SMALLEST, 3))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda second, _: f"{second:g} s"))
+        axes.yaxis.set_major_locator(LogLocator())
+        axes.xaxis.set_minor_formatter(NullFormatter())
+        axes.yaxis.set_minor_formatter(NullFormatter())
+        dress(axes)
+    for axes in panels[len(run.cells) :]:
+        axes.axis("off")
+    panels[0].set_ylabel("nats per point below the optimum")
+    names = [one.name for one in run.cells[0].runs]
+    handles = [
+        panels[-1].plot([], [], color=_LOOKS[name][0], linestyle=_LOOKS[name][1], linewidth=_LOOKS[name][2])[0]
+        for name in names
+    ]
+    panels[-1].legend(handles, [_LOOKS[name][3] for name in names], frameon=False, loc="center left", fontsize=9)
+    figure.suptitle(f"A fit against seconds (n = {run.cells[0].n:,}, {run.dtype}, exact values)", x=0.01, ha="left", fontsize=11)
+    return figure, lines
+
+
+def _best_so_far(cell: FitCell, run: FitRun) -> tuple[list[float], list[float]]:
+    best, gaps = -float("inf"), []
+    for value in run.values:
+        best = max(best, value)
+        gaps.append(max(cell.optimum - best, _SMALLEST))
+    return gaps, list(run.seconds)
