@@ -19,6 +19,9 @@ from gp_rangeformer.solvers.certified import Certified
 from gp_rangeformer.solvers.exact import Exact
 from gp_rangeformer.version import own_version
 
+# isort: split
+from gp_rangeformer import fit
+
 plugin.install()
 
 __version__ = own_version()
@@ -37,6 +40,7 @@ __all__ = [
     "SolveReport",
     "clear_memory",
     "collect_reports",
+    "fit",
     "last_report",
     "load_pretrained",
     "memory_bytes",

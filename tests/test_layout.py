@@ -28,6 +28,7 @@ ORDER = (
     "rangeformer",
     "report",
     "plugin",
+    "fit",
     "__init__",
     "lab",
 )

@@ -17,8 +17,8 @@ from gp_rangeformer.fit.objective import Evaluated, Objective
 from gp_rangeformer.fit.secant import Secant
 from gp_rangeformer.fit.trust_region import QuadraticModel, Step
 
-# What an evaluation may end in without ending the fit: parameters that are too far out, or so far that nothing certifies
-# and the exact path is too large.
+# What an evaluation may end in without ending the fit: parameters are too far out, or nothing certifies and the exact
+# path is too large.
 NUMERICAL = (NanError, NotPSDError, torch.linalg.LinAlgError, ArithmeticError, InsufficientMemoryError)
 _NEAR = 10.0  # tolerances: of what is left to gain, where it is asked how much of it is noise
 # Accepted steps, and steps of any kind, in which less than the tolerance was gained, all together.
@@ -42,8 +42,8 @@ Watch = Callable[[Evaluated, bool], None]
 
 @dataclass(frozen=True)
 class Ascent:
-    """Where it ended: the best point, its model, why it stopped, whether curvature came from secants, and what the noise
-    of the probes explains of what the model has left to gain (where it has little)."""
+    """Where it ended: the best point, its model, why it stopped, whether curvature came from secants, and what the
+    noise of the probes explains of what the model has left to gain (where it has little)."""
 
     best: Evaluated
     model: QuadraticModel

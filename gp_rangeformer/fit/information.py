@@ -1,10 +1,10 @@
 """Average information: the curvature of a Gaussian likelihood from solves that a step can afford.
 
-For A = K + D and a = A^-1 (y - m) the second derivative of log p(y) is -a'dA_i A^-1 dA_j a + tr(A^-1 dA_i A^-1 dA_j) / 2
-(and a part with second derivatives of A), its expectation -tr(...) / 2; their average, the average information
-(dA_i a)' A^-1 (dA_j a) / 2, needs a solve for every parameter instead of a trace for every pair (Gilmour, Thompson and
-Cullis 1995, Biometrics 51). Where a mean m = X beta has been fitted to the other parameters, A^-1 becomes
-A^-1 - A^-1 X (X'A^-1 X)^-1 X'A^-1: the curvature of what is left when beta follows.
+For A = K + D and a = A^-1 (y - m) the second derivative of log p(y) is -a'dA_i A^-1 dA_j a plus half of
+tr(A^-1 dA_i A^-1 dA_j) (and a part with second derivatives of A), its expectation minus half of that trace; their
+average, the average information (dA_i a)' A^-1 (dA_j a) / 2, needs a solve for every parameter instead of a trace for
+every pair (Gilmour, Thompson and Cullis 1995, Biometrics 51). Where a mean m = X beta has been fitted to the other
+parameters, A^-1 becomes A^-1 - A^-1 X (X'A^-1 X)^-1 X'A^-1: the curvature of what is left when beta follows.
 """
 
 from __future__ import annotations

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass, replace
 
 import torch
@@ -22,7 +21,7 @@ from gp_rangeformer.report import SolveReport, collect_reports
 from gp_rangeformer.system.answers import LogDet
 
 _STEP = {torch.float32: 1e-2, torch.float64: 1e-4}  # of a logarithm
-# Of the certain interval's half, where a factorisation answers (n = 1100, float32: 0.0018, while values scatter by 2e-4).
+# Of the certain interval's half, where a factorisation answers (n = 1100, float32: 0.0018; values scatter by 2e-4).
 _ROUNDING_SHARE = 0.2
 MOST_COLUMNS = 64  # parameters up to which curvature is worth a solve for each
 
@@ -81,9 +80,7 @@ class Objective:
     :raises ValueError: without training data or without free parameters.
     """
 
-    def __init__(
-        self, mll: ExactMarginalLogLikelihood, anchor: Anchor | None = None, wall: Wall | None = None
-    ) -> None:
+    def __init__(self, mll: ExactMarginalLogLikelihood, anchor: Anchor | None = None, wall: Wall | None = None) -> None:
         self.mll, self.model, self._anchor, self._wall = mll, mll.model, anchor, wall
         if self.model.train_inputs is None or self.model.train_targets is None:
             raise ValueError("the model has no training data: give it some (set_train_data) before it is fitted")
@@ -230,8 +227,7 @@ class Objective:
             else [None] * len(tensors)
         )
         parts = [
-            torch.full((tensor.numel(),), gradient is not None)
-            for tensor, gradient in zip(tensors, found, strict=True)
+            torch.full((tensor.numel(),), gradient is not None) for tensor, gradient in zip(tensors, found, strict=True)
         ]
         return torch.cat(parts)
 
@@ -254,9 +250,7 @@ class Objective:
         with torch.enable_grad():
             return [prior.log_prob(closure(module)).sum() for _, module, prior, closure, _ in self.mll.named_priors()]
 
-    def _prior_curvature(
-        self, slopes: Float64[Tensor, " p"], bends: Float64[Tensor, " p"]
-    ) -> Float64[Tensor, "p p"]:
+    def _prior_curvature(self, slopes: Float64[Tensor, " p"], bends: Float64[Tensor, " p"]) -> Float64[Tensor, "p p"]:
         """Of minus the log prior, per point."""
         size = self.parameters.size
         matrix = torch.zeros(size, size, dtype=torch.float64)

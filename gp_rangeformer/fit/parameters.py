@@ -109,8 +109,8 @@ class FreeParameters:
         return torch.cat([part.reshape(-1).cpu() for part in parts])
 
     def write(self, phi: Float64[Tensor, " p"]) -> None:
-        """Set the parameters, in their own dtypes and on their own devices; those that are there already stay untouched,
-        and graphs from them alive."""
+        """Set the parameters, in their own dtypes and on their own devices; those that are there already stay
+        untouched, and graphs from them alive."""
         with torch.no_grad():
             for entry, part in zip(self._entries, self._split(phi), strict=True):
                 wide = entry.stored(entry.bounded(part)).reshape(entry.raw.shape)

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 app = typer.Typer(name="gp-rangeformer", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 _FAILED, _INVALID, _INTERRUPTED = 1, 2, 130
 _WIDTH_IN_FILES = 120
+_ADAM_STEPS, _ADAM_RATE = 60, 0.1  # of `fit`, where Adam trains
 
 _Data = Annotated[Path | None, typer.Argument(metavar="DATA.csv", help="Table with a header line, plain or .gz.")]
 _Target = Annotated[str | None, typer.Option(help="Column of DATA.csv to predict.")]
@@ -160,8 +161,14 @@ def fit(
     n: _N = None,
     n_test: _NTest = 1000,
     kernel: _Kernel = None,
-    steps: _Steps = 60,
-    lr: _Lr = 0.1,
+    optimizer: Annotated[
+        str | None,
+        typer.Option(
+            help="fit_mll trains to convergence; adam.", show_default="adam with --steps or --lr, else fit_mll"
+        ),
+    ] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Adam steps.", show_default="60")] = None,
+    lr: Annotated[float | None, typer.Option(min=0.0, help="Adam's learning rate.", show_default="0.1")] = None,
     dtype: _Dtype = "float32",
     device: _Device = "cpu",
     seed: _Seed = 0,
@@ -172,6 +179,12 @@ def fit(
     ] = None,
 ) -> None:
     """Train one GP with the flag on; print its hyperparameters, test errors and the last report."""
+    if optimizer not in (None, "adam", "fit_mll"):
+        _refuse(f"--optimizer {optimizer!r}: fit_mll or adam")
+    by_adam = optimizer == "adam" or (optimizer is None and (steps is not None or lr is not None))
+    if not by_adam and (steps is not None or lr is not None):
+        _refuse("--steps and --lr belong to --optimizer adam; fit_mll ends by itself")
+    adam_steps = (steps or _ADAM_STEPS) if by_adam else None
     with _refusing():
         from gp_rangeformer.lab.compare import parse_solvers
         from gp_rangeformer.lab.compare.fit import fit as fit_model
@@ -189,7 +202,8 @@ def fit(
         check_kernel(kernel, loaded)
     try:
         with _progress() as show:
-            fitted = fit_model(loaded, spec, kernel, steps=steps, lr=lr, device=device, seed=seed, observer=show)
+            rate = _ADAM_RATE if lr is None else lr
+            fitted = fit_model(loaded, spec, kernel, steps=adam_steps, lr=rate, device=device, seed=seed, observer=show)
     except KeyboardInterrupt:
         _console(stderr=True).print("Interrupted; nothing was written.", style="yellow")
         raise typer.Exit(_INTERRUPTED) from None
@@ -210,6 +224,8 @@ def fit(
     console.print(_cost_line(result), soft_wrap=True)
     if result.fallbacks or result.declined:
         console.print(f"steps that fell back: {result.fallbacks}; left to GPyTorch: {sum(result.declined.values())}")
+    if fitted.fit is not None:
+        console.print(fitted.fit.summary(), markup=False)
     if fitted.report is not None:
         console.print(fitted.report.summary(), markup=False)
     outputs = Outputs()

@@ -39,8 +39,7 @@ _watching: list[list[Observation]] = []
 
 @contextlib.contextmanager
 def observe_likelihoods() -> Iterator[list[Observation]]:
-    """The systems of every likelihood that the plug-in answers inside the context. Each holds its K as long as it lives.
-    """
+    """The systems of every likelihood that the plug-in answers inside the context. Each holds its K while it lives."""
     seen: list[Observation] = []
     _watching.append(seen)
     try:

@@ -65,7 +65,8 @@ class Certified:
         neighbours the probes of the gradient and of log|A| are whitened, which makes both better known, at a tenth too:
         what a fit asks (:mod:`gp_rangeformer.fit`).
     :param adaptive_rank: training starts with 64 landmarks and no neighbours, and takes twice as many of either where
-        the iterations say that it pays; False: all landmarks, and all neighbours above ``neighbours_above``. On a GPU, where it has not been measured what neighbours cost, they are for that alone.
+        the iterations say that it pays; False: all landmarks, and all neighbours above ``neighbours_above``. On a GPU,
+        where it has not been measured what neighbours cost, they are for that alone.
     :param num_probes: Rademacher probes of the gradient, solved together with y: its relative error falls as
         1 / sqrt(num_probes), and each is one more column in every pass.
     :param gradient_tolerance: largest standard error of the gradient, relative to it (norms over all log

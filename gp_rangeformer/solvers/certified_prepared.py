@@ -79,8 +79,8 @@ class CertifiedPrepared:
         return replace(self._exact_prepared(solution.reason).solve(rhs), reason=solution.reason)
 
     def approximate(self, rhs: Float[Tensor, "n m"], energy: float = _ROUGH) -> Tensor:
-        """A^-1 rhs, n x m, to about ``energy`` of every b'A^-1 b and without a certificate: what curvature asks. At most
-        ``_ROUGH_PASSES`` passes; exact where a factorisation is there."""
+        """A^-1 rhs, n x m, to about ``energy`` of every b'A^-1 b and without a certificate: what curvature asks. At
+        most ``_ROUGH_PASSES`` passes; exact where a factorisation is there."""
         if self.exact is not None or self.preconditioner is None:
             return self._exact_prepared(self.failure or Reason.NOT_PSD).solve(rhs).value
         own = self.vecchia or self.preconditioner

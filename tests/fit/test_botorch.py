@@ -47,7 +47,8 @@ def test_the_map_value_is_botorchs_or_better(given, flag) -> None:
     mll = single_task(110, noise=noise)
     with settings.rangeformer(flag):
         fitted = fit_gpytorch_mll(mll, optimizer=botorch_optimizer)
-    assert fitted is mll and not mll.training
+    assert fitted is mll
+    assert not mll.training
     assert value(mll) >= best - 1e-3
 
 
@@ -81,11 +82,15 @@ def test_as_the_default_inside_the_flag() -> None:
     calls = []
     with botorch_fits():
         assert settings.rangeformer.on()
-        fit_gpytorch_mll(single_task(30), optimizer_kwargs={"callback": lambda parameters, result: calls.append(result)})
-    assert calls and calls[0].step == 1
+        fit_gpytorch_mll(
+            single_task(30), optimizer_kwargs={"callback": lambda parameters, result: calls.append(result)}
+        )
+    assert calls
+    assert calls[0].step == 1
     assert settings.rangeformer.off()
     kept = fit_gpytorch_mll.__globals__["_fit_fallback"].__kwdefaults__["optimizer"]
-    assert kept is fit_gpytorch_mll_scipy and kept is not default
+    assert kept is fit_gpytorch_mll_scipy
+    assert kept is not default
 
 
 def test_a_loss_of_ones_own_and_limits() -> None:

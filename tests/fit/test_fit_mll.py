@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import warnings
 
@@ -51,8 +52,10 @@ def test_it_ends_where_lbfgs_ends_or_higher(name, flag) -> None:
     # A Newton decrement of the tolerance may miss as much again where the model underrates what is left.
     assert value(mll) >= best - 3 * TOLERANCE
     assert result.value == pytest.approx(value(mll), abs=1e-9)
-    assert result.converged and result.decrement < TOLERANCE
-    assert result.error == 0 and result.noise == 0
+    assert result.converged
+    assert result.decrement < TOLERANCE
+    assert result.error == 0
+    assert result.noise == 0
     assert result.method == "average information"
 
 
@@ -66,8 +69,10 @@ def test_levels_and_certified_evaluations_of_a_float32_model(n) -> None:
     wide.load_state_dict({name: tensor.double() for name, tensor in mll.state_dict().items()})
     assert value(wide) >= best - 1e-3
     assert abs(value(wide) - result.value) <= result.error + 1e-3
-    assert set(result.evaluations) == {*level_sizes(n), n} and result.evaluations[n] <= 15
-    assert result.report is not None and not result.report.fell_back
+    assert set(result.evaluations) == {*level_sizes(n), n}
+    assert result.evaluations[n] <= 15
+    assert result.report is not None
+    assert not result.report.fell_back
 
 
 def test_the_same_call_gives_the_same_bits() -> None:
@@ -85,8 +90,10 @@ def test_settings_and_modes_are_put_back() -> None:
     mll = build(120)
     chosen = settings.solver.value()
     fit_mll(mll)
-    assert settings.rangeformer.off() and settings.solver.value() is chosen
-    assert mll.model.train_targets.dtype == torch.float64 and len(mll.model.train_targets) == 120
+    assert settings.rangeformer.off()
+    assert settings.solver.value() is chosen
+    assert mll.model.train_targets.dtype == torch.float64
+    assert len(mll.model.train_targets) == 120
 
 
 def test_fixed_parameters_stay() -> None:
@@ -113,7 +120,8 @@ def test_many_parameters_are_fitted_by_secants() -> None:
     before = value(mll)
     result = fit_mll(mll, max_evaluations=60, levels=False)
     assert result.method == "secants"
-    assert value(mll) > before + 0.5 and result.value == pytest.approx(value(mll), abs=1e-9)
+    assert value(mll) > before + 0.5
+    assert result.value == pytest.approx(value(mll), abs=1e-9)
 
 
 def test_a_batch_of_models() -> None:
@@ -156,14 +164,19 @@ def test_a_failure_names_the_evaluation() -> None:
     mll = build(200)
     mll.model.train_targets[3] = math.nan
     before = {name: tensor.clone() for name, tensor in mll.state_dict().items()}
-    with settings.rangeformer(), pytest.raises(FitError, match=r"evaluation 1 on 200 points: .*the parameters are what"):
+    with (
+        settings.rangeformer(),
+        pytest.raises(FitError, match=r"evaluation 1 on 200 points: .*the parameters are what"),
+    ):
         fit_mll(mll)
     assert all(torch.equal(before[name], tensor) for name, tensor in mll.state_dict().items())
 
 
 def test_time_and_evaluations_are_limits() -> None:
     result = fit_mll(build(200), max_evaluations=3)
-    assert result.evaluations[200] == 3 and result.reason == "evaluations used up" and not result.converged
+    assert result.evaluations[200] == 3
+    assert result.reason == "evaluations used up"
+    assert not result.converged
     assert fit_mll(build(200), timeout=1e-9).reason == "out of time"
 
 
@@ -203,7 +216,8 @@ def test_a_subset_is_a_copy_of_its_own() -> None:
     with torch.no_grad():
         for parameter in small.parameters():
             parameter.add_(1)
-    assert len(mll.model.train_targets) == 60 and torch.equal(mll.likelihood.noise_covar.noise, noise)
+    assert len(mll.model.train_targets) == 60
+    assert torch.equal(mll.likelihood.noise_covar.noise, noise)
     assert not torch.equal(small.model.covar_module.raw_outputscale, mll.model.covar_module.raw_outputscale)
 
 
@@ -211,14 +225,16 @@ def test_levels_are_a_fraction_of_the_whole() -> None:
     for n in (100, 1000, 4000, 36_000, 10**6):
         sizes = [*level_sizes(n), n]
         assert sizes == sorted(sizes)
-        assert all(small * 5 <= large for small, large in zip(sizes, sizes[1:], strict=False))
+        assert all(small * 5 <= large for small, large in itertools.pairwise(sizes))
 
 
 def test_what_a_result_says() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         result = fit_mll(build(120))
-    assert "converged" in result.summary() and "on 120 points" in result.summary()
+    assert "converged" in result.summary()
+    assert "on 120 points" in result.summary()
     table = result.table().splitlines()
-    assert len(table) == 1 + len(result.history) and "accepted" in table[1]
+    assert len(table) == 1 + len(result.history)
+    assert "accepted" in table[1]
     assert result.seconds >= result.history[-1].seconds > 0

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import gpytorch
 import pytest
 import torch
 from gpytorch.constraints import GreaterThan
@@ -125,7 +124,8 @@ def test_a_mean_with_a_prior_is_a_parameter_like_others() -> None:
     mean = ConstantMean(constant_prior=NormalPrior(0.0, 0.1))
     objective = Objective(build(N, mean=mean))
     point = objective(objective.parameters.read())
-    assert point.seen is not None and not point.seen.follows.any()
+    assert point.seen is not None
+    assert not point.seen.follows.any()
     quadratic = objective.quadratic_model(point)
     assert quadratic is not None
     assert torch.linalg.eigvalsh(quadratic.curvature).min() > -1e-12
@@ -140,7 +140,8 @@ def test_priors_curve_what_they_are_on() -> None:
     phi = with_priors.parameters.read()
     curved = with_priors.quadratic_model(with_priors(phi))
     plain = without.quadratic_model(without(phi))
-    assert curved is not None and plain is not None
+    assert curved is not None
+    assert plain is not None
     extra = (curved.curvature - plain.curvature) * N
     names = with_priors.parameters.names
     for index, name in enumerate(names):
@@ -185,7 +186,8 @@ def test_given_noise_and_an_anchor() -> None:
     moved = point.phi
     assert point.value == pytest.approx(plain.value + anchored._anchor.value(moved) / N, abs=1e-12)  # type: ignore[union-attr]
     quadratic, bare = anchored.quadratic_model(point), objective.quadratic_model(objective(phi))
-    assert quadratic is not None and bare is not None
+    assert quadratic is not None
+    assert bare is not None
     extra = (quadratic.curvature - bare.curvature).diagonal()[~point_follows(objective, phi)]
     assert torch.allclose(extra, torch.full_like(extra, 0.25 / N), atol=1e-12)
 
@@ -215,7 +217,8 @@ def test_certified_solves_give_the_same_curvature(dtype) -> None:
     with settings.min_size(100), settings.solver(Certified(gradient_tolerance=float("inf"))):
         certified = Objective(exact.mll)
         found = certified.quadratic_model(certified(phi))
-    assert expected is not None and found is not None
+    assert expected is not None
+    assert found is not None
     roots = expected.curvature.diagonal().clamp_min(1e-300).sqrt()
     difference = (found.curvature - expected.curvature) / (roots * roots.unsqueeze(1))
     assert difference.abs().max() <= 0.02

@@ -57,7 +57,8 @@ def test_no_step_leaves_the_bounds(name, length) -> None:
     number = module.number.detach()
     assert number.isfinite().all()
     if constraint is not None:
-        assert (number >= constraint.lower_bound).all() and (number <= constraint.upper_bound).all()
+        assert (number >= constraint.lower_bound).all()
+        assert (number <= constraint.upper_bound).all()
     assert parameters.read().isfinite().all()
 
 

@@ -65,7 +65,8 @@ def test_parameters_without_a_gradient_move_nothing() -> None:
     moves = parameter_moves(fused.expression, fused.arguments, fused.parameters)
     assert [len(own) for own in moves] == [0, 1, 1, 1]
     products = fused.parameter_products(vector)
-    assert not products[:, 0].any() and products[:, 1:].any(0).all()
+    assert not products[:, 0].any()
+    assert products[:, 1:].any(0).all()
 
 
 def test_coincident_points_and_any_number_of_threads() -> None:

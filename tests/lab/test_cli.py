@@ -271,6 +271,29 @@ def test_fit_prints_hyperparameters_errors_and_the_report_and_writes_predictions
         assert deviation > 0
 
 
+def test_fit_trains_to_convergence_unless_adam_is_asked_for(table):
+    converged = invoke("fit", table, "--target", "y", "--min-size", 100)
+    assert converged.exit_code == 0, converged.output
+    assert "left to gain" in converged.output
+    assert "converged" in converged.output
+    by_adam = invoke("fit", table, "--target", "y", "--optimizer", "adam", "--steps", 3)
+    assert by_adam.exit_code == 0
+    assert "left to gain" not in by_adam.output
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--optimizer", "sgd"), "--optimizer 'sgd': fit_mll or adam"),
+        (("--optimizer", "fit_mll", "--steps", 3), "--steps and --lr belong to --optimizer adam"),
+    ],
+)
+def test_fit_refuses_an_optimizer_that_cannot_be(table, options, said):
+    result = invoke("fit", table, "--target", "y", *options)
+    assert result.exit_code == 2
+    assert said in result.output.replace("\n", " ")
+
+
 def test_fit_refuses_a_missing_file():
     result = invoke("fit", "missing.csv", "--target", "y")
     assert result.exit_code == 2

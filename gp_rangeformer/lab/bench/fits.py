@@ -230,7 +230,6 @@ CONTENDERS: dict[str, Callable[[Mll, Watch], str]] = {
 }
 
 
-
 def warm_up() -> None:
     """What only the first fit of a process pays for."""
     generator = torch.Generator().manual_seed(0)

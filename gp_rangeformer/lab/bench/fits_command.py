@@ -62,7 +62,11 @@ def fits(
     unknown = [name for name in names if name not in CONTENDERS]
     if unknown:
         raise typer.BadParameter(f"--contenders {unknown[0]!r}: {'; '.join(CONTENDERS)}")
-    plan, outputs, console = FitPlan(kernel, names, dtype, seed, patience), Outputs(), Console(width=160, highlight=False)
+    plan, outputs, console = (
+        FitPlan(kernel, names, dtype, seed, patience),
+        Outputs(),
+        Console(width=160, highlight=False),
+    )
     try:
         cells = [] if json is None else read_parts(json, plan, "cells", FitCell.from_json)
         for name in dataset.split(","):

@@ -24,6 +24,7 @@ from gp_rangeformer.lab.bench.peers import Observer
 from gp_rangeformer.lab.bench.resumed import PlanError, read_parts, whole_numbers
 from gp_rangeformer.lab.bench.small_tasks import (
     CPU,
+    FITS,
     TASKS,
     TEST_POINTS,
     CountingLikelihood,
@@ -189,7 +190,7 @@ def run(
     wanted = [(n, batch) for n in sizes for batch in batches]
     fits, described = has_botorch(), machine.describe()
     for n, batch in wanted:
-        tasks = [name for name in TASKS if name != "fit" or (fits and batch == 1)]
+        tasks = [name for name in TASKS if name not in FITS or (fits and batch == 1)]
         if (n, batch) in known and known[n, batch].timings.keys() >= set(tasks):
             continue
         known[n, batch] = measure_cell(n, batch, plan, tasks, patience, observer)

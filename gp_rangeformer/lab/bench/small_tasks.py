@@ -17,6 +17,7 @@ from gpytorch.kernels import RBFKernel, ScaleKernel
 from torch import Tensor
 
 from gp_rangeformer import settings
+from gp_rangeformer.fit import botorch_optimizer
 from gp_rangeformer.lab.compare.audit import gradient_vector
 
 TEST_POINTS = 100
@@ -136,12 +137,25 @@ class Fit(Step):
             return {"loss": -self.mll(self.model(*self.model.train_inputs), self.model.train_targets)}
 
 
+class FitMll(Fit):
+    """The same; with the flag on by :func:`gp_rangeformer.fit.botorch_optimizer`."""
+
+    def run(self) -> Any:
+        _, fit = _botorch()
+        if settings.rangeformer.on():
+            fit(self.mll, optimizer=botorch_optimizer)
+        else:
+            fit(self.mll)
+
+
 TASKS: dict[str, type[Step]] = {
     "step": Step,
     "prediction": Prediction,
     "fast prediction": FastPrediction,
     "fit": Fit,
+    "fit by fit_mll": FitMll,
 }
+FITS = ("fit", "fit by fit_mll")  # which need BoTorch
 
 
 class _Model(gpytorch.models.ExactGP):

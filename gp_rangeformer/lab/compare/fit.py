@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gp_rangeformer import SolveReport, clear_memory, last_report
+from gp_rangeformer.fit import FitResult
+from gp_rangeformer.lab.compare.convergence import train_to_convergence
 from gp_rangeformer.lab.compare.result import SolverResult, write_text
 from gp_rangeformer.lab.compare.run import silent
 from gp_rangeformer.lab.compare.solvers import SolverSpec
@@ -29,6 +31,7 @@ class Fit:
     mean: list[float]
     deviation: list[float]
     report: SolveReport | None
+    fit: FitResult | None = None  # of a training to convergence
 
     @property
     def hyperparameters(self) -> dict[str, float]:
@@ -58,26 +61,29 @@ def fit(
     spec: SolverSpec,
     kernel: str | None = None,
     *,
-    steps: int = 60,
+    steps: int | None = None,
     lr: float = 0.1,
     device: str = "cpu",
     seed: int = 0,
     observer: Observer = silent,
 ) -> Fit:
-    """Train with ``spec`` by Adam and predict at the test points.
+    """Train with ``spec`` and predict at the test points.
 
     :param dataset: float64, as loaded.
+    :param steps: of Adam, with rate ``lr``; None trains to convergence by :func:`gp_rangeformer.fit.fit_mll`.
     :param kernel: name of a kernel, None for the data set's default.
-    :raises FloatingPointError, NotPSDError, NanError: the solver could not answer.
+    :raises FloatingPointError, NotPSDError, NanError, FitError: the solver could not answer.
     """
     kernel = kernel or default_kernel(dataset)
     clear_memory()
     data = dataset.to(spec.torch_dtype, device)
     run = Run(SolverResult.of(spec))
-    model = train(
-        run, spec, data, kernel, build_model(dataset, kernel)[0].state_dict(), Schedule(steps, lr), seed, observer
-    )
-    report = last_report()
+    initial, found = build_model(dataset, kernel)[0].state_dict(), None
+    if steps is None:
+        model, found = train_to_convergence(run, spec, data, kernel, initial, seed, observer)
+    else:
+        model = train(run, spec, data, kernel, initial, Schedule(steps, lr), seed, observer)
+    report = last_report() if found is None else found.report
     prediction = predict(run, spec, model, data)
     scale = dataset.target_scale
     return Fit(
@@ -87,4 +93,5 @@ def fit(
         [scale * mean + dataset.target_mean for mean in prediction.mean],
         [scale * deviation for deviation in prediction.deviation],
         report,
+        found,
     )

@@ -98,7 +98,7 @@ def train(
     optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=schedule.lr)
     n = len(dataset.train_y)
     counting = count_products(n) if spec.uses_cg else contextlib.nullcontext()
-    with _counted_warnings(run.result), spec.active(), counting as products:
+    with counted_warnings(run.result), spec.active(), counting as products:
         for index in range(schedule.evaluations):
             updated = index < schedule.steps
             names = hyperparameters(model, dataset.feature_names)
@@ -121,7 +121,7 @@ def train(
             if products is not None:
                 count = products.take()
                 step.passes, step.columns, step.iterations = count.products, count.columns, count.iterations
-            _account(run.result, step, list(reports), n)
+            account(run.result, step, list(reports), n)
             if not math.isfinite(step.value):
                 raise FloatingPointError(f"the log marginal likelihood is {step.value} at step {index}")
             run.result.steps.append(step)
@@ -143,7 +143,7 @@ def predict(run: Run, spec: SolverSpec, model: Regression, dataset: Dataset) -> 
     likelihood = model.likelihood
     assert likelihood is not None
     model.eval()
-    with _counted_warnings(result), spec.active(), torch.no_grad(), collect_reports() as reports:
+    with counted_warnings(result), spec.active(), torch.no_grad(), collect_reports() as reports:
         synchronize(device)
         started = time.perf_counter()
         prediction = likelihood(model(dataset.test_x))
@@ -164,7 +164,7 @@ def predict(run: Run, spec: SolverSpec, model: Regression, dataset: Dataset) -> 
     return predictions
 
 
-def _account(result: SolverResult, step: Step, reports: list[SolveReport], n: int) -> None:
+def account(result: SolverResult, step: Step, reports: list[SolveReport], n: int) -> None:
     """Move the evidence of one evaluation from the plug-in's reports into the step and the result."""
     _count_calls(result, reports)
     for report in reports:
@@ -200,7 +200,7 @@ def _count_calls(result: SolverResult, reports: list[SolveReport]) -> None:
 
 
 @contextlib.contextmanager
-def _counted_warnings(result: SolverResult) -> Iterator[None]:
+def counted_warnings(result: SolverResult) -> Iterator[None]:
     """Warnings are counted by their text instead of interrupting the progress display."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")

@@ -32,7 +32,8 @@ def fits_tables(results: Results) -> str:
 
 
 def _table(run: FitRuns, machine: str) -> str:
-    note = f"Matern-3/2 with a length-scale per dimension, {run.dtype}, seed {run.seed}, stopped after {run.patience:g} s; {machine}"
+    what = f"Matern-3/2 with a length-scale per dimension, {run.dtype}, seed {run.seed}"
+    note = f"{what}, stopped after {run.patience:g} s; {machine}"
     return grid(run.cells, note).to_markdown().partition("\n\n")[2]
 
 
@@ -51,7 +52,9 @@ def fits_sentence(results: Results) -> str:
         for name, title in ((OUR_ADAM, "Adam on the same solver"), (LBFGS, "GPyTorch's Cholesky with L-BFGS")):
             ratios, missed = _against(run.cells, name)
             if ratios:
-                others.append(f"{title} {_range(ratios, '{:.0f}')} times as long ({missed} of {len(own)} never got there)")
+                others.append(
+                    f"{title} {_range(ratios, '{:.0f}')} times as long ({missed} of {len(own)} never got there)"
+                )
         parts.append(text + (": " + ", ".join(others) if others else ""))
     return f"A fit comes within {_GAP:g} nats per point of the optimum, exact values, {'; '.join(parts)}."
 
@@ -106,7 +109,9 @@ def fits_figure(results: Results) -> tuple[Figure, dict[str, dict[str, list[floa
         for name in names
     ]
     panels[-1].legend(handles, [_LOOKS[name][3] for name in names], frameon=False, loc="center left", fontsize=9)
-    figure.suptitle(f"A fit against seconds (n = {run.cells[0].n:,}, {run.dtype}, exact values)", x=0.01, ha="left", fontsize=11)
+    figure.suptitle(
+        f"A fit against seconds (n = {run.cells[0].n:,}, {run.dtype}, exact values)", x=0.01, ha="left", fontsize=11
+    )
     return figure, lines
 
 

@@ -19,6 +19,7 @@ from gp_rangeformer.lab.bench import small, small_tasks
 from gp_rangeformer.lab.bench.small import Cell, Timing, measure_cell, run, time_pairs
 from gp_rangeformer.lab.bench.small_tables import accuracy_grid, seconds_grid
 from gp_rangeformer.lab.bench.small_tasks import (
+    FITS,
     TASKS,
     FastPrediction,
     Plan,
@@ -30,7 +31,7 @@ from gp_rangeformer.lab.bench.small_tasks import (
 from gp_rangeformer.lab.cli import app
 
 PLAN = Plan(dimensions=6, dtype="float64", seed=0, repetitions=2, threads=1)
-WITHOUT_FIT = [name for name in TASKS if name != "fit"]
+WITHOUT_FIT = [name for name in TASKS if name not in FITS]
 DIFFERENCE = 1e-8
 
 
