@@ -90,10 +90,13 @@ def ascend(
         if reason is not None:
             return Ascent(best, model, reason, secants, noise)
         step = model.step(radius)
+        if not step.promised > 0:  # at a wall
+            return Ascent(best, model, "no further gain", secants, noise)
         used += 1
         try:
             new = objective(best.phi + step.value)
         except NUMERICAL:
+            watch(_nowhere(best.phi + step.value), False)
             radius = _SHRINK * min(step.length, radius)
             gains.append(None)
             continue
@@ -113,6 +116,11 @@ def ascend(
             model = secant.learn(old, new, best)
         elif found is not None:
             model = _corrected(found, old, new, step.value, kept, accepted and full)
+
+
+def _nowhere(phi: Float64[Tensor, " p"]) -> Evaluated:
+    """Where an evaluation failed."""
+    return Evaluated(phi, -math.inf, 0.0, torch.zeros_like(phi), None)
 
 
 def _stalls(gains: list[float | None], tolerance: float) -> bool:

@@ -126,6 +126,8 @@ class _Fit:
         """From the parameters as they are, or from where subsets lead, whichever is better on all points."""
         start = objective.parameters.read()
         best = objective(start)
+        if not (math.isfinite(best.value) and bool(best.gradient.isfinite().all())):
+            raise FitError(f"log p(y)/n is {best.value} at the parameters as they are, or its gradient is not finite")
         self._note_evaluation(objective, best, True)
         led = self._through_levels(start) if self._levels else None
         if led is not None:
@@ -220,6 +222,9 @@ class _Fit:
         best, report, model = ascent.best, ascent.best.report, ascent.model
         certain = None if report is None or report.mll_interval is None else report.mll_interval.scaled(1 / report.n)
         decrement = model.newton_decrement()
+        failures = sum(record.value == -math.inf for record in self._history)
+        if failures:
+            self._notes.append(f"{failures} evaluations failed, too far out or not certified: steps were shortened")
         if model.wall is not None and replace(model, wall=None).newton_decrement() > decrement + self._tolerance:
             self._notes.append(f"{self._dtype_name} ends here: smaller noise beside this scale needs float64")
         return FitResult(

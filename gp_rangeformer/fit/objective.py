@@ -147,7 +147,9 @@ class Objective:
     def _value(self) -> Tensor:
         model = self.model
         model.train()
-        return self.mll(model(*model.train_inputs), model.train_targets, *model.train_inputs).sum()
+        output = model(*model.train_inputs)
+        self.points = output.event_shape.numel()
+        return self.mll(output, model.train_targets, *model.train_inputs).sum()
 
     def _flat_gradient(self, value: Tensor, create_graph: bool = False) -> Tensor:
         """With respect to the stored numbers."""

@@ -11,7 +11,7 @@ from gp_rangeformer.system.answers import Interval
 @dataclass(frozen=True)
 class Record:
     """One evaluation: on how many points, when it was done (seconds since the fit began), the likelihood found in nats
-    per point with half of its stated interval, and whether the step to it was accepted."""
+    per point with half of its stated interval (minus infinity where it failed), and whether the step was accepted."""
 
     points: int
     seconds: float

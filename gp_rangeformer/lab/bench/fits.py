@@ -7,6 +7,7 @@ is remembered, and judged afterwards: exact float64 likelihoods, outside every t
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -14,6 +15,7 @@ from dataclasses import asdict, dataclass
 import gpytorch
 import numpy as np
 import torch
+from linear_operator.utils.errors import NanError, NotPSDError
 
 from gp_rangeformer import clear_memory, settings
 from gp_rangeformer.fit import FitResult, fit_mll
@@ -102,7 +104,7 @@ def measure(
     for name, places, total, reason in unjudged:
         observer(f"{dataset.name}, n = {len(dataset.train_y)}: exact values of {name}")
         chosen = _chosen(len(places))
-        values = [exact(_widened(places[index][1])).value for index in chosen]
+        values = [_judged(exact, places[index][1]) for index in chosen]
         seconds = [places[index][0] for index in chosen]
         runs.append(FitRun(name, len(places), total, values[-1], tuple(seconds), tuple(values), reason))
     optimum = max([best, *(value for run in runs for value in run.values)])
@@ -113,6 +115,14 @@ def measure(
 def _chosen(count: int) -> list[int]:
     """Evenly, the last one included."""
     return sorted({round(index) for index in np.linspace(0, count - 1, min(count, _AUDITED))})
+
+
+def _judged(exact: ExactEvaluator, parameters: Parameters) -> float:
+    """Minus infinity where not even float64 has a factor."""
+    try:
+        return exact(_widened(parameters)).value
+    except (NanError, NotPSDError):
+        return -math.inf
 
 
 def _widened(parameters: Parameters) -> Parameters:
