@@ -42,7 +42,8 @@ class exact_line_search(_checked_flag):
     """
     Whether calls made from inside a line search (torch.optim.LBFGS, scipy.optimize, hence BoTorch's fits) are answered
     by the exact path. A line search compares values with their own gradients; a stochastic log determinant and its
-    probe gradient agree in expectation only. Costs one Cholesky factorisation and one inverse per evaluation.
+    probe gradient agree in expectation only. Costs one Cholesky factorisation and one inverse per evaluation;
+    :func:`gp_rangeformer.fit.fit_mll` needs no line search.
 
     (Default: True)
     """

@@ -23,6 +23,7 @@ NUMERICAL = (NanError, NotPSDError, torch.linalg.LinAlgError, ArithmeticError, I
 _NEAR = 10.0  # tolerances: of what is left to gain, where it is asked how much of it is noise
 # Accepted steps, and steps of any kind, in which less than the tolerance was gained, all together.
 _PATIENCE, _LONG_PATIENCE = 3, 5
+_OF_SECANTS = 1e-3  # of the tolerance: curvature that was seen along a few steps says little of the rest
 _RADIUS, _LARGEST_RADIUS, _SMALLEST_RADIUS = 1.0, 4.0, 1e-3
 # Share of the promised gain above which the radius grows and below which it shrinks.
 _GOOD, _POOR = 0.5, 0.1
@@ -77,7 +78,7 @@ def ascend(
     while True:
         noise = 0.0 if best.group_gradients is None else explained_by_noise(model, best.group_gradients)
         reason = None
-        if (decrement := model.newton_decrement()) < tolerance:
+        if (decrement := model.newton_decrement()) < (_OF_SECANTS if secants else 1.0) * tolerance:
             reason = "converged"
         elif decrement < noise:
             reason = "as near as the probes allow"
@@ -85,7 +86,7 @@ def ascend(
             reason = USED_UP
         elif expired():
             reason = TIMEOUT
-        elif radius < _SMALLEST_RADIUS or _stalls(gains, tolerance):
+        elif radius < _SMALLEST_RADIUS or _stalls(gains, (_OF_SECANTS if secants else 1.0) * tolerance):
             reason = "no further gain"
         if reason is not None:
             return Ascent(best, model, reason, secants, noise)

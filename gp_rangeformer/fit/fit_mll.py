@@ -8,6 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from typing import Any
 
 import torch
 from gpytorch.mlls import ExactMarginalLogLikelihood, MarginalLogLikelihood
@@ -157,8 +158,14 @@ class _Fit:
 
     @contextlib.contextmanager
     def _solver(self) -> Iterator[None]:
-        """Whitened probes throughout; and no check of gradients by their own size, which vanishes at an optimum."""
+        """Whitened probes throughout; and no check of gradients by their own size, which vanishes at an optimum.
+        Systems of every size: curvature comes from solves."""
         chosen = settings.solver.value()
+        with settings.exact_size(1), self._chosen(chosen):
+            yield
+
+    @contextlib.contextmanager
+    def _chosen(self, chosen: Any) -> Iterator[None]:
         if settings.rangeformer.off():
             with settings.rangeformer(), settings.solver(Exact()):
                 yield

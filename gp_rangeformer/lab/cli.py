@@ -177,6 +177,7 @@ def fit(
     predictions: Annotated[
         Path | None, typer.Option(help="Write mean, deviation and 95 % interval of every test row to this CSV file.")
     ] = None,
+    json: Annotated[Path | None, typer.Option(help="Write every other number to this file.")] = None,
 ) -> None:
     """Train one GP with the flag on; print its hyperparameters, test errors and the last report."""
     if optimizer not in (None, "adam", "fit_mll"):
@@ -231,6 +232,8 @@ def fit(
     outputs = Outputs()
     if predictions is not None:
         outputs.write(predictions, partial(fitted.write_predictions, predictions))
+    if json is not None:
+        outputs.write_json(json, fitted.to_json(spec, seed, device))
     _say_written(outputs)
     outputs.finish()
 

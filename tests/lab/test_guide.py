@@ -73,7 +73,9 @@ def test_an_edited_block_is_found_and_made_anew(clone: Path, name: str, capsys) 
     assert stale(clone) == []
 
 
-@pytest.mark.parametrize("name", ["peers", "growth", "optimum-pol", "fit", "stages", "products", "contention"])
+@pytest.mark.parametrize(
+    "name", ["peers", "growth", "optimum-pol", "fit", "fits-2000", "fit-kin40k", "stages", "products", "contention"]
+)
 def test_an_edited_result_is_found(clone: Path, name: str) -> None:
     path = clone / "examples" / "guide" / "results" / f"{name}.json"
     path.write_text(json.dumps(slower(json.loads(path.read_text("utf-8")))), "utf-8")

@@ -80,7 +80,7 @@ def peers(
     plan = Plan(dataset, kernel, solvers, steps, seed, dtype, device, at)
     if audit_largest is None:
         audit_largest = _AUDIT_LARGEST[device.partition(":")[0]]
-    console, outputs = Console(width=140, highlight=False), Outputs()
+    console, outputs = Console(width=170, highlight=False), Outputs()
     try:
         with console.status("starting") as status:
             measured = run(
@@ -172,7 +172,7 @@ def learning(
             raise typer.BadParameter(
                 f"{json} is not a result of this command ({error}): choose another --json"
             ) from None
-    console, outputs = Console(width=140, highlight=False), Outputs()
+    console, outputs = Console(width=170, highlight=False), Outputs()
     # What the file holds besides, of other steps or an earlier version's contenders, stays in it.
     chosen = [cell for cell in cells if cell.steps == steps and cell.complete]
     for n, name, seed in wanted:
@@ -217,7 +217,7 @@ def products(
         wanted = parse_sizes(sizes)
     except PlanError as error:
         raise typer.BadParameter(str(error)) from None
-    console, outputs = Console(width=140, highlight=False), Outputs()
+    console, outputs = Console(width=170, highlight=False), Outputs()
     measured = {n: measure_products(n, dimensions=dimensions, device=device) for n in wanted}
     where = f"{dimensions} dimensions; {machine.one_line(device)}"
     tables = [products_grid(n, found, where) for n, found in measured.items()]
@@ -314,7 +314,7 @@ def small(
 
     _check_dtype(dtype)
     plan = Plan(dimensions, dtype, seed, repetitions, torch.get_num_threads())
-    console, outputs = Console(width=140, highlight=False), Outputs()
+    console, outputs = Console(width=170, highlight=False), Outputs()
     try:
         with console.status("starting") as status:
             cells = run(

@@ -21,6 +21,9 @@ class FitPlan:
     seed: int
     patience: float
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "contenders", tuple(self.contenders))  # a list in a file
+
 
 def fits(
     dataset: Annotated[str, typer.Option(help="Names from `info`, separated by commas.")] = (

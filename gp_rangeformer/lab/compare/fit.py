@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import csv
 import io
-from dataclasses import dataclass
+import math
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from gp_rangeformer import SolveReport, clear_memory, last_report
 from gp_rangeformer.fit import FitResult
+from gp_rangeformer.lab.compare import machine
 from gp_rangeformer.lab.compare.convergence import train_to_convergence
 from gp_rangeformer.lab.compare.result import SolverResult, write_text
 from gp_rangeformer.lab.compare.run import silent
@@ -37,6 +39,44 @@ class Fit:
     def hyperparameters(self) -> dict[str, float]:
         """At the end of training, in standardised units."""
         return self.result.steps[-1].hyperparameters
+
+    def to_json(self, spec: SolverSpec, seed: int, device: str) -> dict[str, object]:
+        """Every number but the predictions, for a result file."""
+        found, result = self.fit, self.result
+        content: dict[str, object] = {
+            "format": 1,
+            "machine": machine.describe(device),
+            "dataset": self.dataset.name,
+            "n": len(self.dataset.train_y),
+            "n_test": len(self.dataset.test_y),
+            "d": self.dataset.train_x.shape[1],
+            "kernel": self.kernel,
+            "dtype": spec.dtype,
+            "seed": seed,
+            "rmse": result.rmse,
+            "nll": result.nll,
+            "prediction_seconds": result.prediction_seconds,
+            "peak_memory": result.peak_memory,
+            "peak_memory_with_prediction": result.peak_memory_with_prediction,
+            "hyperparameters": self.hyperparameters,
+            "fallbacks": result.fallbacks,
+        }
+        if found is not None:
+            content |= {
+                "value": found.value,
+                "error": found.error,
+                "decrement": found.decrement,
+                "noise": found.noise,
+                "reason": found.reason,
+                "notes": list(found.notes),
+                "seconds": found.seconds,
+                "evaluations": found.evaluations,
+                "history": [
+                    {**asdict(record), "value": record.value if math.isfinite(record.value) else None}
+                    for record in found.history
+                ],
+            }
+        return content
 
     def write_predictions(self, path: Path) -> None:
         """A CSV with one row per test point: target, mean, sd and 95 % interval in the target's unit, then inputs.

@@ -191,10 +191,10 @@ def test_botorchs_fit_ends_at_the_same_likelihood(answering: None) -> None:
 def test_tables_have_a_row_per_cell_and_fit_into_the_console() -> None:
     slow = timing([0.8765, 0.9876, 0.9], [1.2345, 1.3456, 1.4])
     with_fit = {name: slow for name in TASKS}
-    with_fit["fit"] = replace(timing([12.345], [54.321]), evaluations=[120, 123])
+    with_fit |= dict.fromkeys(FITS, replace(timing([12.345], [54.321]), evaluations=[120, 123]))
     without = {name: slow for name in WITHOUT_FIT}
     cells = [Cell(1000, 1, with_fit, [12.0, 3.0]), Cell(1000, 16, without, [None, None])]
-    console = Console(width=140, highlight=False)
+    console = Console(width=170, highlight=False)
     for grid, fitted in (
         (seconds_grid(cells, PLAN), ["12345, 54321", "0.23"]),
         (accuracy_grid(cells), ["1e-12", "120, 123"]),
