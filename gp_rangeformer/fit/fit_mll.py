@@ -94,7 +94,8 @@ class _Fit:
         levels: bool,
         seed: int,
     ) -> None:
-        self._mll, self._tolerance, self._most = mll, tolerance, max_evaluations
+        self._mll: Any = mll  # whose parts GPyTorch types as modules
+        self._tolerance, self._most = tolerance, max_evaluations
         self._timeout = math.inf if timeout is None else timeout
         self._callback, self._levels, self._seed = callback, levels, seed
         self._history: list[Record] = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from gpytorch.mlls import ExactMarginalLogLikelihood
@@ -81,11 +82,13 @@ class Objective:
     """
 
     def __init__(self, mll: ExactMarginalLogLikelihood, anchor: Anchor | None = None, wall: Wall | None = None) -> None:
-        self.mll, self.model, self._anchor, self._wall = mll, mll.model, anchor, wall
+        self.mll: Any = mll  # whose parts GPyTorch types as modules
+        self.model: Any = mll.model
+        self._anchor, self._wall = anchor, wall
         if self.model.train_inputs is None or self.model.train_targets is None:
             raise ValueError("the model has no training data: give it some (set_train_data) before it is fitted")
         self.parameters = FreeParameters(mll)
-        self.points = self.model.train_targets.shape[-1]
+        self.points: int = self.model.train_targets.shape[-1]
         self.evaluations = 0
 
     @property
@@ -165,16 +168,10 @@ class Objective:
 
     def _seen(self, observation: Observation, phi: Tensor, slopes: Float64[Tensor, " p"]) -> Seen:
         tensors = self.parameters.tensors
-        raw = analytic_columns(observation, tensors)
-        device = observation.rhs.device
-        if raw is None:
-            columns = columns_by_differences(self._product, phi, _STEP[self.dtype])
-        else:
-            analytic, wide = raw, slopes.to(device)
-
-            def columns(vector: Tensor) -> Columns:
-                return analytic(vector) * wide
-
+        analytic, device = analytic_columns(observation, tensors), observation.rhs.device
+        columns = columns_by_differences(self._product, phi, _STEP[self.dtype])
+        if analytic is not None:
+            columns = _scaled(analytic, slopes.to(device))
         mean = -derivatives(observation.rhs.squeeze(-1), tensors) * slopes.to(device)
         seen = Seen(observation, columns, mean, torch.zeros(len(phi), dtype=torch.bool))
         position = None if self._wall is None else self._wall.position(observation)
@@ -266,6 +263,10 @@ class Objective:
                 if number.requires_grad:
                     matrix[index] = -self._flat_gradient(number)
         return matrix * slopes * slopes.unsqueeze(1) - torch.diag(gradient.detach() * bends)
+
+
+def _scaled(columns: CovarianceColumns, factors: Float64[Tensor, " p"]) -> CovarianceColumns:
+    return lambda vector: columns(vector) * factors
 
 
 def _errors(report: SolveReport, points: int) -> tuple[float, float]:

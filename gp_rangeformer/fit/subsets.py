@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import torch
 from gpytorch.likelihoods.noise_models import FixedGaussianNoise
-from gpytorch.mlls import ExactMarginalLogLikelihood
 from jaxtyping import Int
 
 # Each level has so many times fewer points than the one above, so that all of them together cost a fraction of it.
@@ -22,7 +22,7 @@ def level_sizes(n: int) -> list[int]:
     return sizes[::-1]
 
 
-def can_be_thinned(mll: ExactMarginalLogLikelihood) -> bool:
+def can_be_thinned(mll: Any) -> bool:
     """Whether rows of inputs and targets belong together one by one."""
     targets, inputs = mll.model.train_targets, mll.model.train_inputs
     if targets.dim() != 1 or any(x.dim() != 2 or len(x) != len(targets) for x in inputs):
@@ -31,8 +31,9 @@ def can_be_thinned(mll: ExactMarginalLogLikelihood) -> bool:
     return not isinstance(noise, FixedGaussianNoise) or noise.noise.shape[-1] in (1, len(targets))
 
 
-def thinned(mll: ExactMarginalLogLikelihood, index: Int[torch.Tensor, " m"]) -> ExactMarginalLogLikelihood:
-    """A copy in float64, of the points ``index``; the given one is left as it is, but for its mode (training)."""
+def thinned(mll: Any, index: Int[torch.Tensor, " m"]) -> Any:
+    """A copy of an ``ExactMarginalLogLikelihood`` in float64, of the points ``index``. The given one is left as it is,
+    but for its mode (training)."""
     mll.model.train()  # drops what predictions have cached
     inputs, targets = mll.model.train_inputs, mll.model.train_targets
     memo = {id(x): x for x in (*inputs, targets)}  # not copied

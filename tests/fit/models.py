@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import gpytorch
 import torch
 from gpytorch.kernels import Kernel, MaternKernel, ScaleKernel
@@ -14,12 +16,13 @@ DIMENSIONS = 3
 
 
 class Model(gpytorch.models.ExactGP):
-    def __init__(self, x: Tensor | None, y: Tensor | None, likelihood: Likelihood, mean: Mean, kernel: Kernel) -> None:
+    def __init__(self, x: Tensor | None, y: Tensor | None, likelihood: Any, mean: Mean, kernel: Kernel) -> None:
         super().__init__(x, y, likelihood)
         self.mean_module, self.covar_module = mean, kernel
 
     def forward(self, x: Tensor) -> gpytorch.distributions.MultivariateNormal:
-        return gpytorch.distributions.MultivariateNormal(self.mean_module(x), self.covar_module(x))
+        mean: Any = self.mean_module(x)
+        return gpytorch.distributions.MultivariateNormal(mean, self.covar_module(x))
 
 
 def data(n: int, seed: int = 0, noise: float = 0.1) -> tuple[Tensor, Tensor]:
@@ -29,7 +32,7 @@ def data(n: int, seed: int = 0, noise: float = 0.1) -> tuple[Tensor, Tensor]:
     return x, y + noise * torch.randn(n, generator=generator, dtype=torch.float64)
 
 
-def matern() -> Kernel:
+def matern() -> Any:
     return ScaleKernel(MaternKernel(1.5, ard_num_dims=DIMENSIONS))
 
 
@@ -41,7 +44,7 @@ def build(
     likelihood: Likelihood | None = None,
     dtype: torch.dtype = torch.float64,
     seed: int = 0,
-) -> ExactMarginalLogLikelihood:
+) -> Any:
     x, y = data(n, seed)
     likelihood = likelihood or GaussianLikelihood()
     model = Model(x, y, likelihood, mean or ConstantMean(), kernel or matern())
@@ -50,7 +53,7 @@ def build(
     return mll
 
 
-def value(mll: ExactMarginalLogLikelihood) -> float:
+def value(mll: Any) -> float:
     """By GPyTorch and a factorisation, in the model's dtype."""
     mll.train()
     with torch.no_grad(), gpytorch.settings.max_cholesky_size(10_000):
@@ -58,7 +61,7 @@ def value(mll: ExactMarginalLogLikelihood) -> float:
         return float(mll(model(*model.train_inputs), model.train_targets, *model.train_inputs))
 
 
-def by_lbfgs(mll: ExactMarginalLogLikelihood, most: int = 200) -> float:
+def by_lbfgs(mll: Any, most: int = 200) -> float:
     """Where GPyTorch and L-BFGS end, from the same start."""
     mll.train()
     optimiser = torch.optim.LBFGS(

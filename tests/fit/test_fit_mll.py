@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import warnings
+from typing import Any
 
 import gpytorch
 import pytest
@@ -23,7 +24,7 @@ from tests.fit.models import DIMENSIONS, Model, build, by_lbfgs, data, matern, v
 N = 250  # without a level
 
 
-def with_priors() -> ScaleKernel:
+def with_priors() -> Any:
     kernel = matern()
     kernel.register_prior("outputscale_prior", GammaPrior(2.0, 0.15), "outputscale")
     kernel.base_kernel.register_prior("lengthscale_prior", LogNormalPrior(0.5, 1.0), "lengthscale")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -92,7 +93,7 @@ def as_after_its_import() -> Iterator[None]:
         yield
 
 
-def single_task(x: Tensor, y: Tensor) -> ExactMarginalLogLikelihood:
+def single_task(x: Tensor, y: Tensor) -> Any:
     from botorch.models import SingleTaskGP
 
     model = SingleTaskGP(x, y.unsqueeze(-1))

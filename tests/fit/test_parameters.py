@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import gpytorch
 import pytest
 import torch
@@ -9,11 +11,12 @@ from gpytorch.constraints import GreaterThan, Interval, LessThan, Positive
 
 from gp_rangeformer.fit.parameters import FreeParameters
 
-CONSTRAINTS = {
+UNTRANSFORMED: Any = None
+CONSTRAINTS: dict[str, tuple[Any, float]] = {
     "none": (None, 0.3),
     "positive": (Positive(), 0.3),
     "above": (GreaterThan(1e-4), 0.3),
-    "above, without a transform": (GreaterThan(0.025, transform=None, initial_value=0.3), 0.3),
+    "above, without a transform": (GreaterThan(0.025, transform=UNTRANSFORMED, initial_value=0.3), 0.3),
     "between": (Interval(0.1, 2.0), 0.3),
     "below": (LessThan(1.0), 0.3),
 }
@@ -32,10 +35,11 @@ class Holder(gpytorch.Module):
             self.initialize(raw_number=value)
 
     @property
-    def number(self) -> torch.Tensor:
-        constraint = self.constraint_for_parameter_name("raw_number")
-        free = constraint is None or not constraint.enforced
-        return self.raw_number if free else constraint.transform(self.raw_number)
+    def number(self) -> Any:
+        constraint: Any = self.constraint_for_parameter_name("raw_number")
+        if constraint is None or not constraint.enforced:
+            return self.raw_number
+        return constraint.transform(self.raw_number)
 
 
 @pytest.mark.parametrize("name", CONSTRAINTS)
@@ -78,7 +82,7 @@ def test_slopes_are_the_derivatives_of_what_is_stored(name) -> None:
 
 
 def test_a_shared_parameter_counts_once_and_a_fixed_one_not_at_all() -> None:
-    module = gpytorch.Module()
+    module: Any = gpytorch.Module()
     module.one, module.other = Holder(Positive(), 0.5), Holder(Positive(), 0.5)
     module.other.raw_number = module.one.raw_number
     assert FreeParameters(module).size == 2
@@ -89,7 +93,7 @@ def test_a_shared_parameter_counts_once_and_a_fixed_one_not_at_all() -> None:
 
 def test_what_does_not_change_is_not_touched() -> None:
     """Graphs from it stay alive."""
-    module = Holder(Positive(), 0.5)
+    module: Any = Holder(Positive(), 0.5)
     parameters = FreeParameters(module)
     phi = parameters.read()
     parameters.write(phi)

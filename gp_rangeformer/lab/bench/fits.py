@@ -11,6 +11,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import gpytorch
 import numpy as np
@@ -30,7 +31,7 @@ _ADAM_STEPS, _ADAM_RATE, _LBFGS_EVALUATIONS = 200, 0.1, 200
 _REFERENCE_TOLERANCE = 1e-6
 
 Mll = gpytorch.mlls.ExactMarginalLogLikelihood
-Watch = Callable[[Mll], None]  # called after every evaluation on all points
+Watch = Callable[[Any], None]  # called after every evaluation on all points
 
 
 class _OutOfTimeError(BaseException):
@@ -130,7 +131,7 @@ def _widened(parameters: Parameters) -> Parameters:
 
 
 def _train(
-    dataset: Dataset, kernel: str, train: Callable[[Mll, Watch], str], patience: float
+    dataset: Dataset, kernel: str, train: Callable[[Any, Watch], str], patience: float
 ) -> tuple[list[tuple[float, Parameters]], float, str]:
     """Seconds and parameters of every evaluation, the end's last; total seconds; why it ended."""
     clear_memory()
@@ -140,7 +141,7 @@ def _train(
     aside = 0.0  # seconds of the bookkeeping itself
     started = time.perf_counter()
 
-    def watch(mll: Mll) -> None:
+    def watch(mll: Any) -> None:
         nonlocal aside
         now = time.perf_counter()
         places.append((now - started - aside, snapshot(mll.model)))
@@ -164,7 +165,7 @@ def _reference(dataset: Dataset, kernel: str) -> float:
     return fit_mll(Mll(likelihood, model), tolerance=_REFERENCE_TOLERANCE, max_evaluations=100).value
 
 
-def _by_fit_mll(mll: Mll, watch: Watch) -> str:
+def _by_fit_mll(mll: Any, watch: Watch) -> str:
     n = len(mll.model.train_targets)
 
     def each(record) -> None:
@@ -175,7 +176,7 @@ def _by_fit_mll(mll: Mll, watch: Watch) -> str:
     return result.reason
 
 
-def _by_adam(mll: Mll, watch: Watch) -> str:
+def _by_adam(mll: Any, watch: Watch) -> str:
     optimiser = torch.optim.Adam(mll.parameters(), lr=_ADAM_RATE)
     for _ in range(_ADAM_STEPS):
         optimiser.zero_grad()
@@ -186,7 +187,7 @@ def _by_adam(mll: Mll, watch: Watch) -> str:
     return f"{_ADAM_STEPS} steps"
 
 
-def _by_lbfgs(mll: Mll, watch: Watch) -> str:
+def _by_lbfgs(mll: Any, watch: Watch) -> str:
     """As BoTorch fits: scipy's L-BFGS-B, float64 vectors of the stored parameters."""
     from scipy.optimize import minimize
 
@@ -220,16 +221,16 @@ def _cholesky() -> Iterator[None]:
 
 
 def _under(
-    context: Callable[[], contextlib.AbstractContextManager], train: Callable[[Mll, Watch], str]
-) -> Callable[[Mll, Watch], str]:
-    def run(mll: Mll, watch: Watch) -> str:
+    context: Callable[[], contextlib.AbstractContextManager], train: Callable[[Any, Watch], str]
+) -> Callable[[Any, Watch], str]:
+    def run(mll: Any, watch: Watch) -> str:
         with context():
             return train(mll, watch)
 
     return run
 
 
-CONTENDERS: dict[str, Callable[[Mll, Watch], str]] = {
+CONTENDERS: dict[str, Callable[[Any, Watch], str]] = {
     "rangeformer": _under(settings.rangeformer, _by_fit_mll),
     "exact": _by_fit_mll,
     "rangeformer, Adam": _under(settings.rangeformer, _by_adam),
@@ -249,7 +250,7 @@ def warm_up() -> None:
         model = _Tiny(x, x.sum(1), likelihood)
         left = iter(range(3))
 
-        def stop(mll: Mll, left: Iterator[int] = left) -> None:
+        def stop(mll: Any, left: Iterator[int] = left) -> None:
             if next(left, None) is None:
                 raise _OutOfTimeError
 
@@ -264,4 +265,5 @@ class _Tiny(gpytorch.models.ExactGP):
         self.covar_module = gpytorch.kernels.ScaleKernel(gpytorch.kernels.MaternKernel(1.5))
 
     def forward(self, x: torch.Tensor) -> gpytorch.distributions.MultivariateNormal:
-        return gpytorch.distributions.MultivariateNormal(self.mean_module(x), self.covar_module(x))
+        mean: Any = self.mean_module(x)
+        return gpytorch.distributions.MultivariateNormal(mean, self.covar_module(x))
