@@ -13,7 +13,16 @@ from gp_rangeformer.rangeformer.pretrained import pretrained_names
 ROOT = resources.files(gp_rangeformer)
 NATIVE = ROOT / "kernels" / "native"
 # Compiled on first use, every one that is in the folder.
-SOURCES = ("batch.cpp", "border.cpp", "neighbours.cpp", "product.cpp", "sparse.cpp", "tiles.cpp", "wide.cpp")
+SOURCES = (
+    "batch.cpp",
+    "border.cpp",
+    "derivatives.cpp",
+    "neighbours.cpp",
+    "product.cpp",
+    "sparse.cpp",
+    "tiles.cpp",
+    "wide.cpp",
+)
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ import torch
 
 import gp_rangeformer
 from gp_rangeformer import settings
+from gp_rangeformer.lab.bench.small_tasks import has_botorch
 from gp_rangeformer.lab.guide.pages import pages
 
 ROOT = Path(__file__).parents[1]
@@ -68,6 +69,8 @@ def test_the_script_to_copy_trains_and_predicts_with_the_plug_in(capsys) -> None
 @pytest.mark.parametrize("path", [path for path in PAGES if blocks(path)], ids=lambda path: path.stem)
 def test_the_code_of_a_page_runs_from_top_to_bottom(path: Path, reader: dict[str, Any]) -> None:
     run = [block for block in blocks(path) if not block.startswith(SKIPPED)]
+    if any("botorch" in block for block in run):
+        assert has_botorch()  # imported, and what that sets for the process put back
     if path == GUIDE / "how-it-works.md":
         run, reader = [script(n=200)], {}
     assert run

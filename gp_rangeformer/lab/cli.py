@@ -218,10 +218,13 @@ def fit(
     for name, value in fitted.hyperparameters.items():
         table.add_row(escape(name), f"{value:.5g}")
     console.print(table)
-    rmse = (result.rmse or 0.0) * loaded.target_scale
-    console.print(
-        f"test RMSE {result.rmse:.4f} standardised, {rmse:.5g} in {loaded.target_name}; test NLL {result.nll:.4f}"
-    )
+    if result.error is None:
+        rmse = (result.rmse or 0.0) * loaded.target_scale
+        console.print(
+            f"test RMSE {result.rmse:.4f} standardised, {rmse:.5g} in {loaded.target_name}; test NLL {result.nll:.4f}"
+        )
+    else:
+        _console(stderr=True).print(result.error, style="red", markup=False, soft_wrap=True)
     console.print(_cost_line(result), soft_wrap=True)
     if result.fallbacks or result.declined:
         console.print(f"steps that fell back: {result.fallbacks}; left to GPyTorch: {sum(result.declined.values())}")
@@ -230,12 +233,14 @@ def fit(
     if fitted.report is not None:
         console.print(fitted.report.summary(), markup=False)
     outputs = Outputs()
-    if predictions is not None:
+    if predictions is not None and result.error is None:
         outputs.write(predictions, partial(fitted.write_predictions, predictions))
     if json is not None:
         outputs.write_json(json, fitted.to_json(spec, seed, device))
     _say_written(outputs)
     outputs.finish()
+    if result.error is not None:
+        raise typer.Exit(_FAILED)
 
 
 @app.command()

@@ -68,7 +68,7 @@ def test_no_step_leaves_the_bounds(name, length) -> None:
 
 @pytest.mark.parametrize("name", CONSTRAINTS)
 def test_slopes_are_the_derivatives_of_what_is_stored(name) -> None:
-    module = Holder(*CONSTRAINTS[name])
+    module: Any = Holder(*CONSTRAINTS[name])
     parameters = FreeParameters(module)
     phi, h = parameters.read(), 1e-4
     stored = []

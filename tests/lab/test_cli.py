@@ -271,14 +271,32 @@ def test_fit_prints_hyperparameters_errors_and_the_report_and_writes_predictions
         assert deviation > 0
 
 
-def test_fit_trains_to_convergence_unless_adam_is_asked_for(table):
-    converged = invoke("fit", table, "--target", "y")
+def test_fit_trains_to_convergence_unless_adam_is_asked_for(table, tmp_path):
+    path = tmp_path / "fit.json"
+    converged = invoke("fit", table, "--target", "y", "--json", path)
     assert converged.exit_code == 0, converged.output
+    found = json.loads(path.read_text())
+    assert found["reason"] == "converged"
+    assert found["rmse"] > 0
+    assert found["history"][-1]["points"] == found["n"]
     assert "left to gain" in converged.output
     assert "converged" in converged.output
     by_adam = invoke("fit", table, "--target", "y", "--optimizer", "adam", "--steps", 3)
     assert by_adam.exit_code == 0
     assert "left to gain" not in by_adam.output
+
+
+def test_predictions_that_fail_do_not_cost_the_training(table, tmp_path, monkeypatch):
+    def fail(*arguments, **options):
+        raise RuntimeError("too little memory")
+
+    monkeypatch.setattr("gp_rangeformer.lab.compare.fit.predict", fail)
+    path = tmp_path / "fit.json"
+    result = invoke("fit", table, "--target", "y", "--json", path)
+    assert result.exit_code == 1
+    assert "the predictions failed: too little memory" in result.output
+    assert "left to gain" in result.output
+    assert json.loads(path.read_text())["reason"] == "converged"
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from gp_rangeformer import SolveReport, clear_memory, last_report
 from gp_rangeformer.fit import FitResult
 from gp_rangeformer.lab.compare import machine
 from gp_rangeformer.lab.compare.convergence import train_to_convergence
-from gp_rangeformer.lab.compare.result import SolverResult, write_text
+from gp_rangeformer.lab.compare.result import Predictions, SolverResult, write_text
 from gp_rangeformer.lab.compare.run import silent
 from gp_rangeformer.lab.compare.solvers import SolverSpec
 from gp_rangeformer.lab.compare.training import Observer, Run, Schedule, predict, train
@@ -25,7 +25,7 @@ _NORMAL_95 = 1.959964  # half-width of a central 95 % interval in standard devia
 @dataclass(frozen=True)
 class Fit:
     """A trained model's numbers: ``result`` as in a comparison, and predictions at the test points in the target's
-    own unit (each n_test long; the deviation includes the noise)."""
+    own unit (each n_test long; the deviation includes the noise), or none where ``result.error`` says why."""
 
     dataset: Dataset
     kernel: str
@@ -60,6 +60,7 @@ class Fit:
             "peak_memory_with_prediction": result.peak_memory_with_prediction,
             "hyperparameters": self.hyperparameters,
             "fallbacks": result.fallbacks,
+            "error": result.error,
         }
         if found is not None:
             content |= {
@@ -124,7 +125,11 @@ def fit(
     else:
         model = train(run, spec, data, kernel, initial, Schedule(steps, lr), seed, observer)
     report = last_report() if found is None else found.report
-    prediction = predict(run, spec, model, data)
+    try:
+        prediction = predict(run, spec, model, data)
+    except (ArithmeticError, RuntimeError) as error:  # which must not cost the training
+        run.result.error = f"the predictions failed: {error}"
+        prediction = Predictions([], [])
     scale = dataset.target_scale
     return Fit(
         dataset,

@@ -24,7 +24,6 @@ BLOCKS: dict[str, Callable[[Results], str]] = {
     "optimum": optimum.optimum_table,
     "optimum-sentence": optimum.optimum_sentence,
     "fits": fits.fits_tables,
-    "fits-large": fits.large_table,
     "fits-sentence": fits.fits_sentence,
     "stages": measured.stages_table,
     "stages-sentence": measured.stages_sentence,

@@ -9,7 +9,6 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from gp_rangeformer.lab.bench.fit_tables import grid
 from gp_rangeformer.lab.bench.fits import FitCell, FitRun
-from gp_rangeformer.lab.compare.tables import Grid
 from gp_rangeformer.lab.guide.results import FitRuns, Results
 from gp_rangeformer.lab.plots.style import dress, new_figure
 
@@ -30,33 +29,6 @@ _LOOKS = {
 def fits_tables(results: Results) -> str:
     """A table for every size."""
     return "\n\n".join(_table(run, results.machine(name)) for name, run in results.fits.items())
-
-
-def large_table(results: Results) -> str:
-    """All rows of two sets: likelihood, test errors, seconds, memory."""
-    rows = []
-    for found in results.large_fits:
-        n, matrix = found["n"], found["n"] ** 2 * 4 / 2**20
-        rows.append(
-            (
-                f"{found['dataset']}, {n:,}",
-                f"{found['value']:.4f} +- {found['error']:.4f}",
-                str(found["evaluations"][str(n)]),
-                f"{found['seconds'] / 60:.1f}",
-                f"{found['rmse']:.4f}",
-                f"{found['nll']:.4f}",
-                f"{found['peak_memory'] / matrix:.2f}",
-                found["reason"],
-            )
-        )
-    first = results.large_fits[0]
-    notes = (
-        f"{first['kernel']} with a length-scale per dimension, {first['dtype']}, seed {first['seed']}, "
-        f"{first['n_test']:,} test rows, standardised units; {results.machine('fit-kin40k')}",
-        "peak: memory of training above what was held before, over that of K",
-    )
-    headers = ("set, n", "log p(y)/n", "evaluations on all rows", "minutes", "RMSE", "NLL", "peak / K", "why it ended")
-    return Grid("", headers, tuple(rows), notes).to_markdown().partition("\n\n")[2]
 
 
 def _table(run: FitRuns, machine: str) -> str:

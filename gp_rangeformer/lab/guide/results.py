@@ -18,8 +18,6 @@ from gp_rangeformer.lab.bench.products import Product
 from gp_rangeformer.lab.bench.stages import Breakdown
 from gp_rangeformer.lab.guide.pages import GuideError
 
-LARGE_FITS = ("fit-kin40k",)
-
 
 @dataclass(frozen=True)
 class PeerRun:
@@ -87,11 +85,6 @@ class Results:
             return FitRuns(plan["dtype"], plan["seed"], plan["patience"], cells)
 
         return {name: self._read(name, made) for name in ("fits-2000", "fits-4000")}
-
-    @cached_property
-    def large_fits(self) -> list[dict[str, Any]]:
-        """``gp-rangeformer fit`` of all rows of a set."""
-        return [self._read(name, lambda content: dict(content)) for name in LARGE_FITS]
 
     @cached_property
     def stages(self) -> list[Breakdown]:
