@@ -102,9 +102,10 @@ class _Fit:
         self._notes: list[str] = []
         self._started = time.perf_counter()
         self._best: Evaluated | None = None  # on all points
+        self._raised: Exception | None = None  # by the callback
 
     def run(self) -> FitResult:
-        with self._solver():
+        with torch.inference_mode(False), torch.enable_grad(), self._solver():
             targets = self._mll.model.train_targets
             self._wall = None if targets is None else Wall.of(targets.shape[-1], targets.dtype)
             objective = Objective(self._mll, wall=self._wall)
@@ -153,7 +154,8 @@ class _Fit:
         where = f"evaluation {objective.evaluations} on {objective.points} points"
         if isinstance(error, KeyboardInterrupt):
             return KeyboardInterrupt(f"interrupted, {where}: {state}")
-        if isinstance(error, Exception) and not isinstance(error, FitError | ValueError):
+        own = isinstance(error, FitError | ValueError) or error is self._raised
+        if isinstance(error, Exception) and not own:
             return FitError(f"{where}: {type(error).__name__}: {error} ({state})")
         return error
 
@@ -194,11 +196,18 @@ class _Fit:
         anchor = Anchor(phi, _LEVEL_DEVIATION)
         for size in sizes:
             try:
-                level = Objective(thinned(self._mll, order[:size]), anchor, self._wall)
+                small = thinned(self._mll, order[:size])
+            except Exception as error:  # whatever a model's own attributes raise when they are copied
+                self._notes.append(f"subsets left out: the model cannot be copied ({type(error).__name__})")
+                return None
+            try:
+                level = Objective(small, anchor, self._wall)
                 start = level(phi)
                 self._note_evaluation(level, start, True)
                 phi = self._ascend(level, start, _LEVEL_TOLERANCE, _LEVEL_EVALUATIONS).best.phi
             except (*NUMERICAL, RuntimeError) as error:
+                if error is self._raised:
+                    raise
                 self._notes.append(f"subsets left out: {type(error).__name__}")
                 return None
         return phi if sizes else None
@@ -220,7 +229,11 @@ class _Fit:
         record = Record(objective.points, seconds, evaluated.value, evaluated.error, accepted)
         self._history.append(record)
         if self._callback is not None:
-            self._callback(record)
+            try:
+                self._callback(record)
+            except Exception as error:
+                self._raised = error
+                raise
 
     @property
     def _dtype_name(self) -> str:

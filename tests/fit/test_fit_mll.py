@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import threading
 import warnings
 from typing import Any
 
@@ -24,6 +25,10 @@ from tests.fit.models import DIMENSIONS, Model, build, by_lbfgs, data, matern, v
 N = 250  # without a level
 
 
+class Unknown(MaternKernel):
+    """Its class is another one than the plug-in knows."""
+
+
 def with_priors() -> Any:
     kernel = matern()
     kernel.register_prior("outputscale_prior", GammaPrior(2.0, 0.15), "outputscale")
@@ -39,6 +44,7 @@ MODELS = {
     "given noise": lambda n: build(
         n, likelihood=FixedNoiseGaussianLikelihood(torch.full((n,), 0.02, dtype=torch.float64))
     ),
+    "no fused form": lambda n: build(n, kernel=ScaleKernel(Unknown(1.5, ard_num_dims=DIMENSIONS))),
     "a sum": lambda n: build(n, kernel=ScaleKernel(MaternKernel(2.5)) + ScaleKernel(RBFKernel(active_dims=(0,)))),
 }
 
@@ -140,6 +146,41 @@ def test_a_batch_of_models() -> None:
     assert result.value >= 2 * best - 2e-3
 
 
+def test_several_tasks() -> None:
+    class Tasks(gpytorch.models.ExactGP):
+        def __init__(self, x, y, likelihood) -> None:
+            super().__init__(x, y, likelihood)
+            self.mean_module = gpytorch.means.MultitaskMean(gpytorch.means.ConstantMean(), num_tasks=2)
+            self.covar_module = gpytorch.kernels.MultitaskKernel(MaternKernel(2.5), num_tasks=2, rank=1)
+
+        def forward(self, x):
+            mean: Any = self.mean_module(x)
+            return gpytorch.distributions.MultitaskMultivariateNormal(mean, self.covar_module(x))
+
+    x, y = data(40)
+    likelihood = gpytorch.likelihoods.MultitaskGaussianLikelihood(num_tasks=2)
+    torch.manual_seed(0)
+    mll = gpytorch.mlls.ExactMarginalLogLikelihood(
+        likelihood, Tasks(x, torch.stack([y, 1 - y], 1), likelihood)
+    ).double()
+    before = value(mll)
+    with settings.rangeformer():
+        result = fit_mll(mll, max_evaluations=60)
+    assert result.method == "secants"
+    assert value(mll) > before + 0.3
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_under_no_grad_and_in_evaluation_mode(mode) -> None:
+    mll = build(120)
+    best = fit_mll(build(120)).value
+    mll.eval()
+    with mode(), settings.rangeformer():
+        result = fit_mll(mll)
+    assert result.value == pytest.approx(best, abs=1e-6)
+    assert result.method == "average information"
+
+
 def test_a_good_start_is_not_given_up_for_what_subsets_say() -> None:
     mll = build(1100)
     first = fit_mll(mll)
@@ -159,6 +200,27 @@ def test_an_interrupt_leaves_the_best_so_far() -> None:
     with pytest.raises(KeyboardInterrupt, match="the model has the best parameters so far"):
         fit_mll(mll, callback=stop)
     assert value(mll) == pytest.approx(max(row.value for row in seen), abs=1e-9)
+
+
+@pytest.mark.parametrize("points", [220, 1100])
+def test_what_a_callback_raises_is_its_own(points) -> None:
+    """On a subset too."""
+
+    def stop(record: Record) -> None:
+        if record.points == points:
+            raise RuntimeError("enough")
+
+    mll = build(1100)
+    with pytest.raises(RuntimeError, match=r"^enough$"):
+        fit_mll(mll, callback=stop)
+
+
+def test_a_model_that_cannot_be_copied_is_fitted_without_subsets() -> None:
+    mll = build(1100)
+    mll.model.lock = threading.Lock()
+    result = fit_mll(mll, max_evaluations=3)
+    assert set(result.evaluations) == {1100}
+    assert "cannot be copied (TypeError)" in result.summary()
 
 
 def test_a_failure_names_the_evaluation() -> None:
