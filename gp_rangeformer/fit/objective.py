@@ -175,7 +175,7 @@ class Objective:
         mean = -derivatives(observation.rhs.squeeze(-1), tensors) * slopes.to(device)
         seen = Seen(observation, columns, mean, torch.zeros(len(phi), dtype=torch.bool))
         position = None if self._wall is None else self._wall.position(observation)
-        if position is not None and position.requires_grad:
+        if position is not None and position.requires_grad and bool(position.isfinite()):
             seen.room, seen.wall = float(position.detach()), -self._flat_gradient(position) * slopes
         return seen
 
