@@ -75,10 +75,11 @@ def ascend(
     found = objective.quadratic_model(best, near)
     secants = found is None
     model = secant.first(best) if found is None else found
+    enough = (_OF_SECANTS if secants else 1.0) * tolerance
     while True:
         noise = 0.0 if best.group_gradients is None else explained_by_noise(model, best.group_gradients)
         reason = None
-        if (decrement := model.newton_decrement()) < (_OF_SECANTS if secants else 1.0) * tolerance:
+        if (decrement := model.newton_decrement()) < enough:
             reason = "converged"
         elif decrement < noise:
             reason = "as near as the probes allow"
@@ -86,7 +87,7 @@ def ascend(
             reason = USED_UP
         elif expired():
             reason = TIMEOUT
-        elif radius < _SMALLEST_RADIUS or _stalls(gains, (_OF_SECANTS if secants else 1.0) * tolerance):
+        elif radius < _SMALLEST_RADIUS or _stalls(gains, enough):
             reason = "no further gain"
         if reason is not None:
             return Ascent(best, model, reason, secants, noise)

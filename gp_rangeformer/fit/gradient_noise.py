@@ -11,7 +11,7 @@ from torch import Tensor
 from gp_rangeformer.fit.trust_region import QuadraticModel
 from gp_rangeformer.kernels.contract import ThinWeight
 from gp_rangeformer.kernels.fused import FusedKernel
-from gp_rangeformer.plugin.gradient_error import groups_of_probes
+from gp_rangeformer.plugin.gradient_error import gradients_by_groups
 from gp_rangeformer.plugin.observation import Observation
 from gp_rangeformer.solvers.gradient_weight import GradientWeight
 
@@ -22,13 +22,7 @@ def group_gradients(observation: Observation, tensors: Sequence[Tensor]) -> Floa
     weight, fused = observation.evaluation.weight, observation.fused
     if not isinstance(weight, GradientWeight) or fused is None or not weight.probes.shape[1]:
         return None
-    groups = torch.stack([_through(fused, observation.noise, part, tensors) for part in groups_of_probes(weight)])
-    control = weight.control()
-    if control is not None:
-        shares = [part.mean() for part in weight.control_shares().double().tensor_split(len(groups))]
-        common = _through(fused, observation.noise, control, tensors)
-        groups = groups - 0.5 * (1 + torch.stack(shares).cpu().unsqueeze(-1)) * common
-    return groups
+    return gradients_by_groups(weight, lambda part: _through(fused, observation.noise, part, tensors))
 
 
 def explained_by_noise(model: QuadraticModel, groups: Float64[Tensor, "g p"]) -> float:

@@ -169,8 +169,9 @@ class Objective:
     def _seen(self, observation: Observation, phi: Tensor, slopes: Float64[Tensor, " p"]) -> Seen:
         tensors = self.parameters.tensors
         analytic, device = analytic_columns(observation, tensors), observation.rhs.device
-        columns = columns_by_differences(self._product, phi, _STEP[self.dtype])
-        if analytic is not None:
+        if analytic is None:
+            columns = columns_by_differences(self._product, phi, _STEP[self.dtype])
+        else:
             columns = _scaled(analytic, slopes.to(device))
         mean = -derivatives(observation.rhs.squeeze(-1), tensors) * slopes.to(device)
         seen = Seen(observation, columns, mean, torch.zeros(len(phi), dtype=torch.bool))

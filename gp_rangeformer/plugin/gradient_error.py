@@ -10,6 +10,7 @@ top.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -95,18 +96,29 @@ class GradientCheck:
         """Of every parameter of the kernel that asks for a gradient."""
         if self.asked is None or not self.asked.names:
             return []
-        groups = torch.stack([self.asked.through(part) for part in groups_of_probes(weight)])
-        control = weight.control()
-        if control is not None:
-            shares = [part.mean() for part in weight.control_shares().double().tensor_split(len(groups))]
-            groups = groups - 0.5 * (1 + torch.stack(shares).cpu().unsqueeze(-1)) * self.asked.through(control)
+        groups = gradients_by_groups(weight, self.asked.through)
         values = groups.mean(0)
         error = groups.std(0) / math.sqrt(len(groups))
         found = zip(self.asked.names, values.tolist(), error.tolist(), strict=True)
         return [HyperparameterGradient(*entry) for entry in found]
 
 
-def groups_of_probes(weight: GradientWeight) -> list[ThinWeight]:
+def gradients_by_groups(
+    weight: GradientWeight, through: Callable[[ThinWeight], Float64[Tensor, " h"]]
+) -> Float64[Tensor, "g h"]:
+    """The gradient of log p(y), as each of a few groups of probes alone has it.
+
+    :param through: a weight's way to what the gradient is asked about. Called for each group, and for the control.
+    """
+    groups = torch.stack([through(part) for part in _groups(weight)])
+    control = weight.control()
+    if control is None:
+        return groups
+    shares = [part.mean() for part in weight.control_shares().double().tensor_split(len(groups))]
+    return groups - 0.5 * (1 + torch.stack(shares).cpu().unsqueeze(-1)) * through(control)
+
+
+def _groups(weight: GradientWeight) -> list[ThinWeight]:
     """d log p(y) / dK, as each of a few groups of probes alone estimates it (but for the control variate)."""
     count = min(_GROUPS, weight.probes.shape[1])
     x = weight.solutions

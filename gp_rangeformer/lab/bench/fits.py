@@ -21,6 +21,7 @@ from linear_operator.utils.errors import NanError, NotPSDError
 from gp_rangeformer import clear_memory, settings
 from gp_rangeformer.fit import FitResult, fit_mll
 from gp_rangeformer.fit.parameters import FreeParameters
+from gp_rangeformer.lab import datasets
 from gp_rangeformer.lab.compare.audit import ExactEvaluator, Parameters, snapshot
 from gp_rangeformer.lab.datasets import Dataset
 from gp_rangeformer.lab.models import build_model
@@ -194,10 +195,13 @@ def _by_lbfgs(mll: Any, watch: Watch) -> str:
     tensors = FreeParameters(mll).tensors
     sizes = [tensor.numel() for tensor in tensors]
 
+    @torch.no_grad()
+    def put(vector: np.ndarray) -> None:
+        for tensor, part in zip(tensors, torch.from_numpy(vector).split(sizes), strict=True):
+            tensor.copy_(part.reshape(tensor.shape))
+
     def negative(vector: np.ndarray) -> tuple[float, np.ndarray]:
-        with torch.no_grad():
-            for tensor, part in zip(tensors, torch.from_numpy(vector).split(sizes), strict=True):
-                tensor.copy_(part.reshape(tensor.shape))
+        put(vector)
         mll.zero_grad()
         loss = -mll(mll.model(*mll.model.train_inputs), mll.model.train_targets)
         loss.backward()
@@ -207,10 +211,7 @@ def _by_lbfgs(mll: Any, watch: Watch) -> str:
 
     start = torch.cat([tensor.detach().reshape(-1).double() for tensor in tensors]).numpy()
     found = minimize(negative, start, jac=True, method="L-BFGS-B", options={"maxfun": _LBFGS_EVALUATIONS})
-    negative_end = torch.from_numpy(found.x)
-    with torch.no_grad():
-        for tensor, part in zip(tensors, negative_end.split(sizes), strict=True):
-            tensor.copy_(part.reshape(tensor.shape))
+    put(found.x)
     return str(found.message)
 
 
@@ -243,11 +244,9 @@ CONTENDERS: dict[str, Callable[[Any, Watch], str]] = {
 
 def warm_up() -> None:
     """What only the first fit of a process pays for."""
-    generator = torch.Generator().manual_seed(0)
-    x = torch.rand(120, 2, generator=generator)
+    dataset = datasets.load("robot_arm", n=120, n_test=1, seed=0).to(torch.float32)
     for train in CONTENDERS.values():
-        likelihood = gpytorch.likelihoods.GaussianLikelihood()
-        model = _Tiny(x, x.sum(1), likelihood)
+        model, likelihood = build_model(dataset, "matern32")
         left = iter(range(3))
 
         def stop(mll: Any, left: Iterator[int] = left) -> None:
@@ -256,14 +255,3 @@ def warm_up() -> None:
 
         with contextlib.suppress(_OutOfTimeError):
             train(Mll(likelihood, model), stop)
-
-
-class _Tiny(gpytorch.models.ExactGP):
-    def __init__(self, x: torch.Tensor, y: torch.Tensor, likelihood: gpytorch.likelihoods.GaussianLikelihood) -> None:
-        super().__init__(x, y, likelihood)
-        self.mean_module = gpytorch.means.ConstantMean()
-        self.covar_module = gpytorch.kernels.ScaleKernel(gpytorch.kernels.MaternKernel(1.5))
-
-    def forward(self, x: torch.Tensor) -> gpytorch.distributions.MultivariateNormal:
-        mean: Any = self.mean_module(x)
-        return gpytorch.distributions.MultivariateNormal(mean, self.covar_module(x))
