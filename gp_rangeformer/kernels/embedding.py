@@ -17,7 +17,12 @@ from torch import Tensor
 from gp_rangeformer.kernels.expression import Expression, Stationary, parameter_names
 
 
-def embed(expression: Expression, x: Float[Tensor, "*batch n d"], parameters: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+def embed(
+    expression: Expression,
+    x: Float[Tensor, "*batch n d"],
+    parameters: tuple[Tensor, ...],
+    leading: int | None = None,
+) -> tuple[Tensor, ...]:
     """The *arguments* of the kernel matrix, differentiable in ``x`` and ``parameters``.
 
     Depth first, a node's own before its children's: n x D float64 coordinates of a stationary kernel (and alpha of a
@@ -25,32 +30,33 @@ def embed(expression: Expression, x: Float[Tensor, "*batch n d"], parameters: tu
     in the gradients accurate. Batches of inputs, of parameters or of both broadcast; every argument has the batch that
     its own inputs have.
 
+    :param leading: so many of the points say where the middle is; None for all.
     :raises ValueError: if the number of parameters is not the expression's.
     """
     names = parameter_names(expression)
     if len(parameters) != len(names):
         raise ValueError(f"the kernel has the {len(names)} parameters {names}, got {len(parameters)} tensors")
-    return tuple(_arguments(expression, x, iter(parameters)))
+    return tuple(_arguments(expression, x, iter(parameters), leading))
 
 
-def _arguments(expression: Expression, x: Tensor, parameters: Iterator[Tensor]) -> list[Tensor]:
+def _arguments(expression: Expression, x: Tensor, parameters: Iterator[Tensor], leading: int | None) -> list[Tensor]:
     own = [next(parameters) for _ in expression.own_names]
     if isinstance(expression, Stationary):
         lengthscale, *shape = own
         columns = x if expression.active_dims is None else x[..., list(expression.active_dims)]
         if expression.kind == "periodic":
-            return [_on_circles(_centred(columns), lengthscale.double(), shape[0].double())]
-        return [_centred(columns) / lengthscale.double(), *shape]
+            return [_on_circles(_centred(columns, leading), lengthscale.double(), shape[0].double())]
+        return [_centred(columns, leading) / lengthscale.double(), *shape]
     for child in expression.children:
-        own += _arguments(child, x, parameters)
+        own += _arguments(child, x, parameters, leading)
     return own
 
 
-def _centred(x: Float[Tensor, "*batch n d"]) -> Float[Tensor, "*batch n d"]:
+def _centred(x: Float[Tensor, "*batch n d"], leading: int | None) -> Float[Tensor, "*batch n d"]:
     """Squared distances are differences of squared norms, which a common offset would make large. The mean is
     detached: it moves all points alike, and no distance."""
     wide = x.double()
-    return wide - wide.detach().mean(-2, keepdim=True)
+    return wide - wide[..., :leading, :].detach().mean(-2, keepdim=True)
 
 
 def _on_circles(
