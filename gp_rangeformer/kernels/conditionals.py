@@ -37,40 +37,53 @@ class OrderedPoints:
         tiles = bind(expression, arguments, n, dtype, 1)
         self._native = tiles if isinstance(tiles, NativeTiles) else None
 
-    def nearest(self, count: int) -> Int32[Tensor, "n k"]:
+    def nearest(self, count: int, first: int = 0) -> Int32[Tensor, "m k"]:
         """Of every point the ``count`` earlier ones with the largest entries of K, ascending, then -1. Half an
-        evaluation of K; no n x n memory."""
+        evaluation of K; no n x n memory.
+
+        :param first: of the points from this one on, m of them, and among those before it alone: points that are asked
+            about, behind those that are known. 0: of all points.
+        """
         if self._native is not None:
-            return native.nearest(self._native, count)
+            return native.nearest(self._native, count, first)
         device = self._arguments[0].device
-        found = torch.full((self._n, count), -1, dtype=torch.int32, device=device)
+        found = torch.full((self._n - first, count), -1, dtype=torch.int32, device=device)
         places = torch.arange(self._n, device=device)
-        for rows in spans(0, self._n, _ROWS):
+        for rows in spans(first, self._n, _ROWS):
             own = places[rows]
             entries = evaluate_columns(self._expression, self._arguments, self._n, self._dtype, own).mT
-            earlier = places < own.unsqueeze(-1)
+            earlier = places < (own.unsqueeze(-1) if first == 0 else first)
             best = entries.masked_fill(~earlier, -torch.inf).topk(min(count, self._n), dim=1)
             chosen = torch.where(best.values > -torch.inf, best.indices, self._n).sort(dim=1).values
-            found[rows, : chosen.shape[1]] = torch.where(chosen < self._n, chosen, -1).int()
+            inside = slice(rows.start - first, rows.stop - first)
+            found[inside, : chosen.shape[1]] = torch.where(chosen < self._n, chosen, -1).int()
         return found
 
     def condition(
-        self, neighbours: Int32[Tensor, "n k"], explained: Float[Tensor, "n r"], noise: Float[Tensor, " n"]
-    ) -> tuple[Float[Tensor, "n k1"], Float64[Tensor, " n"]]:
+        self,
+        neighbours: Int32[Tensor, "m k"],
+        explained: Float[Tensor, "n r"],
+        noise: Float[Tensor, " n"],
+        first: int = 0,
+    ) -> tuple[Float[Tensor, "m k1"], Float64[Tensor, " m"]]:
         """The rows of G, the point's own number last and zeros where there is no neighbour, and the variances
         G_ii^-2, which are at least the noise.
 
-        The blocks of S are factorised in float64, from entries in the dtype of K. O(n k^2 (r + D) + n k^3).
+        The blocks of S are factorised in float64, from entries in the dtype of K. O(m k^2 (r + D) + m k^3).
 
         :param neighbours: as :meth:`nearest` returns them.
         :param explained: V.
         :param noise: the diagonal of D.
+        :param first: as of :meth:`nearest`.
         """
         if self._native is not None:
-            return native.condition(self._native, neighbours, explained, noise)
+            return native.condition(self._native, neighbours, explained, noise, first)
         size = neighbours.shape[1] + 1
-        pieces = spans(0, self._n, max(1, _NUMBERS // (size * max(size, explained.shape[1]))))
-        found = [self._condition(piece, neighbours[piece], explained, noise) for piece in pieces]
+        pieces = spans(first, self._n, max(1, _NUMBERS // (size * max(size, explained.shape[1]))))
+        found = [
+            self._condition(piece, neighbours[piece.start - first : piece.stop - first], explained, noise)
+            for piece in pieces
+        ]
         return torch.cat([rows for rows, _ in found]), torch.cat([variances for _, variances in found])
 
     def _condition(

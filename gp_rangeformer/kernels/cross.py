@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
-from jaxtyping import Float, Float64
+from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
 from gp_rangeformer.kernels.bind import KernelTiles, bind
@@ -39,9 +39,26 @@ class CrossKernel:
         others: Float[Tensor, "t d"],
         parameters: tuple[Tensor, ...],
     ) -> None:
-        self.expression, self.dtype = expression, points.dtype
-        self.n, self.t = len(points), len(others)
-        self.arguments = embed(expression, torch.cat([points, others]), parameters, leading=self.n)
+        arguments = embed(expression, torch.cat([points, others]), parameters, leading=len(points))
+        self._hold(expression, arguments, len(points), len(others), points.dtype)
+
+    def _hold(self, expression: Expression, arguments: tuple[Tensor, ...], n: int, t: int, dtype: torch.dtype) -> None:
+        self.expression, self.arguments, self.n, self.t, self.dtype = expression, arguments, n, t, dtype
+
+    def to_some(self, index: Int[Tensor, " r"]) -> CrossKernel:
+        """From some of the points alone."""
+        positions = torch.cat([index, self.n + torch.arange(self.t, device=index.device)])
+        return self._at(positions, len(index), self.t)
+
+    def of_some(self, index: Int[Tensor, " c"]) -> CrossKernel:
+        """Of some of the others alone."""
+        positions = torch.cat([torch.arange(self.n, device=index.device), self.n + index])
+        return self._at(positions, self.n, len(index))
+
+    def _at(self, positions: Int[Tensor, " p"], n: int, t: int) -> CrossKernel:
+        cross = CrossKernel.__new__(CrossKernel)
+        cross._hold(self.expression, of_points(self.arguments, positions), n, t, self.dtype)
+        return cross
 
     @property
     def device(self) -> torch.device:

@@ -17,12 +17,15 @@ from gp_rangeformer.plugin import quiet_import  # noqa: F401  before whatever el
 # isort: split
 from gpytorch.distributions import MultivariateNormal
 from gpytorch.kernels import Kernel
+from gpytorch.models import ExactGP
 from gpytorch.models.exact_prediction_strategies import DefaultPredictionStrategy
 from linear_operator.operators import AddedDiagLinearOperator, LinearOperator
 
 from gp_rangeformer import settings
-from gp_rangeformer.plugin import entrances, hooks
-from gp_rangeformer.plugin.owners import clear_memory, memory_bytes
+from gp_rangeformer.plugin import entrances, hooks, predictions
+from gp_rangeformer.plugin.fitted import forget_fitted
+from gp_rangeformer.plugin.owners import clear_memory as _clear_training_memory
+from gp_rangeformer.plugin.owners import memory_bytes
 from gp_rangeformer.solvers.certified import Certified
 from gp_rangeformer.torch_modes import not_compiled
 
@@ -43,6 +46,8 @@ _HOOKS = {
     "solve": not_compiled(hooks.solve),
     "root_inv_decomposition": not_compiled(hooks.root_inv_decomposition),
 }
+_TEST_PRIOR = not_compiled(predictions.test_prior)
+_EXACT_PREDICTION = not_compiled(predictions.exact_prediction)
 _LOG_PROB, _CALL_KERNEL = not_compiled(entrances.log_prob), not_compiled(entrances.call_kernel)
 
 
@@ -88,3 +93,21 @@ def install() -> None:
         setattr(AddedDiagLinearOperator, name, hook)
     MultivariateNormal.log_prob = _LOG_PROB
     Kernel.__call__ = _CALL_KERNEL
+    if _predictions_can_be_served():
+        ExactGP._get_test_prior_mean_and_covariances = _TEST_PRIOR
+        DefaultPredictionStrategy.exact_prediction = _EXACT_PREDICTION
+
+
+def clear_memory() -> None:
+    """Forget the solutions and landmarks of every model, what was kept for predictions, and the memory kept for kernel
+    matrices. The next step starts cold; no answer changes."""
+    _clear_training_memory()
+    forget_fitted()
+
+
+def _predictions_can_be_served() -> bool:
+    """Whether this GPyTorch asks its strategies as 1.15.2 does; before, it predicts by the other hooks alone."""
+    if predictions.original_test_prior is None:
+        return False
+    found = list(inspect.signature(predictions.original_exact_prediction).parameters)
+    return found == ["self", "test_mean", "test_test_covar", "test_train_covar"]

@@ -34,6 +34,7 @@ from gp_rangeformer.plugin.callers import called_by
 from gp_rangeformer.plugin.crossover import host_predicts_as_fast
 from gp_rangeformer.plugin.fused_operator import FusedLinearOperator
 from gp_rangeformer.plugin.owners import owners
+from gp_rangeformer.plugin.predictive_covariance import PredictiveCovarianceOperator
 from gp_rangeformer.plugin.recognition import fused_origin
 from gp_rangeformer.plugin.storage import Storage, choose_storage, hold
 from gp_rangeformer.system.kernel_matrix import KernelMatrix
@@ -88,7 +89,8 @@ class EligibleSystem:
 
 
 def _evaluated(operator: Any) -> Any:
-    while isinstance(operator, LazyEvaluatedKernelTensor):  # twice if another thread switches lazy evaluation back on
+    # A kernel twice, if another thread switches lazy evaluation back on.
+    while isinstance(operator, LazyEvaluatedKernelTensor | PredictiveCovarianceOperator):
         operator = operator.evaluate_kernel()
     return operator
 

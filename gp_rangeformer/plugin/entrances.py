@@ -21,6 +21,7 @@ from gp_rangeformer.plugin.crossover import host_predicts_as_fast
 from gp_rangeformer.plugin.eligibility import decline_reason
 from gp_rangeformer.plugin.likelihood import likelihood_terms
 from gp_rangeformer.plugin.owners import mark_owner
+from gp_rangeformer.plugin.predictions import put_off
 from gp_rangeformer.plugin.recognition import evaluate_fused
 from gp_rangeformer.plugin.reports import report_declined
 from gp_rangeformer.plugin.unevaluated import unevaluated
@@ -93,7 +94,7 @@ def call_kernel(self: Kernel, *args: Any, **kwargs: Any) -> Any:
     Not a hook on LazyEvaluatedKernelTensor.evaluate_kernel, which calls this: kernels are evaluated eagerly where the
     user, or another thread inside evaluate_kernel, has switched lazy evaluation off.
     """
-    result = None if _nesting.depth else _fused(self, *args, **kwargs)
+    result = None if _nesting.depth else _put_off_or_fused(self, *args, **kwargs)
     if result is None:
         _nesting.depth += 1
         try:
@@ -105,6 +106,17 @@ def call_kernel(self: Kernel, *args: Any, **kwargs: Any) -> Any:
     if isinstance(result, LinearOperator):
         mark_owner(result, self)
     return result
+
+
+def _put_off_or_fused(
+    kernel: Kernel, x1: Tensor, x2: Tensor | None = None, *args: Any, **kwargs: Any
+) -> LinearOperator | None:
+    if not args and not kwargs.get("diag") and lazily_evaluate_kernels.off():
+        params = {name: value for name, value in kwargs.items() if name != "diag"}
+        later = put_off(kernel, x1, x2, **params)
+        if later is not None:
+            return later
+    return _fused(kernel, x1, x2, *args, **kwargs)
 
 
 class _Nesting(threading.local):

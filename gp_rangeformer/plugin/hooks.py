@@ -159,7 +159,7 @@ def _solve(operator: AddedDiagLinearOperator, system: EligibleSystem, right_tens
     ):
         linear_system = symmetric_system(call, system, kernel, noise, points)
         with torch.no_grad():
-            prepared, exact_reason = _prepare_solve(
+            prepared, exact_reason = prepare_solve(
                 linear_system, memory_of(system.owners, system.kernel, index), rhs.shape[-1]
             )
 
@@ -246,7 +246,8 @@ def _columns(rhs: Tensor | None) -> int:
     return 1 if rhs.dim() < 2 else rhs.shape[-1]
 
 
-def _prepare_solve(system: LinearSystem, memory: Memory, columns: int) -> tuple[Prepared, Reason | None]:
+def prepare_solve(system: LinearSystem, memory: Memory, columns: int) -> tuple[Prepared, Reason | None]:
+    """Whoever the settings choose for so many right-hand sides, and why that is the exact path where it is."""
     solver = settings.solver.value().for_predictions
     if isinstance(solver, Direct):
         return solver.prepare(system, memory), None

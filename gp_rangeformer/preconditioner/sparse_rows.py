@@ -12,6 +12,9 @@ from torch import Tensor
 
 from gp_rangeformer.kernels.native.compiler import library_on
 from gp_rangeformer.kernels.native.neighbours import sparse_product, sparse_solve
+from gp_rangeformer.kernels.tiles import spans
+
+_GATHERED = 2**24  # numbers that tensor operations gather at a time
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,3 +107,20 @@ def _product(rows: _Rows, numbers: Tensor, vectors: Tensor) -> Tensor:
         warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
         matrix = torch.sparse_csr_tensor(rows.starts, rows.columns.long(), numbers, size=(n, n))
         return matrix @ vectors
+
+
+def product_of_padded(
+    columns: Int32[Tensor, "t k"], numbers: Float[Tensor, "t k"], vectors: Float[Tensor, "n s"]
+) -> Float[Tensor, "t s"]:
+    """sum_a numbers[i, a] vectors[columns[i, a]], over the columns that are there (-1: none). 2 t k s flops."""
+    there = columns >= 0
+    starts = _starts(there.sum(1))
+    library = library_on(vectors.device)
+    if library is not None:
+        return sparse_product(library, starts, columns[there], numbers[there], vectors)
+    out = vectors.new_zeros(len(columns), vectors.shape[1])
+    for piece in spans(0, len(columns), max(1, _GATHERED // max(1, columns.shape[1] * vectors.shape[1]))):
+        chosen = vectors[columns[piece].clamp_min(0).long()]
+        weights = torch.where(there[piece], numbers[piece], torch.zeros_like(numbers[piece]))
+        out[piece] = torch.einsum("tk,tks->ts", weights, chosen)
+    return out

@@ -13,7 +13,7 @@ import math
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
 from gp_rangeformer.allocation.workspace import empty_matrix
@@ -26,13 +26,13 @@ from gp_rangeformer.system.linear_system import LinearSystem
 
 @dataclass(frozen=True)
 class VecchiaPreconditioner:
-    """P in factors. ``root``: L; ``inverse_root``: L^-1; ``explained``: V; ``conditionals``: the rows of G as the
-    ``pattern`` has them; ``log_determinant``: log|P| in nats, which is never below
+    """P in factors. ``root``: L, in float64; ``inverse_root``: L^-1; ``explained``: V; ``conditionals``: the rows of G
+    as the ``pattern`` has them; ``log_determinant``: log|P| in nats, which is never below
     log|A| but for rounding, for a variance given a few points is never below the one given all before it."""
 
     landmarks: Int[Tensor, " r"]
     order: Int[Tensor, " m"]
-    root: Float[Tensor, "r r"]
+    root: Float64[Tensor, "r r"]
     inverse_root: Float[Tensor, "r r"]
     explained: Float[Tensor, "m r"]
     pattern: SparsePattern
@@ -65,7 +65,7 @@ class VecchiaPreconditioner:
         """W^-1 of a block with the landmarks in front. The same cost, row after row."""
         r = len(self.landmarks)
         out = torch.empty_like(whitened, memory_format=torch.contiguous_format)
-        out[self.landmarks] = self.root @ whitened[:r]
+        out[self.landmarks] = self.root.to(whitened.dtype) @ whitened[:r]
         out[self.order] = torch.addmm(self.rows.solve(whitened[r:]), self.explained, whitened[:r])
         return out
 
@@ -119,5 +119,6 @@ def vecchia_preconditioner(system: LinearSystem, points: FusedKernel, neighbours
     if not math.isfinite(logdet):
         raise PreconditionerError("the kernel matrix is not finite")
     pattern = neighbours.pattern
-    single = root.to(system.dtype), inverse.to(system.dtype)
-    return VecchiaPreconditioner(landmarks, order, *single, explained, pattern, rows, SparseRows(pattern, rows), logdet)
+    return VecchiaPreconditioner(
+        landmarks, order, root, inverse.to(system.dtype), explained, pattern, rows, SparseRows(pattern, rows), logdet
+    )

@@ -57,6 +57,11 @@ class Certified:
     :param prediction_tolerance: the same for solves outside the likelihood, which are made once per fitted model.
     :param prediction_error: largest certified error of a predictive mean, in standard deviations of the noise, and of a
         predictive variance, relative to the noise.
+    :param variances: how predictive variances are found where nobody asks for covariances or gradients. "certified": by
+        a factorisation, or by solves where none fits. "estimated": given landmarks and a point's nearest neighbours,
+        which bounds them from above, and less what probes say that the other points add, to a standard error of
+        ``prediction_error`` (of the variance of an observation, root mean square over the test points). "auto":
+        certified where a factorisation and its solves take about a second, and for up to 32 points; else estimated.
     :param rank: landmarks of the preconditioner, at most. O(n rank^2) per call, n x rank memory; fewer iterations.
     :param neighbours: points that every other point is conditioned on besides the landmarks, at most (255 of them; 0
         for none). They take over where the noise is so small that no rank is enough, for kernels that are evaluated
@@ -96,6 +101,7 @@ class Certified:
     tolerance: float = 0.01
     prediction_tolerance: float = 0.001
     prediction_error: float = 0.01
+    variances: Literal["auto", "certified", "estimated"] = "auto"
     rank: int = 400
     neighbours: int = 64
     neighbours_above: float = SATURATED
@@ -132,6 +138,7 @@ class Certified:
         check_above(self, "neighbours_above", 0.0, itself=True)
         check_above(self, "landmark_refresh", 1.0, itself=True)
         check_choice(self, "predictor", get_args(Predictor))
+        check_choice(self, "variances", ("auto", "certified", "estimated"))
         check_choice(self, "landmarks", ("rp_cholesky", "uniform"))
         if isinstance(self.logdet, type) or not callable(self.logdet):
             check_choice(self, "logdet", ("learned", "lanczos", "quadrature"))

@@ -28,7 +28,7 @@ from gp_rangeformer.solvers.exact import Exact, ExactPrepared, exact_path_fits
 from gp_rangeformer.solvers.gradient_weight import GradientCheck, GradientWeight
 from gp_rangeformer.solvers.low_rank_root import low_rank_root
 from gp_rangeformer.solvers.next_effort import choose_effort, gap_for_neighbours
-from gp_rangeformer.solvers.probes import Probes
+from gp_rangeformer.solvers.probes import InversePairs, Probes
 from gp_rangeformer.solvers.refinement import failed, refine
 from gp_rangeformer.system.answers import Evaluation, InverseRoot, LogDet, Solution
 from gp_rangeformer.system.linear_system import LinearSystem
@@ -97,6 +97,21 @@ class CertifiedPrepared:
         """log|A| by Lanczos with both intervals, or from the exact path."""
         logdet = self._lanczos_logdet(self._signs(self.solver.num_probes)) if self.failure is None else None
         return logdet if logdet is not None else self._exact_prepared(self.failure or Reason.NOT_PSD).logdet()
+
+    def inverse_pairs(self, count: int) -> InversePairs | None:
+        """Pairs whose products' mean is A^-1, from whitened probes; None where there are no neighbours, or what they
+        are solved to does not certify. A training step's iterations, and two passes more."""
+        if self.vecchia is None:
+            return None
+        probes = Probes.whitened(self._signs(count), self.vecchia).imaged(self.system)
+        assert probes.near is not None
+        assert probes.image is not None
+        unbounded = np.full(count, math.inf)
+        solved = self._refined(probes.rhs, probes.near, unbounded, self._own_energy(probes, 0))
+        if not solved.converged:
+            return None
+        image = self.system.matmul(solved.value)
+        return InversePairs(torch.cat([probes.near, solved.value], 1), torch.cat([probes.image, image], 1))
 
     def inv_root(self) -> InverseRoot:
         """A tall root S = B (B'AB)^-1/2 on the preconditioner's range when it is accurate enough, else the exact one.

@@ -19,7 +19,7 @@ from gp_rangeformer.recycling.galerkin import galerkin
 from gp_rangeformer.recycling.memory import Memory
 from gp_rangeformer.solvers.certified_prepared import CertifiedPrepared
 from gp_rangeformer.solvers.exact import Exact, ExactPrepared
-from gp_rangeformer.system.answers import Prepared, Solution
+from gp_rangeformer.system.answers import Factorised, Prepared, Solution
 from gp_rangeformer.system.linear_system import LinearSystem
 from gp_rangeformer.system.reason import Reason
 
@@ -29,7 +29,7 @@ _REFINEMENTS = 2
 _MEAN_REFINEMENTS, _MEAN_REDUCTION = 3, 0.03
 
 
-def mean_solve(prepared: Prepared, rhs: Tensor) -> Solution:
+def mean_solve(prepared: Prepared, rhs: Tensor, *, wide: bool = False) -> Solution:
     """A^-1 rhs such that means k*' X are as accurate as their own standard deviations ask, where rounding allows.
 
     With x off by A^-1 r, |k*' A^-1 r|^2 <= k*' A^-1 k* r' A^-1 r <= k** r' P^-1 r. Asked for is an error below
@@ -39,6 +39,8 @@ def mean_solve(prepared: Prepared, rhs: Tensor) -> Solution:
     answer leaves, rounded, is ``mean_error``. More than four right-hand sides are no targets: they get their certified
     residual.
     Cost beyond the solve: two wide passes over K, and for a refinement about as many iterations again.
+
+    :param wide: keep x in float64: for means whose products are summed in it.
     """
     solution = prepared.solve(rhs)
     if not isinstance(prepared, ExactPrepared | CertifiedPrepared) or rhs.shape[1] > FEW_COLUMNS:
@@ -48,13 +50,17 @@ def mean_solve(prepared: Prepared, rhs: Tensor) -> Solution:
     value, iterations = solution.value.double(), solution.iterations
     if isinstance(prepared, CertifiedPrepared) and solution.converged:
         value, iterations = _refined(prepared, rhs, value, iterations)
-    rounded = value.to(rhs.dtype)
+    rounded = value if wide else value.to(rhs.dtype)
     residual = wide_residual(system, rhs, rounded)
     factorised = prepared.exact
     if factorised is not None:
-        corrected = torch.cholesky_solve(residual.to(factorised.factor.dtype), factorised.factor)
-        energy = (residual * corrected.double()).sum(0)
-        return replace(solution, mean_error=_mean_error(system, energy, rounded))
+        corrected = _corrected(factorised, residual)
+        if wide and rhs.dtype != torch.float64:
+            rounded = rounded + corrected
+            residual = wide_residual(system, rhs, rounded)
+            corrected = _corrected(factorised, residual)
+        energy = (residual * corrected).sum(0)
+        return replace(solution, value=rounded, mean_error=_mean_error(system, energy, rounded))
     assert isinstance(prepared, CertifiedPrepared)
     preconditioner = prepared.preconditioner
     assert preconditioner is not None
@@ -69,6 +75,11 @@ def mean_solve(prepared: Prepared, rhs: Tensor) -> Solution:
         passes=system.passes - start,
         mean_error=_mean_error(system, _energy(preconditioner, residual), rounded),
     )
+
+
+def _corrected(factorised: Factorised, residual: Float64[Tensor, "n m"]) -> Float64[Tensor, "n m"]:
+    """A^-1 residual by the factor."""
+    return torch.cholesky_solve(residual.to(factorised.factor.dtype), factorised.factor).double()
 
 
 def _refined(
@@ -133,28 +144,50 @@ def covariance_solve(prepared: Prepared, rhs: Tensor) -> Solution:
     solution = prepared.solve(rhs)
     if not isinstance(prepared, CertifiedPrepared) or prepared.exact is not None or not solution.converged:
         return solution
+    found, certified = _best_combination(prepared, rhs, solution)
+    if certified:
+        return found
+    prepared.exact = Exact(prepared.solver.tolerance).prepare(prepared.system)
+    return replace(prepared.exact.solve(rhs), reason=Reason.ROUNDING)
+
+
+def variance_solve(prepared: CertifiedPrepared, rhs: Tensor, prior: float) -> tuple[Solution, bool] | None:
+    """As :func:`covariance_solve` for single variances prior - b' A^-1 b, whose certified error is measured against
+    that of an observation; whether it is below ``prediction_error``. Never by the exact path: None where the solve
+    itself does not certify."""
+    solution = prepared.attempt(rhs, None)
+    return _best_combination(prepared, rhs, solution, prior) if solution.converged else None
+
+
+def _best_combination(
+    prepared: CertifiedPrepared, rhs: Tensor, solution: Solution, prior: float | None = None
+) -> tuple[Solution, bool]:
+    """And whether the certified errors are as small as they should be."""
     system, preconditioner = prepared.system, prepared.preconditioner
     assert preconditioner is not None
-    allowed = prepared.solver.prediction_error * system.diagonal_facts.smallest_noise
+    noise = system.diagonal_facts.smallest_noise
     iterations, start = solution.iterations, system.passes - solution.passes
     value, residual = galerkin(system, solution.value, rhs)
-    for refinement in range(1 + _REFINEMENTS):
+    refinement = 0
+    while True:
         quadratic, bounds = inv_quad_bounds(system, preconditioner, rhs, value, residual)
         relative = relative_residual(system, rhs, value, residual)
-        excess = max(interval.width for interval in bounds) / allowed
-        if excess <= 1 and bool((relative <= prepared.solver.tolerance).all()):
-            passes = system.passes - start
-            return Solution(value, relative, quadratic, bounds, iterations, passes, Reason.CONVERGED)
+        least = [noise if prior is None else noise + max(0.0, prior - interval.upper) for interval in bounds]
+        errors = (interval.width / whole for interval, whole in zip(bounds, least, strict=True))
+        excess = max(errors) / prepared.solver.prediction_error
+        found = Solution(value, relative, quadratic, bounds, iterations, system.passes - start, Reason.CONVERGED)
+        small = bool((relative <= prepared.solver.tolerance).all()) or prior is not None
+        if excess <= 1 and small:
+            return found, True
         if refinement == _REFINEMENTS:
-            break
+            return found, False
         # The width falls with the square of the residual; a factor of 2 in reserve saves another round.
         share = min(0.5, 0.5 * max(excess, 1.0) ** -0.5)
         refiner = replace(prepared, solver=replace(prepared.solver, tolerance=share), memory=Memory())
-        # attempt, not solve: what fails is answered by one factorisation, below.
+        # attempt, not solve: what fails is answered by one factorisation, if at all.
         correction = refiner.attempt(residual, None)
         if not correction.converged:
-            break
+            return found, False
         iterations += correction.iterations
         value, residual = galerkin(system, value + correction.value, rhs)
-    prepared.exact = Exact(prepared.solver.tolerance).prepare(system)
-    return replace(prepared.exact.solve(rhs), reason=Reason.ROUNDING)
+        refinement += 1

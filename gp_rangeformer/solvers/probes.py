@@ -77,3 +77,16 @@ class Probes:
         left = probe_solutions - self.near
         excess = (self.near * self.image).sum(0, dtype=torch.float64) / len(noise) - 1
         return WhitenedWeight.of_vecchia(self.vecchia, noise, solutions, self.near, left, excess.to(noise.dtype))
+
+
+@dataclass(frozen=True)
+class InversePairs:
+    """Vectors u_s = W'z and v_s = A^-1 W^-1 z of whitened probes, all u before all v: the mean of u_s v_s' over the
+    choice of probes is A^-1. ``images``: A times them, as they are, whatever the tolerance that v was solved to."""
+
+    vectors: Float[Tensor, "n s2"]
+    images: Float[Tensor, "n s2"]
+
+    @property
+    def count(self) -> int:
+        return self.vectors.shape[1] // 2

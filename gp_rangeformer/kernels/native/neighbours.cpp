@@ -89,22 +89,24 @@ template <typename T> class Largest {
     }
 };
 
+// Of the points from `first` on: among those before it, or, where it is 0, before themselves.
 template <typename T>
-void nearest(const Program &program, int count, int32_t *out, int threads) {
+void nearest(const Program &program, int64_t first, int count, int32_t *out, int threads) {
     std::vector<Row<T>> works(threads, Row<T>(program));
     std::vector<Largest<T>> kept(threads, Largest<T>(count));
 #pragma omp parallel num_threads(threads)
     {
         const int thread = omp_get_thread_num();
 #pragma omp for schedule(dynamic, SHARE)
-        for (int64_t i = 0; i < program.n; ++i) {
+        for (int64_t i = first; i < program.n; ++i) {
             Largest<T> &largest = kept[thread];
             largest.clear();
-            for (int64_t start = 0; start < i; start += WIDTH) {
-                const int width = int(std::min<int64_t>(WIDTH, i - start));
+            const int64_t stop = first > 0 ? first : i;
+            for (int64_t start = 0; start < stop; start += WIDTH) {
+                const int width = int(std::min<int64_t>(WIDTH, stop - start));
                 largest.offer(works[thread].values(i, start, width), width, int32_t(start));
             }
-            largest.write(out + i * count);
+            largest.write(out + (i - first) * count);
         }
     }
 }
@@ -301,9 +303,10 @@ template <typename T> class Block {
     }
 };
 
-// neighbours: m rows of k places before the row's own, -1 after the last. rows: k + 1 numbers each, the point's own last.
+// Of the points from `first` on. neighbours: a row of k places before the point's own, -1 after the last. rows: k + 1
+// numbers each, the point's own last.
 template <typename T>
-void condition(const Program &program, const int32_t *neighbours, int k, const Remainder<T> &remainder, T *rows,
+void condition(const Program &program, int64_t first, const int32_t *neighbours, int k, const Remainder<T> &remainder, T *rows,
                double *variances, int threads) {
     const Points<T> points(program);
     std::vector<std::unique_ptr<Block<T>>> blocks;
@@ -317,13 +320,13 @@ void condition(const Program &program, const int32_t *neighbours, int k, const R
         std::vector<int32_t> &own = places[thread];
         std::vector<T> &row = found[thread];
 #pragma omp for schedule(dynamic, SHARE)
-        for (int64_t i = 0; i < program.n; ++i) {
-            const int32_t *near = neighbours + i * k;
+        for (int64_t i = first; i < program.n; ++i) {
+            const int32_t *near = neighbours + (i - first) * k;
             int count = 0;
             while (count < k && near[count] >= 0) own[count] = near[count], ++count;
             own[count] = int32_t(i);
-            variances[i] = blocks[thread]->condition(own.data(), count + 1, row.data());
-            T *out = rows + i * (k + 1);
+            variances[i - first] = blocks[thread]->condition(own.data(), count + 1, row.data());
+            T *out = rows + (i - first) * (k + 1);
             std::copy(row.begin(), row.begin() + count, out);
             std::fill(out + count, out + k, T(0));
             out[k] = row[count];
@@ -383,23 +386,23 @@ int pull_conditions_double(const Program *program, const int32_t *neighbours, in
     return guarded([&] { pull_conditions(*program, neighbours, k, rows, threads); });
 }
 
-int nearest_float(const Program *program, int count, int32_t *out, int threads) {
-    return guarded([&] { nearest<float>(*program, count, out, threads); });
+int nearest_float(const Program *program, int64_t first, int count, int32_t *out, int threads) {
+    return guarded([&] { nearest<float>(*program, first, count, out, threads); });
 }
 
-int nearest_double(const Program *program, int count, int32_t *out, int threads) {
-    return guarded([&] { nearest<double>(*program, count, out, threads); });
+int nearest_double(const Program *program, int64_t first, int count, int32_t *out, int threads) {
+    return guarded([&] { nearest<double>(*program, first, count, out, threads); });
 }
 
-int condition_float(const Program *program, const int32_t *neighbours, int k, const float *explained, int r,
+int condition_float(const Program *program, int64_t first, const int32_t *neighbours, int k, const float *explained, int r,
                     const float *noise, float *rows, double *variances, int threads) {
     const Remainder<float> remainder{explained, r, noise};
-    return guarded([&] { condition(*program, neighbours, k, remainder, rows, variances, threads); });
+    return guarded([&] { condition(*program, first, neighbours, k, remainder, rows, variances, threads); });
 }
 
-int condition_double(const Program *program, const int32_t *neighbours, int k, const double *explained, int r,
+int condition_double(const Program *program, int64_t first, const int32_t *neighbours, int k, const double *explained, int r,
                      const double *noise, double *rows, double *variances, int threads) {
     const Remainder<double> remainder{explained, r, noise};
-    return guarded([&] { condition(*program, neighbours, k, remainder, rows, variances, threads); });
+    return guarded([&] { condition(*program, first, neighbours, k, remainder, rows, variances, threads); });
 }
 }

@@ -14,29 +14,29 @@ from gp_rangeformer.kernels.native.tiles import NativeTiles
 MOST_NEIGHBOURS = 255  # a block's rows are made in one go
 
 
-def nearest(tiles: NativeTiles, count: int) -> Int32[Tensor, "n k"]:
-    """Of every point the ``count`` points before it with the largest entries of K, ascending; -1 where there are no
-    more. Half an evaluation of K, no n x n memory."""
-    out = torch.empty(tiles.size, count, dtype=torch.int32)
+def nearest(tiles: NativeTiles, count: int, first: int) -> Int32[Tensor, "m k"]:
+    """As :meth:`~gp_rangeformer.kernels.conditionals.OrderedPoints.nearest`."""
+    out = torch.empty(tiles.size - first, count, dtype=torch.int32)
     function = function_for(tiles.library, "nearest", tiles.dtype)
-    function(tiles.program, count, out.data_ptr(), torch.get_num_threads())
+    function(tiles.program, first, count, out.data_ptr(), torch.get_num_threads())
     return out
 
 
 def condition(
     tiles: NativeTiles,
-    neighbours: Int32[Tensor, "n k"],
+    neighbours: Int32[Tensor, "m k"],
     explained: Float[Tensor, "n r"],
     noise: Float[Tensor, " n"],
-) -> tuple[Float[Tensor, "n k1"], Float64[Tensor, " n"]]:
-    """As :func:`~gp_rangeformer.kernels.conditionals.condition`."""
-    n, k = neighbours.shape
+    first: int,
+) -> tuple[Float[Tensor, "m k1"], Float64[Tensor, " m"]]:
+    """As :meth:`~gp_rangeformer.kernels.conditionals.OrderedPoints.condition`."""
+    m, k = neighbours.shape
     explained, noise = explained.to(tiles.dtype).contiguous(), noise.to(tiles.dtype).contiguous()
-    rows = torch.empty(n, k + 1, dtype=tiles.dtype)
-    variances = torch.empty(n, dtype=torch.float64)
+    rows = torch.empty(m, k + 1, dtype=tiles.dtype)
+    variances = torch.empty(m, dtype=torch.float64)
     function = function_for(tiles.library, "condition", tiles.dtype)
     function(
-        tiles.program, neighbours.data_ptr(), k, explained.data_ptr(), explained.shape[1], noise.data_ptr(),
+        tiles.program, first, neighbours.data_ptr(), k, explained.data_ptr(), explained.shape[1], noise.data_ptr(),
         rows.data_ptr(), variances.data_ptr(), torch.get_num_threads(),
     )  # fmt: skip
     return rows, variances

@@ -1,0 +1,220 @@
+"""What a prediction strategy keeps between calls: A^-1 (y - m), and a factor or what variances are estimated from."""
+
+from __future__ import annotations
+
+import functools
+import weakref
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from gpytorch.models.exact_prediction_strategies import DefaultPredictionStrategy
+from jaxtyping import Float, Float64
+from torch import Tensor
+
+from gp_rangeformer import settings
+from gp_rangeformer.kernels.fused import FusedKernel
+from gp_rangeformer.plugin.eligibility import check_rhs
+from gp_rangeformer.plugin.hooks import prepare_solve
+from gp_rangeformer.plugin.owners import memory_of
+from gp_rangeformer.plugin.reports import Call, account_solve
+from gp_rangeformer.plugin.storage import choose_storage, hold
+from gp_rangeformer.plugin.symmetric import symmetric_system
+from gp_rangeformer.plugin.unevaluated import unevaluated
+from gp_rangeformer.preconditioner.landmarks import Landmarks
+from gp_rangeformer.preconditioner.nystrom import NystromPreconditioner
+from gp_rangeformer.preconditioner.vecchia import VecchiaPreconditioner
+from gp_rangeformer.recycling.memory import Memory
+from gp_rangeformer.solvers.certified import Certified
+from gp_rangeformer.solvers.certified_prepared import CertifiedPrepared
+from gp_rangeformer.solvers.estimated_variances import EstimatedVariances
+from gp_rangeformer.solvers.exact import Exact
+from gp_rangeformer.solvers.prediction import mean_solve
+from gp_rangeformer.system.answers import Prepared
+from gp_rangeformer.system.linear_system import LinearSystem
+from gp_rangeformer.torch_modes import no_autocast
+
+# Pairs of vectors behind estimated variances, over num_probes: their error falls as 1 / sqrt(pairs), and twice as many
+# cost less than twice the neighbours (kin40k, n = 8000).
+_PAIRS = 2
+
+
+@dataclass(frozen=True)
+class _Preconditioners:
+    """Of A, without A."""
+
+    solver: Certified
+    nystrom: NystromPreconditioner
+    landmarks: Landmarks
+    vecchia: VecchiaPreconditioner | None
+
+    def of(self, system: LinearSystem) -> CertifiedPrepared:
+        return CertifiedPrepared(
+            self.solver, system, Memory(), self.nystrom, None, landmarks=self.landmarks, vecchia=self.vecchia
+        )
+
+
+@dataclass
+class FittedModel:
+    """A = K + D of a model's training points, and what is known of A^-1. It holds no n x n matrix but a factor.
+
+    ``fused``, ``noise``: K and D when the model was asked first; ``solver``: the one that was set then; ``solution``:
+    A^-1 (y - m), n x 1; ``factor``: of A, where the exact path has answered; ``preconditioners``: where the certified
+    one has; ``estimator``: once many variances were asked for; ``audit``: what was said of it at a few points.
+    """
+
+    fused: FusedKernel
+    noise: Float[Tensor, " n"]
+    solver: Certified | Exact
+    solution: Float64[Tensor, "n 1"]
+    factor: Float[Tensor, "n n"] | None
+    preconditioners: _Preconditioners | None
+    state: tuple[Tensor, ...]  # what all this was computed from
+    estimator: EstimatedVariances | None = None
+    audit: str | None = None
+
+    @property
+    def n(self) -> int:
+        return self.fused.n
+
+    @functools.cached_property
+    def smallest_noise(self) -> float:
+        return float(self.noise.amin())
+
+    @property
+    def nbytes(self) -> int:
+        """Of the factor and the preconditioners: what is large."""
+        kept = 0 if self.factor is None else self.factor.numel() * self.factor.element_size()
+        known = self.preconditioners
+        if known is not None:
+            width = known.nystrom.rank
+            if known.vecchia is not None:
+                width += known.vecchia.explained.shape[1] + 6 * known.vecchia.pattern.neighbours.shape[1]
+            kept += self.n * width * self.noise.element_size()
+        return kept
+
+    def describes(self, strategy: Any) -> bool:
+        """Whether nothing has changed since."""
+        return _same(_state(strategy), self.state)
+
+    def linear_system(self) -> LinearSystem:
+        """A, with K made anew.
+
+        :raises InsufficientMemoryError: as :func:`~gp_rangeformer.plugin.storage.choose_storage`.
+        """
+        storage = choose_storage(self.n, self.fused.dtype, self.noise.device)
+        kernel = self.fused.evaluate() if storage.dense else hold(self.fused, storage)[1]
+        system = LinearSystem(kernel, self.noise)
+        system.points = self.fused
+        return system
+
+    def factorised(self, system: LinearSystem) -> Float[Tensor, "n n"]:
+        """The factor of A, made once.
+
+        :raises NotPSDError: as :meth:`~gp_rangeformer.solvers.exact.Exact.prepare`.
+        """
+        if self.factor is None:
+            self.factor = Exact(self.solver.prediction_tolerance).prepare(system).factor
+        return self.factor
+
+    def estimated(self, system: LinearSystem) -> EstimatedVariances | None:
+        """What variances of many points are estimated from, solved once; None where there are no neighbours or a solve
+        does not certify."""
+        known = self.preconditioners
+        if self.estimator is not None or known is None:
+            return self.estimator
+        if known.vecchia is None:
+            vecchia = known.solver.with_neighbours(system, known.landmarks, Memory(), known.solver.neighbours)
+            known = self.preconditioners = replace(known, vecchia=vecchia)
+        # To the tolerance of a training step, as the probes of its gradient are.
+        rough = replace(known, solver=replace(known.solver, tolerance=self.solver.tolerance)).of(system)
+        pairs = rough.inverse_pairs(_PAIRS * known.solver.num_probes)
+        if pairs is not None and known.vecchia is not None:
+            self.estimator = EstimatedVariances(known.vecchia, self.noise, pairs)
+        return self.estimator
+
+
+_fitted: weakref.WeakKeyDictionary[DefaultPredictionStrategy, FittedModel] = weakref.WeakKeyDictionary()
+
+
+def fitted_model(strategy: Any) -> FittedModel | None:
+    """Of a strategy's training points, solved for its targets once, with a report; again where parameters, data or the
+    solver have changed since. None where GPyTorch must answer.
+
+    :raises RuntimeError, NanError: as :func:`~gp_rangeformer.plugin.eligibility.check_rhs`.
+    """
+    with torch.no_grad(), no_autocast():
+        known = _fitted.get(strategy)
+        state = _state(strategy)
+        if known is not None and known.solver == settings.solver.value() and known.describes(strategy):
+            return known
+        found = _fit(strategy, state)
+    if found is not None:
+        _fitted[strategy] = found
+        keep_at_most(settings.memory_limit.value())
+    return found
+
+
+def keep_at_most(limit: int) -> None:
+    """Bytes: what was solved for other models goes first."""
+    total = sum(known.nbytes for known in _fitted.values())
+    for strategy, known in list(_fitted.items()):
+        if total <= limit:
+            return
+        total -= known.nbytes
+        del _fitted[strategy]
+
+
+def forget_fitted() -> None:
+    """What was solved for predictions."""
+    _fitted.clear()
+
+
+def _fit(strategy: Any, state: tuple[Tensor, ...]) -> FittedModel | None:
+    targets = strategy.train_labels
+    system = unevaluated(strategy.lik_train_train_covar, targets.shape)
+    if system is None or not isinstance(system.fused, FusedKernel):
+        return None
+    rhs = (targets - strategy.train_prior_dist.loc).unsqueeze(-1)
+    if rhs.shape != (system.fused.n, 1) or rhs.dtype != system.noise.dtype:
+        return None
+    check_rhs(system, rhs)
+    call = Call("solve", system, 1)
+    linear_system = symmetric_system(call, system, system.kernel, system.noise, system.fused)
+    prepared, reason = prepare_solve(linear_system, memory_of(system.owners, system.kernel, 0), 1)
+    solution = mean_solve(prepared, rhs, wide=True)
+    account_solve(call, linear_system, prepared, solution, reason)
+    call.publish()
+    return FittedModel(
+        _of_its_own(system.fused),
+        system.noise.detach().clone(),
+        settings.solver.value(),
+        solution.value.double(),
+        None if prepared.exact is None else prepared.exact.factor,
+        _preconditioners(prepared),
+        tuple(tensor.clone() for tensor in state),
+    )
+
+
+def _preconditioners(prepared: Prepared) -> _Preconditioners | None:
+    if not isinstance(prepared, CertifiedPrepared) or prepared.preconditioner is None or prepared.landmarks is None:
+        return None
+    return _Preconditioners(prepared.solver, prepared.preconditioner, prepared.landmarks, prepared.vecchia)
+
+
+def _of_its_own(fused: FusedKernel) -> FusedKernel:
+    """Without a graph, of numbers that nobody else changes."""
+    arguments = tuple(argument.detach().clone() for argument in fused.arguments)
+    parameters = tuple(parameter.detach().clone() for parameter in fused.parameters)
+    return FusedKernel.of_arguments(fused.expression, arguments, fused.n, fused.dtype, parameters=parameters)
+
+
+def _state(strategy: Any) -> tuple[Tensor, ...]:
+    """What the answers depend on."""
+    lazy = strategy.lik_train_train_covar._linear_op
+    parameters = (*lazy.kernel.parameters(), *strategy.likelihood.parameters())
+    return (*(p.detach() for p in parameters), lazy.x1.detach(), strategy.train_labels.detach())
+
+
+def _same(now: tuple[Tensor, ...], before: tuple[Tensor, ...]) -> bool:
+    return len(now) == len(before) and all(torch.equal(one, other) for one, other in zip(now, before, strict=True))

@@ -1,0 +1,174 @@
+"""The two hooks of a prediction: K(test, all) stays unevaluated, and a posterior is made as far as it is asked for.
+
+GPyTorch evaluates the t x t covariance of the test points and their t x n one with the training points before it asks
+its prediction strategy, whatever is wanted. So the kernels that :meth:`ExactGP._get_test_prior_mean_and_covariances`
+evaluates itself are put off (:class:`PutOff`), and :meth:`DefaultPredictionStrategy.exact_prediction` takes their
+points instead. What is not served here gets the evaluated matrices, as without the flag.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from gpytorch import settings as gpytorch_settings
+from gpytorch.beta_features import checkpoint_kernel
+from gpytorch.kernels import Kernel
+from gpytorch.lazy import LazyEvaluatedKernelTensor
+from gpytorch.models import ExactGP
+from gpytorch.models.exact_prediction_strategies import DefaultPredictionStrategy
+from linear_operator.operators import AddedDiagLinearOperator, LinearOperator
+from torch import Tensor
+
+from gp_rangeformer import settings
+from gp_rangeformer.kernels.cross import CrossKernel
+from gp_rangeformer.kernels.fused import FusedKernel
+from gp_rangeformer.plugin.crossover import host_predicts_as_fast
+from gp_rangeformer.plugin.fitted import FittedModel, fitted_model
+from gp_rangeformer.plugin.posterior import Posterior
+from gp_rangeformer.plugin.predictive_covariance import PredictiveCovariance, PredictiveCovarianceOperator
+from gp_rangeformer.plugin.recognition import recognise_selected
+from gp_rangeformer.rangeformer.direct import Direct
+from gp_rangeformer.torch_modes import no_autocast, saving_elsewhere, transforming
+
+# Test points up to which GPyTorch's own Cholesky path is as fast where it is the faster one: beyond, its t x t matrix
+# costs more than all the rest.
+_HOST_POINTS = 1000
+
+
+class _Putting(threading.local):
+    off = False
+
+
+_putting = _Putting()
+
+
+class PutOff(LazyEvaluatedKernelTensor):
+    """A kernel matrix that is evaluated when it is read, and not before."""
+
+    def evaluate_kernel(self) -> LinearOperator:
+        with _put_off(False):
+            return super().evaluate_kernel()
+
+
+@contextlib.contextmanager
+def _put_off(value: bool) -> Iterator[None]:
+    before, _putting.off = _putting.off, value
+    try:
+        yield
+    finally:
+        _putting.off = before
+
+
+def put_off(kernel: Kernel, x1: Tensor, x2: Tensor | None, **params: Any) -> PutOff | None:
+    """The unevaluated matrix of a kernel that a prediction has called, or None: not now."""
+    if not _putting.off or x2 is None:
+        return None
+    return PutOff(x1, x2, kernel=kernel, **params)
+
+
+def test_prior(self: ExactGP, train_inputs: Any, test_inputs: Any, **kwargs: Any) -> Any:
+    """The host's, with the matrices left unevaluated where a prediction may be served."""
+    if not _may_serve(self.prediction_strategy, test_inputs):
+        return original_test_prior(self, train_inputs, test_inputs, **kwargs)
+    with _put_off(True):
+        return original_test_prior(self, train_inputs, test_inputs, **kwargs)
+
+
+def exact_prediction(
+    self: DefaultPredictionStrategy, test_mean: Tensor, test_test_covar: Any, test_train_covar: Any
+) -> tuple[Tensor, Any]:
+    """Mean and covariance of f at test points.
+
+    In: K(test, test) and K(test, train), unevaluated. Out: the mean, t, in the graph where there is one; the covariance
+    as an operator that makes its diagonal, or all of itself, when it is read, or evaluated as by the host where a
+    gradient may be asked of it. Kept with the strategy: A^-1 (y - m), and what variances need. Reports are published.
+    """
+    if not isinstance(test_train_covar, PutOff) or not isinstance(test_test_covar, PutOff):
+        return original_exact_prediction(self, test_mean, test_test_covar, test_train_covar)
+    cross = None if transforming() or settings.rangeformer.off() else _cross(self, test_mean, test_train_covar)
+    fitted = None if cross is None else fitted_model(self)
+    if cross is None or fitted is None:
+        evaluated = test_test_covar.evaluate_kernel(), test_train_covar.evaluate_kernel()
+        return original_exact_prediction(self, test_mean, *evaluated)
+    with no_autocast():
+        mean = cross.product(fitted.solution).squeeze(-1).to(test_mean.dtype) + test_mean
+    if gpytorch_settings.skip_posterior_variances.on() or _in_a_graph(cross):
+        evaluated = test_test_covar.evaluate_kernel(), test_train_covar.evaluate_kernel()
+        return mean, self.exact_predictive_covar(*evaluated)
+    return mean, _covariance(self, fitted, cross, test_test_covar, test_train_covar)
+
+
+def _covariance(
+    strategy: DefaultPredictionStrategy, fitted: FittedModel, cross: CrossKernel, test_test: PutOff, test_train: PutOff
+) -> LinearOperator:
+    fast = bool(gpytorch_settings.fast_pred_var.on())
+
+    def by_host() -> Tensor:
+        """The dense matrix, as GPyTorch makes it, with the settings of the prediction."""
+        with settings.rangeformer(), settings.solver(fitted.solver), gpytorch_settings.fast_pred_var(fast):
+            covariance: Any = strategy.exact_predictive_covar(test_test.evaluate_kernel(), test_train.evaluate_kernel())
+            return covariance.to_dense()
+
+    posterior = Posterior(fitted, cross, by_host, lambda: fitted.describes(strategy))
+    like = torch.empty(0, dtype=cross.dtype, device=cross.device)
+    return PredictiveCovarianceOperator.of(
+        PredictiveCovariance(posterior.variances, posterior.covariance, cross.t, like)
+    )
+
+
+def _may_serve(strategy: Any, test_inputs: Any) -> bool:
+    """Cheap tests, before the prior of the test points is made."""
+    if settings.rangeformer.off() or settings.fused_kernels.off() or isinstance(settings.solver.value(), Direct):
+        return False
+    if type(strategy) is not DefaultPredictionStrategy or settings.process_group.value() is not None:
+        return False
+    if gpytorch_settings.observation_nan_policy.value() != "ignore" or checkpoint_kernel.value():
+        return False
+    if gpytorch_settings.detach_test_caches.off() or gpytorch_settings.lazily_evaluate_kernels.off():
+        return False
+    if len(test_inputs) != 1 or test_inputs[0].dim() != 2 or len(test_inputs[0]) == 0 or saving_elsewhere():
+        return False
+    labels, operator = strategy.train_labels, strategy.lik_train_train_covar
+    if labels.dim() != 1 or type(operator) is not AddedDiagLinearOperator or transforming():
+        return False
+    n, t, x = len(labels), len(test_inputs[0]), test_inputs[0]
+    if n + t <= (gpytorch_settings.max_eager_kernel_size.value() or 0) or n < settings.exact_size.value():
+        return False
+    return t > _HOST_POINTS or not host_predicts_as_fast(n, x.dtype, x.device)
+
+
+def _cross(strategy: Any, test_mean: Tensor, test_train: PutOff) -> CrossKernel | None:
+    """Of the kernel that the training points have, if it has a fused form; in the graph of its points and parameters,
+    where the prediction has one."""
+    trained = strategy.lik_train_train_covar._linear_op
+    if type(trained) is not LazyEvaluatedKernelTensor or trained.kernel is not test_train.kernel:
+        return None
+    if test_train.params or test_train.last_dim_is_batch or test_mean.dim() != 1:
+        return None
+    x, others = test_train.x2, test_train.x1
+    if x.dim() != 2 or others.dim() != 2 or len(others) != len(test_mean) or x.dtype != others.dtype:
+        return None
+    with torch.set_grad_enabled(test_train._is_grad_enabled), no_autocast():
+        fused = recognise_selected(test_train.kernel, x)
+        if not isinstance(fused, FusedKernel) or fused.arguments[0].device != others.device:
+            return None
+        return CrossKernel(fused.expression, x, others, fused.parameters)
+
+
+def _in_a_graph(cross: CrossKernel) -> bool:
+    return torch.is_grad_enabled() and any(argument.requires_grad for argument in cross.arguments)
+
+
+# Kept on the hooks, so that a reloaded module finds the host's methods and not its own former hooks.
+_TEST_PRIOR = "_get_test_prior_mean_and_covariances"
+_host_test_prior = getattr(ExactGP, _TEST_PRIOR, None)
+original_test_prior: Any = getattr(_host_test_prior, "original", _host_test_prior)
+original_exact_prediction: Any = getattr(
+    DefaultPredictionStrategy.exact_prediction, "original", DefaultPredictionStrategy.exact_prediction
+)
+test_prior.original = original_test_prior  # type: ignore[attr-defined]
+exact_prediction.original = original_exact_prediction  # type: ignore[attr-defined]

@@ -1,0 +1,82 @@
+"""Predictive variances of f at many points, by a factor or by certified solves, in float64 and never negative."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Float64
+from torch import Tensor
+
+from gp_rangeformer.kernels.cross import CrossKernel
+from gp_rangeformer.kernels.tiles import spans
+from gp_rangeformer.solvers.certified_prepared import CertifiedPrepared
+from gp_rangeformer.solvers.prediction import variance_solve
+
+_AT_ONCE = 32  # columns of a certified solve
+
+
+@dataclass(frozen=True)
+class Variances:
+    """Of f at t points. ``standard_error``: over the choice of probes, 0 of what has none; ``upper``: what the variance
+    is at most, certainly but for rounding; ``error``: the largest certified error, relative to the variance of an
+    observation, where one is known. ``neighbours``: how many points each was conditioned on, if estimated."""
+
+    value: Float64[Tensor, " t"]
+    standard_error: Float64[Tensor, " t"]
+    upper: Float64[Tensor, " t"]
+    error: float | None = None
+    neighbours: int | None = None
+
+    def relative_error(self, noise: float) -> float:
+        """Root mean square of the standard errors, relative to the variance of an observation."""
+        return float((self.standard_error / (self.value + noise)).square().mean().sqrt())
+
+    def excess(self, noise: float) -> float:
+        """How far the upper bound is above the value, on average, relative to the variance of an observation."""
+        return float(((self.upper - self.value) / (self.value + noise)).mean())
+
+
+def joined(parts: list[Variances]) -> Variances:
+    """Of all the points of ``parts``, which were made alike."""
+    if len(parts) == 1:
+        return parts[0]
+    errors = [part.error for part in parts if part.error is not None]
+    return Variances(
+        *(torch.cat([getattr(part, name) for part in parts]) for name in ("value", "standard_error", "upper")),
+        error=max(errors) if errors else None,
+        neighbours=parts[0].neighbours,
+    )
+
+
+def exact_variances(cross: CrossKernel, factor: Float[Tensor, "n n"]) -> Variances:
+    """k** - |L^-1 b|^2 of a Cholesky factor L, which may be of a higher precision than K. n^2 t flops."""
+    prior = cross.prior().double()
+    value = torch.empty(cross.t, dtype=torch.float64, device=cross.device)
+    for others, strip in cross.strips():
+        half = torch.linalg.solve_triangular(factor, strip.mT.to(factor.dtype), upper=False)
+        value[others] = (prior - half.square().sum(0).double()).clamp_min(0)
+    return Variances(value, torch.zeros_like(value), value)
+
+
+def certified_variances(prepared: CertifiedPrepared, cross: CrossKernel) -> Variances | None:
+    """By solves, 32 columns at a time: k** less the quadratic form's lower end, hence never too small. None where a
+    solve does not certify; ``error`` is what is proved of those that do, infinite where nothing is. A solve's
+    iterations for every 32 points, each a pass over K."""
+    prior, noise = float(cross.prior()), prepared.system.diagonal_facts.smallest_noise
+    found = []
+    everything = torch.arange(cross.t, device=cross.device)
+    for piece in spans(0, cross.t, _AT_ONCE):
+        part = cross.of_some(everything[piece])
+        solved = variance_solve(prepared, part.dense().mT, prior)
+        if solved is None:
+            return None
+        lower = torch.tensor([interval.lower for interval in solved[0].inv_quad], dtype=torch.float64)
+        width = torch.tensor([interval.width for interval in solved[0].inv_quad], dtype=torch.float64)
+        upper = (prior - lower).clamp_min(0).to(cross.device)
+        value = (prior - solved[0].quadratic).clamp_min(0).to(cross.device)
+        least = (prior - lower - width).clamp_min(0) + noise
+        error = float((width / least).max()) if noise > 0 else math.inf
+        found.append(Variances(value.minimum(upper), torch.zeros_like(value), upper, error))
+    return joined(found)
