@@ -20,7 +20,7 @@ from gp_rangeformer.solvers.exact import Exact
 from gp_rangeformer.version import own_version
 
 # isort: split
-from gp_rangeformer import fit
+from gp_rangeformer import fit, predict
 
 plugin.install()
 
@@ -44,5 +44,6 @@ __all__ = [
     "last_report",
     "load_pretrained",
     "memory_bytes",
+    "predict",
     "settings",
 ]

@@ -29,6 +29,7 @@ ORDER = (
     "report",
     "plugin",
     "fit",
+    "predict",
     "__init__",
     "lab",
 )

@@ -80,9 +80,10 @@ def test_short_waves_are_many_and_faint() -> None:
     assert float(variances.sum()) == pytest.approx(1, rel=1e-12)
 
 
-def test_functions_have_the_covariance_of_their_features() -> None:
+@pytest.mark.parametrize("name", ["sum_of_products", "sum", "constant"])
+def test_functions_have_the_covariance_of_their_features(name: str) -> None:
     """30,000 of them: entries within five standard errors of a Gaussian's sample covariance."""
-    at, count = setting("sum_of_products"), 30_000
+    at, count = setting(name), 30_000
     drawn = at.draw(64, 1)
     functions = RandomFunctions(drawn, count, torch.Generator().manual_seed(2), torch.float64)
     values = functions(coordinates(at.arguments, 12))
