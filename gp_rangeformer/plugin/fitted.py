@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from gpytorch.models.exact_prediction_strategies import DefaultPredictionStrategy
 from jaxtyping import Float, Float64
+from linear_operator.operators import AddedDiagLinearOperator
 from torch import Tensor
 
 from gp_rangeformer import settings
@@ -172,7 +173,12 @@ def forget_fitted() -> None:
 
 def _fit(strategy: Any, state: tuple[Tensor, ...]) -> FittedModel | None:
     targets = strategy.train_labels
-    system = unevaluated(strategy.lik_train_train_covar, targets.shape)
+    # Anew: the strategy's own keeps the noise that there was when it was made.
+    observed = strategy.likelihood(strategy.train_prior_dist, strategy.train_inputs)
+    operator = observed.lazy_covariance_matrix
+    if type(operator) is not AddedDiagLinearOperator:
+        return None
+    system = unevaluated(operator, targets.shape)
     if system is None or not isinstance(system.fused, FusedKernel):
         return None
     rhs = (targets - strategy.train_prior_dist.loc).unsqueeze(-1)

@@ -9,6 +9,7 @@ it is applied. Unlike the Nystrom preconditioner it is not below A: certificates
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 
@@ -22,6 +23,8 @@ from gp_rangeformer.preconditioner.neighbours import Neighbours, ordered_points
 from gp_rangeformer.preconditioner.nystrom import PreconditionerError
 from gp_rangeformer.preconditioner.sparse_rows import SparsePattern, SparseRows
 from gp_rangeformer.system.linear_system import LinearSystem
+
+_LAST = 128  # points that say how large weights are
 
 
 @dataclass(frozen=True)
@@ -85,6 +88,20 @@ class VecchiaPreconditioner:
         out[self.order] = rest.to(columns.dtype)
         out[self.landmarks] = columns[: len(self.landmarks)].diagonal()
         return out
+
+    @functools.cached_property
+    def largest_weights(self) -> float:
+        """The largest sum of sizes |w|_1 of the weights that predict a point from the landmarks and its neighbours,
+        over the last points of the order, which have most points before them."""
+        m = len(self.order)
+        last = slice(max(0, m - _LAST), m)
+        near = self.pattern.neighbours[last].long()
+        rows = self.conditionals[last]
+        weights = torch.where(near >= 0, -rows[:, :-1] / rows[:, -1:], 0)
+        told = torch.einsum("ik,ikr->ir", weights, self.explained[near.clamp_min(0)])
+        wide = (self.explained[last] - told).double()
+        of_landmarks = torch.linalg.solve_triangular(self.root, wide, upper=False, left=False)
+        return float((weights.abs().sum(1) + of_landmarks.abs().sum(1)).max())
 
     def logdet(self) -> float:
         """log|P| in nats."""

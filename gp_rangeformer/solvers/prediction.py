@@ -19,11 +19,12 @@ from gp_rangeformer.recycling.galerkin import galerkin
 from gp_rangeformer.recycling.memory import Memory
 from gp_rangeformer.solvers.certified_prepared import CertifiedPrepared
 from gp_rangeformer.solvers.exact import Exact, ExactPrepared
-from gp_rangeformer.system.answers import Factorised, Prepared, Solution
+from gp_rangeformer.system.answers import Factorised, Interval, Prepared, Solution
 from gp_rangeformer.system.linear_system import LinearSystem
 from gp_rangeformer.system.reason import Reason
 
 _REFINEMENTS = 2
+_SUBTRACTION = 8  # eps of r' D^-1 r: what r' P^-1 r loses
 # Of a mean, each of which takes a factor of at most 30 off the residual: the bound of its error is loose, and thirty
 # times less residual took errors from 1e-2 to 5e-4 of the deviation.
 _MEAN_REFINEMENTS, _MEAN_REDUCTION = 3, 0.03
@@ -32,12 +33,18 @@ _MEAN_REFINEMENTS, _MEAN_REDUCTION = 3, 0.03
 def mean_solve(prepared: Prepared, rhs: Tensor, *, wide: bool = False) -> Solution:
     """A^-1 rhs such that means k*' X are as accurate as their own standard deviations ask, where rounding allows.
 
-    With x off by A^-1 r, |k*' A^-1 r|^2 <= k*' A^-1 k* r' A^-1 r <= k** r' P^-1 r. Asked for is an error below
-    the solver's ``prediction_error`` times the noise's standard deviation, a lower bound of the deviation of an
-    observation: a bound in the units of the prediction, whatever those of the targets and however far from zero they
-    are. So x is refined with residuals that are summed in float64, x itself in float64, up to three times; what the
-    answer leaves, rounded, is ``mean_error``. More than four right-hand sides are no targets: they get their certified
-    residual.
+    Asked for is an error below the solver's ``prediction_error`` times the standard deviation of an observation: a
+    bound in the units of the prediction, whatever those of the targets and however far from zero they are. With x off
+    by A^-1 r it follows from |k*' A^-1 r|^2 <= k*' A^-1 k* r' A^-1 r <= k** r' P^-1 r, at any point, against the
+    noise's deviation alone; or from weights w of known points, k* = A w + q, as
+
+        |k*' A^-1 r| <= |w|_1 max |r_i| + (q' A^-1 q)^1/2 (r' P^-1 r)^1/2,
+
+    where q' A^-1 q is what further points take off the variance given those of w. With neighbours at hand that is taken
+    for points whose weights add up to no more than the training points' own, and of whose variance given them an
+    observation's is at least half: next to little noise it asks for a hundred times less. x is refined with residuals
+    that are summed in float64, x itself in float64, up to three times; what the answer leaves is ``mean_error``. More
+    than four right-hand sides are no targets: they get their certified residual.
     Cost beyond the solve: two wide passes over K, and for a refinement about as many iterations again.
 
     :param wide: keep x in float64: for means whose products are summed in it.
@@ -64,6 +71,7 @@ def mean_solve(prepared: Prepared, rhs: Tensor, *, wide: bool = False) -> Soluti
     assert isinstance(prepared, CertifiedPrepared)
     preconditioner = prepared.preconditioner
     assert preconditioner is not None
+    energy = _energy(system, preconditioner, residual)
     quadratic, bounds = inv_quad_bounds(system, preconditioner, rhs, rounded, residual)
     return replace(
         solution,
@@ -73,7 +81,7 @@ def mean_solve(prepared: Prepared, rhs: Tensor, *, wide: bool = False) -> Soluti
         inv_quad=bounds,
         iterations=iterations,
         passes=system.passes - start,
-        mean_error=_mean_error(system, _energy(preconditioner, residual), rounded),
+        mean_error=_mean_error(system, energy, rounded, _weighted(prepared, residual, energy)),
     )
 
 
@@ -88,15 +96,14 @@ def _refined(
     """x, nearer to A^-1 rhs, and the iterations spent so far."""
     system, preconditioner = prepared.system, prepared.preconditioner
     assert preconditioner is not None
-    facts = system.diagonal_facts
-    allowed = prepared.solver.prediction_error**2 * facts.smallest_noise / facts.largest_total
     residual = wide_residual(system, rhs, value)
-    energy = _energy(preconditioner, residual)
+    energy = _energy(system, preconditioner, residual)
     for _ in range(_MEAN_REFINEMENTS):
-        excess = float(energy.max()) / allowed
+        error = min(_at_any_point(system, energy), _weighted(prepared, residual, energy))
+        excess = error / prepared.solver.prediction_error
         if not excess > 1:
             break
-        target = max(0.5 * excess**-0.5, _MEAN_REDUCTION)
+        target = max(0.5 / excess, _MEAN_REDUCTION)
         refiner = replace(prepared, solver=replace(prepared.solver, tolerance=target), memory=Memory())
         correction = refiner.attempt(residual.to(rhs.dtype), None)
         iterations += correction.iterations
@@ -104,32 +111,57 @@ def _refined(
             break
         nearer = value + correction.value
         left = wide_residual(system, rhs, nearer)
-        smaller = _energy(preconditioner, left)
+        smaller = _energy(system, preconditioner, left)
         if not bool((smaller <= energy).all()):
             break
         value, residual, energy = nearer, left, smaller
     return value, iterations
 
 
-def _energy(preconditioner: NystromPreconditioner, residual: Float64[Tensor, "n m"]) -> Float64[Tensor, " m"]:
-    """r' P^-1 r, at least r' A^-1 r."""
+def _energy(
+    system: LinearSystem, preconditioner: NystromPreconditioner, residual: Float64[Tensor, "n m"]
+) -> Float64[Tensor, " m"]:
+    """r' P^-1 r from above, at least r' A^-1 r. P^-1 subtracts nearly all of r' D^-1 r where P is large, and may leave
+    less than the rounding of that."""
     scale = torch.linalg.vector_norm(residual, dim=0).clamp_min(torch.finfo(torch.float64).tiny)
     unit = (residual / scale).to(preconditioner.basis.dtype)  # small residuals would underflow in float32
-    return (unit.double() * preconditioner.solve(unit)).sum(0) * scale.square()
+    wide = unit.double()
+    found = (wide * preconditioner.solve(unit)).sum(0).clamp_min(0)
+    whitened = (wide.square() / system.noise.unsqueeze(-1)).sum(0)
+    rounding = _SUBTRACTION * torch.finfo(unit.dtype).eps * whitened
+    return (found + rounding) * (1 + preconditioner.doubt(system)) * scale.square()
 
 
-def _mean_error(system: LinearSystem, energy: Float64[Tensor, " m"], value: Tensor) -> float:
-    """The certified error of a predictive mean over the standard deviation of the noise, at any point whose prior
-    variance is at most the largest of training. ``energy``: r' A^-1 r or more of the solution ``value``."""
+def _at_any_point(system: LinearSystem, energy: Float64[Tensor, " m"]) -> float:
+    """Of a mean k*' x, r' A^-1 r <= ``energy``, over the noise's deviation, where k** <= max_i A_ii."""
+    facts = system.diagonal_facts
+    return float(energy.clamp_min(0).max() * facts.largest_total / facts.smallest_noise) ** 0.5
+
+
+def _weighted(prepared: CertifiedPrepared, residual: Float64[Tensor, "n m"], energy: Float64[Tensor, " m"]) -> float:
+    """The same from weights of known points; infinite without neighbours."""
+    if prepared.vecchia is None:
+        return math.inf
+    largest = float(residual.abs().max()) / prepared.system.diagonal_facts.smallest_noise**0.5
+    return prepared.vecchia.largest_weights * largest + float(energy.clamp_min(0).max()) ** 0.5
+
+
+def _mean_error(
+    system: LinearSystem, energy: Float64[Tensor, " m"], value: Tensor, weighted: float = math.inf
+) -> float:
+    """The certified error of a predictive mean over the standard deviation of an observation, at any point whose prior
+    variance is at most the largest of training. ``energy``: r' A^-1 r or more of the solution ``value``; ``weighted``:
+    what is known otherwise."""
     facts = system.diagonal_facts
     if not facts.smallest_noise > 0:
         return math.inf
-    error = energy.clamp_min(0).sqrt()
+    error = min(_at_any_point(system, energy), weighted)
     if not system.trusted:
         # The residual is one of the rows as they are; that of the symmetric part differs by the rounding of entries.
         length = torch.linalg.vector_norm(value, dim=0, dtype=torch.float64)
-        error = error + system.entry_scale * length / facts.smallest_noise**0.5
-    return float(error.max()) * (facts.largest_total / facts.smallest_noise) ** 0.5
+        rounding = system.entry_scale * float(length.max()) / facts.smallest_noise**0.5
+        error += rounding * (facts.largest_total / facts.smallest_noise) ** 0.5
+    return error
 
 
 def covariance_solve(prepared: Prepared, rhs: Tensor) -> Solution:
@@ -144,50 +176,69 @@ def covariance_solve(prepared: Prepared, rhs: Tensor) -> Solution:
     solution = prepared.solve(rhs)
     if not isinstance(prepared, CertifiedPrepared) or prepared.exact is not None or not solution.converged:
         return solution
-    found, certified = _best_combination(prepared, rhs, solution)
-    if certified:
+    found = _best_combination(prepared, rhs, solution)
+    if found is not None:
         return found
     prepared.exact = Exact(prepared.solver.tolerance).prepare(prepared.system)
     return replace(prepared.exact.solve(rhs), reason=Reason.ROUNDING)
 
 
-def variance_solve(prepared: CertifiedPrepared, rhs: Tensor, prior: float) -> tuple[Solution, bool] | None:
-    """As :func:`covariance_solve` for single variances prior - b' A^-1 b, whose certified error is measured against
-    that of an observation; whether it is below ``prediction_error``. Never by the exact path: None where the solve
-    itself does not certify."""
-    solution = prepared.attempt(rhs, None)
-    return _best_combination(prepared, rhs, solution, prior) if solution.converged else None
+def variance_solve(prepared: CertifiedPrepared, rhs: Tensor, prior: float) -> list[Interval] | None:
+    """Of single variances prior - b' A^-1 b, b a column of ``rhs``: intervals, certain but for what
+    :meth:`~gp_rangeformer.system.linear_system.LinearSystem.quadratic_margin` counts, refined with residuals that are
+    summed in float64 until their widths are below ``prediction_error`` of the variance of an observation, where
+    rounding allows that. None where a solve does not certify. Never by the exact path.
 
-
-def _best_combination(
-    prepared: CertifiedPrepared, rhs: Tensor, solution: Solution, prior: float | None = None
-) -> tuple[Solution, bool]:
-    """And whether the certified errors are as small as they should be."""
+    A solve's iterations, two or three times, and as many passes in float64.
+    """
     system, preconditioner = prepared.system, prepared.preconditioner
     assert preconditioner is not None
-    noise = system.diagonal_facts.smallest_noise
+    solution = prepared.attempt(rhs, None)
+    if not solution.converged:
+        return None
+    noise, allowed = system.diagonal_facts.smallest_noise, prepared.solver.prediction_error
+    value = solution.value.double()
+    residual = wide_residual(system, rhs, value)
+    for refinement in range(1 + _MEAN_REFINEMENTS):
+        _, bounds = inv_quad_bounds(system, preconditioner, rhs, value, residual)
+        found = [Interval(prior - bound.upper, prior - bound.lower) for bound in bounds]
+        excess = max(interval.width / (noise + max(0.0, interval.lower)) for interval in found) / allowed
+        if excess <= 1 or refinement == _MEAN_REFINEMENTS:
+            return found
+        # The width falls with the square of the residual; what rounding adds to it does not fall.
+        target = max(0.5 * excess**-0.5, _MEAN_REDUCTION)
+        refiner = replace(prepared, solver=replace(prepared.solver, tolerance=target), memory=Memory())
+        correction = refiner.attempt(residual.to(rhs.dtype), None)
+        if not correction.converged:
+            return found
+        value = value + correction.value
+        residual = wide_residual(system, rhs, value)
+    return None
+
+
+def _best_combination(prepared: CertifiedPrepared, rhs: Tensor, solution: Solution) -> Solution | None:
+    """None where it cannot be refined to what is allowed."""
+    system, preconditioner = prepared.system, prepared.preconditioner
+    assert preconditioner is not None
+    allowed = prepared.solver.prediction_error * system.diagonal_facts.smallest_noise
     iterations, start = solution.iterations, system.passes - solution.passes
     value, residual = galerkin(system, solution.value, rhs)
-    refinement = 0
-    while True:
+    for refinement in range(1 + _REFINEMENTS):
         quadratic, bounds = inv_quad_bounds(system, preconditioner, rhs, value, residual)
         relative = relative_residual(system, rhs, value, residual)
-        least = [noise if prior is None else noise + max(0.0, prior - interval.upper) for interval in bounds]
-        errors = (interval.width / whole for interval, whole in zip(bounds, least, strict=True))
-        excess = max(errors) / prepared.solver.prediction_error
-        found = Solution(value, relative, quadratic, bounds, iterations, system.passes - start, Reason.CONVERGED)
-        small = bool((relative <= prepared.solver.tolerance).all()) or prior is not None
-        if excess <= 1 and small:
-            return found, True
+        excess = max(interval.width for interval in bounds) / allowed
+        if excess <= 1 and bool((relative <= prepared.solver.tolerance).all()):
+            passes = system.passes - start
+            return Solution(value, relative, quadratic, bounds, iterations, passes, Reason.CONVERGED)
         if refinement == _REFINEMENTS:
-            return found, False
+            break
         # The width falls with the square of the residual; a factor of 2 in reserve saves another round.
         share = min(0.5, 0.5 * max(excess, 1.0) ** -0.5)
         refiner = replace(prepared, solver=replace(prepared.solver, tolerance=share), memory=Memory())
-        # attempt, not solve: what fails is answered by one factorisation, if at all.
+        # attempt, not solve: what fails is answered by one factorisation.
         correction = refiner.attempt(residual, None)
         if not correction.converged:
-            return found, False
+            break
         iterations += correction.iterations
         value, residual = galerkin(system, value + correction.value, rhs)
-        refinement += 1
+    return None

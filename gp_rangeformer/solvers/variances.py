@@ -61,22 +61,19 @@ def exact_variances(cross: CrossKernel, factor: Float[Tensor, "n n"]) -> Varianc
 
 
 def certified_variances(prepared: CertifiedPrepared, cross: CrossKernel) -> Variances | None:
-    """By solves, 32 columns at a time: k** less the quadratic form's lower end, hence never too small. None where a
-    solve does not certify; ``error`` is what is proved of those that do, infinite where nothing is. A solve's
-    iterations for every 32 points, each a pass over K."""
+    """By solves, 32 columns at a time, of the middle of each interval; ``error`` is half of the widest, infinite where
+    there is no noise. None where a solve does not certify. See
+    :func:`~gp_rangeformer.solvers.prediction.variance_solve`."""
     prior, noise = float(cross.prior()), prepared.system.diagonal_facts.smallest_noise
-    found = []
+    intervals = []
     everything = torch.arange(cross.t, device=cross.device)
     for piece in spans(0, cross.t, _AT_ONCE):
-        part = cross.of_some(everything[piece])
-        solved = variance_solve(prepared, part.dense().mT, prior)
-        if solved is None:
+        found = variance_solve(prepared, cross.of_some(everything[piece]).dense().mT, prior)
+        if found is None:
             return None
-        lower = torch.tensor([interval.lower for interval in solved[0].inv_quad], dtype=torch.float64)
-        width = torch.tensor([interval.width for interval in solved[0].inv_quad], dtype=torch.float64)
-        upper = (prior - lower).clamp_min(0).to(cross.device)
-        value = (prior - solved[0].quadratic).clamp_min(0).to(cross.device)
-        least = (prior - lower - width).clamp_min(0) + noise
-        error = float((width / least).max()) if noise > 0 else math.inf
-        found.append(Variances(value.minimum(upper), torch.zeros_like(value), upper, error))
-    return joined(found)
+        intervals += found
+    ends = torch.tensor([(interval.lower, interval.upper) for interval in intervals], dtype=torch.float64)
+    lower, upper = ends.clamp_min(0).unbind(1)
+    error = float(((upper - lower) / (lower + noise)).max()) / 2 if noise > 0 else math.inf
+    value = ((lower + upper) / 2).to(cross.device)
+    return Variances(value, torch.zeros_like(value), upper.to(cross.device), error)
