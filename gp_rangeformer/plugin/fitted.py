@@ -31,6 +31,7 @@ from gp_rangeformer.solvers.certified_prepared import CertifiedPrepared
 from gp_rangeformer.solvers.estimated_variances import EstimatedVariances
 from gp_rangeformer.solvers.exact import Exact
 from gp_rangeformer.solvers.prediction import mean_solve
+from gp_rangeformer.solvers.probes import InversePairs
 from gp_rangeformer.system.answers import Prepared
 from gp_rangeformer.system.linear_system import LinearSystem
 from gp_rangeformer.torch_modes import no_autocast
@@ -61,7 +62,7 @@ class FittedModel:
 
     ``fused``, ``noise``: K and D when the model was asked first; ``solver``: the one that was set then; ``solution``:
     A^-1 (y - m), n x 1; ``factor``: of A, where the exact path has answered; ``preconditioners``: where the certified
-    one has; ``estimator``: once many variances were asked for; ``audit``: what was said of it at a few points.
+    one has; ``pairs``, ``estimator``: once many variances were asked for; ``audit``: what was said of them at a few.
     """
 
     fused: FusedKernel
@@ -71,6 +72,7 @@ class FittedModel:
     factor: Float[Tensor, "n n"] | None
     preconditioners: _Preconditioners | None
     state: tuple[Tensor, ...]  # what all this was computed from
+    pairs: InversePairs | None = None
     estimator: EstimatedVariances | None = None
     audit: str | None = None
 
@@ -121,18 +123,27 @@ class FittedModel:
     def estimated(self, system: LinearSystem) -> EstimatedVariances | None:
         """What variances of many points are estimated from, solved once; None where there are no neighbours or a solve
         does not certify."""
+        if self.estimator is None:
+            found = self.inverse_pairs(system)
+            if found is not None:
+                self.estimator = EstimatedVariances(found[0], self.noise, found[1])
+        return self.estimator
+
+    def inverse_pairs(self, system: LinearSystem) -> tuple[VecchiaPreconditioner, InversePairs] | None:
+        """What they rest on."""
         known = self.preconditioners
-        if self.estimator is not None or known is None:
-            return self.estimator
+        if known is None:
+            return None
         if known.vecchia is None:
             vecchia = known.solver.with_neighbours(system, known.landmarks, Memory(), known.solver.neighbours)
             known = self.preconditioners = replace(known, vecchia=vecchia)
-        # To the tolerance of a training step, as the probes of its gradient are.
-        rough = replace(known, solver=replace(known.solver, tolerance=self.solver.tolerance)).of(system)
-        pairs = rough.inverse_pairs(_PAIRS * known.solver.num_probes)
-        if pairs is not None and known.vecchia is not None:
-            self.estimator = EstimatedVariances(known.vecchia, self.noise, pairs)
-        return self.estimator
+        if known.vecchia is None:
+            return None
+        if self.pairs is None:
+            # To the tolerance of a training step, as the probes of its gradient are.
+            rough = replace(known, solver=replace(known.solver, tolerance=self.solver.tolerance)).of(system)
+            self.pairs = rough.inverse_pairs(_PAIRS * known.solver.num_probes)
+        return None if self.pairs is None else (known.vecchia, self.pairs)
 
 
 _fitted: weakref.WeakKeyDictionary[DefaultPredictionStrategy, FittedModel] = weakref.WeakKeyDictionary()

@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Float64, Int32
+from jaxtyping import Float, Float64, Int, Int32
 from torch import Tensor
 
 from gp_rangeformer.kernels.conditionals import OrderedPoints
 from gp_rangeformer.kernels.cross import CrossKernel
 from gp_rangeformer.kernels.evaluate import of_points
+from gp_rangeformer.kernels.fused import FusedKernel
 from gp_rangeformer.preconditioner.sparse_rows import product_of_padded
 from gp_rangeformer.preconditioner.vecchia import VecchiaPreconditioner
 
@@ -43,6 +44,10 @@ class ConditionalImages:
     of_others: Float[Tensor, "m s"]
 
     @classmethod
+    def without_landmarks(cls, block: Float[Tensor, "n s"]) -> ConditionalImages:
+        return cls(block[:0], block)
+
+    @classmethod
     def of(cls, vecchia: VecchiaPreconditioner, block: Float[Tensor, "n s"]) -> ConditionalImages:
         wide = torch.linalg.solve_triangular(vecchia.root, block[vecchia.landmarks].double(), upper=False)
         first = wide.to(block.dtype)
@@ -73,4 +78,38 @@ def condition_further(
     neighbours = points.nearest(min(count, m), first=m)
     noises = torch.cat([noise[order], own_noise.to(dtype).expand(t)])
     rows, variances = points.condition(neighbours, torch.cat([vecchia.explained, explained]), noises, first=m)
-    return FurtherPoints(variances, neighbours, rows[:, :-1] / -rows[:, -1:], explained)
+    return FurtherPoints(variances, neighbours, _weights(rows), explained)
+
+
+def condition_each(
+    points: FusedKernel,
+    noise: Float[Tensor, " n"],
+    chosen: Int[Tensor, " m"],
+    explained: Float[Tensor, "m r"],
+    asked: Int[Tensor, " t"],
+    count: int,
+) -> FurtherPoints:
+    """Of some of the chosen points, each given others of them, but never itself. t m entries of K, and as
+    :func:`condition_further`.
+
+    :param noise: the diagonal of D, of all points.
+    :param explained: V of the chosen ones, or no columns.
+    :param asked: places among the chosen.
+    :param count: neighbours of each, at most 254.
+    """
+    m, t = len(chosen), len(asked)
+    twice = torch.cat([chosen, chosen[asked]])
+    arguments = of_points(tuple(argument.detach() for argument in points.arguments), twice)
+    ordered = OrderedPoints(points.expression, arguments, m + t, points.dtype)
+    found = ordered.nearest(min(count + 1, m), first=m)
+    # The nearest of all is the point itself; of coincident ones the farthest is left out in its place.
+    own = found == asked.unsqueeze(-1)
+    own[:, -1] |= ~own.any(1)
+    neighbours = torch.cat([found[~own].reshape(t, -1), found.new_full((t, 1), -1)], dim=1).contiguous()
+    own_explained = explained[asked]
+    rows, variances = ordered.condition(neighbours, torch.cat([explained, own_explained]), noise[twice], first=m)
+    return FurtherPoints(variances, neighbours, _weights(rows), own_explained)
+
+
+def _weights(rows: Float[Tensor, "t k1"]) -> Float[Tensor, "t k"]:
+    return rows[:, :-1] / -rows[:, -1:]

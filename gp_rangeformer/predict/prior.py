@@ -53,7 +53,7 @@ class FrozenPrior:
     """
 
     def __init__(self, model: torch.nn.Module) -> None:
-        self._model: Any = _copied(_checked(model))
+        self._model: Any = _copied(checked_model(model, "sample_paths"))
         self._of_botorch = _is_botorchs(model)
         self._inputs: tuple[Tensor, ...] = tuple(self._model.train_inputs)
         self.dtype, self.device = self._inputs[0].dtype, self._inputs[0].device
@@ -126,12 +126,16 @@ class FrozenPrior:
         return fused
 
 
-def _checked(model: torch.nn.Module) -> ExactGP:
-    """A model of one output whose training data are there and finite."""
+def checked_model(model: torch.nn.Module, asked: str) -> ExactGP:
+    """A model of one output whose training data are there and finite.
+
+    :param asked: the name of the function that needs it.
+    :raises ValueError: another one, naming the remedy.
+    """
     if not isinstance(model, ExactGP):
         raise ValueError(
-            f"sample_paths needs a gpytorch.models.ExactGP, got {type(model).__name__}: of a model list, draw from "
-            "every model; variational models have no exact posterior"
+            f"{asked} needs a gpytorch.models.ExactGP, got {type(model).__name__}: of a model list, take every model "
+            "by itself; variational models have no exact posterior"
         )
     if model.train_inputs is None or model.train_targets is None:
         raise ValueError("the model has no training data: give it some with set_train_data")
@@ -142,7 +146,7 @@ def _checked(model: torch.nn.Module) -> ExactGP:
     if inputs[0].dim() != 2 or targets.dim() != 1:
         raise ValueError(
             f"training inputs {tuple(inputs[0].shape)} and targets {tuple(targets.shape)} are of a batch, of several "
-            "outputs or of fantasies: draw from a model of n x d inputs and n targets for each"
+            "outputs or of fantasies: take a model of n x d inputs and n targets for each"
         )
     if inputs[0].dtype != targets.dtype or inputs[0].dtype not in (torch.float32, torch.float64):
         raise ValueError(

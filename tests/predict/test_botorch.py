@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from gp_rangeformer.lab.bench.small_tasks import botorch_conditions, has_botorch
-from gp_rangeformer.predict import botorch_path_model, sample_paths
+from gp_rangeformer.predict import botorch_path_model, leave_one_out, sample_paths
 from tests.fit.models import DIMENSIONS, data
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("botorch") is None, reason="BoTorch is an extra")
@@ -124,10 +124,33 @@ def test_what_is_refused() -> None:
 
     with pytest.raises(ValueError, match="several outputs"):
         sample_paths(single_task(20, outputs=2), 2)
-    with pytest.raises(ValueError, match="of a model list, draw from every model"):
+    with pytest.raises(ValueError, match="of a model list, take every model"):
         sample_paths(ModelListGP(single_task(20)), 2)
     paths = sample_paths(single_task(20), 3)
     with pytest.raises(ValueError, match="for 3 paths"):
         botorch_path_model(paths)(candidates(2, 1))
     with pytest.raises(IndexError):
         botorch_path_model(paths, 3)
+
+
+def test_leave_one_out_in_the_units_of_the_targets() -> None:
+    """One target against a model of all others with the same parameters."""
+    from botorch.models import SingleTaskGP
+    from botorch.models.transforms import Log
+
+    model = single_task()
+    found = leave_one_out(model)
+    x, y = data(50)
+    targets = 50 * y + 100
+    torch.testing.assert_close(found.targets, targets)
+    model.train()  # whose inputs are not transformed
+    standard, others = model.train_targets.clone(), torch.arange(50) != 5
+    model.set_train_data(model.train_inputs[0][others], standard[others], strict=False)
+    model.eval()
+    with torch.no_grad():
+        told = model.posterior((2 + 2 * x)[5:6], observation_noise=True)
+    assert float(found.mean[5]) == pytest.approx(float(told.mean), rel=1e-6)
+    assert float(found.variance[5]) == pytest.approx(float(told.variance), rel=1e-5)
+    unlike = SingleTaskGP(2 + 2 * x, targets.unsqueeze(-1), outcome_transform=Log())
+    with pytest.raises(ValueError, match="not a shift"):
+        leave_one_out(unlike)

@@ -318,7 +318,7 @@ NAN = torch.full((20,), math.nan, dtype=torch.float64)
 MODELS: dict[str, tuple[Callable[[], Any], str]] = {
     "no exact GP": (lambda: torch.nn.Linear(2, 2), "needs a gpytorch.models.ExactGP, got Linear"),
     "no data": (no_data, "set_train_data"),
-    "a batch": (lambda: with_data(X.expand(2, 20, 3), Y.expand(2, 20)), r"\(2, 20, 3\).*draw from a model of n x d"),
+    "a batch": (lambda: with_data(X.expand(2, 20, 3), Y.expand(2, 20)), r"\(2, 20, 3\).*take a model of n x d"),
     "several inputs": (lambda: _two_inputs(), "2 training inputs: join them"),
     "NaN targets": (lambda: with_data(X, NAN), "targets hold NaN"),
     "NaN inputs": (lambda: with_data(torch.where(X > 0.9, math.nan, X), Y), "inputs hold NaN"),
