@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import functools
+import time
 import weakref
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from gpytorch.lazy import LazyEvaluatedKernelTensor
 from gpytorch.models.exact_prediction_strategies import DefaultPredictionStrategy
 from jaxtyping import Float, Float64
 from linear_operator.operators import AddedDiagLinearOperator
@@ -26,19 +28,23 @@ from gp_rangeformer.preconditioner.landmarks import Landmarks
 from gp_rangeformer.preconditioner.nystrom import NystromPreconditioner
 from gp_rangeformer.preconditioner.vecchia import VecchiaPreconditioner
 from gp_rangeformer.recycling.memory import Memory
+from gp_rangeformer.report import SolveReport, publish
 from gp_rangeformer.solvers.certified import Certified
 from gp_rangeformer.solvers.certified_prepared import CertifiedPrepared
 from gp_rangeformer.solvers.estimated_variances import EstimatedVariances
-from gp_rangeformer.solvers.exact import Exact
+from gp_rangeformer.solvers.exact import Exact, ExactPrepared
 from gp_rangeformer.solvers.prediction import mean_solve
 from gp_rangeformer.solvers.probes import InversePairs
-from gp_rangeformer.system.answers import Prepared
+from gp_rangeformer.system.answers import Prepared, Solution
 from gp_rangeformer.system.linear_system import LinearSystem
+from gp_rangeformer.system.reason import Reason
 from gp_rangeformer.torch_modes import no_autocast
 
 # Pairs of vectors behind estimated variances, over num_probes: their error falls as 1 / sqrt(pairs), and twice as many
 # cost less than twice the neighbours (kin40k, n = 8000).
 _PAIRS = 2
+# Of prediction_error: what a draw may be off by in standard deviations, before it is weighed.
+_DRAWS = 5
 
 
 @dataclass(frozen=True)
@@ -120,6 +126,26 @@ class FittedModel:
             self.factor = Exact(self.solver.prediction_tolerance).prepare(system).factor
         return self.factor
 
+    def solve_draws(self, rhs: Float[Tensor, "n m"]) -> Float[Tensor, "n m"]:
+        """A^-1 of columns drawn with the covariance A: functions from a posterior take them. A report is published.
+
+        Off by r with r' A^-1 r <= (5 prediction_error)^2, about: of a function's value given its neighbours that is as
+        much of a standard deviation, and less (see :func:`~gp_rangeformer.solvers.prediction.mean_solve`).
+        """
+        started, system = time.perf_counter(), self.linear_system()
+        known, reason = self.preconditioners, Reason.EXACT_MANY_COLUMNS
+        if self.factor is None and known is not None:
+            solution = known.of(system).solve_draws(rhs, (_DRAWS * known.solver.prediction_error) ** 2)
+            if solution.converged:
+                _publish_solve(system, solution, "rangeformer", solution.reason, started)
+                return solution.value
+            reason = solution.reason
+        tolerance = self.solver.prediction_tolerance
+        exact = ExactPrepared(system, self.factorised(system), jitter=0.0, tolerance=tolerance)
+        solution = exact.solve(rhs)
+        _publish_solve(system, solution, "exact", reason, started)
+        return solution.value
+
     def estimated(self, system: LinearSystem) -> EstimatedVariances | None:
         """What variances of many points are estimated from, solved once; None where there are no neighbours or a solve
         does not certify."""
@@ -146,6 +172,26 @@ class FittedModel:
         return None if self.pairs is None else (known.vecchia, self.pairs)
 
 
+def _publish_solve(system: LinearSystem, solution: Solution, solver: str, reason: Reason, started: float) -> None:
+    passes, columns = system.take_counts()
+    publish(
+        SolveReport(
+            "solve",
+            solver=solver,
+            reason=reason,
+            n=system.size,
+            dtype=str(system.dtype).removeprefix("torch."),
+            device=str(system.device),
+            columns=solution.value.shape[1],
+            passes=passes,
+            columns_multiplied=columns,
+            iterations=solution.iterations,
+            residual=float(solution.residual.max()),
+            seconds=time.perf_counter() - started,
+        )
+    )
+
+
 _fitted: weakref.WeakKeyDictionary[DefaultPredictionStrategy, FittedModel] = weakref.WeakKeyDictionary()
 
 
@@ -155,6 +201,9 @@ def fitted_model(strategy: Any) -> FittedModel | None:
 
     :raises RuntimeError, NanError: as :func:`~gp_rangeformer.plugin.eligibility.check_rhs`.
     """
+    operator = strategy.lik_train_train_covar
+    if type(operator) is not AddedDiagLinearOperator or type(operator._linear_op) is not LazyEvaluatedKernelTensor:
+        return None
     with torch.no_grad(), no_autocast():
         known = _fitted.get(strategy)
         state = _state(strategy)
@@ -186,10 +235,7 @@ def _fit(strategy: Any, state: tuple[Tensor, ...]) -> FittedModel | None:
     targets = strategy.train_labels
     # Anew: the strategy's own keeps the noise that there was when it was made.
     observed = strategy.likelihood(strategy.train_prior_dist, strategy.train_inputs)
-    operator = observed.lazy_covariance_matrix
-    if type(operator) is not AddedDiagLinearOperator:
-        return None
-    system = unevaluated(operator, targets.shape)
+    system = unevaluated(observed.lazy_covariance_matrix, targets.shape)
     if system is None or not isinstance(system.fused, FusedKernel):
         return None
     rhs = (targets - strategy.train_prior_dist.loc).unsqueeze(-1)

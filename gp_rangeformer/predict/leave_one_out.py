@@ -11,14 +11,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from gpytorch import Module
-from gpytorch.models.exact_prediction_strategies import prediction_strategy
 from jaxtyping import Float64
 from torch import Tensor
 
 from gp_rangeformer import settings
 from gp_rangeformer.plugin.fitted import FittedModel, fitted_model
-from gp_rangeformer.predict.prior import checked_model, recordable_tensors
+from gp_rangeformer.predict.prior import checked_model, recordable_tensors, strategy_of
 from gp_rangeformer.solvers.certified import Certified
 from gp_rangeformer.solvers.inverse_diagonal import (
     InverseDiagonal,
@@ -98,7 +96,7 @@ def leave_one_out(model: torch.nn.Module) -> LeaveOneOut:
     """
     with recordable_tensors(), no_autocast(), settings.rangeformer():
         checked_model(model, "leave_one_out")
-        strategy = _strategy(model)
+        strategy = strategy_of(model)
         fitted = fitted_model(strategy)
         residual = (strategy.train_labels - strategy.train_prior_dist.loc).double()
         if fitted is None:
@@ -106,20 +104,6 @@ def leave_one_out(model: torch.nn.Module) -> LeaveOneOut:
         else:
             diagonal, solution = _diagonal(fitted), fitted.solution.squeeze(-1)
         return _left_out(model, strategy.train_labels.double(), diagonal, solution)
-
-
-def _strategy(model: Any) -> Any:
-    """The model's own where it has one, else one that is not kept."""
-    if model.prediction_strategy is not None and not model.training:
-        return model.prediction_strategy
-    training = model.training
-    try:
-        model.train(False)
-        inputs = list(model.train_inputs)
-        prior = Module.__call__(model, *inputs)  # not ExactGP's own, which would ask for predictions
-        return prediction_strategy(inputs, prior, model.train_targets, model.likelihood)
-    finally:
-        model.train(training)
 
 
 def _diagonal(fitted: FittedModel) -> InverseDiagonal:

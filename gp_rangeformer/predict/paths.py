@@ -23,7 +23,8 @@ from gp_rangeformer.kernels.cross import CrossKernel
 from gp_rangeformer.kernels.embedding import embed
 from gp_rangeformer.kernels.evaluate import of_points
 from gp_rangeformer.kernels.features import RandomFunctions, SpectralFeatures, coordinates
-from gp_rangeformer.predict.prior import FrozenPrior, recordable_tensors
+from gp_rangeformer.plugin.fitted import fitted_model
+from gp_rangeformer.predict.prior import FrozenPrior, recordable_tensors, strategy_of
 from gp_rangeformer.report import SolveReport, collect_reports
 from gp_rangeformer.torch_modes import no_autocast
 
@@ -37,8 +38,8 @@ def sample_paths(model: torch.nn.Module, count: int, *, features: int = FEATURES
 
     The model is one of a single output, without a batch, in either mode, BoTorch's SingleTaskGP among them; it is left
     as it is. Two solves by the plug-in, whatever the flag: one column for the mean, as accurate as predictive means
-    (:func:`~gp_rangeformer.solvers.prediction.mean_solve`), and one of ``count`` columns to
-    ``prediction_tolerance``; ``settings.solver`` and the fallbacks apply.
+    (:func:`~gp_rangeformer.solvers.prediction.mean_solve`) and that of predictions made before, and one of ``count``
+    columns; ``settings.solver`` and the fallbacks apply.
 
     Cost: the solves, O(n features (d + count)) for the prior at the training points, and n x count memory beside K's.
 
@@ -64,12 +65,17 @@ def sample_paths(model: torch.nn.Module, count: int, *, features: int = FEATURES
         n = len(prior.points)
         unit = torch.randn(n, count, generator=generator, dtype=torch.float64).to(prior.device, prior.dtype)
         with settings.rangeformer():
-            system = prior.training_system()
-            drawn = functions(coordinates(arguments, n)) + system.noise.sqrt()[:, None] * unit
-            # The mean by itself: it deserves more accuracy than what varies about it, and up to four columns get it.
-            mean = system.covariance.solve(system.residual[:, None])
-            weights = mean - system.covariance.solve(drawn)
-    return SamplePaths(prior, functions, weights, tuple(reports))
+            fitted = fitted_model(strategy_of(model))
+            values = functions(coordinates(arguments, n))
+            # The mean by itself: it deserves more accuracy than what varies about it.
+            if fitted is not None:
+                mean = fitted.solution
+                varying = fitted.solve_draws(values + fitted.noise.sqrt()[:, None] * unit)
+            else:
+                system = prior.training_system()
+                mean = system.covariance.solve(system.residual[:, None])
+                varying = system.covariance.solve(values + system.noise.sqrt()[:, None] * unit)
+    return SamplePaths(prior, functions, mean, varying, tuple(reports))
 
 
 class SamplePaths:
@@ -85,14 +91,16 @@ class SamplePaths:
         self,
         prior: FrozenPrior,
         functions: RandomFunctions,
-        weights: Float[Tensor, "n s"],
+        mean: Float[Tensor, "n 1"],
+        varying: Float[Tensor, "n s"],
         reports: tuple[SolveReport, ...],
     ) -> None:
-        self._prior, self._functions, self._weights = prior, functions, weights
+        self._prior, self._functions = prior, functions
+        self._mean, self._varying = mean, varying
         self.reports = reports
 
     def __len__(self) -> int:
-        return self._weights.shape[1]
+        return self._varying.shape[1]
 
     def __iter__(self) -> Iterator[SamplePaths]:
         return (self[index] for index in range(len(self)))
@@ -106,7 +114,9 @@ class SamplePaths:
             chosen = [everything[operator.index(one)] for one in (index if isinstance(index, list) else [index])]
         if not chosen:
             raise IndexError(f"no path of {len(self)} is chosen by {index!r}")
-        return SamplePaths(self._prior, self._functions.some(chosen), self._weights[:, chosen], self.reports)
+        return SamplePaths(
+            self._prior, self._functions.some(chosen), self._mean, self._varying[:, chosen], self.reports
+        )
 
     def __call__(self, x: Tensor) -> Float[Tensor, "s *batch t"]:
         """The values of every function at every point, s x (*batch) x t in the model's dtype, in the graph of ``x``.
@@ -135,7 +145,9 @@ class SamplePaths:
         mean, inputs = prior.at(x)
         cross = CrossKernel(prior.expression, prior.points, inputs, prior.parameters)
         own = of_points(cross.arguments, slice(cross.n, None))
-        return mean[:, None] + self._functions(coordinates(own, cross.t)) + cross.product(self._weights)
+        # Summed in float64, as a predictive mean is.
+        mean = mean[:, None] + cross.product(self._mean).to(x.dtype)
+        return mean + self._functions(coordinates(own, cross.t)) - cross.product(self._varying)
 
     def _check(self, x: Tensor) -> None:
         if x.dim() < 2:

@@ -10,10 +10,12 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
+from gpytorch import Module
 from gpytorch import settings as host_settings
 from gpytorch.distributions import MultitaskMultivariateNormal, MultivariateNormal
 from gpytorch.lazy import LazyEvaluatedKernelTensor
 from gpytorch.models import ExactGP
+from gpytorch.models.exact_prediction_strategies import prediction_strategy
 from jaxtyping import Float
 from linear_operator.operators import AddedDiagLinearOperator
 from torch import Tensor
@@ -156,6 +158,20 @@ def checked_model(model: torch.nn.Module, asked: str) -> ExactGP:
         if not bool(tensor.isfinite().all()):
             raise ValueError(f"training {name} hold NaN or infinity: leave those points out with set_train_data")
     return model
+
+
+def strategy_of(model: Any) -> Any:
+    """The model's own where it has one, else one that is not kept."""
+    if model.prediction_strategy is not None and not model.training:
+        return model.prediction_strategy
+    training = model.training
+    try:
+        model.train(False)
+        inputs = list(model.train_inputs)
+        prior = Module.__call__(model, *inputs)  # not ExactGP's own, which would ask for predictions
+        return prediction_strategy(inputs, prior, model.train_targets, model.likelihood)
+    finally:
+        model.train(training)
 
 
 def _copied(model: ExactGP) -> ExactGP:
