@@ -25,7 +25,8 @@ _STRIP, _STRIP_CUDA = 2**21, 2**26
 class CrossKernel:
     """K(others, points), t x n: what a prediction reads of a kernel. Made strip by strip, of some of the others.
 
-    ``arguments``: of the points, then the others, in the autograd graph of ``others`` and ``parameters``.
+    ``arguments``: of the points, then the others, in the autograd graph of ``others`` and ``parameters``, which are as
+    they were given, or none of a part.
 
     :param points: n x d, float32 or float64.
     :param others: t x d of their dtype, at least one; may require a gradient, and overlap with the points.
@@ -41,9 +42,11 @@ class CrossKernel:
     ) -> None:
         arguments = embed(expression, torch.cat([points, others]), parameters, leading=len(points))
         self._hold(expression, arguments, len(points), len(others), points.dtype)
+        self.parameters = parameters
 
     def _hold(self, expression: Expression, arguments: tuple[Tensor, ...], n: int, t: int, dtype: torch.dtype) -> None:
         self.expression, self.arguments, self.n, self.t, self.dtype = expression, arguments, n, t, dtype
+        self.parameters: tuple[Tensor, ...] = ()
 
     def to_some(self, index: Int[Tensor, " r"]) -> CrossKernel:
         """From some of the points alone."""

@@ -48,6 +48,7 @@ _HOOKS = {
 }
 _TEST_PRIOR = not_compiled(predictions.test_prior)
 _EXACT_PREDICTION = not_compiled(predictions.exact_prediction)
+_FANTASY_STRATEGY = not_compiled(predictions.fantasy_strategy)
 _LOG_PROB, _CALL_KERNEL = not_compiled(entrances.log_prob), not_compiled(entrances.call_kernel)
 
 
@@ -96,6 +97,7 @@ def install() -> None:
     if _predictions_can_be_served():
         ExactGP._get_test_prior_mean_and_covariances = _TEST_PRIOR
         DefaultPredictionStrategy.exact_prediction = _EXACT_PREDICTION
+        DefaultPredictionStrategy.get_fantasy_strategy = _FANTASY_STRATEGY
 
 
 def clear_memory() -> None:

@@ -193,6 +193,7 @@ def _publish_solve(system: LinearSystem, solution: Solution, solver: str, reason
 
 
 _fitted: weakref.WeakKeyDictionary[DefaultPredictionStrategy, FittedModel] = weakref.WeakKeyDictionary()
+_starts: weakref.WeakKeyDictionary[DefaultPredictionStrategy, Tensor] = weakref.WeakKeyDictionary()
 
 
 def fitted_model(strategy: Any) -> FittedModel | None:
@@ -216,6 +217,11 @@ def fitted_model(strategy: Any) -> FittedModel | None:
     return found
 
 
+def start_from(strategy: Any, solution: Float64[Tensor, "n 1"]) -> None:
+    """Where the solve for a strategy's targets may start."""
+    _starts[strategy] = solution
+
+
 def keep_at_most(limit: int) -> None:
     """Bytes: what was solved for other models goes first."""
     total = sum(known.nbytes for known in _fitted.values())
@@ -229,6 +235,7 @@ def keep_at_most(limit: int) -> None:
 def forget_fitted() -> None:
     """What was solved for predictions."""
     _fitted.clear()
+    _starts.clear()
 
 
 def _fit(strategy: Any, state: tuple[Tensor, ...]) -> FittedModel | None:
@@ -245,7 +252,7 @@ def _fit(strategy: Any, state: tuple[Tensor, ...]) -> FittedModel | None:
     call = Call("solve", system, 1)
     linear_system = symmetric_system(call, system, system.kernel, system.noise, system.fused)
     prepared, reason = prepare_solve(linear_system, memory_of(system.owners, system.kernel, 0), 1)
-    solution = mean_solve(prepared, rhs, wide=True)
+    solution = mean_solve(prepared, rhs, wide=True, start=_starts.get(strategy))
     account_solve(call, linear_system, prepared, solution, reason)
     call.publish()
     return FittedModel(

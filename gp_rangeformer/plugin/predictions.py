@@ -27,7 +27,7 @@ from gp_rangeformer import settings
 from gp_rangeformer.kernels.cross import CrossKernel
 from gp_rangeformer.kernels.fused import FusedKernel
 from gp_rangeformer.plugin.crossover import host_predicts_as_fast
-from gp_rangeformer.plugin.fitted import FittedModel, fitted_model
+from gp_rangeformer.plugin.fitted import FittedModel, fitted_model, start_from
 from gp_rangeformer.plugin.posterior import Posterior
 from gp_rangeformer.plugin.predictive_covariance import PredictiveCovariance, PredictiveCovarianceOperator
 from gp_rangeformer.plugin.recognition import recognise_selected
@@ -91,7 +91,7 @@ def exact_prediction(
         return original_exact_prediction(self, test_mean, test_test_covar, test_train_covar)
     cross = None if transforming() or settings.rangeformer.off() else _cross(self, test_mean, test_train_covar)
     fitted = None if cross is None else fitted_model(self)
-    if cross is None or fitted is None:
+    if cross is None or fitted is None or not _of_one_kernel(fitted, cross):
         evaluated = test_test_covar.evaluate_kernel(), test_train_covar.evaluate_kernel()
         return original_exact_prediction(self, test_mean, *evaluated)
     with no_autocast():
@@ -145,7 +145,7 @@ def _cross(strategy: Any, test_mean: Tensor, test_train: PutOff) -> CrossKernel 
     """Of the kernel that the training points have, if it has a fused form; in the graph of its points and parameters,
     where the prediction has one."""
     trained = strategy.lik_train_train_covar._linear_op
-    if type(trained) is not LazyEvaluatedKernelTensor or trained.kernel is not test_train.kernel:
+    if type(trained) is not LazyEvaluatedKernelTensor:
         return None
     if test_train.params or test_train.last_dim_is_batch or test_mean.dim() != 1:
         return None
@@ -159,6 +159,42 @@ def _cross(strategy: Any, test_mean: Tensor, test_train: PutOff) -> CrossKernel 
         return CrossKernel(fused.expression, x, others, fused.parameters)
 
 
+def _of_one_kernel(fitted: FittedModel, cross: CrossKernel) -> bool:
+    """By its values: a fantasy model has a copy of the kernel that its training points were given."""
+    if fitted.fused.expression != cross.expression or len(fitted.fused.parameters) != len(cross.parameters):
+        return False
+    pairs = zip(fitted.fused.parameters, cross.parameters, strict=True)
+    return all(torch.equal(one, other) for one, other in pairs)
+
+
+def fantasy_strategy(
+    self: DefaultPredictionStrategy,
+    inputs: Any,
+    targets: Tensor,
+    full_inputs: Any,
+    full_targets: Tensor,
+    full_output: Any,
+    **kwargs: Any,
+) -> Any:
+    """Of the training points and a few more, m.
+
+    Above ``min_size`` and without a graph, for one model and one set of further points: nothing is computed now; a
+    prediction solves for all targets, from the solution for those of before. Else the host's: an inverse root, once.
+    """
+    served = not torch.is_grad_enabled() and _may_serve(self, inputs) and full_targets.dim() == 1
+    if not served or len(self.train_labels) < settings.min_size.value_on(full_targets.device):
+        return original_fantasy_strategy(self, inputs, targets, full_inputs, full_targets, full_output, **kwargs)
+    known = fitted_model(self)
+    if known is None:
+        return original_fantasy_strategy(self, inputs, targets, full_inputs, full_targets, full_output, **kwargs)
+    self.fantasy_inputs, self.fantasy_targets = inputs, targets
+    prior = type(self.train_prior_dist)(full_output.mean, full_output.lazy_covariance_matrix)
+    likelihood: Any = self.likelihood
+    found = type(self)(full_inputs, prior, full_targets, likelihood.get_fantasy_likelihood(**kwargs))
+    start_from(found, torch.cat([known.solution, known.solution.new_zeros(len(targets), 1)]))
+    return found
+
+
 def _in_a_graph(cross: CrossKernel) -> bool:
     return torch.is_grad_enabled() and any(argument.requires_grad for argument in cross.arguments)
 
@@ -170,5 +206,9 @@ original_test_prior: Any = getattr(_host_test_prior, "original", _host_test_prio
 original_exact_prediction: Any = getattr(
     DefaultPredictionStrategy.exact_prediction, "original", DefaultPredictionStrategy.exact_prediction
 )
+original_fantasy_strategy: Any = getattr(
+    DefaultPredictionStrategy.get_fantasy_strategy, "original", DefaultPredictionStrategy.get_fantasy_strategy
+)
+fantasy_strategy.original = original_fantasy_strategy  # type: ignore[attr-defined]
 test_prior.original = original_test_prior  # type: ignore[attr-defined]
 exact_prediction.original = original_exact_prediction  # type: ignore[attr-defined]

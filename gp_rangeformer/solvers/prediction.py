@@ -23,14 +23,16 @@ from gp_rangeformer.system.answers import Factorised, Interval, Prepared, Soluti
 from gp_rangeformer.system.linear_system import LinearSystem
 from gp_rangeformer.system.reason import Reason
 
-_REFINEMENTS = 2
+_REFINEMENTS, _FROM_START = 2, 2
 _SUBTRACTION = 8  # eps of r' D^-1 r: what r' P^-1 r loses
 # Of a mean, each of which takes a factor of at most 30 off the residual: the bound of its error is loose, and thirty
 # times less residual took errors from 1e-2 to 5e-4 of the deviation.
 _MEAN_REFINEMENTS, _MEAN_REDUCTION = 3, 0.03
 
 
-def mean_solve(prepared: Prepared, rhs: Tensor, *, wide: bool = False) -> Solution:
+def mean_solve(
+    prepared: Prepared, rhs: Tensor, *, wide: bool = False, start: Float64[Tensor, "n m"] | None = None
+) -> Solution:
     """A^-1 rhs such that means k*' X are as accurate as their own standard deviations ask, where rounding allows.
 
     Asked for is an error below the solver's ``prediction_error`` times the standard deviation of an observation: a
@@ -48,12 +50,17 @@ def mean_solve(prepared: Prepared, rhs: Tensor, *, wide: bool = False) -> Soluti
     Cost beyond the solve: two wide passes over K, and for a refinement about as many iterations again.
 
     :param wide: keep x in float64: for means whose products are summed in it.
+    :param start: an x that is near, for the certified solver: of the same targets and a few more.
     """
+    if start is not None and isinstance(prepared, CertifiedPrepared):
+        found = _from_start(prepared, rhs, start)
+        if found is not None:
+            return found
     solution = prepared.solve(rhs)
     if not isinstance(prepared, ExactPrepared | CertifiedPrepared) or rhs.shape[1] > FEW_COLUMNS:
         return solution
     system = prepared.system
-    start = system.passes - solution.passes
+    before = system.passes - solution.passes
     value, iterations = solution.value.double(), solution.iterations
     if isinstance(prepared, CertifiedPrepared) and solution.converged:
         value, iterations = _refined(prepared, rhs, value, iterations)
@@ -69,20 +76,51 @@ def mean_solve(prepared: Prepared, rhs: Tensor, *, wide: bool = False) -> Soluti
         energy = (residual * corrected).sum(0)
         return replace(solution, value=rounded, mean_error=_mean_error(system, energy, rounded))
     assert isinstance(prepared, CertifiedPrepared)
-    preconditioner = prepared.preconditioner
+    return _with_evidence(prepared, rhs, rounded, residual, iterations, before, solution.reason)
+
+
+def _with_evidence(
+    prepared: CertifiedPrepared,
+    rhs: Tensor,
+    value: Tensor,
+    residual: Float64[Tensor, "n m"],
+    iterations: int,
+    before: int,
+    reason: Reason,
+) -> Solution:
+    system, preconditioner = prepared.system, prepared.preconditioner
     assert preconditioner is not None
     energy = _energy(system, preconditioner, residual)
-    quadratic, bounds = inv_quad_bounds(system, preconditioner, rhs, rounded, residual)
-    return replace(
-        solution,
-        value=rounded,
-        residual=relative_residual(system, rhs, rounded, residual),
+    quadratic, bounds = inv_quad_bounds(system, preconditioner, rhs, value, residual)
+    return Solution(
+        value=value,
+        residual=relative_residual(system, rhs, value, residual),
         quadratic=quadratic,
         inv_quad=bounds,
         iterations=iterations,
-        passes=system.passes - start,
-        mean_error=_mean_error(system, energy, rounded, _weighted(prepared, residual, energy)),
+        passes=system.passes - before,
+        reason=reason,
+        mean_error=_mean_error(system, energy, value, _weighted(prepared, residual, energy)),
     )
+
+
+def _from_start(prepared: CertifiedPrepared, rhs: Tensor, start: Float64[Tensor, "n m"]) -> Solution | None:
+    """None where it cannot be refined to what is asked."""
+    if prepared.preconditioner is None:
+        return None
+    before = prepared.system.passes
+    value, iterations = start, 0
+    for _ in range(_FROM_START):
+        value, spent = _refined(prepared, rhs, value, 0)
+        iterations += spent
+        residual = wide_residual(prepared.system, rhs, value)
+        found = _with_evidence(prepared, rhs, value, residual, iterations, before, Reason.CONVERGED)
+        if found.mean_error is not None and found.mean_error <= prepared.solver.prediction_error:
+            small = bool((found.residual <= prepared.solver.tolerance).all())
+            return found if small else None
+        if spent == 0:
+            return None
+    return None
 
 
 def _corrected(factorised: Factorised, residual: Float64[Tensor, "n m"]) -> Float64[Tensor, "n m"]:

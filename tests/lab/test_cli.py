@@ -281,6 +281,9 @@ def test_fit_trains_to_convergence_unless_adam_is_asked_for(table, tmp_path):
     assert found["history"][-1]["points"] == found["n"]
     assert "left to gain" in converged.output
     assert "converged" in converged.output
+    assert found["leave_one_out"]["log_density"] == pytest.approx(-found["nll"], abs=0.5)
+    assert [one["level"] for one in found["leave_one_out"]["coverage"]] == [0.5, 0.8, 0.95]
+    assert "leave-one-out" in converged.output
     by_adam = invoke("fit", table, "--target", "y", "--optimizer", "adam", "--steps", 3)
     assert by_adam.exit_code == 0
     assert "left to gain" not in by_adam.output

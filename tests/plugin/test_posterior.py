@@ -394,3 +394,57 @@ def test_batches_are_the_hosts() -> None:
 def test_arguments() -> None:
     with pytest.raises(ValueError, match="variances"):
         Certified(variances="guessed")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("likelihood", ["gaussian", "heteroscedastic"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_fantasies_start_from_what_is_known(likelihood: str, dtype: torch.dtype) -> None:
+    """Twice in a row: nothing is solved before they are asked, then no more than from zero, and nothing is
+    factorised."""
+    problem, x = build("ard", likelihood, n=520, dtype=dtype), further_points(dtype=dtype)
+    new_x, new_y = further_points(9, dtype), torch.linspace(-1, 1, 9, dtype=dtype)
+    noise = {} if likelihood == "gaussian" else {"noise": torch.full((9,), 0.07, dtype=dtype)}
+    wide = {name: value.double() for name, value in noise.items()}
+    host = copy.deepcopy(problem)
+    by_host(host, x)
+    with torch.no_grad(), gpytorch.settings.max_cholesky_size(10**5):
+        double = Problem(host.model.double(), host.x.double(), host.y.double(), x.double())
+        double.model.set_train_data(double.x, double.y, strict=False)
+        if likelihood != "gaussian":
+            double.likelihood.noise_covar.noise = problem.likelihood.noise_covar.noise.double()
+        double.predict(x.double())
+        once = double.model.get_fantasy_model(new_x.double(), new_y.double(), **wide)
+        once(x.double())
+        expected = once.get_fantasy_model(new_x.double() + 0.1, new_y.double() - 1, **wide)(x.double())
+        wanted, wanted_variance = expected.mean, expected.variance
+    with settings.min_size(100), served(variances="estimated", rank=20, neighbours=16) as reports:
+        problem.predict(x)
+        first = problem.model.get_fantasy_model(new_x, new_y, **noise)
+        assert len(reports) == 1
+        first(x)
+        second = first.get_fantasy_model(new_x + 0.1, new_y - 1, **noise)
+        found = second(x)
+        variance = found.variance
+        fresh, others = reports[0], reports[1:]
+        assert [report.operation for report in others] == ["solve", "solve", "predictive_variance"]
+    whole = wanted_variance + noise_of(problem)
+    assert ((found.mean - wanted).abs() <= 0.02 * whole.sqrt()).all()
+    assert ((variance - wanted_variance).abs() <= 0.3 * whole).all()
+    assert all(report.iterations <= fresh.iterations for report in others[:2])
+    assert all(report.solver == "rangeformer" for report in others[:2])
+    assert all(report.mean_error is not None and report.mean_error <= 0.01 for report in others[:2])
+
+
+def test_appended_rows_are_new_data() -> None:
+    problem, x = build("ard", n=300), further_points()
+    with served():
+        problem.predict(x)
+        more = further_points(20)
+        longer = torch.cat([problem.x, more]), torch.cat([problem.y, more.sum(1)])
+        problem.model.set_train_data(*longer, strict=False)
+        found = problem.model(x)
+        mean, variance = found.mean, found.variance
+    changed = Problem(problem.model, *longer, x)
+    expected = by_host(changed, x)
+    assert relative(mean, expected.mean) < 1e-8
+    assert relative(variance, expected.variance) < 1e-8

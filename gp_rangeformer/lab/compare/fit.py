@@ -18,6 +18,7 @@ from gp_rangeformer.lab.compare.solvers import SolverSpec
 from gp_rangeformer.lab.compare.training import Observer, Run, Schedule, predict, train
 from gp_rangeformer.lab.datasets import Dataset
 from gp_rangeformer.lab.models import build_model, default_kernel
+from gp_rangeformer.predict import LeaveOneOut, leave_one_out
 
 _NORMAL_95 = 1.959964  # half-width of a central 95 % interval in standard deviations
 
@@ -34,6 +35,7 @@ class Fit:
     deviation: list[float]
     report: SolveReport | None
     fit: FitResult | None = None  # of a training to convergence
+    left_out: LeaveOneOut | None = None  # in standardised units
 
     @property
     def hyperparameters(self) -> dict[str, float]:
@@ -58,6 +60,7 @@ class Fit:
             "prediction_seconds": result.prediction_seconds,
             "peak_memory": result.peak_memory,
             "peak_memory_with_prediction": result.peak_memory_with_prediction,
+            "leave_one_out": _scores(self.left_out),
             "hyperparameters": self.hyperparameters,
             "fallbacks": result.fallbacks,
             "error": result.error,
@@ -125,8 +128,11 @@ def fit(
     else:
         model = train(run, spec, data, kernel, initial, Schedule(steps, lr), seed, observer)
     report = last_report() if found is None else found.report
+    left_out = None
     try:
         prediction = predict(run, spec, model, data)
+        with spec.active():
+            left_out = leave_one_out(model)
     except (ArithmeticError, RuntimeError) as error:  # which must not cost the training
         run.result.error = f"the predictions failed: {error}"
         prediction = Predictions([], [])
@@ -139,4 +145,16 @@ def fit(
         [scale * deviation for deviation in prediction.deviation],
         report,
         found,
+        left_out,
     )
+
+
+def _scores(found: LeaveOneOut | None) -> dict[str, object] | None:
+    if found is None:
+        return None
+    return {
+        "log_density": found.score,
+        "rmse": found.rmse,
+        "variance_error": found.variance_error,
+        "coverage": [asdict(one) for one in found.coverage],
+    }
