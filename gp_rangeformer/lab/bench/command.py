@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from gp_rangeformer.lab.bench.fits_command import fits
+from gp_rangeformer.lab.bench.predictions_command import predictions
 from gp_rangeformer.lab.outputs import Outputs
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 bench_app = typer.Typer(invoke_without_command=True)
 bench_app.command()(fits)
+bench_app.command()(predictions)
 
 _SETS = "pol,elevators,bike,kin40k,protein,robot_arm,borehole"
 _AUDIT_LARGEST = {"cpu": 8000, "cuda": 16000}

@@ -29,7 +29,7 @@ def measure_memory(entrant: Entrant, problem: Problem, states: Sequence[Paramete
     contender = entrant.build(problem)
     memory = PeakMemory(problem.data.train_x.device)
     clear_memory()
-    with _freed_at_once():
+    with freed_at_once():
         memory.start()
         for state in states[: entrant.steps_to_fill]:
             contender.evaluate(state)
@@ -39,7 +39,7 @@ def measure_memory(entrant: Entrant, problem: Problem, states: Sequence[Paramete
 
 
 @contextlib.contextmanager
-def _freed_at_once() -> Iterator[None]:
+def freed_at_once() -> Iterator[None]:
     """Freed matrices go back to the system at any n.
 
     glibc keeps those below 32 MiB (n < 2900 in float32) in its heap, where they count as resident: up to twice the
