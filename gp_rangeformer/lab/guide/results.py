@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from gp_rangeformer.lab.bench import small, small_tasks
+from gp_rangeformer.lab.bench import predictions, small, small_tasks
 from gp_rangeformer.lab.bench.fits import FitCell
 from gp_rangeformer.lab.bench.optima import SETS
 from gp_rangeformer.lab.bench.peer_run import Plan
@@ -35,6 +35,15 @@ class FitRuns:
     seed: int
     patience: float
     cells: list[FitCell]
+
+
+@dataclass(frozen=True)
+class PredictionRun:
+    """``gp-rangeformer bench predictions``."""
+
+    plan: predictions.Plan
+    cells: list[predictions.Cell]
+    small: list[predictions.Cell]
 
 
 @dataclass(frozen=True)
@@ -85,6 +94,16 @@ class Results:
             return FitRuns(plan["dtype"], plan["seed"], plan["patience"], cells)
 
         return {name: self._read(name, made) for name in ("fits-2000", "fits-4000")}
+
+    @cached_property
+    def predictions(self) -> PredictionRun:
+        """What follows a fit."""
+
+        def made(content: Any) -> PredictionRun:
+            cells = ([predictions.Cell.from_json(cell) for cell in content[key]] for key in ("cells", "small"))
+            return PredictionRun(predictions.Plan(**content["plan"]), *cells)
+
+        return self._read("predictions", made)
 
     @cached_property
     def stages(self) -> list[Breakdown]:

@@ -1,0 +1,129 @@
+"""What follows a fit: the guide's tables, and a sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from gp_rangeformer.lab.bench import prediction_tables
+from gp_rangeformer.lab.bench.prediction_calls import Calls
+from gp_rangeformer.lab.bench.prediction_contenders import CHOLESKY, FLAG, LOVE
+from gp_rangeformer.lab.bench.prediction_left_out import LeftOut
+from gp_rangeformer.lab.bench.prediction_paths import BOTORCH, OURS, Paths
+from gp_rangeformer.lab.bench.predictions import Cell, Plan
+from gp_rangeformer.lab.compare.tables import Grid
+from gp_rangeformer.lab.guide.results import Results
+
+_PEERS = ((CHOLESKY, "GPyTorch's Cholesky"), (LOVE, "its conjugate gradients with fast_pred_var"))
+
+
+def predictions_table(results: Results) -> str:
+    """Means and variances, by everybody."""
+    return _markdown(results, prediction_tables.predictions_grid, results.predictions.cells)
+
+
+def small_table(results: Results) -> str:
+    """Few training points, many test points."""
+    return _markdown(results, prediction_tables.small_grid, results.predictions.small)
+
+
+def paths_table(results: Results) -> str:
+    """Functions from posteriors."""
+    return _markdown(results, prediction_tables.paths_grid, results.predictions.cells)
+
+
+def left_out_table(results: Results) -> str:
+    """Leave-one-out scores."""
+    return _markdown(results, prediction_tables.left_out_grid, results.predictions.cells)
+
+
+def predictions_sentence(results: Results) -> str:
+    """What the largest models take, and others in times of that."""
+    run = results.predictions
+    t, n = run.plan.t, max(cell.n for cell in run.cells)
+    cells = [cell for cell in run.cells if cell.n == n]
+    own = [_calls(cell, FLAG.name, t) for cell in cells]
+    first, second = ([_known(getattr(calls, name)) for calls in own] for name in ("first", "second"))
+    text = (
+        f"At n = {n:,} means and variances of {t:,} points take {_seconds(first)} s the first time, {_seconds(second)} "
+    )
+    text += f"for as many others{_off(own)}"
+    for name, title in _PEERS:
+        others = [_calls(cell, name, t) for cell in cells]
+        pairs = [(its.first / mine.first) for its, mine in zip(others, own, strict=True) if its.first and mine.first]
+        if pairs:
+            text += f"; {title} {_range(pairs, '{:.1f}')} times as long{_off(others)}"
+        else:
+            text += f"; {title} has no answer"
+    return text + "."
+
+
+def paths_sentence(results: Results) -> str:
+    """Drawing and evaluating, against BoTorch's for each path, and leave-one-out in training steps."""
+    run = results.predictions
+    n = max(cell.n for cell in run.cells)
+    cells = [cell for cell in run.cells if cell.n == n]
+    text = f"At n = {n:,}"
+    ours, theirs = ([_paths(cell, name) for cell in cells] for name in (OURS, BOTORCH))
+    drawn = [paths for paths in ours if paths is not None and paths.draw is not None]
+    if drawn:
+        took = [_known(paths.draw) for paths in drawn], [_known(paths.evaluate) for paths in drawn]
+        text += (
+            f" {drawn[0].count} functions take {_seconds(took[0])} s to draw and {_seconds(took[1])} to evaluate at "
+        )
+        text += f"{drawn[0].t:,} points"
+        pairs = [(_each(its), _each(mine)) for its, mine in zip(theirs, ours, strict=True)]
+        ratios = [its / mine for its, mine in pairs if its is not None and mine is not None]
+        if ratios:
+            text += f"; each of BoTorch's {_range(ratios, '{:.1f}')} times as long"
+        text += ";"
+    scores = [cell.left_out for cell in cells if cell.left_out is not None]
+    text += f" leave-one-out scores take {_steps(scores)} training steps."
+    return text
+
+
+def _markdown(results: Results, grid: Callable[[Sequence[Cell], Plan, str], Grid], cells: Sequence[Cell]) -> str:
+    """Without a title: the page has one."""
+    return grid(cells, results.predictions.plan, results.machine("predictions")).to_markdown().partition("\n\n")[2]
+
+
+def _calls(cell: Cell, name: str, t: int) -> Calls:
+    row = cell.row(name)
+    return Calls(t) if row is None else row.at(t)
+
+
+def _paths(cell: Cell, name: str) -> Paths | None:
+    return next((paths for paths in cell.paths if paths.name == name), None)
+
+
+def _each(paths: Paths | None) -> float | None:
+    """Seconds of one."""
+    if paths is None or paths.draw is None or paths.evaluate is None:
+        return None
+    return (paths.draw + paths.evaluate) / paths.count
+
+
+def _steps(scores: Sequence[LeftOut]) -> str:
+    found = [score.seconds / score.step for score in scores if score.seconds and score.step]
+    return _range(found, "{:.1f}") if found else "an unknown number of"
+
+
+def _off(calls: Sequence[Calls]) -> str:
+    found = [100 * each.errors.variance for each in calls if each.errors is not None]
+    if not found:
+        return ""
+    texts = (f"{value:.0f}" if value >= 10 else f"{value:.2g}" for value in (min(found), max(found)))
+    return f" (variances off by {' to '.join(dict.fromkeys(texts))} %)"
+
+
+def _known(value: float | None) -> float:
+    assert value is not None, "the flag's own predictions failed"
+    return value
+
+
+def _seconds(values: Sequence[float]) -> str:
+    texts = [prediction_tables.seconds(value) for value in (min(values), max(values))]
+    return " to ".join(dict.fromkeys(texts))
+
+
+def _range(values: Sequence[float], form: str) -> str:
+    return " to ".join(dict.fromkeys(form.format(value) for value in (min(values), max(values))))
