@@ -22,7 +22,9 @@ from gp_rangeformer.lab.bench.prediction_data import Fitted, blocks
 from gp_rangeformer.lab.bench.prediction_exact import Errors, ExactPredictions
 from gp_rangeformer.lab.compare.instruments import PeakMemory
 
-LONG, MOST = 0.5, 5  # seconds of a run that is not repeated; runs of a shorter one
+# So many runs where the first takes less than so many seconds. Memory that a process has not had before may cost a
+# second of its own, in one run and not in the next: a single one tells little below ten seconds.
+_RUNS = {0.5: 5, 10.0: 3}
 _WARNINGS, _LONGEST = 3, 300  # that are kept; characters of each
 
 Found = TypeVar("Found")
@@ -121,13 +123,13 @@ def _calls(contender: Contender, fitted: Fitted, where: tuple[slice, slice], exa
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         # Other points than the call before had.
-        while not seconds or (seconds[0] < LONG and len(seconds) < MOST):
+        while not enough(seconds):
             took, found = timed(lambda: predict(points[1 - len(seconds) % 2]))
             if not seconds:
                 answers.append(found)
             seconds.append(took)
         del predict, found
-        while firsts[0] < LONG and len(firsts) < MOST:
+        while not enough(firsts):
             firsts.append(_first_call(contender, fitted, points[0]))
         peak = peak_of(lambda: contender.build(fitted), lambda predict: predict(points[0]))
     finite = all(bool(part.isfinite().all()) for answer in answers for part in answer)
@@ -157,6 +159,14 @@ def _first_call(contender: Contender, fitted: Fitted, points: Tensor) -> float:
     return timed(lambda: predict(points))[0]
 
 
+def enough(seconds: Sequence[float]) -> bool:
+    """Whether so many runs make a median: five short ones, three of up to ten seconds, one of a longer one."""
+    if not seconds:
+        return False
+    wanted = next((runs for limit, runs in _RUNS.items() if seconds[0] < limit), 1)
+    return len(seconds) >= wanted
+
+
 def timed(call: Callable[[], Found]) -> tuple[float, Found]:
     """Seconds, and what it returned."""
     started = time.perf_counter()
@@ -168,7 +178,7 @@ def repeated(prepare: Callable[[], Any], call: Callable[[Any], Found]) -> tuple[
     """Median seconds of ``call`` on what ``prepare`` makes anew, and its first answer; one run where that is long."""
     seconds: list[float] = []
     answer: Found | None = None
-    while not seconds or (seconds[0] < LONG and len(seconds) < MOST):
+    while not enough(seconds):
         clear_memory()
         took, found = timed(partial(call, prepare()))
         answer = found if answer is None else answer

@@ -62,7 +62,7 @@ def paths_sentence(results: Results) -> str:
     run = results.predictions
     n = max(cell.n for cell in run.cells)
     cells = [cell for cell in run.cells if cell.n == n]
-    text = f"At n = {n:,}"
+    text = f"At n = {n:,},"
     ours, theirs = ([_paths(cell, name) for cell in cells] for name in (OURS, BOTORCH))
     drawn = [paths for paths in ours if paths is not None and paths.draw is not None]
     if drawn:

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from gp_rangeformer import settings
 from gp_rangeformer.lab.bench import prediction_contenders, prediction_data, prediction_paths, predictions
 from gp_rangeformer.lab.bench.contenders import UnavailableError
-from gp_rangeformer.lab.bench.prediction_calls import measure_row
+from gp_rangeformer.lab.bench.prediction_calls import enough, measure_row
 from gp_rangeformer.lab.bench.prediction_contenders import (
     CHOLESKY,
     CONTENDERS,
@@ -171,6 +171,13 @@ def test_every_first_call_is_of_a_fresh_model_and_later_ones_of_other_points(fit
     assert [len(asked) for asked in models] == [6, 1, 1, 1, 1, 1]  # the last one's memory
     assert all(not torch.equal(one, other) for one, other in zip(models[0], models[0][1:], strict=False))
     assert calls.errors is None
+
+
+def test_short_runs_are_repeated_and_long_ones_are_not() -> None:
+    assert not enough([])
+    for first, wanted in ((0.1, 5), (2.0, 3), (20.0, 1)):
+        assert not enough([first] * (wanted - 1))
+        assert enough([first] * wanted)
 
 
 @pytest.mark.parametrize(
