@@ -254,6 +254,10 @@ def _fit(strategy: Any, state: tuple[Tensor, ...]) -> FittedModel | None:
     prepared, reason = prepare_solve(linear_system, memory_of(system.owners, system.kernel, 0), 1)
     solution = mean_solve(prepared, rhs, wide=True, start=_starts.get(strategy))
     account_solve(call, linear_system, prepared, solution, reason)
+    # While K is there: what variances need of solves that were made beside the targets'.
+    pairs = None
+    if isinstance(prepared, CertifiedPrepared) and len(prepared.solved_probes) >= _PAIRS:
+        pairs = prepared.inverse_pairs(_PAIRS * prepared.solver.num_probes)
     call.publish()
     return FittedModel(
         _of_its_own(system.fused),
@@ -263,6 +267,7 @@ def _fit(strategy: Any, state: tuple[Tensor, ...]) -> FittedModel | None:
         None if prepared.exact is None else prepared.exact.factor,
         _preconditioners(prepared),
         tuple(tensor.clone() for tensor in state),
+        pairs,
     )
 
 

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from gp_rangeformer.solvers.certified_prepared import CertifiedPrepared
 
 Predictor = Literal["rows", "extrapolate", "galerkin", "previous", "none"]
+_PASSES_OF_PREDICTIONS = 5  # for every one of a training step: they are solved for once
 _SEEDS = 1000  # between the seeds of one set of probes and the next
 
 
@@ -92,7 +93,7 @@ class Certified:
     :param landmarks: how they are drawn: "rp_cholesky" (randomly pivoted Cholesky) or "uniform".
     :param landmark_refresh: they are drawn again once a step takes more than this many times the iterations of the
         first one after the last draw (at least 4). 1: at every increase; infinity: never.
-    :param max_passes: passes over K per solve before the exact path takes over.
+    :param max_passes: passes over K per solve before the exact path takes over; five times as many for predictions.
     :param seed: of probes and landmarks. The same sequence of calls with the same seed gives the same bits, on one
         machine with one number of threads.
     :raises ValueError: at construction, naming the argument and what it may be.
@@ -153,8 +154,9 @@ class Certified:
 
     @functools.cached_property
     def for_predictions(self) -> Certified:
-        """With the tolerance and all the landmarks that a solve made once per model may take."""
-        return replace(self, tolerance=self.prediction_tolerance, adaptive_rank=False)
+        """With the tolerance, and all the landmarks and passes, that a solve made once per model may take."""
+        passes = _PASSES_OF_PREDICTIONS * self.max_passes
+        return replace(self, tolerance=self.prediction_tolerance, adaptive_rank=False, max_passes=passes)
 
     @property
     def thin_columns(self) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from dataclasses import dataclass, field, replace
 
@@ -70,6 +71,8 @@ class CertifiedPrepared:
     landmarks: Landmarks | None = None  # those of the preconditioner, which the memory need not have kept
     vecchia: VecchiaPreconditioner | None = None  # what is iterated with; the other one certifies
     exact: ExactPrepared | None = field(default=None, repr=False)  # once the exact path had to answer
+    # A^-1 W^-1 z of whitened probes that were solved beside other columns, 32 at a time.
+    solved_probes: dict[int, Tensor] = field(default_factory=dict, repr=False)
 
     def solve(self, rhs: Float[Tensor, "n m"]) -> Solution:
         """A^-1 rhs to ``tolerance``; the reason is CONVERGED, or says why the exact path answered."""
@@ -112,12 +115,18 @@ class CertifiedPrepared:
         probes = Probes.whitened(self._signs(count), self.vecchia).imaged(self.system)
         assert probes.near is not None
         assert probes.image is not None
-        unbounded = np.full(count, math.inf)
-        solved = self._refined(probes.rhs, probes.near, unbounded, self._own_energy(probes, 0))
-        if not solved.converged:
-            return None
-        image = self.system.matmul(solved.value)
-        return InversePairs(torch.cat([probes.near, solved.value], 1), torch.cat([probes.image, image], 1))
+        known = itertools.takewhile(lambda found: found is not None, map(self.solved_probes.get, itertools.count()))
+        solved = torch.cat([probes.near[:, :0], *known], dim=1)[:, :count]  # type: ignore[list-item]
+        if solved.shape[1] < count:
+            left = slice(solved.shape[1], count)
+            unbounded = np.full(count - left.start, math.inf)
+            further = replace(probes, signs=probes.signs[:, left], rhs=probes.rhs[:, left])
+            found = self._refined(further.rhs, probes.near[:, left], unbounded, self._own_energy(further, 0))
+            if not found.converged:
+                return None
+            solved = torch.cat([solved, found.value], dim=1)
+        image = self.system.matmul(solved)
+        return InversePairs(torch.cat([probes.near, solved], 1), torch.cat([probes.image, image], 1))
 
     def inv_root(self) -> InverseRoot:
         """A tall root S = B (B'AB)^-1/2 on the preconditioner's range when it is accurate enough, else the exact one.
@@ -243,6 +252,10 @@ class CertifiedPrepared:
         solver, system = self.solver, self.system
         key = system.size, count, solver.num_probes, solver.seed, system.dtype, system.device
         return self.memory.drawn("probes", key, lambda: solver.probe_vectors(system, count))
+
+    def probe_signs(self, count: int) -> Float[Tensor, "n p"]:
+        """Rademacher vectors, of those that probes are made of."""
+        return self._signs(max(count, 1))[:, :count]
 
     def _further_signs(self, count: int) -> Float[Tensor, "n p"]:
         """As many again."""

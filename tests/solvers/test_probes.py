@@ -11,12 +11,14 @@ import torch
 from torch import Tensor
 
 import gp_rangeformer
-from gp_rangeformer import settings
+from gp_rangeformer import Certified, settings
 from gp_rangeformer.kernels.contract import DenseWeight, ThinWeight, contract
 from gp_rangeformer.preconditioner.landmarks import Landmarks
 from gp_rangeformer.preconditioner.nystrom import nystrom_preconditioner
 from gp_rangeformer.preconditioner.vecchia import VecchiaPreconditioner
+from gp_rangeformer.recycling.memory import Memory
 from gp_rangeformer.solvers.gradient_weight import WhitenedWeight
+from gp_rangeformer.solvers.prediction import mean_solve
 from gp_rangeformer.solvers.probes import Probes
 from gp_rangeformer.system.linear_system import LinearSystem
 from tests.preconditioner.test_vecchia import preconditioned, rough
@@ -226,3 +228,29 @@ def test_a_step_in_inference_mode_leaves_neighbours_that_a_gradient_may_use() ->
     assert [report.logdet_method for report in reports] == ["lanczos", "lanczos"]
     assert found.isfinite().all()
     assert found.norm() > 0
+
+
+def test_pairs_of_probes_that_were_solved_beside_targets() -> None:
+    """The same as those solved by themselves, whichever of them are known; their products have A^-1 for a mean."""
+    own, _ = rough(N, NOISE)
+    y = targets(N)
+    solver = Certified(rank=20, neighbours=16, neighbours_above=0.0, tolerance=1e-6).for_predictions
+    alone = solver.prepare(own, Memory()).inverse_pairs(64)
+    prepared = solver.prepare(own, Memory())
+    solution = mean_solve(prepared, y, wide=True)
+    assert len(prepared.solved_probes) >= 2
+    beside = prepared.inverse_pairs(64)
+    assert alone is not None
+    assert beside is not None
+    torch.testing.assert_close(beside.vectors, alone.vectors, rtol=0, atol=0.02 * float(alone.vectors.abs().max()))
+    torch.testing.assert_close(beside.images, own.matmul(beside.vectors))
+    del prepared.solved_probes[0]  # the others are of later probes
+    again = prepared.inverse_pairs(64)
+    assert again is not None
+    torch.testing.assert_close(again.vectors, alone.vectors, rtol=0, atol=0.02 * float(alone.vectors.abs().max()))
+    inverse = torch.linalg.inv(own.to_dense(torch.float64))
+    torch.testing.assert_close(solution.value, inverse @ y, rtol=0, atol=0.01 * float((inverse @ y).abs().max()))
+    u, v = beside.vectors[:, :64], beside.vectors[:, 64:]
+    terms = u * v
+    off = (terms.mean(1) - inverse.diagonal()) / (terms.std(1) / 8)
+    assert off.abs().mean() < 1.2  # 0.8 for normal ones
