@@ -19,6 +19,7 @@ FAILURES = frozenset(
         Reason.MAX_PASSES,
         Reason.STAGNATION,
         Reason.ROUNDING,
+        Reason.ESTIMATES,
         Reason.NOT_PSD,
         Reason.NOT_FINITE,
         Reason.PAUSED,

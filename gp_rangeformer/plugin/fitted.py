@@ -81,6 +81,7 @@ class FittedModel:
     pairs: InversePairs | None = None
     estimator: EstimatedVariances | None = None
     audit: str | None = None
+    doubted: bool = False  # whether that was more than their standard errors allow
 
     @property
     def n(self) -> int:

@@ -118,11 +118,11 @@ class Posterior:
             if estimator is not None:
                 assert isinstance(fitted.solver, Certified)
                 found = estimator.of(cross, fitted.solver.prediction_error)
-                if self._stands(found, system):
+                if self._stands(found, system) or not self._fits(system):
                     return self._report(found, "rangeformer", system, started)
         system = fitted.linear_system() if system is None else system
         # Refuses by itself what does not fit.
-        return self._report(exact_variances(cross, self._factor(system)), "exact", system, started, Reason.ROUNDING)
+        return self._report(exact_variances(cross, self._factor(system)), "exact", system, started, Reason.ESTIMATES)
 
     def _certified(self, system: LinearSystem | None) -> Variances | None:
         known = self._fitted.preconditioners
@@ -138,7 +138,7 @@ class Posterior:
         fitted, cross = self._fitted, self._cross
         known = fitted.preconditioners
         if fitted.audit is not None or known is None or system is None:
-            return True
+            return not fitted.doubted
         chosen = torch.linspace(0, cross.t - 1, min(_AUDITED, cross.t), device=cross.device).round().long()
         truth = certified_variances(known.of(system), cross.of_some(chosen))
         if truth is None or truth.error is None or not truth.error < 1:
@@ -150,7 +150,14 @@ class Posterior:
         room = _DEVIATIONS * found.standard_error[chosen] / whole + truth.error
         fitted.audit = f"at {len(chosen)} points off by at most {float(off.max()):.1%} from variances certified to "
         fitted.audit += f"{truth.error:.1%}"
-        return bool((off <= room).all())
+        fitted.doubted = not bool((off <= room).all())
+        if fitted.doubted:
+            fitted.audit += ", more than their standard errors allow"
+        return not fitted.doubted
+
+    def _fits(self, system: LinearSystem | None) -> bool:
+        """Whether a factorisation could answer instead."""
+        return exact_path_fits(system or self._fitted.linear_system(), 1)
 
     def _report(
         self,

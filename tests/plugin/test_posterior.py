@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import dataclasses
 import math
 import pickle
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,11 +17,12 @@ import torch
 from torch import Tensor
 
 import gp_rangeformer
-from gp_rangeformer import Certified, Exact, collect_reports, settings
+from gp_rangeformer import Certified, Exact, FallbackWarning, collect_reports, settings
 from gp_rangeformer.plugin import fitted, predictions
 from gp_rangeformer.plugin.posterior import StaleModelError
 from gp_rangeformer.plugin.predictive_covariance import PredictiveCovarianceOperator
 from gp_rangeformer.report import ReportCollection
+from gp_rangeformer.solvers.estimated_variances import EstimatedVariances
 from gp_rangeformer.system.reason import Reason
 from tests.plugin.market import DIM, KERNELS, LIKELIHOODS, MEANS, Problem, build, relative
 
@@ -153,6 +156,28 @@ def test_few_points_of_a_large_model_are_certified(dtype: torch.dtype, monkeypat
     assert reports[-1].solver == "rangeformer"
     assert reports[-1].variance_error is not None
     assert 0 < reports[-1].variance_error <= 0.01
+
+
+@pytest.mark.parametrize("fits", [True, False])
+def test_estimates_that_are_not_what_they_say(fits: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A factorisation answers; where none fits the report says so."""
+    problem, x = build("ard", n=500), further_points()
+    original = EstimatedVariances.of
+
+    def wrong(self: EstimatedVariances, cross: Any, allowed: float) -> Any:
+        found = original(self, cross, allowed)
+        return dataclasses.replace(found, value=0.5 * found.value, standard_error=1e-6 * found.value)
+
+    monkeypatch.setattr(EstimatedVariances, "of", wrong)
+    monkeypatch.setattr("gp_rangeformer.plugin.posterior.exact_path_fits", lambda *arguments: fits)
+    with estimated() as reports, warnings.catch_warnings():
+        warnings.simplefilter("ignore", FallbackWarning)
+        variances = [problem.predict(x).variance, problem.model(x).variance]
+    if fits:
+        assert all(relative(variance, by_host(problem, x).variance) < 1e-8 for variance in variances)
+        assert [report.reason for report in list(reports)[1:]] == [Reason.ESTIMATES, Reason.ESTIMATES]
+    else:
+        assert all("more than their standard errors allow" in report.summary() for report in list(reports)[1:])
 
 
 def test_a_second_call_costs_no_solve() -> None:
@@ -425,7 +450,7 @@ def test_fantasies_start_from_what_is_known(likelihood: str, dtype: torch.dtype)
         second = first.get_fantasy_model(new_x + 0.1, new_y - 1, **noise)
         found = second(x)
         variance = found.variance
-        fresh, others = reports[0], reports[1:]
+        fresh, *others = list(reports)
         assert [report.operation for report in others] == ["solve", "solve", "predictive_variance"]
     whole = wanted_variance + noise_of(problem)
     assert ((found.mean - wanted).abs() <= 0.02 * whole.sqrt()).all()
