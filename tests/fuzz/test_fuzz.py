@@ -26,7 +26,7 @@ class Run:
 
 @pytest.fixture(
     scope="module",
-    params=[(500, _SMALL, 0.1), pytest.param((10_000, 1600, 0.03), marks=pytest.mark.big)],
+    params=[(300, _SMALL, 0.1), pytest.param((10_000, 1600, 0.03), marks=pytest.mark.big)],
     ids=["short", "long"],
 )
 def run(request: pytest.FixtureRequest) -> Run:

@@ -133,7 +133,9 @@ FABRIC_RUN = "fabric run --accelerator cpu --devices 2 --strategy ddp pretrain/t
 
 
 @pytest.mark.usefixtures("without_curves")
-@pytest.mark.parametrize("command", [FABRIC_RUN, "python -m pretrain.train --devices 2"])
+@pytest.mark.parametrize(
+    "command", [pytest.param(FABRIC_RUN, marks=pytest.mark.big), "python -m pretrain.train --devices 2"]
+)
 def test_two_processes_train_one_model(tmp_path: Path, command: str) -> None:
     environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
     program, *rest = command.split()
