@@ -106,7 +106,8 @@ class SolveReport:
     mll_interval: Interval | None = None  # rigorous
     mll_statistical: Interval | None = None
     gradient: GradientError | None = None  # None: exact, not asked for, or not measured, which a note says
-    mean_error: float | None = None  # of predictive means, certified, over the deviation of an observation
+    # Of predictive means, certified for K as its dtype holds it, over the deviation of an observation.
+    mean_error: float | None = None
     variance_error: float | None = None  # of an inverse root, relative to predictive variance + noise
     notes: tuple[str, ...] = ()
     seconds: float = 0.0

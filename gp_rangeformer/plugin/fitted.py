@@ -43,6 +43,7 @@ from gp_rangeformer.torch_modes import no_autocast
 # Pairs of vectors behind estimated variances, over num_probes: their error falls as 1 / sqrt(pairs), and twice as many
 # cost less than twice the neighbours (kin40k, n = 8000).
 _PAIRS = 2
+_NOTED = 0.01  # deviations of the noise that rounding may move means by, from which on a note says so
 # Of prediction_error: what a draw may be off by in standard deviations, before it is weighed.
 _DRAWS = 5
 
@@ -241,9 +242,7 @@ def forget_fitted() -> None:
 
 def _fit(strategy: Any, state: tuple[Tensor, ...]) -> FittedModel | None:
     targets = strategy.train_labels
-    # Anew: the strategy's own keeps the noise that there was when it was made.
-    observed = strategy.likelihood(strategy.train_prior_dist, strategy.train_inputs)
-    system = unevaluated(observed.lazy_covariance_matrix, targets.shape)
+    system = unevaluated(_observed(strategy), targets.shape)
     if system is None or not isinstance(system.fused, FusedKernel):
         return None
     rhs = (targets - strategy.train_prior_dist.loc).unsqueeze(-1)
@@ -255,6 +254,7 @@ def _fit(strategy: Any, state: tuple[Tensor, ...]) -> FittedModel | None:
     prepared, reason = prepare_solve(linear_system, memory_of(system.owners, system.kernel, 0), 1)
     solution = mean_solve(prepared, rhs, wide=True, start=_starts.get(strategy))
     account_solve(call, linear_system, prepared, solution, reason)
+    _note_rounding(call, linear_system, solution.value)
     # While K is there: what variances need of solves that were made beside the targets'.
     pairs = None
     if isinstance(prepared, CertifiedPrepared) and len(prepared.solved_probes) >= _PAIRS:
@@ -272,6 +272,21 @@ def _fit(strategy: Any, state: tuple[Tensor, ...]) -> FittedModel | None:
     )
 
 
+def _note_rounding(call: Call, system: LinearSystem, solution: Tensor) -> None:
+    """What the certificate of a mean leaves out: that K is what its dtype holds of the kernel.
+
+    Entries off by E, with signs of their own, move k*' A^-1 (y - m) by w'E x with w = A^-1 k*, whose length is about 1
+    at most: about the rounding of an entry times |x|.
+    """
+    facts = system.diagonal_facts
+    if system.dtype == torch.float64 or not facts.smallest_noise > 0:
+        return
+    entries = torch.finfo(system.dtype).eps * (facts.largest_total - facts.smallest_noise)
+    moved = entries * float(torch.linalg.vector_norm(solution)) / facts.smallest_noise**0.5
+    if moved > _NOTED:
+        call.note(f"float32 entries of K may move means by {moved:.1g} of the noise's deviation: float64 helps")
+
+
 def _preconditioners(prepared: Prepared) -> _Preconditioners | None:
     if not isinstance(prepared, CertifiedPrepared) or prepared.preconditioner is None or prepared.landmarks is None:
         return None
@@ -286,10 +301,17 @@ def _of_its_own(fused: FusedKernel) -> FusedKernel:
 
 
 def _state(strategy: Any) -> tuple[Tensor, ...]:
-    """What the answers depend on."""
+    """What the answers depend on, as it is now."""
     lazy = strategy.lik_train_train_covar._linear_op
     parameters = (*lazy.kernel.parameters(), *strategy.likelihood.parameters())
-    return (*(p.detach() for p in parameters), lazy.x1.detach(), strategy.train_labels.detach())
+    diagonal: Any = _observed(strategy)
+    given = (diagonal._diag_tensor._diagonal(), lazy.x1, strategy.train_labels, strategy.train_prior_dist.loc)
+    return tuple(tensor.detach() for tensor in (*parameters, *given))
+
+
+def _observed(strategy: Any) -> Any:
+    """K + D anew: the strategy's own keeps the noise that there was when it was made."""
+    return strategy.likelihood(strategy.train_prior_dist, strategy.train_inputs).lazy_covariance_matrix
 
 
 def _same(now: tuple[Tensor, ...], before: tuple[Tensor, ...]) -> bool:

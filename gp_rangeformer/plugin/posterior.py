@@ -52,8 +52,11 @@ class Posterior:
     def variances(self) -> Tensor:
         """Of f, t, at least 0. See ``variances`` of :class:`gp_rangeformer.Certified`."""
         with torch.no_grad(), no_autocast():
-            found = self._variances()
-        return found.value.to(self._cross.dtype)
+            value = self._variances().value
+            for argument in of_points(tuple(a.detach() for a in self._cross.arguments), slice(self._cross.n, None)):
+                if argument.dim() == 2:
+                    value = torch.where(argument.isfinite().all(-1), value, math.nan)
+        return value.to(self._cross.dtype)
 
     def covariance(self) -> Tensor:
         """Of f, t x t: by the factor where certified variances would take one, else by GPyTorch's own way.

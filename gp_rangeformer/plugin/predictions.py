@@ -9,6 +9,7 @@ points instead. What is not served here gets the evaluated matrices, as without 
 from __future__ import annotations
 
 import contextlib
+import math
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -96,6 +97,9 @@ def exact_prediction(
         return original_exact_prediction(self, test_mean, *evaluated)
     with no_autocast():
         mean = cross.product(fitted.solution).squeeze(-1).to(test_mean.dtype) + test_mean
+        known = test_train_covar.x1.detach().isfinite().all(-1)
+        if not bool(known.all()):  # at no distance, which the kernel would take for a large one
+            mean = torch.where(known, mean, math.nan)
     if gpytorch_settings.skip_posterior_variances.on() or _in_a_graph(cross):
         evaluated = test_test_covar.evaluate_kernel(), test_train_covar.evaluate_kernel()
         return mean, self.exact_predictive_covar(*evaluated)

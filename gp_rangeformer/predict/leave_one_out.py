@@ -46,7 +46,9 @@ class LeaveOneOut:
 
     ``targets``, ``mean``, ``variance`` (of the observation y_i, noise included), ``log_density`` (nats), ``pit``: the
     predictive distribution's value at y_i, uniform for a calibrated model; n each. ``variance_error``: standard error
-    of the variances, relative to them, root mean square over the points; 0 where they are exact.
+    of the variances, relative to them, root mean square over the points, and ``score_error`` what follows for the
+    score, in nats, were the errors of all points alike; 0 where they are exact. A mean is off by as much of its own
+    distance from the target.
     """
 
     targets: Float64[Tensor, " n"]
@@ -55,6 +57,7 @@ class LeaveOneOut:
     log_density: Float64[Tensor, " n"]
     pit: Float64[Tensor, " n"]
     variance_error: float
+    score_error: float
 
     @property
     def score(self) -> float:
@@ -80,7 +83,8 @@ class LeaveOneOut:
         """One line."""
         inside = ", ".join(f"{c.share:.1%} +- {c.deviation:.1%} inside {c.level:.0%}" for c in self.coverage)
         error = f", variances +- {self.variance_error:.1%}" if self.variance_error else ""
-        return f"leave-one-out: {self.score:.4f} nats per point, RMSE {self.rmse:.4g}; {inside}{error}"
+        room = f" +- {self.score_error:.1g}" if self.score_error else ""
+        return f"leave-one-out: {self.score:.4f}{room} nats per point, RMSE {self.rmse:.4g}; {inside}{error}"
 
 
 def leave_one_out(model: torch.nn.Module) -> LeaveOneOut:
@@ -141,7 +145,11 @@ def _left_out(
         variance, error = variance * scale.square(), error * scale
     standard = error / variance.sqrt()
     density = -0.5 * (2 * math.pi * variance).log() - 0.5 * standard.square()
-    return LeaveOneOut(targets, mean, variance, density, torch.special.ndtr(standard), float(diagonal.relative_error))
+    # d log density / d log variance is -(1 + z^2) / 2, for z^2 = a^2 s.
+    relative = diagonal.standard_error / diagonal.value
+    score_error = float((0.5 * (1 + standard.square()) * relative).mean())
+    distribution = torch.special.ndtr(standard)
+    return LeaveOneOut(targets, mean, variance, density, distribution, diagonal.relative_error, score_error)
 
 
 def _untransformed(transform: Any, targets: Tensor, mean: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -161,17 +161,26 @@ def checked_model(model: torch.nn.Module, asked: str) -> ExactGP:
 
 
 def strategy_of(model: Any) -> Any:
-    """The model's own where it has one, else one that is not kept."""
-    if model.prediction_strategy is not None and not model.training:
-        return model.prediction_strategy
+    """A prediction strategy of the model as it is now: its own, where that still is one, else one that is not kept."""
     training = model.training
     try:
         model.train(False)
         inputs = list(model.train_inputs)
         prior = Module.__call__(model, *inputs)  # not ExactGP's own, which would ask for predictions
+        own = model.prediction_strategy
+        if own is not None and _same_prior(own.train_prior_dist, prior):
+            return own
         return prediction_strategy(inputs, prior, model.train_targets, model.likelihood)
     finally:
         model.train(training)
+
+
+def _same_prior(one: Any, other: Any) -> bool:
+    """Of means and of what the kernel reads. Parameters of kernel and likelihood are looked at where they are used."""
+    lazies = one.lazy_covariance_matrix, other.lazy_covariance_matrix
+    if not all(isinstance(lazy, LazyEvaluatedKernelTensor) for lazy in lazies):
+        return False
+    return torch.equal(one.mean, other.mean) and torch.equal(lazies[0].x1, lazies[1].x1)
 
 
 def _copied(model: ExactGP) -> ExactGP:

@@ -67,6 +67,8 @@ def test_estimates_are_as_near_as_they_say(kernel: str, dtype: torch.dtype, monk
     off = found.variance / variance - 1
     stated = found.variance_error
     assert 0 < stated <= 0.02
+    exact = torch.distributions.Normal(mean, variance.sqrt()).log_prob(problem.y.double()).mean()
+    assert abs(found.score - float(exact)) < 2 * found.score_error
     assert off.abs().max() < 30 * stated
     assert 0.4 * stated < off.square().mean().sqrt() < 2.5 * stated
     room = 30 * stated * (problem.y - mean).abs() + 0.01 * variance.sqrt()
@@ -103,6 +105,20 @@ def test_a_calibrated_model_is_found_to_be_one() -> None:
     wrong = predict.leave_one_out(problem.model)
     assert wrong.score < found.score - 1
     assert wrong.coverage[2].share < 0.9
+
+
+@pytest.mark.usefixtures("predicts_small_systems")
+def test_a_mean_that_changes_is_noticed() -> None:
+    problem = build("ard", n=200)
+    x = torch.rand(700, 3, dtype=torch.float64)
+    with torch.no_grad(), settings.rangeformer():
+        problem.predict(x)
+        problem.model.mean_module.raw_constant.fill_(4.0)
+        found = predict.leave_one_out(problem.model)
+        paths = predict.sample_paths(problem.model, 3)(x)
+    problem.model.train()
+    torch.testing.assert_close(found.mean, predict.leave_one_out(problem.model).mean)
+    torch.testing.assert_close(paths, predict.sample_paths(problem.model, 3)(x))
 
 
 @pytest.mark.usefixtures("predicts_small_systems")
