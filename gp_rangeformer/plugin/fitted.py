@@ -32,7 +32,7 @@ from gp_rangeformer.report import SolveReport, publish
 from gp_rangeformer.solvers.certified import Certified
 from gp_rangeformer.solvers.certified_prepared import CertifiedPrepared
 from gp_rangeformer.solvers.estimated_variances import EstimatedVariances
-from gp_rangeformer.solvers.exact import Exact, ExactPrepared
+from gp_rangeformer.solvers.exact import Exact, ExactPrepared, exact_path_fits
 from gp_rangeformer.solvers.prediction import mean_solve
 from gp_rangeformer.solvers.probes import InversePairs
 from gp_rangeformer.system.answers import Prepared, Solution
@@ -43,6 +43,9 @@ from gp_rangeformer.torch_modes import no_autocast
 # Pairs of vectors behind estimated variances, over num_probes: their error falls as 1 / sqrt(pairs), and twice as many
 # cost less than twice the neighbours (kin40k, n = 8000).
 _PAIRS = 2
+# n^3 up to which a factorisation answers a model's first prediction: n = 4,000, where it takes half a second (float64),
+# and a preconditioner with neighbours as long.
+_FACTORISED = 4000**3
 _NOTED = 0.01  # deviations of the noise that rounding may move means by, from which on a note says so
 # Of prediction_error: what a draw may be off by in standard deviations, before it is weighed.
 _DRAWS = 5
@@ -251,7 +254,7 @@ def _fit(strategy: Any, state: tuple[Tensor, ...]) -> FittedModel | None:
     check_rhs(system, rhs)
     call = Call("solve", system, 1)
     linear_system = symmetric_system(call, system, system.kernel, system.noise, system.fused)
-    prepared, reason = prepare_solve(linear_system, memory_of(system.owners, system.kernel, 0), 1)
+    prepared, reason = _prepared(linear_system, memory_of(system.owners, system.kernel, 0))
     solution = mean_solve(prepared, rhs, wide=True, start=_starts.get(strategy))
     account_solve(call, linear_system, prepared, solution, reason)
     _note_rounding(call, linear_system, solution.value)
@@ -270,6 +273,15 @@ def _fit(strategy: Any, state: tuple[Tensor, ...]) -> FittedModel | None:
         tuple(tensor.clone() for tensor in state),
         pairs,
     )
+
+
+def _prepared(system: LinearSystem, memory: Memory) -> tuple[Prepared, Reason | None]:
+    """For the targets, and where a factorisation takes less than a preconditioner for what variances will ask, too."""
+    solver = settings.solver.value()
+    small = isinstance(solver, Certified) and solver.variances != "estimated" and system.size**3 <= _FACTORISED
+    if small and system.size >= settings.min_size.value_on(system.device) and exact_path_fits(system, 1):
+        return Exact(solver.prediction_tolerance).prepare(system), Reason.EXACT_MANY_COLUMNS
+    return prepare_solve(system, memory, 1)
 
 
 def _note_rounding(call: Call, system: LinearSystem, solution: Tensor) -> None:

@@ -149,6 +149,7 @@ def test_a_bound_from_above_is_one() -> None:
 def test_few_points_of_a_large_model_are_certified(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     """As where a factorisation would take long."""
     monkeypatch.setattr("gp_rangeformer.plugin.posterior._MULTIPLICATIONS", 0)
+    monkeypatch.setattr("gp_rangeformer.plugin.fitted._FACTORISED", 0)
     problem, x = build("ard", n=700, dtype=dtype), further_points(20, dtype)
     expected, noise = by_host(problem, x), noise_of(problem)
     with settings.min_size(100), served(rank=20, neighbours=16) as reports:

@@ -60,6 +60,7 @@ def test_equals_brute_force(kernel: str, likelihood: str) -> None:
 def test_estimates_are_as_near_as_they_say(kernel: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     """As where a factorisation would take long; landmarks, which are conditioned in another way, included."""
     monkeypatch.setattr(module, "_MULTIPLICATIONS", 0)
+    monkeypatch.setattr("gp_rangeformer.plugin.fitted._FACTORISED", 0)
     problem = build(kernel, n=400, dtype=dtype)
     mean, variance = left_out(problem)
     with settings.min_size(100), settings.solver(rank=20, neighbours=16):
@@ -78,6 +79,7 @@ def test_estimates_are_as_near_as_they_say(kernel: str, dtype: torch.dtype, monk
 def test_coincident_points(monkeypatch: pytest.MonkeyPatch) -> None:
     """More of them than neighbours are looked for: a point is never given itself."""
     monkeypatch.setattr(module, "_MULTIPLICATIONS", 0)
+    monkeypatch.setattr("gp_rangeformer.plugin.fitted._FACTORISED", 0)
     problem = build("ard", n=400)
     problem.x[:300] = problem.x[0]
     problem.model.set_train_data(problem.x, problem.y, strict=False)
