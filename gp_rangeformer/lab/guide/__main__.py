@@ -25,6 +25,7 @@ BLOCKS: dict[str, Callable[[Results], str]] = {
     "optimum-sentence": optimum.optimum_sentence,
     "fits": fits.fits_tables,
     "fits-sentence": fits.fits_sentence,
+    "large-fits": fits.large_fits_table,
     "predictions": predictions.predictions_table,
     "predictions-sentence": predictions.predictions_sentence,
     "predictions-small": predictions.small_table,

@@ -9,6 +9,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from gp_rangeformer.lab.bench.fit_tables import grid
 from gp_rangeformer.lab.bench.fits import FitCell, FitRun
+from gp_rangeformer.lab.compare.tables import Grid
 from gp_rangeformer.lab.guide.results import FitRuns, Results
 from gp_rangeformer.lab.plots.style import dress, new_figure
 
@@ -35,6 +36,32 @@ def _table(run: FitRuns, machine: str) -> str:
     what = f"Matern-3/2 with a length-scale per dimension, {run.dtype}, seed {run.seed}"
     note = f"{what}, stopped after {run.patience:g} s; {machine}"
     return grid(run.cells, note).to_markdown().partition("\n\n")[2]
+
+
+def large_fits_table(results: Results) -> str:
+    """Whole data sets, trained to convergence, and what is predicted then."""
+    rows, machines = [], []
+    for name, found in results.large_fits.items():
+        n, left_out = found["n"], found["leave_one_out"]
+        numbers = 4 if found["dtype"] == "float32" else 8
+        rows.append((
+            f"{found['dataset']}, {n:,}",
+            str(found["evaluations"][str(n)]),
+            f"{found['seconds']:.0f}",
+            f"{found['prediction_seconds']:.0f} ({found['n_test']:,})",
+            f"{found['peak_memory_with_prediction']:,.0f} ({numbers * n * n / 2**20:,.0f})",
+            f"{found['value']:.4f} +- {found['error']:.4f}",
+            f"{found['decrement']:.4f}",
+            f"{found['rmse']:.4f}",
+            f"{found['nll']:.4f}",
+            f"{-left_out['log_density']:.4f}",
+        ))  # fmt: skip
+        machines.append(f"{found['kernel']}, {found['dtype']}, seed {found['seed']}; {results.machine(name)}")
+    headers = (
+        "set, n", "evaluations on all points", "fit, s", "prediction, s (points)", "peak MiB (one K)", "log p(y)/n",
+        "left to gain", "test RMSE", "test NLL", "leave-one-out NLL",
+    )  # fmt: skip
+    return Grid("", headers, tuple(rows), tuple(dict.fromkeys(machines))).to_markdown().partition("\n\n")[2]
 
 
 def fits_sentence(results: Results) -> str:

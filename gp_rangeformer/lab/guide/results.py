@@ -96,6 +96,11 @@ class Results:
         return {name: self._read(name, made) for name in ("fits-2000", "fits-4000")}
 
     @cached_property
+    def large_fits(self) -> dict[str, dict[str, Any]]:
+        """``gp-rangeformer fit`` of all rows of a set, by file."""
+        return {name: self._read(name, lambda content: content) for name in ("fit-kin40k-36000",)}
+
+    @cached_property
     def predictions(self) -> PredictionRun:
         """What follows a fit."""
 
