@@ -164,6 +164,10 @@ class FittedModel:
         """What they rest on."""
         known = self.preconditioners
         if known is None:
+            # Where a factorisation has answered for the targets.
+            prepared, _ = prepare_solve(system, Memory(), 1)
+            known = self.preconditioners = _preconditioners(prepared)
+        if known is None:
             return None
         if known.vecchia is None:
             vecchia = known.solver.with_neighbours(system, known.landmarks, Memory(), known.solver.neighbours)

@@ -182,6 +182,23 @@ def test_estimates_that_are_not_what_they_say(fits: bool, monkeypatch: pytest.Mo
         assert all("more than their standard errors allow" in report.summary() for report in list(reports)[1:])
 
 
+def test_many_points_beside_a_factor_are_estimated(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A factorisation has answered for the mean; so many solves with it would take longer."""
+    monkeypatch.setattr("gp_rangeformer.plugin.posterior._MULTIPLICATIONS", 500**2 * 100)
+    problem, x = build("ard", n=500), further_points()
+    expected = by_host(problem, x)
+    with settings.min_size(100), served(rank=20, neighbours=16) as reports, warnings.catch_warnings():
+        warnings.simplefilter("error", FallbackWarning)
+        variance = problem.predict(x).variance
+        few = problem.model(x[:90]).mean
+    assert few.shape == (90,)
+    solvers = [(report.operation, report.solver) for report in reports]
+    assert solvers == [("solve", "exact"), ("predictive_variance", "rangeformer")]
+    stated = reports[-1].variance_error
+    assert stated is not None
+    assert ((variance - expected.variance) / (expected.variance + noise_of(problem))).abs().max() < 30 * stated
+
+
 def test_a_second_call_costs_no_solve() -> None:
     problem, x = build("ard", n=500), further_points()
     with estimated() as reports:
