@@ -97,7 +97,7 @@ class FittedModel:
 
     @property
     def nbytes(self) -> int:
-        """Of the factor and the preconditioners: what is large."""
+        """Of the factor, the preconditioners and the pairs, which the estimator has once more: what is large."""
         kept = 0 if self.factor is None else self.factor.numel() * self.factor.element_size()
         known = self.preconditioners
         if known is not None:
@@ -105,6 +105,8 @@ class FittedModel:
             if known.vecchia is not None:
                 width += known.vecchia.explained.shape[1] + 6 * known.vecchia.pattern.neighbours.shape[1]
             kept += self.n * width * self.noise.element_size()
+        if self.pairs is not None:
+            kept += 3 * self.pairs.vectors.numel() * self.pairs.vectors.element_size()
         return kept
 
     def describes(self, strategy: Any) -> bool:

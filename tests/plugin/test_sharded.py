@@ -142,11 +142,11 @@ def alone() -> dict[str, Any]:
 def test_two_processes_give_the_answers_of_one(
     found: list[dict[str, Any]], alone: dict[str, Any], storage: str
 ) -> None:
-    # One process alone is asked for less: its predictions are not evaluated before they are read.
+    # One process alone predicts by a factorisation, which K in parts has none of.
     trained = [entry for entry in alone["solvers"] if entry[0] == "inv_quad_logdet"]
     assert found[0][storage]["solvers"][: len(trained)] == trained
-    assert {entry for entry in found[0][storage]["solvers"]} >= {("solve", "rangeformer")}
-    assert {("inv_quad_logdet", "rangeformer"), ("solve", "rangeformer")} <= set(alone["solvers"])
+    assert ("inv_quad_logdet", "rangeformer") in trained
+    assert ("solve", "rangeformer") in found[0][storage]["solvers"]
     for name, expected in alone["numbers"].items():
         ours = found[0][storage]["numbers"][name]
         torch.testing.assert_close(ours, expected, rtol=1e-6, atol=1e-6, msg=lambda text, name=name: f"{name}: {text}")
