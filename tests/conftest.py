@@ -6,6 +6,7 @@ import gc
 import importlib.util
 import re
 import sys
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -108,3 +109,14 @@ def two_threads() -> Iterator[None]:
     torch.set_num_threads(2)
     yield
     torch.set_num_threads(1)
+
+
+@pytest.fixture
+def as_after_botorchs_import() -> Iterator[None]:
+    """What importing BoTorch sets for the process, inside the test alone; without its warnings."""
+    from gp_rangeformer.lab.bench.small_tasks import botorch_conditions, has_botorch
+
+    assert has_botorch()  # imported, and what that sets put back
+    with botorch_conditions(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
-from jaxtyping import Float, Float64, Int
+from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor
 
 from gp_rangeformer.kernels.bind import KernelTiles, bind
@@ -66,6 +66,20 @@ class CrossKernel:
     @property
     def device(self) -> torch.device:
         return self.arguments[0].device
+
+    @property
+    def of_others(self) -> tuple[Tensor, ...]:
+        """The arguments of the others alone, in their graph."""
+        return of_points(self.arguments, slice(self.n, None))
+
+    @property
+    def known(self) -> Bool[Tensor, " t"]:
+        """Which of the others have finite coordinates: the kernel would take infinite ones for ones far away."""
+        known = torch.ones(self.t, dtype=torch.bool, device=self.device)
+        for argument in self.of_others:
+            if argument.dim() == 2:
+                known &= argument.detach().isfinite().all(-1)
+        return known
 
     def strips(self) -> Iterator[tuple[slice, Float[Tensor, "c n"]]]:
         """(which of the others, their rows of the matrix), without a graph; the rows are overwritten by the next."""

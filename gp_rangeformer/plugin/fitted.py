@@ -144,14 +144,45 @@ class FittedModel:
         if self.factor is None and known is not None:
             solution = known.of(system).solve_draws(rhs, (_DRAWS * known.solver.prediction_error) ** 2)
             if solution.converged:
-                _publish_solve(system, solution, "rangeformer", solution.reason, started)
+                self._report_solve(solution, "rangeformer", solution.reason, system, started)
                 return solution.value
             reason = solution.reason
         tolerance = self.solver.prediction_tolerance
         exact = ExactPrepared(system, self.factorised(system), jitter=0.0, tolerance=tolerance)
         solution = exact.solve(rhs)
-        _publish_solve(system, solution, "exact", reason, started)
+        self._report_solve(solution, "exact", reason, system, started)
         return solution.value
+
+    def _report_solve(
+        self, solution: Solution, solver: str, reason: Reason, system: LinearSystem, started: float
+    ) -> None:
+        self.report(
+            "solve",
+            system,
+            started,
+            solver=solver,
+            reason=reason,
+            columns=solution.value.shape[1],
+            iterations=solution.iterations,
+            residual=float(solution.residual.max()),
+        )
+
+    def report(self, operation: str, system: LinearSystem | None, started: float, **found: Any) -> None:
+        """Publish what was ``found``, fields of a :class:`~gp_rangeformer.report.SolveReport`, with what is the same in
+        all of them. ``system``: that was asked, if one was."""
+        passes, multiplied = (0, 0) if system is None else system.take_counts()
+        publish(
+            SolveReport(
+                operation,
+                n=self.n,
+                dtype=str(self.fused.dtype).removeprefix("torch."),
+                device=str(self.noise.device),
+                passes=passes,
+                columns_multiplied=multiplied,
+                seconds=time.perf_counter() - started,
+                **found,
+            )
+        )
 
     def estimated(self, system: LinearSystem) -> EstimatedVariances | None:
         """What variances of many points are estimated from, solved once; None where there are no neighbours or a solve
@@ -183,26 +214,6 @@ class FittedModel:
         return None if self.pairs is None else (known.vecchia, self.pairs)
 
 
-def _publish_solve(system: LinearSystem, solution: Solution, solver: str, reason: Reason, started: float) -> None:
-    passes, columns = system.take_counts()
-    publish(
-        SolveReport(
-            "solve",
-            solver=solver,
-            reason=reason,
-            n=system.size,
-            dtype=str(system.dtype).removeprefix("torch."),
-            device=str(system.device),
-            columns=solution.value.shape[1],
-            passes=passes,
-            columns_multiplied=columns,
-            iterations=solution.iterations,
-            residual=float(solution.residual.max()),
-            seconds=time.perf_counter() - started,
-        )
-    )
-
-
 _fitted: weakref.WeakKeyDictionary[DefaultPredictionStrategy, FittedModel] = weakref.WeakKeyDictionary()
 _starts: weakref.WeakKeyDictionary[DefaultPredictionStrategy, Tensor] = weakref.WeakKeyDictionary()
 
@@ -219,7 +230,7 @@ def fitted_model(strategy: Any) -> FittedModel | None:
     with torch.no_grad(), no_autocast():
         known = _fitted.get(strategy)
         state = _state(strategy)
-        if known is not None and known.solver == settings.solver.value() and known.describes(strategy):
+        if known is not None and known.solver == settings.solver.value() and _same(state, known.state):
             return known
         found = _fit(strategy, state)
     if found is not None:

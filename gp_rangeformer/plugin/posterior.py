@@ -11,12 +11,11 @@ from torch import Tensor
 
 from gp_rangeformer import settings
 from gp_rangeformer.kernels.cross import CrossKernel
-from gp_rangeformer.kernels.evaluate import evaluate_arguments, of_points
+from gp_rangeformer.kernels.evaluate import evaluate_arguments
 from gp_rangeformer.plugin.fitted import FittedModel, keep_at_most
-from gp_rangeformer.report import SolveReport, publish
 from gp_rangeformer.solvers.certified import Certified
 from gp_rangeformer.solvers.exact import exact_path_fits
-from gp_rangeformer.solvers.variances import Variances, certified_variances, exact_variances
+from gp_rangeformer.solvers.variances import Variances, certified_variances, evenly_spread, exact_variances
 from gp_rangeformer.system.linear_system import LinearSystem
 from gp_rangeformer.system.reason import Reason
 from gp_rangeformer.torch_modes import no_autocast
@@ -52,11 +51,8 @@ class Posterior:
     def variances(self) -> Tensor:
         """Of f, t, at least 0. See ``variances`` of :class:`gp_rangeformer.Certified`."""
         with torch.no_grad(), no_autocast():
-            value = self._variances().value
-            for argument in of_points(tuple(a.detach() for a in self._cross.arguments), slice(self._cross.n, None)):
-                if argument.dim() == 2:
-                    value = torch.where(argument.isfinite().all(-1), value, math.nan)
-        return value.to(self._cross.dtype)
+            found = torch.where(self._cross.known, self._variances().value, math.nan)
+        return found.to(self._cross.dtype)
 
     def covariance(self) -> Tensor:
         """Of f, t x t: by the factor where certified variances would take one, else by GPyTorch's own way.
@@ -78,7 +74,7 @@ class Posterior:
     def _covariance_by_factor(self, system: LinearSystem | None) -> Tensor:
         cross, factor = self._cross, self._factor(system)
         half = torch.linalg.solve_triangular(factor, cross.dense().mT.to(factor.dtype), upper=False)
-        arguments = of_points(tuple(a.detach() for a in cross.arguments), slice(cross.n, None))
+        arguments = tuple(argument.detach() for argument in cross.of_others)
         prior = evaluate_arguments(cross.expression, arguments, cross.t, cross.dtype).to(factor.dtype)
         covariance = prior.addmm_(half.mT, half, alpha=-1)
         covariance.diagonal().clamp_min_(0)
@@ -121,7 +117,9 @@ class Posterior:
             if estimator is not None:
                 assert isinstance(fitted.solver, Certified)
                 found = estimator.of(cross, fitted.solver.prediction_error)
-                if self._stands(found, system) or not self._fits(system):
+                stands = self._stands(found, system)
+                system = fitted.linear_system() if system is None and not stands else system
+                if stands or (system is not None and not exact_path_fits(system, 1)):
                     return self._report(found, "rangeformer", system, started)
         system = fitted.linear_system() if system is None else system
         # Refuses by itself what does not fit.
@@ -142,7 +140,7 @@ class Posterior:
         known = fitted.preconditioners
         if fitted.audit is not None or known is None or system is None:
             return not fitted.doubted
-        chosen = torch.linspace(0, cross.t - 1, min(_AUDITED, cross.t), device=cross.device).round().long()
+        chosen = evenly_spread(cross.t, _AUDITED, cross.device)
         truth = certified_variances(known.of(system), cross.of_some(chosen))
         if truth is None or truth.error is None or not truth.error < 1:
             fitted.audit = f"not held against certified variances, which float32 or {known.solver.max_passes} passes "
@@ -157,10 +155,6 @@ class Posterior:
         if fitted.doubted:
             fitted.audit += ", more than their standard errors allow"
         return not fitted.doubted
-
-    def _fits(self, system: LinearSystem | None) -> bool:
-        """Whether a factorisation could answer instead."""
-        return exact_path_fits(system or self._fitted.linear_system(), 1)
 
     def _report(
         self,
@@ -185,21 +179,14 @@ class Posterior:
             small = cross.n < settings.min_size.value_on(cross.device)
             asked = not isinstance(fitted.solver, Certified)
             reason = Reason.EXACT_ASKED if asked else Reason.EXACT_SMALL if small else Reason.EXACT_MANY_COLUMNS
-        passes, columns = (0, 0) if system is None else system.take_counts()
-        publish(
-            SolveReport(
-                "predictive_variance",
-                solver=solver,
-                reason=reason,
-                n=cross.n,
-                dtype=str(cross.dtype).removeprefix("torch."),
-                device=str(cross.device),
-                columns=cross.t,
-                passes=passes,
-                columns_multiplied=columns,
-                variance_error=error,
-                notes=tuple(notes),
-                seconds=time.perf_counter() - started,
-            )
-        )  # fmt: skip
+        fitted.report(
+            "predictive_variance",
+            system,
+            started,
+            solver=solver,
+            reason=reason,
+            columns=cross.t,
+            variance_error=error,
+            notes=tuple(notes),
+        )
         return found

@@ -1,9 +1,10 @@
-"""The two hooks of a prediction: K(test, all) stays unevaluated, and a posterior is made as far as it is asked for.
+"""The hooks of a prediction: K(test, all) stays unevaluated, and a posterior is made as far as it is asked for.
 
 GPyTorch evaluates the t x t covariance of the test points and their t x n one with the training points before it asks
 its prediction strategy, whatever is wanted. So the kernels that :meth:`ExactGP._get_test_prior_mean_and_covariances`
 evaluates itself are put off (:class:`PutOff`), and :meth:`DefaultPredictionStrategy.exact_prediction` takes their
-points instead. What is not served here gets the evaluated matrices, as without the flag.
+points instead. What is not served here gets the evaluated matrices, as without the flag. A third hook,
+:meth:`DefaultPredictionStrategy.get_fantasy_strategy`, hands on what is solved.
 """
 
 from __future__ import annotations
@@ -97,9 +98,7 @@ def exact_prediction(
         return original_exact_prediction(self, test_mean, *evaluated)
     with no_autocast():
         mean = cross.product(fitted.solution).squeeze(-1).to(test_mean.dtype) + test_mean
-        known = test_train_covar.x1.detach().isfinite().all(-1)
-        if not bool(known.all()):  # at no distance, which the kernel would take for a large one
-            mean = torch.where(known, mean, math.nan)
+        mean = torch.where(cross.known, mean, math.nan)
     if gpytorch_settings.skip_posterior_variances.on() or _in_a_graph(cross):
         evaluated = test_test_covar.evaluate_kernel(), test_train_covar.evaluate_kernel()
         return mean, self.exact_predictive_covar(*evaluated)

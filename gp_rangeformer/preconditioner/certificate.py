@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -48,15 +49,13 @@ class SolutionEvidence:
         squares = wide.square()
         residual_square, whitened, solution_norm, quadratic, energy = to_host(
             squares.sum(0),
-            # P^-1 subtracts nearly all of the whitened residual where P is large: its rounding is that of r' D^-1 r.
             (squares / system.noise.unsqueeze(-1)).sum(0),
             torch.linalg.vector_norm(solution, dim=0, dtype=torch.float64),
             ((rhs.double() + wide) * solution).sum(0),
             (wide * correction).sum(0),
         )
-        energy = np.maximum(energy, 0) + 8 * torch.finfo(system.dtype).eps * whitened
-        energy *= 1 + preconditioner.doubt(system)
-        return cls(np.sqrt(residual_square), solution_norm, quadratic, energy)
+        bounded = energy_from_above(system, preconditioner, energy, whitened)
+        return cls(np.sqrt(residual_square), solution_norm, quadratic, bounded)
 
     def with_leading(self, other: SolutionEvidence) -> SolutionEvidence:
         """Its first columns replaced by those of ``other``."""
@@ -78,6 +77,18 @@ class SolutionEvidence:
 # entries of V V' are sums of few products in a register each.
 CONDITIONING = 2
 FEW_COLUMNS = 4  # whose residual is summed in float64: more would cost a pass over K each
+
+
+Numbers = TypeVar("Numbers", Tensor, np.ndarray)
+
+
+def energy_from_above(
+    system: LinearSystem, preconditioner: NystromPreconditioner, energy: Numbers, whitened: Numbers
+) -> Numbers:
+    """r' P^-1 r of a computed ``energy``, at least r' A^-1 r. P^-1 subtracts nearly all of ``whitened``, r' D^-1 r,
+    where P is large: its rounding is that of what it subtracts from."""
+    rounding = 8 * torch.finfo(system.dtype).eps * whitened
+    return (energy.clip(min=0) + rounding) * (1 + preconditioner.doubt(system))
 
 
 def wide_residual(

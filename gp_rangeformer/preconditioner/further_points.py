@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +15,8 @@ from gp_rangeformer.kernels.evaluate import of_points
 from gp_rangeformer.kernels.fused import FusedKernel
 from gp_rangeformer.preconditioner.sparse_rows import product_of_padded
 from gp_rangeformer.preconditioner.vecchia import VecchiaPreconditioner
+
+_FEWEST = 32  # neighbours
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,14 @@ class ConditionalImages:
         wide = torch.linalg.solve_triangular(vecchia.root, block[vecchia.landmarks].double(), upper=False)
         first = wide.to(block.dtype)
         return cls(first, torch.addmm(block[vecchia.order], vecchia.explained, first, alpha=-1))
+
+
+def enough_neighbours(error_with: Callable[[int], float], allowed: float, most: int) -> int:
+    """The first of 32, 64, ... and at last ``most`` neighbours whose error is at most the one allowed."""
+    count = min(_FEWEST, most)
+    while count < most and not error_with(count) <= allowed:
+        count = min(2 * count, most)
+    return count
 
 
 def condition_further(

@@ -21,7 +21,6 @@ from torch import Tensor
 from gp_rangeformer import settings
 from gp_rangeformer.kernels.cross import CrossKernel
 from gp_rangeformer.kernels.embedding import embed
-from gp_rangeformer.kernels.evaluate import of_points
 from gp_rangeformer.kernels.features import RandomFunctions, SpectralFeatures, coordinates
 from gp_rangeformer.plugin.fitted import fitted_model
 from gp_rangeformer.predict.prior import FrozenPrior, recordable_tensors, strategy_of
@@ -144,10 +143,9 @@ class SamplePaths:
         prior = self._prior
         mean, inputs = prior.at(x)
         cross = CrossKernel(prior.expression, prior.points, inputs, prior.parameters)
-        own = of_points(cross.arguments, slice(cross.n, None))
         # Summed in float64, as a predictive mean is.
         mean = mean[:, None] + cross.product(self._mean).to(x.dtype)
-        return mean + self._functions(coordinates(own, cross.t)) - cross.product(self._varying)
+        return mean + self._functions(coordinates(cross.of_others, cross.t)) - cross.product(self._varying)
 
     def _check(self, x: Tensor) -> None:
         if x.dim() < 2:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import itertools
 import math
 from dataclasses import dataclass, field, replace
 
@@ -98,7 +97,7 @@ class CertifiedPrepared:
 
     def logdet(self) -> LogDet:
         """log|A| by Lanczos with both intervals, or from the exact path."""
-        logdet = self._lanczos_logdet(self._signs(self.solver.num_probes)) if self.failure is None else None
+        logdet = self._lanczos_logdet(self.signs(self.solver.num_probes)) if self.failure is None else None
         return logdet if logdet is not None else self._exact_prepared(self.failure or Reason.NOT_PSD).logdet()
 
     def solve_draws(self, rhs: Float[Tensor, "n m"], energy: float) -> Solution:
@@ -112,11 +111,13 @@ class CertifiedPrepared:
         are solved to does not certify. A training step's iterations, and two passes more."""
         if self.vecchia is None:
             return None
-        probes = Probes.whitened(self._signs(count), self.vecchia).imaged(self.system)
+        probes = Probes.whitened(self.signs(count), self.vecchia).imaged(self.system)
         assert probes.near is not None
         assert probes.image is not None
-        known = itertools.takewhile(lambda found: found is not None, map(self.solved_probes.get, itertools.count()))
-        solved = torch.cat([probes.near[:, :0], *known], dim=1)[:, :count]  # type: ignore[list-item]
+        known: list[Tensor] = []
+        while len(known) in self.solved_probes:
+            known.append(self.solved_probes[len(known)])
+        solved = torch.cat([probes.near[:, :0], *known], dim=1)[:, :count]
         if solved.shape[1] < count:
             left = slice(solved.shape[1], count)
             unbounded = np.full(count - left.start, math.inf)
@@ -160,7 +161,7 @@ class CertifiedPrepared:
         m = rhs.shape[1]
         # What was found to be needed, within what is asked for now.
         count = min(max(self.memory.num_probes or 0, solver.num_probes), _MOST_PROBES * solver.num_probes)
-        signs = self._signs(count) if with_logdet else rhs[:, :0]
+        signs = self.signs(count) if with_logdet else rhs[:, :0]
         energy = np.full(m + signs.shape[1], math.inf)
         energy[:m] = 2 * _ENERGY_SHARE * solver.tolerance * system.size
         probes, solution = self._solve_step(rhs, signs, energy)
@@ -248,18 +249,15 @@ class CertifiedPrepared:
         value = solution.value
         return probes.weight(self.preconditioner, self.system.noise, value[:, :m], value[:, m:])
 
-    def _signs(self, count: int) -> Float[Tensor, "n p"]:
+    def signs(self, count: int) -> Float[Tensor, "n p"]:
+        """Rademacher vectors that probes are made of: the first of any larger number."""
         solver, system = self.solver, self.system
         key = system.size, count, solver.num_probes, solver.seed, system.dtype, system.device
         return self.memory.drawn("probes", key, lambda: solver.probe_vectors(system, count))
 
-    def probe_signs(self, count: int) -> Float[Tensor, "n p"]:
-        """Rademacher vectors, of those that probes are made of."""
-        return self._signs(max(count, 1))[:, :count]
-
     def _further_signs(self, count: int) -> Float[Tensor, "n p"]:
         """As many again."""
-        return self._signs(2 * count)[:, count:]
+        return self.signs(2 * count)[:, count:]
 
     def _predict(self, block: Tensor, probes: Probes, m: int) -> Tensor | tuple[Tensor, Tensor] | None:
         near = probes.near_block(m)

@@ -18,13 +18,17 @@ from torch import Tensor
 from gp_rangeformer.kernels.cross import CrossKernel
 from gp_rangeformer.kernels.native.neighbours import MOST_NEIGHBOURS
 from gp_rangeformer.kernels.tiles import spans
-from gp_rangeformer.preconditioner.further_points import ConditionalImages, FurtherPoints, condition_further
+from gp_rangeformer.preconditioner.further_points import (
+    ConditionalImages,
+    FurtherPoints,
+    condition_further,
+    enough_neighbours,
+)
 from gp_rangeformer.preconditioner.vecchia import VecchiaPreconditioner
 from gp_rangeformer.solvers.probes import InversePairs
-from gp_rangeformer.solvers.variances import Variances, joined
+from gp_rangeformer.solvers.variances import Variances, evenly_spread, joined
 
-_FEWEST = 32  # neighbours
-_SAMPLE = 256  # points that say how many neighbours are needed
+SAMPLE = 256  # points that say how many neighbours are needed
 _AT_ONCE = 8192  # points conditioned together: the memory of their neighbours and weights
 
 
@@ -46,13 +50,12 @@ class EstimatedVariances:
             neighbours are taken, up to 255, as a sample of the points says.
         """
         noise = float(self._noise.amin())
-        sample = torch.linspace(0, cross.t - 1, min(_SAMPLE, cross.t), device=cross.device).round().long()
-        count = _FEWEST
-        while count < MOST_NEIGHBOURS:
-            if self._with_neighbours(cross.of_some(sample), count).relative_error(noise) <= allowed:
-                break
-            count = min(2 * count, MOST_NEIGHBOURS)
-        return self._with_neighbours(cross, count)
+        sample = cross.of_some(evenly_spread(cross.t, SAMPLE, cross.device))
+
+        def error_with(count: int) -> float:
+            return self._with_neighbours(sample, count).relative_error(noise)
+
+        return self._with_neighbours(cross, enough_neighbours(error_with, allowed, MOST_NEIGHBOURS))
 
     def _with_neighbours(self, cross: CrossKernel, count: int) -> Variances:
         pieces = spans(0, cross.t, _AT_ONCE)
@@ -65,10 +68,6 @@ class EstimatedVariances:
         return joined(found)
 
     def _estimate(self, further: FurtherPoints, products: Float[Tensor, "t s2"], count: int) -> Variances:
-        left = (products - further.weighted(self._images)).double()  # r'u, r'v
-        pairs = left.shape[1] // 2
-        terms = left[:, :pairs] * left[:, pairs:]
+        gain, error = InversePairs.quadratic_forms(products - further.weighted(self._images))
         upper = (further.variances - self._noise.amin().double()).clamp_min(0)
-        gain = terms.mean(1).clamp_min(0).minimum(upper)
-        error = terms.std(1) / pairs**0.5
-        return Variances(upper - gain, error, upper, neighbours=count)
+        return Variances(upper - gain.minimum(upper), error, upper, neighbours=count)

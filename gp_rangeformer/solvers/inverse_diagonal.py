@@ -10,7 +10,6 @@ whose last term is estimated from the same pairs of vectors.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -20,11 +19,13 @@ from torch import Tensor
 from gp_rangeformer.kernels.fused import FusedKernel
 from gp_rangeformer.kernels.native.neighbours import MOST_NEIGHBOURS
 from gp_rangeformer.kernels.tiles import spans
-from gp_rangeformer.preconditioner.further_points import ConditionalImages, condition_each
+from gp_rangeformer.preconditioner.further_points import ConditionalImages, condition_each, enough_neighbours
 from gp_rangeformer.preconditioner.vecchia import VecchiaPreconditioner
+from gp_rangeformer.solvers.estimated_variances import SAMPLE
 from gp_rangeformer.solvers.probes import InversePairs
+from gp_rangeformer.solvers.variances import evenly_spread
 
-_FEWEST, _SAMPLE, _AT_ONCE = 32, 256, 4096
+_AT_ONCE = 4096  # points conditioned together
 _COLUMNS = 512  # of the inverse factor at a time
 
 
@@ -69,18 +70,19 @@ def estimated_inverse_diagonal(
     :param allowed: as of :meth:`~gp_rangeformer.solvers.estimated_variances.EstimatedVariances.of`.
     """
     work = _Estimate(points, noise, vecchia, pairs)
-    m = len(vecchia.order)
-    sample = torch.linspace(0, m - 1, min(_SAMPLE, m), device=noise.device).round().long()
-    count = _FEWEST
-    while count < MOST_NEIGHBOURS - 1:
-        value, error = work.of_others(sample, count)
-        if float((error / value).square().mean().sqrt()) <= allowed:
-            break
-        count = min(2 * count, MOST_NEIGHBOURS - 1)
-    found = torch.empty(2, points.n, dtype=torch.float64, device=noise.device)
-    found[:, vecchia.order] = work.in_pieces(work.of_others, m, count)
-    found[:, vecchia.landmarks] = work.in_pieces(work.of_landmarks, len(vecchia.landmarks), MOST_NEIGHBOURS - 1)
-    return InverseDiagonal(found[0], found[1], count)
+    m, most = len(vecchia.order), MOST_NEIGHBOURS - 1
+    sample = evenly_spread(m, SAMPLE, noise.device)
+    count = enough_neighbours(lambda count: work.of_others(sample, count).relative_error, allowed, most)
+    value, error = (torch.empty(points.n, dtype=torch.float64, device=noise.device) for _ in range(2))
+    for places, of, asked in (
+        (vecchia.order, work.of_others, count),
+        (vecchia.landmarks, work.of_landmarks, most),
+    ):
+        everything = torch.arange(len(places), device=noise.device)
+        for piece in spans(0, len(places), _AT_ONCE):
+            found = of(everything[piece], asked)
+            value[places[piece]], error[places[piece]] = found.value, found.standard_error
+    return InverseDiagonal(value, error, count)
 
 
 class _Estimate:
@@ -88,32 +90,24 @@ class _Estimate:
         self._points, self._noise, self._vecchia, self._pairs = points, noise, vecchia, pairs
         self._images = ConditionalImages.of(vecchia, pairs.images)
 
-    def of_others(self, asked: Int[Tensor, " t"], count: int) -> tuple[Tensor, Tensor]:
+    def of_others(self, asked: Int[Tensor, " t"], count: int) -> InverseDiagonal:
         """Of places in the preconditioner's order, given the landmarks and neighbours."""
         order = self._vecchia.order
         return self._of(order, self._vecchia.explained, self._images, asked, count)
 
-    def of_landmarks(self, asked: Int[Tensor, " t"], count: int) -> tuple[Tensor, Tensor]:
+    def of_landmarks(self, asked: Int[Tensor, " t"], count: int) -> InverseDiagonal:
         """Of landmarks, which V has in it: given neighbours alone."""
         everything = torch.arange(self._points.n, device=self._noise.device)
         nothing = self._noise.new_empty(self._points.n, 0)
         images = ConditionalImages.without_landmarks(self._pairs.images)
         return self._of(everything, nothing, images, self._vecchia.landmarks[asked], count)
 
-    def in_pieces(
-        self, of: Callable[[Tensor, int], tuple[Tensor, Tensor]], total: int, count: int
-    ) -> Float64[Tensor, "2 t"]:
-        everything = torch.arange(total, device=self._noise.device)
-        parts = [torch.stack(of(everything[piece], count)) for piece in spans(0, total, _AT_ONCE)]
-        return torch.cat(parts, dim=1)
-
     def _of(
         self, chosen: Tensor, explained: Tensor, images: ConditionalImages, asked: Tensor, count: int
-    ) -> tuple[Float64[Tensor, " t"], Float64[Tensor, " t"]]:
+    ) -> InverseDiagonal:
         further = condition_each(self._points, self._noise, chosen, explained, asked, count)
         own = chosen[asked]
         told = (self._pairs.images[own] - further.weighted(images)).double()
         left = self._pairs.vectors[own].double() - told / further.variances.unsqueeze(-1)
-        s = self._pairs.count
-        terms = left[:, :s] * left[:, s:]
-        return 1 / further.variances + terms.mean(1).clamp_min(0), terms.std(1) / s**0.5
+        gain, error = InversePairs.quadratic_forms(left)
+        return InverseDiagonal(1 / further.variances + gain, error)

@@ -13,7 +13,13 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from gp_rangeformer.preconditioner.certificate import FEW_COLUMNS, inv_quad_bounds, relative_residual, wide_residual
+from gp_rangeformer.preconditioner.certificate import (
+    FEW_COLUMNS,
+    energy_from_above,
+    inv_quad_bounds,
+    relative_residual,
+    wide_residual,
+)
 from gp_rangeformer.preconditioner.nystrom import NystromPreconditioner
 from gp_rangeformer.recycling.galerkin import galerkin
 from gp_rangeformer.recycling.memory import Memory
@@ -29,7 +35,6 @@ _REFINEMENTS = 2
 _ROUNDS, _REDUCTION, _WASTED = 8, 1e-3, 3
 _KEPT = 0.01  # of the norm: what probes that were solved beside others may be off by
 _SHARED = 32  # columns that a pass over K takes for little more than one
-_SUBTRACTION = 8  # eps of r' D^-1 r: what r' P^-1 r loses
 # Of a mean, each of which takes a factor of at most 30 off the residual: the bound of its error is loose, and thirty
 # times less residual took errors from 1e-2 to 5e-4 of the deviation.
 _MEAN_REFINEMENTS, _MEAN_REDUCTION = 3, 0.03
@@ -182,7 +187,7 @@ def _correction(
     further, scale = narrow[:, :0], stop[:0].to(narrow.dtype)
     if vecchia is not None and beside:
         first = 0 if number is None else number * _SHARED
-        signs = prepared.probe_signs(first + beside)[:, first:]
+        signs = prepared.signs(first + beside)[:, first:]
         further = vecchia.root_multiply(signs)
         scale = (stop.max() / target / torch.linalg.vector_norm(further, dim=0)).to(narrow.dtype)
     everything = torch.cat([narrow, further * scale], dim=1)
@@ -199,15 +204,13 @@ def _correction(
 def _energy(
     system: LinearSystem, preconditioner: NystromPreconditioner, residual: Float64[Tensor, "n m"]
 ) -> Float64[Tensor, " m"]:
-    """r' P^-1 r from above, at least r' A^-1 r. P^-1 subtracts nearly all of r' D^-1 r where P is large, and may leave
-    less than the rounding of that."""
+    """r' P^-1 r from above, at least r' A^-1 r."""
     scale = torch.linalg.vector_norm(residual, dim=0).clamp_min(torch.finfo(torch.float64).tiny)
     unit = (residual / scale).to(preconditioner.basis.dtype)  # small residuals would underflow in float32
     wide = unit.double()
-    found = (wide * preconditioner.solve(unit)).sum(0).clamp_min(0)
+    found = (wide * preconditioner.solve(unit)).sum(0)
     whitened = (wide.square() / system.noise.unsqueeze(-1)).sum(0)
-    rounding = _SUBTRACTION * torch.finfo(unit.dtype).eps * whitened
-    return (found + rounding) * (1 + preconditioner.doubt(system)) * scale.square()
+    return energy_from_above(system, preconditioner, found, whitened) * scale.square()
 
 
 def _at_any_point(system: LinearSystem, energy: Float64[Tensor, " m"]) -> float:

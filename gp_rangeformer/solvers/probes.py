@@ -87,6 +87,9 @@ class InversePairs:
     vectors: Float[Tensor, "n s2"]
     images: Float[Tensor, "n s2"]
 
-    @property
-    def count(self) -> int:
-        return self.vectors.shape[1] // 2
+    @staticmethod
+    def quadratic_forms(products: Float[Tensor, "t s2"]) -> tuple[Float64[Tensor, " t"], Float64[Tensor, " t"]]:
+        """Estimates of r' A^-1 r, at least 0, and their standard errors, from r'u and r'v of t vectors r."""
+        left, right = products.double().chunk(2, dim=1)
+        terms = left * right
+        return terms.mean(1).clamp_min(0), terms.std(1) / terms.shape[1] ** 0.5

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Float64
+from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
 from gp_rangeformer.kernels.cross import CrossKernel
@@ -36,6 +36,11 @@ class Variances:
     def excess(self, noise: float) -> float:
         """How far the upper bound is above the value, on average, relative to the variance of an observation."""
         return float(((self.upper - self.value) / (self.value + noise)).mean())
+
+
+def evenly_spread(total: int, most: int, device: torch.device) -> Int64[Tensor, " c"]:
+    """At most so many of the numbers below ``total``: a sample of points in the order that they have."""
+    return torch.linspace(0, total - 1, min(most, total), device=device).round().long()
 
 
 def joined(parts: list[Variances]) -> Variances:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import warnings
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -14,18 +12,12 @@ from gpytorch.mlls import ExactMarginalLogLikelihood, SumMarginalLogLikelihood
 from gp_rangeformer import settings
 from gp_rangeformer.fit import botorch_fits, botorch_optimizer
 from gp_rangeformer.fit.botorch import botorch_optimizer as default
-from gp_rangeformer.lab.bench.small_tasks import botorch_conditions, has_botorch
 from tests.fit.models import data, value
 
-pytestmark = pytest.mark.skipif(importlib.util.find_spec("botorch") is None, reason="BoTorch is an extra")
-
-
-@pytest.fixture(autouse=True)
-def as_after_its_import() -> Iterator[None]:
-    assert has_botorch()  # imported, and what that sets for the process put back
-    with botorch_conditions(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
+pytestmark = [
+    pytest.mark.skipif(importlib.util.find_spec("botorch") is None, reason="BoTorch is an extra"),
+    pytest.mark.usefixtures("as_after_botorchs_import"),
+]
 
 
 def single_task(n: int, outputs: int = 1, noise: torch.Tensor | None = None) -> Any:

@@ -3,29 +3,21 @@
 from __future__ import annotations
 
 import importlib.util
-import warnings
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from gp_rangeformer.lab.bench.small_tasks import botorch_conditions, has_botorch
 from gp_rangeformer.predict import botorch_path_model, leave_one_out, sample_paths
 from tests.fit.models import DIMENSIONS, data
 
-pytestmark = pytest.mark.skipif(importlib.util.find_spec("botorch") is None, reason="BoTorch is an extra")
+pytestmark = [
+    pytest.mark.skipif(importlib.util.find_spec("botorch") is None, reason="BoTorch is an extra"),
+    pytest.mark.usefixtures("as_after_botorchs_import"),
+]
 
 BOUNDS = torch.tensor([[2.0] * DIMENSIONS, [4.0] * DIMENSIONS], dtype=torch.float64)
-
-
-@pytest.fixture(autouse=True)
-def as_after_its_import() -> Iterator[None]:
-    assert has_botorch()  # imported, and what that sets for the process put back
-    with botorch_conditions(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
 
 
 def single_task(n: int = 50, outputs: int = 1, noise: float | None = None) -> Any:

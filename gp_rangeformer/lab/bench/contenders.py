@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import math
 import time
 import warnings
@@ -26,6 +27,15 @@ from gp_rangeformer.lab.models import Regression, build_model
 
 class UnavailableError(Exception):
     """A contender that cannot run here or does not know the kernel; the message is the reason to show."""
+
+
+def import_peer(module: str, package: str | None = None) -> Any:
+    """:raises UnavailableError: its package, of the same name if none is given, is not installed."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        name = package or module
+        raise UnavailableError(f"{name} cannot be imported ({error}): pip install {name}") from None
 
 
 @dataclass(frozen=True)

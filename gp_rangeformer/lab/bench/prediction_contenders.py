@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +13,7 @@ from torch import Tensor
 
 from gp_rangeformer import settings
 from gp_rangeformer.allocation.free_memory import free_bytes
-from gp_rangeformer.lab.bench.contenders import UnavailableError
+from gp_rangeformer.lab.bench.contenders import UnavailableError, import_peer
 from gp_rangeformer.lab.bench.prediction_data import Fitted
 
 Predict = Callable[[Tensor], tuple[Tensor, Tensor]]  # points to mean and variance of f
@@ -102,10 +101,7 @@ def _peer_numbers(n: int, t: int) -> int:
 
 def _scikit_learn(fitted: Fitted) -> Predict:
     """:raises UnavailableError: it is not installed."""
-    try:
-        process: Any = importlib.import_module("sklearn.gaussian_process")
-    except ImportError as error:
-        raise UnavailableError(f"scikit-learn cannot be imported ({error}): pip install scikit-learn") from None
+    process = import_peer("sklearn.gaussian_process", "scikit-learn")
     wide = fitted.widened()
     model: Any = wide.build()
     mean, noise = model.mean_module.constant.item(), model.likelihood.noise.item()
@@ -126,10 +122,7 @@ def _scikit_learn(fitted: Fitted) -> Predict:
 
 def _gpflash(fitted: Fitted) -> Predict:
     """:raises UnavailableError: it is not installed."""
-    try:
-        gpflash: Any = importlib.import_module("gpflash")
-    except ImportError as error:
-        raise UnavailableError(f"gpflash cannot be imported ({error}): pip install gpflash") from None
+    gpflash = import_peer("gpflash")
     wide = fitted.widened()
     model: Any = wide.build()
     mean = model.mean_module.constant.item()

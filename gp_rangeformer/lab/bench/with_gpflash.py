@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
 from typing import Any
 
 import torch
 
-from gp_rangeformer.lab.bench.contenders import Clock, Evaluation, Problem, UnavailableError
+from gp_rangeformer.lab.bench.contenders import Clock, Evaluation, Problem, UnavailableError, import_peer
 from gp_rangeformer.lab.compare.audit import Parameters, gradient_vector, restore
 from gp_rangeformer.lab.models import build_model
 
@@ -33,10 +32,7 @@ class GpflashContender:
             raise UnavailableError("gpflash runs on the CPU only")
         if problem.kernel not in _KERNELS:
             raise UnavailableError(f"gpflash is set up for the kernels {', '.join(_KERNELS)}")
-        try:
-            self._gpflash: Any = importlib.import_module("gpflash")
-        except ImportError as error:
-            raise UnavailableError(f"gpflash cannot be imported ({error}): pip install gpflash") from None
+        self._gpflash = import_peer("gpflash")
         dataset = problem.dataset
         self._model: Any = build_model(dataset, problem.kernel)[0]
         self._y = dataset.train_y.numpy()
