@@ -1,0 +1,124 @@
+"""``gp-rangeformer compare``: the same training by several solvers, and where they differ."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from gp_rangeformer.lab.commands.console import (
+    INTERRUPTED,
+    command_line,
+    open_console,
+    refusing,
+    say_written,
+    show_progress,
+)
+from gp_rangeformer.lab.commands.options import (
+    Data,
+    DataDir,
+    Device,
+    KernelName,
+    MinSize,
+    N,
+    NTest,
+    Rate,
+    Seed,
+    Steps,
+    Target,
+    check_device,
+    check_dtype,
+    load,
+)
+from gp_rangeformer.lab.outputs import Outputs
+
+if TYPE_CHECKING:
+    from gp_rangeformer.lab.compare import Comparison
+
+
+def compare(
+    context: typer.Context,
+    data: Data = None,
+    target: Target = None,
+    dataset: Annotated[
+        str | None, typer.Option(help="Names from `info`, separated by commas.", show_default="co2")
+    ] = None,
+    n: N = None,
+    n_test: NTest = 1000,
+    kernel: KernelName = None,
+    steps: Steps = 30,
+    lr: Rate = 0.1,
+    solvers: Annotated[
+        str,
+        typer.Option(
+            help="exact, cholesky, cg, cg-tight, rangeformer, rangeformer-direct (the network's own answers), "
+            "separated by commas; exact and rangeformer take settings, as in rangeformer:rank=200+history=1.",
+            show_default="all but the last",
+        ),
+    ] = "exact,cholesky,cg,cg-tight,rangeformer",
+    dtype: Annotated[
+        str | None, typer.Option(help="float32 or float64.", show_default="float32; float64 for the kernel of co2")
+    ] = None,
+    device: Device = "cpu",
+    seed: Seed = 0,
+    audit: Annotated[
+        int, typer.Option(min=0, help="Check every N-th step with exact float64; 0: the first and the last.")
+    ] = 10,
+    timing_only: Annotated[str, typer.Option(help="Those of --solvers that run --timing-steps steps only.")] = "",
+    timing_steps: Annotated[int, typer.Option(min=1, help="Steps of the solvers in --timing-only.")] = 5,
+    reference_check: Annotated[
+        bool, typer.Option(help="Check the reference against the other exact path once, in float64.")
+    ] = True,
+    min_size: MinSize = None,
+    data_dir: DataDir = None,
+    json: Annotated[Path | None, typer.Option(help="Write every number to this file.")] = None,
+    plots: Annotated[Path | None, typer.Option(help="Write the figures to this folder.")] = None,
+    markdown: Annotated[Path | None, typer.Option(help="Write the tables to this file.")] = None,
+) -> None:
+    """Train the same GP from the same start with each solver and show where they differ.
+
+    A float64 reference always runs first. Without arguments: the weekly CO2 record of Mauna Loa.
+    """
+    with refusing():
+        from gp_rangeformer.lab.compare import Options, parse_solvers
+        from gp_rangeformer.lab.compare import compare as compare_solvers
+        from gp_rangeformer.lab.compare.record import Record
+        from gp_rangeformer.lab.compare.tables import tables
+        from gp_rangeformer.lab.models import check_kernel, default_dtype
+
+        check_dtype(dtype or "float32")
+        check_device(device)
+        parse_solvers(solvers, dtype or "float32", timing_only, min_size)
+        loaded = load(data, target, dataset, n, n_test, seed, data_dir)
+        for each in loaded:
+            check_kernel(kernel, each)
+    options = Options(kernel, steps, lr, audit, timing_steps, device, seed, reference_check)
+    outputs = Outputs()
+    record = Record(command_line(context), context.params, device, json, outputs.write_json)
+    console = open_console()
+    for each in loaded:
+        specs = parse_solvers(solvers, dtype or default_dtype(each, kernel), timing_only, min_size)
+        with show_progress() as show:
+            comparison = compare_solvers(each, specs, options, observer=show, save=record.save)
+        for grid in tables(comparison):
+            console.print(grid.to_rich())
+        if plots is not None:
+            outputs.write(plots, partial(_write_figures, comparison, plots))
+        if comparison.interrupted:
+            break
+    if markdown is not None:
+        outputs.write(markdown, partial(record.write_markdown, markdown))
+    say_written(outputs)
+    if record.interrupted:
+        console.print("Interrupted; what was done until then is above.", style="yellow")
+    outputs.finish()
+    if record.interrupted:
+        raise typer.Exit(INTERRUPTED)
+
+
+def _write_figures(comparison: Comparison, folder: Path) -> None:
+    from gp_rangeformer.lab.plots import write_figures
+
+    write_figures(comparison, folder)
