@@ -98,7 +98,7 @@ class Results:
     @cached_property
     def large_fits(self) -> dict[str, dict[str, Any]]:
         """``gp-rangeformer fit`` of all rows of a set, by file."""
-        return {name: self._read(name, lambda content: content) for name in ("fit-kin40k-36000",)}
+        return {name: self._read(name, lambda content: content) for name in ("fit-kin40k-36000", "fit-protein-36584")}
 
     @cached_property
     def predictions(self) -> PredictionRun:
