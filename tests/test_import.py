@@ -12,7 +12,18 @@ import gp_rangeformer
 print(*sorted(set(sys.modules) - before))
 """
 # Seconds of a first import that only some calls need: those import it themselves.
-HEAVY = ("sympy", "typer", "rich", "matplotlib", "scipy.optimize", "scipy.stats", "gp_rangeformer.lab.compare")
+HEAVY = (
+    "sympy",
+    "typer",
+    "rich",
+    "matplotlib",
+    "pandas",
+    "sklearn",
+    "scipy.optimize",
+    "scipy.stats",
+    "gp_rangeformer.regression",
+    "gp_rangeformer.lab.compare",
+)
 
 
 def test_the_import_brings_no_heavy_module_that_torch_and_gpytorch_had_not() -> None:

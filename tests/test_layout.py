@@ -31,6 +31,7 @@ ORDER = (
     "fit",
     "predict",
     "__init__",
+    "regression",
     "lab",
 )
 # Numerics, which know nothing of whom they serve.
