@@ -4,27 +4,99 @@
         loss = -mll(model(train_x), train_y)
 
 Like linear_operator's and GPyTorch's own settings they are process-global and seen from other threads (autograd's
-backward passes are some): threads that set different values overwrite each other's. How A x = b and log|A| are
-answered, and how accurately, is said by one of them, ``solver``; the others say when, where and from what.
+backward passes are some): threads that set different values overwrite each other's. Besides, each is a decorator of
+functions, and its ``set_global`` holds for the whole process. How A x = b and log|A| are answered, and how accurately,
+is said by one of them, ``solver``; the others say when, where and from what.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import inspect
 import sys
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
 from linear_operator.settings import _feature_flag, _value_context
 
+_Function = TypeVar("_Function", bound=Callable[..., Any])
 
-class _checked_flag(_feature_flag):
+
+class _setting(contextlib.ContextDecorator):
+    """What both kinds have beyond the host's: what was there is read on entry, so that one context may be entered again
+    while it is open, as decorated functions do that call themselves; and a value for the whole process."""
+
+    def __init__(self, *arguments: Any, **changes: Any) -> None:
+        self._before: list[Any] = []
+
+    @classmethod
+    def set_global(cls, *arguments: Any, **changes: Any) -> None:
+        """Set for the whole process, with the arguments of the context, until it is set again. A context that is open
+        around this call puts back at its end what was there before it."""
+        cls(*arguments, **changes).__enter__()
+
+    def __call__(self, func: _Function) -> _Function:
+        """``func`` with this setting during each of its calls.
+
+        :raises TypeError: a class, or a function that goes on after its call has returned: a generator, a coroutine.
+        """
+        decorator = f"@settings.{type(self).__name__}(...)"
+        if isinstance(func, type):
+            raise TypeError(f"{decorator} is for functions: put it on the methods of {func.__name__}")
+        if any(
+            goes_on(func)
+            for goes_on in (inspect.isgeneratorfunction, inspect.iscoroutinefunction, inspect.isasyncgenfunction)
+        ):
+            raise TypeError(
+                f"{decorator} ends when the call returns, and {func.__qualname__} goes on after it: write "
+                f"`with {decorator[1:]}:` inside, around what computes"
+            )
+        return super().__call__(func)
+
+    def __enter__(self) -> None:
+        inside = self._inside()
+        self._before.append(self._stored())
+        self._store(inside)
+
+    def __exit__(self, *_: object) -> None:
+        self._store(self._before.pop())
+
+    def _inside(self) -> Any:
+        """What holds in the context."""
+        raise NotImplementedError
+
+    @classmethod
+    def _stored(cls) -> Any:
+        raise NotImplementedError
+
+    @classmethod
+    def _store(cls, value: Any) -> None:
+        raise NotImplementedError
+
+
+class _checked_flag(_setting, _feature_flag):
     """A flag that takes True or False and nothing that merely counts as one of them."""
 
     def __init__(self, state: bool = True) -> None:
         if not isinstance(state, bool):
-            raise ValueError(f"settings.{type(self).__name__} must be True or False, got {state!r}")
-        super().__init__(state)
+            name = f"settings.{type(self).__name__}"
+            hint = f"; as a decorator it is @{name}()" if callable(state) else ""
+            raise ValueError(f"{name} must be True or False, got {state!r}{hint}")
+        super().__init__()
+        self.state = state
+
+    def _inside(self) -> bool:
+        return self.state
+
+    @classmethod
+    def _stored(cls) -> bool | None:
+        return cls._state  # None: the default
+
+    @classmethod
+    def _store(cls, value: bool | None) -> None:
+        cls._set_state(value)
 
 
 class rangeformer(_checked_flag):
@@ -63,12 +135,24 @@ class deterministic(_checked_flag):
     _default = False
 
 
-class _checked_value(_value_context):
+class _checked_value(_setting, _value_context):
     """A value that is checked when it is set, so that a typing error is met where it was made."""
 
     def __init__(self, value):
         self.check(value)
-        super().__init__(value)
+        super().__init__()
+        self._chosen = value
+
+    def _inside(self) -> Any:
+        return self._chosen
+
+    @classmethod
+    def _stored(cls) -> Any:
+        return cls._global_value
+
+    @classmethod
+    def _store(cls, value: Any) -> None:
+        cls._set_value(value)
 
     @classmethod
     def value(cls) -> Any:
@@ -118,20 +202,12 @@ class solver(_checked_value):
     _present = object()
 
     def __init__(self, chosen: Any = _present, **changes: Any) -> None:
+        _setting.__init__(self)
         self._chosen, self._changes = chosen, changes
-        self._before: list[Any] = []
-        self._changed()  # what cannot be is refused where it is written
+        self._inside()  # what cannot be is refused where it is written
 
-    def __enter__(self) -> None:
-        # Of the solver that is present now, not of the one when this context was made.
-        changed = self._changed()
-        self._before.append(self.value())
-        self._set_value(changed)
-
-    def __exit__(self, *_: Any) -> None:
-        self._set_value(self._before.pop())
-
-    def _changed(self) -> Any:
+    def _inside(self) -> Any:
+        # Of the solver that is present on entry, not of the one when this context was made.
         solver = self.value() if self._chosen is self._present else self._chosen
         self.check(solver)
         names = [field.name for field in dataclasses.fields(solver)]

@@ -6,6 +6,7 @@ import dataclasses
 import importlib
 import math
 import threading
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -118,6 +119,109 @@ def test_flags_speak_the_hosts_dialect(flag: Any, default: bool) -> None:
 def test_the_flag_is_on_without_an_argument() -> None:
     with settings.rangeformer():
         assert settings.rangeformer.on()
+
+
+def every_context() -> list[tuple[str, Any, Any]]:
+    """Of every setting its name, arguments other than the present value, and the value that they make."""
+    flags = [(flag.__name__, not default, not default) for flag, default in FLAGS]
+    values = [(setting.__name__, 7, 7) for setting, _ in COUNTS] + [(c.__name__, v[1], v[1]) for c, v in CHOICES]
+    return [*flags, *values, ("process_group", True, True), ("solver", Exact(), Exact())]
+
+
+def present(name: str) -> Any:
+    setting = getattr(settings, name)
+    return setting.on() if issubclass(setting, _feature_flag) else setting.value()
+
+
+@pytest.fixture
+def unset() -> Iterator[None]:
+    """Afterwards every setting is what it was, also where that was nothing."""
+    stored = {name: getattr(settings, name)._stored() for name in everything()}
+    yield
+    for name, value in stored.items():
+        getattr(settings, name)._store(value)
+
+
+contexts = pytest.mark.parametrize(("name", "argument", "value"), every_context(), ids=[c[0] for c in every_context()])
+
+
+@contexts
+def test_a_decorated_function_has_the_setting_in_each_of_its_calls(name: str, argument: Any, value: Any) -> None:
+    before, seen = present(name), []
+
+    @getattr(settings, name)(argument)
+    def countdown(left: int) -> str:
+        """Calls itself."""
+        seen.append(present(name))
+        if left == 0:
+            raise KeyError
+        if left > 1:
+            countdown(left - 1)
+            seen.append(present(name))
+        return "done"
+
+    assert present(name) == before
+    assert (countdown(1), countdown.__name__, countdown.__doc__) == ("done", "countdown", "Calls itself.")
+    assert present(name) == before
+    countdown(3)
+    with pytest.raises(KeyError):
+        countdown(0)
+    assert present(name) == before
+    assert seen == [value] * len(seen)
+    assert len(seen) == 7
+
+
+@contexts
+def test_a_setting_for_the_whole_process_holds_until_it_is_set_again(
+    name: str, argument: Any, value: Any, unset: None
+) -> None:
+    setting, before = getattr(settings, name), present(name)
+    assert value != before
+    setting.set_global(argument)
+    assert present(name) == value
+    with setting(before):
+        assert present(name) == before
+    assert present(name) == value
+    with pytest.raises(ValueError, match=rf"settings\.{name} must be"):
+        setting.set_global(2.5)
+    assert present(name) == value
+    setting.set_global(before)
+    assert present(name) == before
+
+
+def test_the_flag_for_the_whole_process_is_on_without_an_argument(unset: None) -> None:
+    settings.rangeformer.set_global()
+    settings.solver.set_global(rank=9)
+    assert settings.rangeformer.on()
+    assert settings.solver.value() == Certified(rank=9)
+
+
+def test_a_context_puts_back_what_was_there_when_it_was_entered() -> None:
+    made_before = settings.min_size(7)
+    with settings.min_size(9):
+        with made_before:
+            assert settings.min_size.value() == 7
+        assert settings.min_size.value() == 9
+
+
+def test_what_goes_on_after_its_call_is_not_decorated() -> None:
+    def generator():
+        yield 1
+
+    async def coroutine() -> None: ...
+
+    async def both():
+        yield 1
+
+    class Model: ...
+
+    for function in (generator, coroutine, both):
+        with pytest.raises(TypeError, match=rf"{function.__name__} goes on after it: write `with settings\.min_size"):
+            settings.min_size(7)(function)
+    with pytest.raises(TypeError, match="put it on the methods of Model"):
+        settings.rangeformer()(Model)
+    with pytest.raises(ValueError, match=r"as a decorator it is @settings\.rangeformer\(\)"):
+        settings.rangeformer(generator)  # type: ignore[arg-type]
 
 
 def test_a_setting_is_seen_from_other_threads_as_the_hosts_are() -> None:
