@@ -82,11 +82,12 @@ def _over(part: float, whole: float) -> float:
 class SolveReport:
     """One call, as :func:`gp_rangeformer.last_report` returns it. Batches are one call: sums, and the worst residual.
 
-    Intervals are in nats and for the whole data set: ``mll`` is log p(y) itself, not divided by n.
+    Intervals are in nats and for the whole data set: ``mll`` is log p(y) itself, not divided by n. A report is True,
+    unless there was no call yet (``Reason.NOT_ASKED``).
     """
 
-    operation: str  # inv_quad_logdet, solve, root_inv_decomposition
-    solver: str  # rangeformer, direct, exact, gpytorch
+    operation: str  # inv_quad_logdet, solve, root_inv_decomposition; none
+    solver: str  # rangeformer, direct, exact, gpytorch; none
     reason: Reason
     n: int
     batch_shape: tuple[int, ...] = ()
@@ -117,8 +118,13 @@ class SolveReport:
         """Whether the RangeFormer solver was tried and could not certify its answer."""
         return self.reason in FAILURES
 
+    def __bool__(self) -> bool:
+        return self.reason is not Reason.NOT_ASKED
+
     def summary(self) -> str:
         """One line."""
+        if not self:
+            return self.reason.value
         parts = [f"{self.operation} n={self.n} -> {self.solver}"]
         if self.solver == "gpytorch":
             return f"{parts[0]} ({self.reason.value})"
@@ -145,9 +151,10 @@ class SolveReport:
         return "; ".join(parts)
 
 
-@dataclass
+@dataclass(repr=False)
 class ReportCollection:
-    """Reports gathered by :func:`collect_reports`, in the order of the calls."""
+    """Reports gathered by :func:`collect_reports`, in the order of the calls. ``print`` shows their totals,
+    :meth:`summary` also who answered what and why."""
 
     reports: list[SolveReport] = field(default_factory=list)
 
@@ -160,6 +167,35 @@ class ReportCollection:
     def fallbacks(self) -> int:
         return sum(report.fell_back for report in self.reports)
 
+    @property
+    def passes(self) -> int:
+        """Products with K."""
+        return sum(report.passes for report in self.reports)
+
+    @property
+    def seconds(self) -> float:
+        return math.fsum(report.seconds for report in self.reports)
+
+    @property
+    def worst(self) -> SolveReport | None:
+        """The call with the largest residual, or with one that is NaN, of those that the plug-in answered."""
+        answered = [report for report in self.reports if report.solver != "gpytorch"]
+        return max(answered, key=lambda report: _nan_as_infinity(report.residual), default=None)
+
+    def summary(self) -> str:
+        """The totals and the worst residual, then a line for every operation, solver and reason, most calls first."""
+        if not self.reports:
+            return Reason.NOT_ASKED.value
+        lines = [_totals(self)]
+        if self.worst is not None:
+            lines[0] += f"; worst residual {self.worst.residual:.1e} ({self.worst.operation} n={self.worst.n})"
+        for (operation, solver, reason), count in self.counts.most_common():
+            lines.append(f"{count} x {operation} -> {solver}: {Reason[reason].value}")
+        return "\n".join(lines)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__}: {_totals(self)}>"
+
     def __iter__(self) -> Iterator[SolveReport]:
         return iter(self.reports)
 
@@ -170,13 +206,26 @@ class ReportCollection:
         return self.reports[index]
 
 
+def _totals(reports: ReportCollection) -> str:
+    calls = f"{len(reports)} call{'s' * (len(reports) != 1)}"
+    return f"{calls}, {reports.fallbacks} fell back; {reports.passes} passes, {reports.seconds:.3f} s"
+
+
+def _nan_as_infinity(value: float) -> float:
+    return math.inf if math.isnan(value) else value
+
+
 _lock = threading.Lock()
-_last: SolveReport | None = None
+_last = SolveReport("none", "none", Reason.NOT_ASKED, n=0)
 _collections: list[ReportCollection] = []
 
 
-def last_report() -> SolveReport | None:
-    """The report of the most recent call in this process while the flag was on, or None. Declined calls report too."""
+def last_report() -> SolveReport:
+    """The report of the most recent call in this process while the flag was on. Declined calls report too.
+
+    Before the first one, most often because nothing was computed inside ``settings.rangeformer()``, the report is False
+    as a truth value, its reason is ``NOT_ASKED``, and its summary says where the flag is on.
+    """
     return _last
 
 

@@ -43,6 +43,5 @@ def test_no_reference_cycle_keeps_the_matrices_of_a_step(min_size, solver) -> No
     finally:
         gc.enable()
     report = last_report()
-    assert report is not None
     assert report.solver == solver
     assert after == before

@@ -16,7 +16,7 @@ import torch
 
 import gp_rangeformer
 from gp_rangeformer import FallbackWarning, collect_reports, last_report, settings
-from gp_rangeformer.report import FAILURES, SolveReport
+from gp_rangeformer.report import FAILURES, ReportCollection, SolveReport
 from gp_rangeformer.system.reason import Reason
 from tests.plugin.market import added_diagonal, build, dense_covariance, exact_path, rangeformer_path
 
@@ -26,9 +26,29 @@ PATHS = {"exact": exact_path, "rangeformer": rangeformer_path}
 paths = pytest.mark.parametrize("path", PATHS)
 
 
-def test_there_is_no_report_before_the_first_call() -> None:
-    script = "import gp_rangeformer as g; assert g.last_report() is None; assert g.memory_bytes() == 0"
-    subprocess.run([sys.executable, "-c", script], check=True, timeout=120)
+def test_before_the_first_call_the_report_says_where_the_flag_is_on() -> None:
+    script = """
+import gp_rangeformer, gpytorch, torch
+from gp_rangeformer.system.reason import Reason
+assert gp_rangeformer.memory_bytes() == 0
+report = gp_rangeformer.last_report()
+assert not report
+assert (report.reason, report.n, report.fell_back, report.mll) == (Reason.NOT_ASKED, 0, False, None)
+x = torch.linspace(0, 1, 120)
+covariance = gpytorch.kernels.RBFKernel()(x).evaluate_kernel().add_jitter(0.1)
+covariance.inv_quad_logdet(x[:, None], logdet=True)
+print(gp_rangeformer.last_report().summary())
+with gp_rangeformer.settings.rangeformer():
+    covariance.inv_quad_logdet(x[:, None], logdet=True)
+assert gp_rangeformer.last_report()
+print(gp_rangeformer.last_report().summary())
+"""
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+    assert run.returncode == 0, run.stderr
+    forgotten, asked = run.stdout.splitlines()
+    assert forgotten == Reason.NOT_ASKED.value
+    assert "inside `with settings.rangeformer():`" in forgotten
+    assert asked.startswith("inv_quad_logdet n=120 -> ")
 
 
 def test_the_last_report_is_that_of_the_last_call_with_the_flag_on() -> None:
@@ -196,6 +216,42 @@ def test_a_summary_is_one_line_that_names_operation_size_solver_and_reason() -> 
 def test_a_report_cannot_be_changed() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         every_kind_of_report()[0].solver = "other"  # type: ignore[misc]
+
+
+def test_a_collection_says_who_answered_how_often_and_why() -> None:
+    first = SolveReport("solve", "exact", Reason.EXACT_SMALL, n=150, passes=2, residual=1e-9, seconds=0.25)
+    worse = dataclasses.replace(first, n=170, solver="rangeformer", reason=Reason.CONVERGED, residual=3e-3)
+    failed = dataclasses.replace(first, operation="inv_quad_logdet", reason=Reason.MAX_PASSES)
+    declined = SolveReport("solve", "gpytorch", Reason.TOO_SMALL, n=7, residual=1.0)
+    collection = ReportCollection([failed, first, worse, declined, first])
+    assert (collection.passes, collection.seconds, collection.worst) == (8, 1.0, worse)
+    total, *counts = collection.summary().splitlines()
+    assert total == "5 calls, 1 fell back; 8 passes, 1.000 s; worst residual 3.0e-03 (solve n=170)"
+    assert counts == [
+        f"2 x solve -> exact: {Reason.EXACT_SMALL.value}",
+        f"1 x inv_quad_logdet -> exact: {Reason.MAX_PASSES.value}",
+        f"1 x solve -> rangeformer: {Reason.CONVERGED.value}",
+        f"1 x solve -> gpytorch: {Reason.TOO_SMALL.value}",
+    ]
+    assert str(collection) == repr(collection) == "<ReportCollection: 5 calls, 1 fell back; 8 passes, 1.000 s>"
+    assert repr(ReportCollection([first])).startswith("<ReportCollection: 1 call, 0 fell back")
+
+
+def test_a_residual_that_is_nan_is_the_worst() -> None:
+    known = SolveReport("solve", "exact", Reason.EXACT_SMALL, n=150, residual=1e-3)
+    unknown = dataclasses.replace(known, residual=math.nan)
+    assert ReportCollection([known, unknown, known]).worst is unknown
+    assert "worst residual nan" in ReportCollection([unknown, known]).summary()
+
+
+def test_a_collection_of_nothing_says_where_the_flag_is_on() -> None:
+    problem = build()
+    with collect_reports() as reports:
+        problem.loss()
+    assert reports.summary() == Reason.NOT_ASKED.value
+    assert reports.worst is None
+    declined = ReportCollection([SolveReport("solve", "gpytorch", Reason.TOO_SMALL, n=7)])
+    assert "residual" not in declined.summary()
 
 
 def test_a_logger_at_debug_level_gets_one_line_a_call(caplog: pytest.LogCaptureFixture) -> None:

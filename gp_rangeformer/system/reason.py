@@ -8,6 +8,11 @@ import enum
 class Reason(enum.Enum):
     """Outcome of a call. The value is a sentence that names the cause and, where there is one, the remedy."""
 
+    NOT_ASKED = (
+        "nothing was asked of the plug-in: it answers what is computed inside `with settings.rangeformer():`, or "
+        "after settings.rangeformer.set_global(True)"
+    )
+
     CONVERGED = "every column met its tolerance"
     EXACT_SMALL = "n is below settings.min_size, where one Cholesky factorisation is faster"
     EXACT_ASKED = "settings.solver(Exact()) asks for a Cholesky factorisation"

@@ -193,7 +193,6 @@ def test_the_report_names_the_method_and_why_another_one_answered() -> None:
         with rangeformer_path(tolerance=1e-3, probes=32), settings.solver(logdet_tolerance=tolerance):
             problem.loss()
             report = gp_rangeformer.last_report()
-        assert report is not None
         assert (report.solver, report.logdet_method) == ("rangeformer", method)
         handed_over = [note for note in report.notes if "handed over to Lanczos" in note]
         assert len(handed_over) == (method == "lanczos")
@@ -215,7 +214,6 @@ def test_every_method_reports_a_value_inside_its_rigorous_interval(method: str) 
     ):
         problem.loss()
         report = gp_rangeformer.last_report()
-    assert report is not None
     assert report.logdet is not None
     assert report.logdet_interval is not None
     assert report.logdet_method == method

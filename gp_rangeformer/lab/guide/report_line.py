@@ -36,9 +36,7 @@ def report_of_a_step(n: int | None = None) -> str:
             loss = -mll(model(data.train_x), data.train_y)  # type: ignore[operator]
             loss.backward()
         optimizer.step()
-    report = last_report()
-    assert report is not None
-    return report.summary()
+    return last_report().summary()
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
