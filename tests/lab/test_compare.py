@@ -117,6 +117,42 @@ def test_every_solver_starts_at_the_same_point(comparison):
         assert result.steps[0].hyperparameters == pytest.approx(start, rel=1e-6)
 
 
+def test_fits_to_convergence_end_at_the_same_likelihood_above_adams(comparison):
+    fits = compare(arm(), parse_solvers("rangeformer-fit,cholesky-lbfgs"), Options(steps=STEPS, reference_check=False))
+    fitted, line_search = result_of(fits, "rangeformer-fit"), result_of(fits, "cholesky-lbfgs")
+    assert fitted.exact_value is not None
+    assert line_search.exact_value is not None
+    # Small systems are solved exactly: what separates the two is where each stops, 1e-4 nats per point here.
+    assert fitted.exact_value >= line_search.exact_value - 1e-3
+    assert (fitted.difference or 0) > 0.1, "six steps of Adam must lie far below"
+    for result in (fitted, line_search):
+        start, end = result.steps[0], result.final
+        # The mean is fitted from the first evaluation on.
+        assert start.value >= result_of(comparison, "reference").steps[0].value - 1e-4
+        assert end is not None
+        (audit,) = result.audits
+        assert (audit.step, audit.gradient_error) == (end.step, None)
+        assert end.value == pytest.approx(audit.exact_value, abs=1e-4)
+    # Better hyperparameters predict what they have not seen better, by either judge.
+    scores = [(result.nll or 0, result.left_out_nll or 0) for result in (fitted, line_search)]
+    adam = result_of(fits, "reference")
+    assert adam.nll is not None
+    assert adam.left_out_nll is not None
+    assert all(test < adam.nll - 0.1 and left_out < adam.left_out_nll - 0.1 for test, left_out in scores)
+
+
+def test_a_leave_one_out_score_that_fails_costs_nothing_else(monkeypatch):
+    def fails(model: torch.nn.Module) -> None:
+        raise NotPSDError("not positive definite")
+
+    monkeypatch.setattr("gp_rangeformer.lab.compare.run.leave_one_out", fails)
+    comparison = compare(arm(60), parse_solvers("cholesky"), Options(steps=1, reference_check=False))
+    result = result_of(comparison, "cholesky")
+    assert result.left_out_nll is None
+    assert result.nll is not None
+    assert result.warnings["leave-one-out: NotPSDError"] == 1
+
+
 def test_gradient_errors_tell_exact_from_stochastic_solvers(comparison):
     for name, low, high in (("exact", 0, 1e-4), ("cholesky", 0, 1e-4), ("cg", 1e-3, 1), ("rangeformer", 1e-4, 0.3)):
         for when in ("start", "mean", "end"):
@@ -301,7 +337,7 @@ def test_settings_are_parsed_in_their_own_type():
         ("", "no solver named"),
         ("reference", "the reference always runs"),
         ("cg,cg", "named twice"),
-        ("cg:rank=3", "only exact, rangeformer and rangeformer-direct take settings"),
+        ("cg:rank=3", "only exact, rangeformer, rangeformer-fit and rangeformer-direct take settings"),
         ("rangeformer:ranks=3", "no setting 'ranks'; settings: .*rank"),
         ("rangeformer:rangeformer=off", "no setting 'rangeformer'"),
         ("rangeformer:rank", "not of the form"),
@@ -321,9 +357,11 @@ def test_a_solver_that_cannot_be_is_refused_with_what_can(names, message):
         parse_solvers(names)
 
 
-def test_timing_only_names_must_be_among_the_solvers():
+def test_timing_only_names_must_be_among_the_solvers_and_train_by_adam():
     with pytest.raises(SolverError, match="not among the solvers"):
         parse_solvers("cg", timing_only="cholesky")
+    with pytest.raises(SolverError, match="ends where it has converged"):
+        parse_solvers("cg,rangeformer-fit", timing_only="rangeformer-fit")
 
 
 # --------------------------------------------------------------------------------------------------------------------

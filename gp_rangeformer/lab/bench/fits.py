@@ -20,15 +20,15 @@ from linear_operator.utils.errors import NanError, NotPSDError
 
 from gp_rangeformer import clear_memory, settings
 from gp_rangeformer.fit import FitResult, fit_mll
-from gp_rangeformer.fit.parameters import FreeParameters
 from gp_rangeformer.lab import datasets
 from gp_rangeformer.lab.compare.audit import ExactEvaluator, Parameters, snapshot
+from gp_rangeformer.lab.compare.lbfgs import maximise
 from gp_rangeformer.lab.datasets import Dataset
 from gp_rangeformer.lab.models import build_model
 
 GAPS = (0.1, 0.03, 0.01, 0.003, 0.001)  # nats per point below the optimum
 _AUDITED = 16  # evaluations of a run that are judged, at most
-_ADAM_STEPS, _ADAM_RATE, _LBFGS_EVALUATIONS = 200, 0.1, 200
+_ADAM_STEPS, _ADAM_RATE = 200, 0.1
 _REFERENCE_TOLERANCE = 1e-6
 
 Mll = gpytorch.mlls.ExactMarginalLogLikelihood
@@ -189,30 +189,7 @@ def _by_adam(mll: Any, watch: Watch) -> str:
 
 
 def _by_lbfgs(mll: Any, watch: Watch) -> str:
-    """As BoTorch fits: scipy's L-BFGS-B, float64 vectors of the stored parameters."""
-    from scipy.optimize import minimize
-
-    tensors = FreeParameters(mll).tensors
-    sizes = [tensor.numel() for tensor in tensors]
-
-    @torch.no_grad()
-    def put(vector: np.ndarray) -> None:
-        for tensor, part in zip(tensors, torch.from_numpy(vector).split(sizes), strict=True):
-            tensor.copy_(part.reshape(tensor.shape))
-
-    def negative(vector: np.ndarray) -> tuple[float, np.ndarray]:
-        put(vector)
-        mll.zero_grad()
-        loss = -mll(mll.model(*mll.model.train_inputs), mll.model.train_targets)
-        loss.backward()
-        watch(mll)
-        gradients = [torch.zeros_like(t) if t.grad is None else t.grad for t in tensors]
-        return loss.item(), torch.cat([g.reshape(-1).double() for g in gradients]).numpy()
-
-    start = torch.cat([tensor.detach().reshape(-1).double() for tensor in tensors]).numpy()
-    found = minimize(negative, start, jac=True, method="L-BFGS-B", options={"maxfun": _LBFGS_EVALUATIONS})
-    put(found.x)
-    return str(found.message)
+    return maximise(mll, lambda value: watch(mll))
 
 
 @contextlib.contextmanager

@@ -16,7 +16,7 @@ from statistics import mean, median
 from typing import Any
 
 from gp_rangeformer.atomic import write_bytes
-from gp_rangeformer.lab.compare.solvers import REFERENCE, SolverSpec
+from gp_rangeformer.lab.compare.solvers import CONVERGING, REFERENCE, SolverSpec
 from gp_rangeformer.lab.datasets import Dataset
 
 FORMAT = 1
@@ -63,7 +63,7 @@ class Audit:
     step: int
     value: float
     exact_value: float
-    gradient_error: float  # |g - g64| / |g64|
+    gradient_error: float | None  # |g - g64| / |g64|; None at an optimum, where that says nothing
     interval: Bounds | None = None
     statistical: Bounds | None = None
     stated: float | None = None  # what the solver said of gradient_error
@@ -102,6 +102,7 @@ class SolverResult:
     warnings: Counter[str] = field(default_factory=Counter)
     rmse: float | None = None
     nll: float | None = None
+    left_out_nll: float | None = None  # leave-one-out, over the training points, by the plug-in's defaults
     prediction_seconds: float | None = None
     peak_memory: float | None = None  # of training, MiB above what was held before it
     peak_memory_with_prediction: float | None = None  # of training and prediction, above the same
@@ -116,6 +117,11 @@ class SolverResult:
     @property
     def is_reference(self) -> bool:
         return self.name == REFERENCE
+
+    @property
+    def converges(self) -> bool:
+        """Whether its steps are not those of the others: it has an optimiser of its own."""
+        return self.base in CONVERGING
 
     @property
     def final(self) -> Step | None:
@@ -159,6 +165,7 @@ class SolverResult:
             ),
             "rmse": self.rmse,
             "nll": self.nll,
+            "left_out_nll": self.left_out_nll,
             "seconds_first": updates[0].seconds if updates else None,
             "seconds_per_step": median(step.seconds for step in steady) if steady else None,
             "seconds_total": sum(step.seconds for step in updates) if updates else None,

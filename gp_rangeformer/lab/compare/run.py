@@ -10,11 +10,13 @@ from torch import Tensor
 
 from gp_rangeformer import clear_memory
 from gp_rangeformer.lab.compare.audit import ExactEvaluator, check_reference, relative_error
+from gp_rangeformer.lab.compare.convergence import train_by_lbfgs, train_to_convergence
 from gp_rangeformer.lab.compare.result import Audit, Comparison, ReferenceCheck, SolverResult, State
 from gp_rangeformer.lab.compare.solvers import SolverSpec, reference_spec
-from gp_rangeformer.lab.compare.training import Observer, Run, Schedule, predict, train
+from gp_rangeformer.lab.compare.training import Observer, Run, Schedule, counted_warnings, predict, train
 from gp_rangeformer.lab.datasets import Dataset
 from gp_rangeformer.lab.models import build_model, default_kernel
+from gp_rangeformer.predict import leave_one_out
 
 
 @dataclass(frozen=True)
@@ -92,14 +94,20 @@ def _run_solver(
         schedule = Schedule(options.timing_steps, options.lr, final=False)
     try:
         data = comparison.dataset.to(spec.torch_dtype, options.device)
-        model = train(run, spec, data, kernel, initial, schedule, options.seed, observer)
+        if spec.base == "rangeformer-fit":
+            model, _ = train_to_convergence(run, spec, data, kernel, initial, options.seed, observer)
+        elif spec.base == "cholesky-lbfgs":
+            model = train_by_lbfgs(run, spec, data, kernel, initial, options.seed, observer)
+        else:
+            model = train(run, spec, data, kernel, initial, schedule, options.seed, observer)
         if not spec.timing_only:
             predict(run, spec, model, data)
+            result.left_out_nll = _left_out_nll(result, model)
         del model
         if spec.is_reference and options.reference_check:
-            observer(spec.name, schedule.evaluations, schedule.evaluations, "checking against GPyTorch's Cholesky")
+            observer(spec.name, len(result.steps), len(result.steps), "checking against GPyTorch's Cholesky")
             comparison.reference_check = _reference_check(spec, run, exact)
-        _audit(run, spec, exact, schedule, observer)
+        _audit(run, spec, exact, observer)
         result.state = State.DONE
     except Exception as error:
         result.state = State.FAILED
@@ -115,6 +123,7 @@ def _reference_check(spec: SolverSpec, run: Run, exact: ExactEvaluator) -> Refer
     start = run.remembered[0]
     if spec.base == "exact":
         return check_reference(exact, start.parameters)
+    assert start.gradient is not None
     closed_form = exact(start.parameters)
     return ReferenceCheck(
         against="the plug-in's float64 closed form, value and gradient at the start",
@@ -123,7 +132,17 @@ def _reference_check(spec: SolverSpec, run: Run, exact: ExactEvaluator) -> Refer
     )
 
 
-def _audit(run: Run, spec: SolverSpec, exact: ExactEvaluator, schedule: Schedule, observer: Observer) -> None:
+def _left_out_nll(result: SolverResult, model: torch.nn.Module) -> float | None:
+    """By the plug-in's defaults, whoever trained: the same judge for all. None where it fails, which is counted."""
+    try:
+        with counted_warnings(result):
+            return -leave_one_out(model).score
+    except (ArithmeticError, RuntimeError) as error:
+        result.warnings[f"leave-one-out: {type(error).__name__}"] += 1
+        return None
+
+
+def _audit(run: Run, spec: SolverSpec, exact: ExactEvaluator, observer: Observer) -> None:
     """Exact values and gradients at the remembered steps."""
     result = run.result
     final = result.final
@@ -134,14 +153,15 @@ def _audit(run: Run, spec: SolverSpec, exact: ExactEvaluator, schedule: Schedule
     for number, (index, remembered) in enumerate(sorted(run.remembered.items()), start=1):
         truth = exact(remembered.parameters)
         step = result.steps[index]
-        error = relative_error(remembered.gradient, truth.gradient)
+        gradient = remembered.gradient
+        error = None if gradient is None else relative_error(gradient, truth.gradient)
         intervals = step.interval, step.statistical
         result.audits.append(Audit(index, step.value, truth.value, error, *intervals, stated=step.stated))
         if final is not None and index == final.step:
             result.exact_value = truth.value
         status = f"exact value {number} of {len(run.remembered)}"
-        observer(spec.name, schedule.evaluations, schedule.evaluations, status)
-    observer(spec.name, schedule.evaluations, schedule.evaluations, _outcome(result))
+        observer(spec.name, len(result.steps), len(result.steps), status)
+    observer(spec.name, len(result.steps), len(result.steps), _outcome(result))
 
 
 def _outcome(result: SolverResult) -> str:

@@ -23,13 +23,17 @@ BASES = {
     "cg": "GPyTorch's conjugate gradients, default settings, at any n",
     "cg-tight": "GPyTorch's conjugate gradients, tolerance 0.01, preconditioner of rank 100",
     "rangeformer": "the plug-in",
+    "rangeformer-fit": "the plug-in, trained to convergence by fit_mll",
+    "cholesky-lbfgs": "GPyTorch's Cholesky path, trained by scipy's L-BFGS as BoTorch does",
     "rangeformer-direct": "the pretrained network's own answers, not corrected",
 }
-DEFAULT_SOLVERS = tuple(base for base in BASES if base != "rangeformer-direct")
+DEFAULT_SOLVERS = tuple(base for base in BASES if base not in ("cholesky-lbfgs", "rangeformer-direct"))
 _SWITCH = {"on": True, "true": True, "off": False, "false": False}
 # Settings that are the same for all, or that say who answers.
 _NOT_A_CONTENDERS = ("rangeformer", "solver", "process_group")
-PLUGIN = ("exact", "rangeformer", "rangeformer-direct")
+PLUGIN = ("exact", "rangeformer", "rangeformer-fit", "rangeformer-direct")
+# Adam takes a number of steps with the others.
+CONVERGING = ("rangeformer-fit", "cholesky-lbfgs")
 # Where former settings and values went, as gp_rangeformer.settings says of its own: kept for one release.
 _MOVED = {
     "mode": "name the solver rangeformer-direct for mode=direct",
@@ -63,6 +67,11 @@ class SolverSpec:
     @property
     def is_reference(self) -> bool:
         return self.name == REFERENCE
+
+    @property
+    def converges(self) -> bool:
+        """Whether it trains until nothing is left to gain, by an optimiser of its own."""
+        return self.base in CONVERGING
 
     @property
     def torch_dtype(self) -> torch.dtype:
@@ -100,7 +109,7 @@ class SolverSpec:
                 for name, value in self.overrides.items():
                     if name not in _arguments(self.base):
                         stack.enter_context(getattr(settings, name)(value))
-            elif self.base == "cholesky":
+            elif self.base in ("cholesky", "cholesky-lbfgs"):
                 stack.enter_context(settings.rangeformer(False))
                 stack.enter_context(gpytorch.settings.fast_computations(False, False, False))
             else:
@@ -124,9 +133,9 @@ def parse_solvers(
 ) -> tuple[SolverSpec, ...]:
     """Solvers from a comma-separated list: ``cholesky,cg,rangeformer:rank=200+predictor=previous``.
 
-    :param names: base names; ``exact`` and ``rangeformer`` take settings after a colon, joined by plus signs.
+    :param names: base names; those of the plug-in take settings after a colon, joined by plus signs.
     :param timing_only: those of ``names`` that run a few steps only.
-    :param min_size: ``settings.min_size`` of every ``rangeformer`` that does not say its own.
+    :param min_size: ``settings.min_size`` of every ``rangeformer`` and ``rangeformer-fit`` that does not say its own.
     :raises SolverError: unknown or repeated solver, unknown setting or a value it refuses.
     """
     wanted = [name.strip() for name in names.split(",") if name.strip()]
@@ -139,6 +148,8 @@ def parse_solvers(
     for name in timed:
         if name not in wanted:
             raise SolverError(f"--timing-only names {name!r}, which is not among the solvers {', '.join(wanted)}")
+        if name.partition(":")[0] in CONVERGING:
+            raise SolverError(f"--timing-only names {name!r}, which ends where it has converged: leave it out there")
     return tuple(_parse(name, dtype, name in timed, min_size) for name in wanted)
 
 
@@ -150,7 +161,7 @@ def _parse(name: str, dtype: str, timing_only: bool, min_size: int | None) -> So
     if text and base not in PLUGIN:
         raise SolverError(f"{name!r}: only {_listed(PLUGIN)} take settings; settings: {_names('rangeformer')}")
     overrides: dict[str, object] = {}
-    if base == "rangeformer" and min_size is not None:
+    if base in ("rangeformer", "rangeformer-fit") and min_size is not None:
         overrides["min_size"] = _checked(name, base, "min_size", str(min_size))
     for part in filter(None, text.split("+")):
         setting, equals, value = part.partition("=")

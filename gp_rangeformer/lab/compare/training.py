@@ -57,10 +57,10 @@ class Schedule:
 
 @dataclass
 class Remembered:
-    """What an audited step left: its parameters, and the solver's own gradient there (float64, CPU)."""
+    """What an audited step left: its parameters, and the solver's own gradient there (float64, CPU) if it is judged."""
 
     parameters: dict[str, Tensor]
-    gradient: Tensor
+    gradient: Tensor | None
 
 
 @dataclass

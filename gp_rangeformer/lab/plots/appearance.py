@@ -14,6 +14,7 @@ from gp_rangeformer.lab.plots.style import colour_of, dress
 _STYLE: dict[str, dict[str, Any]] = {
     "reference": {"linestyle": (0, (4, 2)), "linewidth": 1.2, "zorder": 6},
     "rangeformer": {"linewidth": 2.2, "zorder": 4},
+    "rangeformer-fit": {"linewidth": 2.2, "zorder": 5, "marker": ".", "markersize": 5},
     "cg": {"linewidth": 1.4, "zorder": 3},
     "cg-tight": {"linewidth": 1.4, "zorder": 3},
     "cholesky": {"linewidth": 3.2, "zorder": 2, "alpha": 0.75},

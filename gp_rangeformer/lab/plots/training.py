@@ -17,7 +17,8 @@ from gp_rangeformer.lab.plots.style import SOLVER_COLOURS, new_figure
 
 
 def likelihood(comparison: Comparison) -> Figure | None:
-    """Log marginal likelihood per point over steps and over seconds, with RangeFormer's certified band."""
+    """Log marginal likelihood per point over steps and over seconds, with RangeFormer's certified band; whole fits over
+    seconds alone, because their steps are others."""
     shown = [result for result in comparison.results if len(result.steps) > 1 and not result.timing_only]
     if not shown:
         return None
@@ -28,8 +29,10 @@ def likelihood(comparison: Comparison) -> Figure | None:
         style = line(comparison, result)
         steps = [step.step for step in result.steps]
         values = [step.value for step in result.steps]
-        left.plot(steps, values, **style)
         right.plot(np.cumsum([step.seconds for step in result.steps]), values, **style)
+        if result.converges:
+            continue
+        left.plot(steps, values, **style)
         if reference is not None and not result.is_reference:
             middle.plot(*_difference(result, reference), **style)
     plugin = comparison.result("rangeformer")
@@ -41,9 +44,10 @@ def likelihood(comparison: Comparison) -> Figure | None:
             shared = min(len(plugin.steps), len(reference.steps))
             truth = [step.value for step in reference.steps[:shared]]
             _bands(middle, plugin.steps[:shared], steps[:shared], truth)
-    limits = _limits([[step.value for step in result.steps] for result in shown])
-    for axes in (left, right):
-        axes.set_ylim(*limits)
+    by_adam = [step.value for result in shown if not result.converges for step in result.steps]
+    left.set_ylim(*_limits(by_adam))
+    # A line search may look far below the start.
+    right.set_ylim(*_limits([*by_adam, *(max(step.value for step in result.steps) for result in shown)]))
     left.set(xlabel="Adam step", ylabel="log p(y) / n  [nats per point]", title="as reported, over steps")
     middle.set(xlabel="Adam step", ylabel="difference  [nats per point]", title="minus the reference's, over steps")
     middle.set_yscale("symlog", linthresh=1e-3)
@@ -56,13 +60,17 @@ def likelihood(comparison: Comparison) -> Figure | None:
     for axes in (left, middle):
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     add_title(figure, comparison, "Log marginal likelihood")
-    add_legend(figure, left)
+    add_legend(figure, right)
     return figure
 
 
 def hyperparameters(comparison: Comparison) -> Figure | None:
-    """Every hyperparameter over the steps, one small panel each; the reference is dashed."""
-    shown = [result for result in comparison.results if len(result.steps) > 1 and not result.timing_only]
+    """Every hyperparameter over Adam's steps, one small panel each; the reference is dashed."""
+    shown = [
+        result
+        for result in comparison.results
+        if len(result.steps) > 1 and not result.timing_only and not result.converges
+    ]
     if not shown:
         return None
     names = list(shown[0].steps[0].hyperparameters)
@@ -93,7 +101,8 @@ def certificates(comparison: Comparison) -> Figure | None:
     shown = [
         result
         for result in comparison.results
-        if result.base.startswith("rangeformer") and any(step.residual is not None for step in result.steps)
+        if result.base in ("rangeformer", "rangeformer-direct")
+        and any(step.residual is not None for step in result.steps)
     ]
     if not shown:
         return None
@@ -169,10 +178,10 @@ def _bands(axes: Axes, steps: Sequence[Step], x: Sequence[float], origin: Sequen
             axes.fill_between(x, lower, upper, color=colour, alpha=alpha, linewidth=0, label=label)
 
 
-def _limits(curves: Sequence[Sequence[float]]) -> tuple[float, float]:
+def _limits(values: Sequence[float]) -> tuple[float, float]:
     """Room for the curves alone: the rigorous band may be many times wider, and is cut."""
-    values = [value for curve in curves for value in curve if math.isfinite(value)]
-    low, high = min(values), max(values)
+    finite = [value for value in values if math.isfinite(value)]
+    low, high = min(finite), max(finite)
     room = 0.08 * (high - low or 1.0)
     return low - room, high + room
 
