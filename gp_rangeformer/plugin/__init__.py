@@ -23,9 +23,9 @@ from linear_operator.operators import AddedDiagLinearOperator, LinearOperator
 
 from gp_rangeformer import settings
 from gp_rangeformer.plugin import entrances, hooks, predictions
-from gp_rangeformer.plugin.fitted import forget_fitted
+from gp_rangeformer.plugin.fitted import fitted_bytes, forget_fitted
 from gp_rangeformer.plugin.owners import clear_memory as _clear_training_memory
-from gp_rangeformer.plugin.owners import memory_bytes
+from gp_rangeformer.plugin.owners import remembered_bytes
 from gp_rangeformer.solvers.certified import Certified
 from gp_rangeformer.torch_modes import not_compiled
 
@@ -105,6 +105,13 @@ def clear_memory() -> None:
     matrices. The next step starts cold; no answer changes."""
     _clear_training_memory()
     forget_fitted()
+
+
+def memory_bytes() -> int:
+    """Bytes that are kept from calls until now: solutions and landmarks of every model, and what predictions of it
+    keep. After a prediction they are at most ``settings.memory_limit``; after a training step so are the former, while
+    other models' predictions stay."""
+    return remembered_bytes() + fitted_bytes()
 
 
 def _predictions_can_be_served() -> bool:

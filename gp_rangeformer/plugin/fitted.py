@@ -19,7 +19,7 @@ from gp_rangeformer import settings
 from gp_rangeformer.kernels.fused import FusedKernel
 from gp_rangeformer.plugin.eligibility import check_rhs
 from gp_rangeformer.plugin.hooks import prepare_solve
-from gp_rangeformer.plugin.owners import memory_of
+from gp_rangeformer.plugin.owners import memory_of, remembered_bytes
 from gp_rangeformer.plugin.reports import Call, account_solve
 from gp_rangeformer.plugin.storage import choose_storage, hold
 from gp_rangeformer.plugin.symmetric import symmetric_system
@@ -97,8 +97,10 @@ class FittedModel:
 
     @property
     def nbytes(self) -> int:
-        """Of the factor, the preconditioners and the pairs, which the estimator has once more: what is large."""
-        kept = 0 if self.factor is None else self.factor.numel() * self.factor.element_size()
+        """Of the solution, the factor, the preconditioners and the pairs, which the estimator has once more: what is
+        large."""
+        kept = self.solution.numel() * self.solution.element_size()
+        kept += 0 if self.factor is None else self.factor.numel() * self.factor.element_size()
         known = self.preconditioners
         if known is not None:
             width = known.nystrom.rank
@@ -244,9 +246,14 @@ def start_from(strategy: Any, solution: Float64[Tensor, "n 1"]) -> None:
     _starts[strategy] = solution
 
 
+def fitted_bytes() -> int:
+    """Bytes that are kept for predictions of all models."""
+    return sum(known.nbytes for known in _fitted.values())
+
+
 def keep_at_most(limit: int) -> None:
-    """Bytes: what was solved for other models goes first."""
-    total = sum(known.nbytes for known in _fitted.values())
+    """Bytes, with what training remembers: what was solved for other models goes first."""
+    total = remembered_bytes() + fitted_bytes()
     for strategy, known in list(_fitted.items()):
         if total <= limit:
             return

@@ -26,7 +26,7 @@ def clear_memory() -> None:
     workspace.release()
 
 
-def memory_bytes() -> int:
+def remembered_bytes() -> int:
     """Bytes that all memories hold now; bounded by ``settings.memory_limit`` after every call."""
     return _store.nbytes
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 import gp_rangeformer
-from gp_rangeformer import Certified, Exact, FallbackWarning, collect_reports, settings
+from gp_rangeformer import Certified, Exact, FallbackWarning, clear_memory, collect_reports, memory_bytes, settings
 from gp_rangeformer.plugin import fitted, predictions
 from gp_rangeformer.plugin.posterior import StaleModelError
 from gp_rangeformer.plugin.predictive_covariance import PredictiveCovarianceOperator
@@ -221,12 +221,31 @@ def test_nothing_is_kept_beyond_the_memory_limit() -> None:
 
 
 def test_what_is_kept_goes_with_its_model() -> None:
+    clear_memory()
     problem, x = build("ard", n=500), further_points()
     with served():
         problem.predict(x)
     assert len(fitted._fitted) == 1
+    factor = 500 * 500 * 8
+    assert factor <= memory_bytes() <= 1.1 * factor
     problem.model.train()
     assert len(fitted._fitted) == 0
+    assert memory_bytes() < factor
+
+
+def test_predictions_and_what_training_remembers_share_one_limit() -> None:
+    clear_memory()
+    trained, problem, x = build("ard", n=400), build("ard", n=500), further_points()
+    with settings.rangeformer(), settings.min_size(100), settings.exact_size(100):
+        trained.loss_and_gradient()
+    remembered = memory_bytes()
+    with served():
+        problem.predict(x)
+        both = memory_bytes()
+        assert 0 < remembered < both
+        with settings.memory_limit(both - 1):
+            problem.predict(x)
+    assert memory_bytes() == remembered
 
 
 def test_given_noise_that_changes_is_noticed() -> None:
