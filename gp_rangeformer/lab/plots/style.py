@@ -8,26 +8,59 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+from cycler import cycler
+from matplotlib import rcParams
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from gp_rangeformer.atomic import write_bytes
 
+BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
+YELLOW, BLUE, VERMILION, PURPLE = "#F0E442", "#0072B2", "#D55E00", "#CC79A7"
 SOLVER_COLOURS = {
-    "reference": "#000000",
-    "exact": "#009E73",
-    "cholesky": "#E69F00",
-    "cg": "#D55E00",
-    "cg-tight": "#CC79A7",
-    "rangeformer": "#0072B2",
+    "reference": BLACK,
+    "exact": GREEN,
+    "cholesky": ORANGE,
+    "cg": VERMILION,
+    "cg-tight": PURPLE,
+    "rangeformer": BLUE,
     "rangeformer-direct": "#6A3D9A",
+    "rangeformer-fit": SKY,
+    "cholesky-lbfgs": "#7F5539",
 }
 DPI = 150
+_GRID = {"color": "#E6E6E6", "linewidth": 0.7}
 # For names without a colour of their own, in their order.
-_FURTHER_COLOURS = ("#56B4E9", "#8C6BB1", "#7F5539", "#8A8A8A")
+_FURTHER_COLOURS = ("#8C6BB1", "#8A8A8A", "#B8A07E", "#556B2F")
+# Of what pyplot draws: lines in these colours, in this order.
+_PYPLOT: dict[Any, Any] = {
+    "axes.prop_cycle": cycler(color=[BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, BLACK]),
+    "axes.titlesize": 10,
+    "axes.labelsize": 9.5,
+    "xtick.labelsize": 9,
+    "ytick.labelsize": 9,
+    "legend.fontsize": 9,
+    "legend.frameon": False,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": _GRID["color"],
+    "grid.linewidth": _GRID["linewidth"],
+    "image.cmap": "cividis",
+    "figure.figsize": (8.2, 3.6),
+    "figure.constrained_layout.use": True,
+    "figure.facecolor": "white",
+    "figure.dpi": 110,
+}
+
+
+def use_in_notebooks() -> None:
+    """Let figures that pyplot makes from now on look like the others of the package: a setting of the process."""
+    rcParams.update(_PYPLOT)
 
 
 def new_figure(width: float, height: float) -> Figure:
@@ -65,5 +98,5 @@ def dress(axes: Axes, grid: Literal["both", "x"] = "both") -> None:
     axes.xaxis.label.set_fontsize(9)
     axes.yaxis.label.set_fontsize(9)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(visible=True, axis=grid, color="#E6E6E6", linewidth=0.7)
+    axes.grid(visible=True, axis=grid, **_GRID)
     axes.set_axisbelow(True)
