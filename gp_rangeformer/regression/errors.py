@@ -19,6 +19,10 @@ class SavedModelError(ValueError):
     """A folder that holds no model that can be read; the message says what to do."""
 
 
+class TableWarning(UserWarning):
+    """What was left out of a table, and where a fit began or predictions are missing."""
+
+
 def import_pandas() -> Any:
     """The module, imported where a table is touched: who only asks for help need not wait for it.
 

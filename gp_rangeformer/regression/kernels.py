@@ -92,6 +92,10 @@ class Covariance:
     part_names: tuple[str, ...] = ()
     noise: float | None = None
 
+    @property
+    def title(self) -> str:
+        return self.name or type(self.kernel).__name__
+
 
 _PARTS: dict[str, Callable[[int], Kernel]] = {
     "matern32": lambda d: ScaleKernel(MaternKernel(nu=1.5, ard_num_dims=d)),

@@ -2,15 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from gp_rangeformer.fit import FitResult, Record
-from gp_rangeformer.predict import LeaveOneOut
+import numpy as np
+import torch
+from gpytorch.kernels import Kernel
+from gpytorch.utils.warnings import GPInputWarning
+from torch import Tensor
+
+from gp_rangeformer import settings
+from gp_rangeformer.predict import LeaveOneOut, leave_one_out
+from gp_rangeformer.regression.choice import AUTO, Candidate, choose
+from gp_rangeformer.regression.errors import KernelError, TableError, TableWarning, import_pandas
+from gp_rangeformer.regression.files import prepared_folder, read_model, write_model
+from gp_rangeformer.regression.fitting import UNFINISHED, Watch, fitted
+from gp_rangeformer.regression.kernels import Covariance, check_name, covariance, default_dtype, hyperparameters
+from gp_rangeformer.regression.kinds import place
+from gp_rangeformer.regression.prepared import prepared
+from gp_rangeformer.regression.relevance import inverse_squares
+from gp_rangeformer.regression.rows import Encode, Missing, check_option
+from gp_rangeformer.regression.saved import State, description_of, restored, tensors_of
+from gp_rangeformer.regression.words import in_words
 
 if TYPE_CHECKING:
     import pandas as pd
+
+_NORMAL_95 = 1.959964  # half-width of a central 95 % interval in standard deviations
+_ROWS_AT_ONCE = 4096  # of predictions: a bound of memory, and the steps of a progress display
+Dtype = Literal["float32", "float64"]
 
 
 class TableRegression:
@@ -19,23 +43,32 @@ class TableRegression:
     Made by :meth:`fit` or :meth:`load`.
 
     ``target``: name of the predicted column. ``columns``: how the others become inputs (``columns.inputs``: one
-    :class:`Column` each, with ``name``, ``kind`` ("number", "boolean", "date", "text") and ``categories``;
-    ``columns.names``: of the d inputs, as in ``city=Oslo``). ``kernel``: its name. ``gp``: the GPyTorch model, inputs
-    and target standardised. ``fit_result``: of the fit, its history too; after :meth:`load` without its ``report``.
-    ``candidates``: the kernels that were compared (:class:`Candidate`; empty where one was named). ``notes``: what was
-    left out of the table, one sentence each. ``seed``, ``dtype`` ("float32"), ``device`` ("cpu").
+    :class:`~gp_rangeformer.regression.Column` each, with ``name``, ``kind`` ("number", "boolean", "date", "text") and
+    ``categories``; ``columns.names``: of the d inputs, as in ``city=Oslo``). ``inputs``, ``outputs``: the
+    :class:`~gp_rangeformer.regression.Scaling` of inputs and target. ``kernel``: its name, or the class of one that
+    was given as a module. ``gp``: the GPyTorch model, of standardised inputs and targets. ``fit_result``: of the fit,
+    its history too; after :meth:`load` without its ``report``. ``level``: the probability of the fit's ``error``, None
+    where the likelihood is exact. ``candidates``: the kernels that were compared, best first
+    (:class:`~gp_rangeformer.regression.Candidate`; empty where one was named). ``notes``: what was left out of the
+    table, one sentence each. ``seed``, ``dtype`` ("float32"), ``device`` ("cpu").
     """
 
-    target: str
-    columns: Any
-    kernel: str
-    gp: Any
-    fit_result: FitResult | None
-    candidates: tuple[Any, ...]
-    notes: tuple[str, ...]
-    seed: int
-    dtype: str
-    device: str
+    def __init__(self, state: State) -> None:
+        self._state = state
+        self.target, self.columns = state.target, state.columns
+        self.inputs, self.outputs = state.inputs, state.outputs
+        self.gp: Any = state.gp
+        self.kernel = state.kernel.title
+        self.fit_result, self.level = state.fit_result, state.level
+        self.candidates, self.notes, self.seed = state.candidates, state.notes, state.seed
+
+    @property
+    def dtype(self) -> str:
+        return str(self.gp.train_targets.dtype).removeprefix("torch.")
+
+    @property
+    def device(self) -> str:
+        return str(self.gp.train_targets.device)
 
     @classmethod
     def fit(
@@ -43,73 +76,150 @@ class TableRegression:
         frame: pd.DataFrame,
         *,
         target: str,
-        kernel: Any = "auto",
-        drop: tuple[str, ...] = (),
-        encode: Literal["refuse", "one-hot", "drop"] = "refuse",
-        missing: Literal["drop", "mean", "refuse"] = "drop",
-        dtype: Literal["float32", "float64"] | None = None,
+        kernel: str | Kernel | Covariance = "auto",
+        drop: Sequence[str] = (),
+        encode: Encode = "refuse",
+        missing: Missing = "drop",
+        dtype: Dtype | None = None,
         device: str = "cpu",
         seed: int = 0,
-        callback: Callable[[str, Record], None] | None = None,
+        callback: Watch | None = None,
         folder: str | Path | None = None,
     ) -> TableRegression:
-        """Train to convergence on every row that can be used.
+        """Train to convergence on every row that can be used, with the flag on.
 
-        :param kernel: "auto" compares several by their certified likelihood on at most 1000 rows; a name, a sum of
-            names ("linear+rbf"), several of them to compare ("rbf,matern32"), or a GPyTorch kernel on the d inputs.
+        What is left out is said in a :class:`~gp_rangeformer.regression.TableWarning`, and in ``notes``.
+
+        :param kernel: "auto" compares matern12, matern32, matern52, rbf and rq by their certified likelihood on at
+            most 1000 rows; a name, a sum of names ("linear+rbf"), several of them to compare ("rbf,matern32"), or a
+            fresh GPyTorch kernel on the d inputs.
         :param drop: columns to leave out.
         :param encode: what becomes of text columns. "one-hot": an input for each of at most 20 texts.
-        :param missing: what becomes of rows with missing cells; "mean" puts the mean, or the most frequent text.
-            Rows without a target are left out, and with "refuse" refused.
+        :param missing: what becomes of rows with missing cells; "mean" puts the column's mean, of texts and booleans
+            the most frequent. Rows without a target are left out, and with "refuse" refused.
         :param dtype: None: float32, or float64 where the kernel asks for it.
         :param callback: sees the kernel's name and every evaluation. What it raises ends the fit.
-        :param folder: keeps the best parameters so far while the fit runs; the same call on the same data goes on from
-            there.
+        :param folder: keeps the best parameters so far in ``unfinished.json``; the same call on the same data goes on
+            from there. :meth:`save` to it ends that.
         :raises TableError: the table cannot be used as it is, naming row, column and remedy.
         :raises KernelError: there is no such kernel.
         :raises FitError: as :func:`gp_rangeformer.fit.fit_mll`.
+        :raises WriteError: ``folder`` cannot be written to.
         """
-        raise NotImplementedError
+        names: tuple[str, ...] = () if isinstance(kernel, Kernel | Covariance) else _named(kernel)
+        if dtype is not None:
+            check_option("dtype", dtype, ("float32", "float64"))
+        kept = None if folder is None else Path(folder)
+        if kept is not None:
+            prepared_folder(kept)
+        data = prepared(frame, target, drop, encode, missing)
+        for note in data.notes:
+            warnings.warn(note, TableWarning, stacklevel=2)
+        if isinstance(kernel, Kernel | Covariance):
+            starts = [Covariance(None, kernel) if isinstance(kernel, Kernel) else kernel]
+        else:
+            starts = [covariance(name, data.x.shape[1], data.year) for name in names]
+        wanted = getattr(torch, dtype or default_dtype(starts[0].name))
+        x, y = data.x.to(device, wanted), data.y.to(device, wanted)
+        watch: Watch = callback or (lambda name, record: None)
+        candidates: tuple[Candidate, ...] = ()
+        done = None
+        if len(starts) > 1:
+            choice = choose(x, y, starts, seed, watch)
+            candidates, done = choice.candidates, choice.fitted
+            starts = [covariance(choice.kernel, data.x.shape[1], data.year)]
+        (start,) = starts
+        gp, result = done or fitted(x, y, start, seed, lambda record: watch(start.title, record), kept)
+        level = None if result.report is None else result.report.logdet_level
+        return cls(
+            State(
+                target, data.columns, data.inputs, data.outputs, gp, start, result, level, candidates, data.notes, seed
+            )
+        )  # fmt: skip
 
     def predict(self, frame: pd.DataFrame, callback: Callable[[int, int], None] | None = None) -> pd.DataFrame:
         """``mean``, ``sd`` (of an observation, noise included), ``lower95`` and ``upper95`` for every row, in the
         target's unit and with the rows' index.
 
-        Columns are found by name; others, the target too, are not read. NaN where a cell is missing, if the fit left
-        such rows out.
+        Columns are found by name; others, the target too, are not read. NaN, and a warning, where a cell is missing
+        and the fit left such rows out.
 
         :param callback: sees how many of how many rows are done.
         :raises TableError: a column is missing, a text is unknown, a value is infinite or of another kind.
         """
-        raise NotImplementedError
+        pd = import_pandas()
+        raw = self.columns.encoded(frame)
+        complete = raw.isfinite().all(dim=1)
+        if not bool(complete.all()):
+            count = int((~complete).sum())
+            warnings.warn(f"{count} of {len(raw)} rows have missing cells: no predictions", TableWarning, stacklevel=2)
+        x = self.inputs.standardised(raw[complete]).to(self.gp.train_targets)
+        if not bool(x.isfinite().all()):
+            at = int(complete.nonzero()[(~x.isfinite().all(dim=1)).nonzero()[0, 0]])
+            raise TableError(f"{place(frame, at)}: a value is too large for {self.dtype}: correct or remove the row")
+        moments = np.full((len(raw), 2), np.nan)
+        moments[complete.numpy()] = self._predicted(x, callback).numpy()
+        mean = moments[:, 0] * float(self.outputs.scale) + float(self.outputs.mean)
+        sd = moments[:, 1] * float(self.outputs.scale)
+        margin = _NORMAL_95 * sd
+        values = {"mean": mean, "sd": sd, "lower95": mean - margin, "upper95": mean + margin}
+        return pd.DataFrame(values, index=frame.index)
+
+    def _predicted(self, x: Tensor, callback: Callable[[int, int], None] | None) -> Tensor:
+        """Mean and deviation of every row, standardised, t x 2 in float64."""
+        self.gp.eval()
+        found = [torch.empty(0, 2, dtype=torch.float64)]
+        with _quietly(), settings.rangeformer(), torch.no_grad():
+            for rows in x.split(_ROWS_AT_ONCE) if len(x) else ():
+                prediction = self.gp.likelihood(self.gp(rows))
+                both = torch.stack([prediction.mean.double(), prediction.variance.double().sqrt()], dim=1)
+                found.append(both.cpu())
+                if callback is not None:
+                    callback(sum(map(len, found)), len(x))
+        return torch.cat(found)
 
     def relevance(self) -> pd.Series:
         """How much each column matters, ranked: 1 / length-scale, the length-scale in standard deviations of the
         column.
 
-        At 1 the function changes much within one standard deviation of the column, at 0.1 hardly. The inputs of a text
-        column count together; of a sum of kernels, the mean of squares weighted with their variances. Indexed by column
-        name; all relevances are 0 or more.
+        At 1 the function changes much within one standard deviation of the column, at 0.01 hardly over all of it. The
+        inputs of a text column count together (root of the sum of squares); of a sum of kernels it is the root mean
+        square, weighted with their variances, to which a linear part contributes nothing. Indexed by column name.
 
         :raises ValueError: no part of the kernel has a length-scale.
         """
-        raise NotImplementedError
+        pd = import_pandas()
+        squares = inverse_squares(self.gp.covar_module, len(self.columns.names))
+        found = {name: float(squares[where].sum().sqrt()) for name, where in self.columns.slices.items()}
+        return pd.Series(found, name="relevance").sort_values(ascending=False, kind="stable")
 
     def leave_one_out(self) -> LeaveOneOut:
-        """Of the training rows, in the target's unit: as :func:`gp_rangeformer.predict.leave_one_out`."""
-        raise NotImplementedError
+        """Of the training rows, in the target's unit, else as :func:`gp_rangeformer.predict.leave_one_out`."""
+        found, mean, scale = leave_one_out(self.gp), float(self.outputs.mean), float(self.outputs.scale)
+        return replace(
+            found,
+            targets=found.targets * scale + mean,
+            mean=found.mean * scale + mean,
+            variance=found.variance * scale**2,
+            log_density=found.log_density - np.log(scale),
+        )
 
     def training_frame(self) -> pd.DataFrame:
         """The rows that it was fitted to, columns and target in their own units, to rounding."""
-        raise NotImplementedError
+        x, y = self.gp.train_inputs[0].detach().cpu(), self.gp.train_targets.detach().cpu()
+        frame = self.columns.decoded(self.inputs.restored(x))
+        frame[self.target] = self.outputs.restored(y[:, None]).squeeze(1).numpy()
+        return frame
 
     def hyperparameters(self) -> dict[str, float]:
         """By short names, as in ``lengthscale[age]`` and ``noise``; in standardised units."""
-        raise NotImplementedError
+        return hyperparameters(self.gp, self.columns.names)
 
     def certificate(self) -> str:
         """In words: whether the fit converged, the likelihood, and what its intervals cover."""
-        raise NotImplementedError
+        if self.fit_result is None:
+            return "The parameters were not fitted to convergence."
+        return in_words(self.fit_result, self.level)
 
     def save(self, folder: str | Path) -> None:
         """Write ``model.safetensors`` (parameters, training data, scaling) and ``model.json`` (columns, categories,
@@ -121,13 +231,38 @@ class TableRegression:
 
         :raises WriteError: the folder cannot be written.
         """
-        raise NotImplementedError
+        folder = Path(folder)
+        write_model(folder, tensors_of(self._state), description_of(self._state))
+        with contextlib.suppress(OSError):
+            (folder / UNFINISHED).unlink()
 
     @classmethod
-    def load(cls, folder: str | Path, *, kernel: Any = None, device: str = "cpu") -> TableRegression:
+    def load(cls, folder: str | Path, *, kernel: Kernel | None = None, device: str = "cpu") -> TableRegression:
         """What :meth:`save` wrote.
 
         :param kernel: a fresh GPyTorch kernel like the one that was fitted, if it was given as a module.
         :raises SavedModelError: a file is missing, damaged, of another model or of a newer version, naming the remedy.
         """
-        raise NotImplementedError
+        tensors, content = read_model(Path(folder))
+        return cls(restored(tensors, content, kernel, device))
+
+
+def _named(kernel: str) -> tuple[str, ...]:
+    """The names that ``kernel`` asks for.
+
+    :raises KernelError: one is unknown, or named twice.
+    """
+    names = AUTO if kernel == "auto" else tuple(name.strip() for name in kernel.split(","))
+    for name in names:
+        check_name(name)
+        if names.count(name) > 1:
+            raise KernelError(f"kernel {name!r} is named twice: name each once")
+    return names
+
+
+@contextlib.contextmanager
+def _quietly() -> Iterator[None]:
+    """Training rows may be asked for, without GPyTorch's remark that they are."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", GPInputWarning)
+        yield

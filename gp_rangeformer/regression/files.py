@@ -1,0 +1,89 @@
+"""The two files of a model: ``model.safetensors`` and, with everything a reader wants to know, ``model.json``.
+
+No pickle: reading a model runs no code. The JSON holds the digest of the tensors, so that a damaged or mismatched pair
+is noticed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import gpytorch
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from gp_rangeformer.atomic import WriteError, write_bytes
+from gp_rangeformer.regression.errors import SavedModelError
+from gp_rangeformer.version import own_version
+
+FORMAT = 1
+TENSORS, DESCRIPTION = "model.safetensors", "model.json"
+
+
+def prepared_folder(folder: Path) -> None:
+    """Make ``folder`` if it is not there; its parent must be.
+
+    :raises WriteError: it cannot be made or written to, or is no folder.
+    """
+    try:
+        folder.mkdir(exist_ok=True)
+    except OSError as error:
+        raise WriteError(error.errno, error.strerror or str(error), str(folder)) from error
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise WriteError(13, "Permission denied", str(folder))
+
+
+def write_model(folder: Path, tensors: Mapping[str, Tensor], description: Mapping[str, Any]) -> None:
+    """Both files, each atomically, tensors first.
+
+    :raises WriteError: as :func:`prepared_folder`; the disk is full.
+    """
+    prepared_folder(folder)
+    weights = safetensors.torch.save({key: value.detach().cpu().contiguous() for key, value in tensors.items()})
+    versions = {"gp-rangeformer": own_version(), "torch": torch.__version__, "gpytorch": gpytorch.__version__}
+    digest = hashlib.sha256(weights).hexdigest()
+    content = {"format": FORMAT, "versions": versions, **description, "sha256": digest}
+    write_bytes(folder / TENSORS, weights)
+    write_bytes(folder / DESCRIPTION, (json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
+
+
+def read_model(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and description.
+
+    :raises SavedModelError: a file is missing, damaged, of another model or of a newer version.
+    """
+    for file in (folder / DESCRIPTION, folder / TENSORS):
+        if not file.is_file():
+            raise SavedModelError(
+                f"{file} is missing: a model is a folder with {DESCRIPTION} and {TENSORS}, as `gp-rangeformer fit "
+                "--out` and TableRegression.save write it"
+            )
+    described = folder / DESCRIPTION
+    try:
+        content = json.loads(described.read_text("utf-8"))
+        form, digest = content["format"], content["sha256"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise SavedModelError(f"{described} is damaged ({error!r}): restore it or fit again") from error
+    if form != FORMAT:
+        version = content.get("versions", {}).get("gp-rangeformer", "another version")
+        raise SavedModelError(
+            f"{described} has format {form}, of gp-rangeformer {version}; this version reads {FORMAT}: "
+            "pip install -U gp-rangeformer, or fit again"
+        )
+    weights = (folder / TENSORS).read_bytes()
+    if hashlib.sha256(weights).hexdigest() != digest:
+        raise SavedModelError(
+            f"{folder / TENSORS} does not belong to the {DESCRIPTION} beside it, or is damaged: restore both or fit "
+            "again"
+        )
+    try:
+        return safetensors.torch.load(weights), content
+    except safetensors.SafetensorError as error:
+        raise SavedModelError(f"{folder / TENSORS} is damaged ({error}): restore it or fit again") from error

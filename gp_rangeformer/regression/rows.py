@@ -1,0 +1,127 @@
+"""Which rows and columns of a table a model is fitted to."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from gp_rangeformer.regression.errors import TableError
+from gp_rangeformer.regression.kinds import as_numbers, column_of, kind_of, place, refuse_missing
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Encode = Literal["refuse", "one-hot", "drop"]
+Missing = Literal["drop", "mean", "refuse"]
+ENCODE: tuple[Encode, ...] = ("refuse", "one-hot", "drop")
+MISSING: tuple[Missing, ...] = ("drop", "mean", "refuse")
+FEWEST = 10  # rows
+
+
+@dataclass(frozen=True)
+class Usable:
+    """The columns that are used, target included, in rows that are; and a sentence for everything left out unasked."""
+
+    frame: pd.DataFrame
+    notes: tuple[str, ...]
+
+
+def usable(
+    frame: pd.DataFrame,
+    target: str,
+    *,
+    drop: Sequence[str] = (),
+    encode: Encode = "refuse",
+    missing: Missing = "drop",
+) -> Usable:
+    """What is left of ``frame`` without the columns and rows that are to be dropped. Twice is as once.
+
+    :raises TableError: as :meth:`gp_rangeformer.regression.TableRegression.fit`.
+    """
+    check_option("encode", encode, ENCODE)
+    check_option("missing", missing, MISSING)
+    _check_columns(frame, target, drop)
+    notes: list[str] = []
+    frame = frame.drop(columns=[name for name in drop if name in frame.columns])
+    frame = _without_columns(frame, target, encode, notes)
+    if frame.shape[1] == 1:
+        raise TableError(f"there is only the target column {target!r}: add at least one feature column")
+    as_numbers(column_of(frame, target), "number")
+    if missing == "refuse":
+        refuse_missing(frame, list(frame.columns))
+    asked: Any = frame.isna() if missing == "drop" else frame[[target]].isna()
+    gone = asked.any(axis=1).to_numpy()
+    counts = asked.sum()
+    worst = f"; most are missing in column {counts.idxmax()!r}" if gone.any() else ""
+    complete, total = int((~gone).sum()), len(frame)
+    if complete < FEWEST:
+        raise TableError(
+            f"{complete} complete rows, {total - complete} with missing values{worst}; at least {FEWEST} complete rows "
+            "are needed: add rows, or drop the columns that have gaps"
+        )
+    if gone.any():
+        notes.append(f"dropped {total - complete} of {total} rows with missing values{worst}")
+    return Usable(frame.loc[~gone], tuple(notes))
+
+
+def _check_columns(frame: pd.DataFrame, target: str, drop: Sequence[str]) -> None:
+    names = list(frame.columns)
+    for name in names:
+        if not isinstance(name, str):
+            raise TableError(f"column {name!r} has no text for a name: rename the columns (frame.columns = [...])")
+    twice = [name for name in names if names.count(name) > 1]
+    if twice:
+        raise TableError(f"column name {twice[0]!r} occurs more than once: rename or drop the duplicates")
+    if frame.index.has_duplicates:
+        raise TableError("two rows have the same label: frame.reset_index(drop=True) numbers them")
+    for name in (target, *drop):
+        if name not in names:
+            raise TableError(f"no column {name!r}{closest(name, names)}; its columns: {', '.join(names)}")
+    if target in drop:
+        raise TableError(f"the target {target!r} is among the columns to drop: name another column")
+
+
+def _without_columns(frame: pd.DataFrame, target: str, encode: Encode, notes: list[str]) -> pd.DataFrame:
+    """Without empty columns, and without those of text if they are to go."""
+    kinds = {name: kind_of(column_of(frame, name)) for name in frame.columns}
+    if kinds[target] != "number":
+        cells = column_of(frame, target)
+        at = int(np.flatnonzero(cells.notna().to_numpy())[0]) if kinds[target] else None
+        held = "no value" if at is None else f"{cells.iloc[at]!r} ({place(frame, at)})"
+        raise TableError(f"the target {target!r} holds {held}: a regression needs numbers")
+    empty = [name for name, kind in kinds.items() if kind is None]
+    if empty:
+        notes.append(f"left out, without a single value: {_listed(empty)}")
+    texts = [name for name, kind in kinds.items() if kind == "text"]
+    if texts and encode == "refuse":
+        column = column_of(frame, texts[0])
+        at = int(np.flatnonzero(column.notna().to_numpy())[0])
+        others = f" (and {_listed(texts[1:])})" if texts[1:] else ""
+        raise TableError(
+            f"{place(frame, at)}: column {texts[0]!r}{others} holds text, {column.iloc[at]!r}: drop the column or "
+            "encode it: --encode one-hot or --encode drop, in Python encode="
+        )
+    if encode == "drop" and texts:
+        notes.append(f"left out, text: {_listed(texts)}")
+        empty += texts
+    return frame.drop(columns=empty)
+
+
+def check_option(name: str, value: object, allowed: Sequence[str]) -> None:
+    """:raises ValueError: ``value`` is not among those."""
+    if value not in allowed:
+        raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
+
+
+def closest(name: str, names: Iterable[str]) -> str:
+    """A guess at what was meant, for an error message."""
+    close = difflib.get_close_matches(name, names, n=1)
+    return f", did you mean {close[0]!r}?" if close else ""
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(map(repr, names))

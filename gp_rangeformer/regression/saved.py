@@ -1,0 +1,163 @@
+"""A table's regression as tensors and plain values, and made again from them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from gpytorch.kernels import Kernel
+from torch import Tensor
+
+from gp_rangeformer.fit import FitResult, Record
+from gp_rangeformer.regression.choice import Candidate
+from gp_rangeformer.regression.columns import Columns
+from gp_rangeformer.regression.errors import SavedModelError
+from gp_rangeformer.regression.kernels import Covariance, Regression, build, covariance, hyperparameters
+from gp_rangeformer.regression.scaling import Scaling
+from gp_rangeformer.system.answers import Interval
+
+_PARAMETERS = "parameters/"
+
+
+@dataclass(frozen=True, eq=False)
+class State:
+    """All that a :class:`~gp_rangeformer.regression.TableRegression` is, as it says of its attributes."""
+
+    target: str
+    columns: Columns
+    inputs: Scaling
+    outputs: Scaling
+    gp: Regression
+    kernel: Covariance
+    fit_result: FitResult | None = None
+    level: float | None = None
+    candidates: tuple[Candidate, ...] = ()
+    notes: tuple[str, ...] = ()
+    seed: int = 0
+
+
+def tensors_of(state: State) -> dict[str, Tensor]:
+    """Parameters, standardised training data, and the scaling that leads back."""
+    gp: Any = state.gp
+    scalings = {
+        f"{name}/{part}": getattr(scaling, part)
+        for name, scaling in (("inputs", state.inputs), ("target", state.outputs))
+        for part in ("mean", "scale")
+    }
+    parameters = {_PARAMETERS + name: value for name, value in gp.state_dict().items()}
+    return {**parameters, **scalings, "train_x": gp.train_inputs[0], "train_y": gp.train_targets}
+
+
+def description_of(state: State) -> dict[str, Any]:
+    """The rest. Scaling and hyperparameters, which the tensors hold, once more for readers."""
+    gp: Any = state.gp
+    names, kernel = state.columns.names, state.kernel
+    rows = zip(names, state.inputs.mean.tolist(), state.inputs.scale.tolist(), strict=True)
+    return {
+        "target": state.target,
+        "columns": state.columns.to_json(),
+        "scaling": {
+            "inputs": {name: {"mean": mean, "scale": scale} for name, mean, scale in rows},
+            "target": {"mean": float(state.outputs.mean), "scale": float(state.outputs.scale)},
+        },
+        "kernel": {"name": kernel.name, "title": kernel.title, "structure": repr(gp.covar_module)},
+        "rows": len(gp.train_targets),
+        "dtype": str(gp.train_targets.dtype).removeprefix("torch."),
+        "seed": state.seed,
+        "hyperparameters": hyperparameters(state.gp, names),
+        "fit": None if state.fit_result is None else _fit_to_json(state.fit_result),
+        "level": state.level,
+        "candidates": [asdict(one) for one in state.candidates],
+        "notes": list(state.notes),
+    }
+
+
+def restored(tensors: Mapping[str, Tensor], content: Mapping[str, Any], kernel: Kernel | None, device: str) -> State:
+    """What :func:`tensors_of` and :func:`description_of` were made of; the fit without its report.
+
+    :param kernel: a fresh one, if it was given as a module.
+    :raises SavedModelError: they do not belong to this version, or ``kernel`` is another one.
+    """
+    try:
+        columns = Columns.from_json(content["columns"])
+        x, y = tensors["train_x"].to(device), tensors["train_y"].to(device)
+        inputs = Scaling(tensors["inputs/mean"], tensors["inputs/scale"])
+        outputs = Scaling(tensors["target/mean"], tensors["target/scale"])
+        if not x.shape[1] == len(columns.names) == len(inputs.mean):
+            raise ValueError(f"{x.shape[1]} inputs, of which the columns give {len(columns.names)}")
+        start = _kernel(content["kernel"], kernel, x.shape[1])
+        gp = build(x, y, start)
+        gp.load_state_dict(
+            {name.removeprefix(_PARAMETERS): value for name, value in tensors.items() if name.startswith(_PARAMETERS)}
+        )
+        return State(
+            content["target"],
+            columns,
+            inputs,
+            outputs,
+            gp.eval(),
+            start,
+            None if content["fit"] is None else _fit_from_json(content["fit"]),
+            content["level"],
+            tuple(Candidate(**one) for one in content["candidates"]),
+            tuple(content["notes"]),
+            content["seed"],
+        )
+    except SavedModelError:
+        raise
+    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError, IndexError) as error:
+        raise SavedModelError(f"the model does not fit this version ({error!r}): fit again") from error
+
+
+def _kernel(content: Mapping[str, Any], given: Kernel | None, d: int) -> Covariance:
+    """Of the structure that was saved; its numbers follow."""
+    name = content["name"]
+    if given is None and name is None:
+        raise SavedModelError(
+            f"the kernel was given as a module, {content['title']}: make a fresh one and give it, as in "
+            "TableRegression.load(folder, kernel=...)"
+        )
+    start = covariance(str(name), d, year=1.0) if given is None else Covariance(name, given)
+    if repr(start.kernel) != content["structure"]:
+        raise SavedModelError(f"the kernel is not the one that was fitted, which is\n{content['structure']}")
+    return start
+
+
+def _fit_to_json(result: FitResult) -> dict[str, Any]:
+    """Everything but the last report, of which its probability and summary stay."""
+    report = result.report
+    content = {field.name: getattr(result, field.name) for field in fields(result) if field.name != "report"}
+    return content | {
+        "certain": None if result.certain is None else [result.certain.lower, result.certain.upper],
+        "evaluations": {str(points): count for points, count in result.evaluations.items()},
+        # JSON has no infinity, which stands for an evaluation that failed.
+        "history": [
+            {**asdict(record), "value": record.value if math.isfinite(record.value) else None}
+            for record in result.history
+        ],
+        "notes": list(result.notes),
+        "report": None if report is None else report.summary(),
+    }
+
+
+def _fit_from_json(content: Mapping[str, Any]) -> FitResult:
+    """Without a report.
+
+    :raises ValueError, KeyError, TypeError: it is none of :func:`_fit_to_json`.
+    """
+    history = [
+        Record(**{**one, "value": -math.inf if one["value"] is None else one["value"]}) for one in content["history"]
+    ]
+    certain = content["certain"]
+    return FitResult(
+        **{
+            **content,
+            "certain": None if certain is None else Interval(*certain),
+            "evaluations": {int(points): count for points, count in content["evaluations"].items()},
+            "history": tuple(history),
+            "notes": tuple(content["notes"]),
+            "report": None,
+        }
+    )
