@@ -1,7 +1,9 @@
 """The command line: what it prints and writes, and how it refuses."""
 
 import errno
+import itertools
 import json
+import math
 import os
 import re
 import subprocess
@@ -11,11 +13,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 from typer.testing import CliRunner
 
 import gp_rangeformer
-from gp_rangeformer.lab import cli
-from gp_rangeformer.lab.compare import machine, training
+from gp_rangeformer.lab import cli, datasets
+from gp_rangeformer.lab.commands import console
+from gp_rangeformer.lab.compare import machine, tables, training
 
 SMALL = ["--n", "150", "--n-test", "30", "--steps", "2"]
 
@@ -82,11 +86,84 @@ def test_without_a_data_set_it_is_co2_with_its_seasonal_kernel():
     assert "co2, n = 150, d = 1, kernel trend-seasonal, 2 steps" in result.stdout
 
 
-def test_tables_fit_into_120_columns():
+def test_tables_fit_into_files_of_120_columns_and_every_terminal(monkeypatch):
+    made = []
+
+    def remember(comparison):
+        made.extend(original(comparison))
+        return made
+
+    original = tables.tables
+    monkeypatch.setattr(tables, "tables", remember)
     result = invoke("compare", "--dataset", "robot_arm", *SMALL, "--solvers", "cg-tight,rangeformer:rank=40+history=1")
     assert result.exit_code == 0, result.output
-    assert max(map(len, result.stdout.splitlines())) <= 120
-    assert "…" not in result.stdout
+    assert len(made) == 3
+    for width in (60, 80, 100, 120, 160):
+        terminal = Console(width=width, highlight=False)
+        with terminal.capture() as capture:
+            for grid in made:
+                terminal.print(grid)
+        text = capture.get()
+        assert max(map(len, text.splitlines())) <= width
+        assert "…" not in text
+        for grid in made:
+            for cell in [*grid.headers, *itertools.chain.from_iterable(grid.rows)]:
+                assert all(part in text for part in cell.split("\n")), (width, cell)
+        assert width != 120 or text == result.stdout
+
+
+def test_what_another_library_prints_during_a_command_is_on_stderr(monkeypatch):
+    def load(*arguments, **options):
+        print("[KeOps] Warning : there is no GPU")
+        return original(*arguments, **options)
+
+    original = datasets.load
+    monkeypatch.setattr(datasets, "load", load)
+    result = invoke("compare", "--dataset", "robot_arm", *SMALL, "--solvers", "exact")
+    assert result.exit_code == 0, result.output
+    assert "[KeOps]" in result.stderr
+    assert "[KeOps]" not in result.stdout
+    assert result.stdout.startswith("Arrival: robot_arm")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [
+        (
+            0.0,
+            ["exact 0/2: ", "exact 1/2: 1.5 nats", "exact 2/2: 1.7 nats", "cg:x=[1] 0/2: ", "cg:x=[1] 1/2: 1.6 nats"],
+        ),
+        (math.inf, ["exact 0/2: ", "exact 2/2: 1.7 nats", "cg:x=[1] 0/2: ", "cg:x=[1] 1/2: 1.6 nats"]),
+    ],
+)
+def test_without_a_terminal_progress_is_lines_at_the_start_and_end_of_a_solver_and_every_minute(
+    seconds, said, monkeypatch, capsys
+):
+    monkeypatch.setattr(console, "_SECONDS_BETWEEN_LINES", seconds)
+
+    def interrupted():
+        with console.show_progress() as show:
+            show("exact", 0, 2, "")
+            show("exact", 1, 2, "1.5 nats")
+            show("exact", 2, 2, "1.7 nats")
+            show("cg:x=[1]", 0, 2, "")
+            show("cg:x=[1]", 1, 2, "1.6 nats")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    printed = capsys.readouterr()
+    assert printed.err.splitlines() == said
+    assert printed.out == ""
+
+
+def test_a_comparison_in_a_file_tells_stderr_how_far_it_is():
+    result = invoke("compare", "--dataset", "robot_arm", *SMALL, "--solvers", "exact,cg")
+    assert result.exit_code == 0, result.output
+    for solver in ("reference", "exact", "cg"):
+        last = [line for line in result.stderr.splitlines() if line.startswith(f"{solver} ")][-1]
+        assert re.fullmatch(rf"{solver} 3/3: -?\d\.\d{{4}} nats/point, \d+\.\d\d s/step", last)
+    assert "3/3" not in result.stdout
 
 
 def test_an_interrupt_leaves_files_tables_and_exit_code_130(tmp_path, monkeypatch):
@@ -358,6 +435,15 @@ def test_info_names_versions_settings_data_sets_and_models():
     for said in ("torch threads", "CUDA device", "co2, robot_arm", "num_probes", "min_size"):
         assert said in result.stdout
     assert re.search(r"^pretrained +base *$", result.stdout, re.MULTILINE)
+
+
+@pytest.mark.parametrize("width", [60, 80])
+def test_info_is_whole_on_a_narrow_terminal(width, monkeypatch):
+    wide = invoke("info").stdout
+    monkeypatch.setattr(console, "_WIDTH_IN_FILES", width)
+    narrow = invoke("info").stdout
+    assert max(map(len, narrow.splitlines())) <= width
+    assert re.sub(r"\s", "", narrow) == re.sub(r"\s", "", wide)
 
 
 def test_the_version_is_the_package_s():

@@ -15,20 +15,22 @@ import typer
 
 from gp_rangeformer.lab.bench.fits_command import fits
 from gp_rangeformer.lab.bench.predictions_command import predictions
+from gp_rangeformer.lab.commands.console import open_console, show_status, stdout_for_consoles
 from gp_rangeformer.lab.outputs import Outputs
 
 if TYPE_CHECKING:
-    from gp_rangeformer.lab.compare.tables import Grid
+    from gp_rangeformer.lab.grid import Grid
 
 bench_app = typer.Typer(invoke_without_command=True)
-bench_app.command()(fits)
-bench_app.command()(predictions)
+for command in (fits, predictions):
+    bench_app.command()(stdout_for_consoles()(command))
 
 _SETS = "pol,elevators,bike,kin40k,protein,robot_arm,borehole"
 _AUDIT_LARGEST = {"cpu": 8000, "cuda": 16000}
 
 
 @bench_app.callback()
+@stdout_for_consoles()
 def peers(
     context: typer.Context,
     dataset: Annotated[str, typer.Option(help="One name from `info`.")] = "kin40k",
@@ -68,8 +70,6 @@ def peers(
     """
     if context.invoked_subcommand is not None:
         return
-    from rich.console import Console
-
     from gp_rangeformer.lab.bench.peer_run import Plan, parse_sizes, run
     from gp_rangeformer.lab.bench.peer_tables import growth_table, size_table
     from gp_rangeformer.lab.bench.resumed import PlanError
@@ -82,9 +82,9 @@ def peers(
     plan = Plan(dataset, kernel, solvers, steps, seed, dtype, device, at)
     if audit_largest is None:
         audit_largest = _AUDIT_LARGEST[device.partition(":")[0]]
-    console, outputs = Console(width=170, highlight=False), Outputs()
+    console, outputs = open_console(), Outputs()
     try:
-        with console.status("starting") as status:
+        with show_status() as show_doing:
             measured = run(
                 plan,
                 parse_sizes(sizes),
@@ -93,13 +93,13 @@ def peers(
                 path=json,
                 write=outputs.write_json,
                 data_dir=data_dir,
-                observer=status.update,
-                show=lambda size: console.print(size_table(size, plan).to_rich()),
+                observer=show_doing,
+                show=lambda size: console.print(size_table(size, plan)),
             )
     except (PlanError, DatasetError, KernelError, SolverError) as error:
         raise typer.BadParameter(str(error)) from None
     growth = growth_table(measured, plan)
-    console.print(growth.to_rich())
+    console.print(growth)
     _write_markdown(outputs, markdown, [*(size_table(size, plan) for size in measured), growth])
     if figures is not None:
         from gp_rangeformer.lab.bench.peer_figures import write_peer_figures
@@ -134,6 +134,7 @@ def _check_device(device: str) -> None:
 
 
 @bench_app.command()
+@stdout_for_consoles()
 def learning(
     dataset: Annotated[str, typer.Option(help="Names from `info`, separated by commas.")] = _SETS,
     sizes: Annotated[str, typer.Option(help="Training rows, separated by commas.")] = "2000,4000,8000",
@@ -151,8 +152,6 @@ def learning(
     One Adam trajectory per data set, size and seed is replayed by all contenders in turn, step by step, so that their
     seconds compare; exact values and gradients are float64.
     """
-    from rich.console import Console
-
     from gp_rangeformer.lab import datasets
     from gp_rangeformer.lab.bench.learning import Cell, grids, measure_cell
     from gp_rangeformer.lab.compare import machine
@@ -174,7 +173,7 @@ def learning(
             raise typer.BadParameter(
                 f"{json} is not a result of this command ({error}): choose another --json"
             ) from None
-    console, outputs = Console(width=170, highlight=False), Outputs()
+    console, outputs = open_console(), Outputs()
     # What the file holds besides, of other steps or an earlier version's contenders, stays in it.
     chosen = [cell for cell in cells if cell.steps == steps and cell.complete]
     for n, name, seed in wanted:
@@ -193,12 +192,13 @@ def learning(
             outputs.write_json(json, {"machine": machine.describe(device), "cells": [each.to_json() for each in cells]})
     tables = grids([cell for cell in chosen if (cell.n, cell.data, cell.seed) in wanted], machine.one_line(device))
     for grid in tables:
-        console.print(grid.to_rich())
+        console.print(grid)
     _write_markdown(outputs, markdown, tables)
     outputs.finish()
 
 
 @bench_app.command()
+@stdout_for_consoles()
 def products(
     sizes: Annotated[str, typer.Option(help="Points, separated by commas.")] = "2000,4000,8000",
     dimensions: Annotated[int, typer.Option(min=1, help="Of the points; fewer make a smoother matrix.")] = 8,
@@ -207,8 +207,6 @@ def products(
     markdown: Annotated[Path | None, typer.Option(help="Write the tables to this file.")] = None,
 ) -> None:
     """One product with K and 33 columns: dense in several precisions, recomputed, and what a step would take."""
-    from rich.console import Console
-
     from gp_rangeformer.lab.bench.peer_run import parse_sizes
     from gp_rangeformer.lab.bench.products import measure_products, products_grid, to_json
     from gp_rangeformer.lab.bench.resumed import PlanError
@@ -219,12 +217,12 @@ def products(
         wanted = parse_sizes(sizes)
     except PlanError as error:
         raise typer.BadParameter(str(error)) from None
-    console, outputs = Console(width=170, highlight=False), Outputs()
+    console, outputs = open_console(), Outputs()
     measured = {n: measure_products(n, dimensions=dimensions, device=device) for n in wanted}
     where = f"{dimensions} dimensions; {machine.one_line(device)}"
     tables = [products_grid(n, found, where) for n, found in measured.items()]
     for grid in tables:
-        console.print(grid.to_rich())
+        console.print(grid)
     if json is not None:
         cells = [to_json(n, found) for n, found in measured.items()]
         outputs.write_json(json, {"machine": machine.describe(device), "sizes": cells})
@@ -233,6 +231,7 @@ def products(
 
 
 @bench_app.command()
+@stdout_for_consoles()
 def stages(
     dataset: Annotated[str, typer.Option(help="One name from `info`.")] = "kin40k",
     kernel: Annotated[
@@ -249,8 +248,6 @@ def stages(
 ) -> None:
     """Where the seconds of a training step go, and how fast products with K are beside the library's fastest."""
     from dataclasses import asdict
-
-    from rich.console import Console
 
     from gp_rangeformer.lab import datasets
     from gp_rangeformer.lab.bench.contenders import Problem, UnavailableError
@@ -272,7 +269,7 @@ def stages(
     except (PlanError, UnavailableError, datasets.DatasetError, KernelError) as error:
         raise typer.BadParameter(str(error)) from None
     grid = stages_grid(found, f"{dataset}, {dtype}, seed {seed}, {steps} Adam steps; {machine.one_line(device)}")
-    Console(width=140, highlight=False).print(grid.to_rich())
+    open_console().print(grid)
     outputs = Outputs()
     if json is not None:
         outputs.write_json(json, {"machine": machine.describe(device), "sizes": [asdict(size) for size in found]})
@@ -281,6 +278,7 @@ def stages(
 
 
 @bench_app.command()
+@stdout_for_consoles()
 def small(
     sizes: Annotated[str, typer.Option(help="Training rows, separated by commas.")] = "20,50,100,200,500,1000",
     batches: Annotated[
@@ -307,7 +305,6 @@ def small(
     hyperparameters, so that their seconds compare. Fits are of single models, and left out where BoTorch is missing.
     """
     import torch
-    from rich.console import Console
 
     from gp_rangeformer.lab.bench.resumed import PlanError
     from gp_rangeformer.lab.bench.small import parse_counts, run
@@ -316,9 +313,9 @@ def small(
 
     _check_dtype(dtype)
     plan = Plan(dimensions, dtype, seed, repetitions, torch.get_num_threads())
-    console, outputs = Console(width=170, highlight=False), Outputs()
+    console, outputs = open_console(), Outputs()
     try:
-        with console.status("starting") as status:
+        with show_status() as show_doing:
             cells = run(
                 plan,
                 parse_counts(sizes, "--sizes", smallest=2),
@@ -326,13 +323,13 @@ def small(
                 patience=patience,
                 path=json,
                 write=outputs.write_json,
-                observer=status.update,
+                observer=show_doing,
                 show=lambda cell: console.print(one_line(cell), markup=False),
             )
     except PlanError as error:
         raise typer.BadParameter(str(error)) from None
     grids = seconds_grid(cells, plan), accuracy_grid(cells)
     for grid in grids:
-        console.print(grid.to_rich())
+        console.print(grid)
     _write_markdown(outputs, markdown, grids)
     outputs.finish()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from gp_rangeformer.lab.bench.fits import GAPS, FitCell, FitRun
-from gp_rangeformer.lab.compare.tables import Grid
+from gp_rangeformer.lab.grid import Grid
 
 _HEADERS = ("set, n", "way to train", *(f"s to {gap:g}" for gap in GAPS), "s in all", "evaluations", "ends below")
 
@@ -19,7 +19,7 @@ def grid(cells: Sequence[FitCell], note: str) -> Grid:
         "ends below: how far the parameters that the model is left with are below it; exact float64 values",
         *((note,) if note else ()),
     )
-    return Grid("", _HEADERS, tuple(rows), notes)
+    return Grid("", _HEADERS, tuple(rows), notes, keys=2)
 
 
 def _row(cell: FitCell, run: FitRun) -> tuple[str, ...]:

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from gp_rangeformer.lab.commands.console import open_console, show_status
 from gp_rangeformer.lab.outputs import Outputs
 
 
@@ -49,7 +50,6 @@ def fits(
     from dataclasses import asdict
 
     import torch
-    from rich.console import Console
 
     from gp_rangeformer.lab import datasets
     from gp_rangeformer.lab.bench.fit_tables import grid
@@ -65,11 +65,7 @@ def fits(
     unknown = [name for name in names if name not in CONTENDERS]
     if unknown:
         raise typer.BadParameter(f"--contenders {unknown[0]!r}: {'; '.join(CONTENDERS)}")
-    plan, outputs, console = (
-        FitPlan(kernel, names, dtype, seed, patience),
-        Outputs(),
-        Console(width=160, highlight=False),
-    )
+    plan, outputs, console = FitPlan(kernel, names, dtype, seed, patience), Outputs(), open_console()
     try:
         cells = [] if json is None else read_parts(json, plan, "cells", FitCell.from_json)
         for name in dataset.split(","):
@@ -79,21 +75,21 @@ def fits(
                 loaded = datasets.load(name, n=n, n_test=1, seed=seed, data_dir=data_dir)
                 check_kernel(kernel, loaded)
                 warm_up()
-                with console.status("starting") as status:
+                with show_status() as show_doing:
                     found = measure(
                         loaded,
                         kernel or default_kernel(loaded),
                         names,
                         dtype=getattr(torch, dtype),
                         patience=patience,
-                        observer=status.update,
+                        observer=show_doing,
                     )
                 cells.append(found)
-                console.print(grid([found], "").to_rich())
+                console.print(grid([found], ""))
                 if json is not None:
                     content = {"format": 1, "plan": asdict(plan), "machine": machine.describe("cpu")}
                     outputs.write_json(json, {**content, "cells": [cell.to_json() for cell in cells]})
     except (PlanError, datasets.DatasetError, KernelError) as error:
         raise typer.BadParameter(str(error)) from None
-    console.print(grid(cells, f"{dtype}, seed {seed}; {machine.one_line('cpu')}").to_rich())
+    console.print(grid(cells, f"{dtype}, seed {seed}; {machine.one_line('cpu')}"))
     outputs.finish()

@@ -16,8 +16,8 @@ from gp_rangeformer.lab.bench.contenders import ModelContender
 from gp_rangeformer.lab.bench.replay import Outcome, ratio, record_trajectory, replay
 from gp_rangeformer.lab.compare.audit import ExactEvaluator
 from gp_rangeformer.lab.compare.solvers import SolverSpec
-from gp_rangeformer.lab.compare.tables import Grid
 from gp_rangeformer.lab.datasets import Dataset
+from gp_rangeformer.lab.grid import Grid
 from gp_rangeformer.lab.models import default_kernel
 
 
@@ -169,5 +169,5 @@ def grids(cells: Sequence[Cell], machine: str) -> list[Grid]:
             "/ default: seconds over the default's within a step; errors in nats per point against exact float64",
             f"the best fixed effort of every set, chosen afterwards: {gained:.2f} of the default's seconds: {chosen}",
         )
-        found.append(Grid(f"n = {n}", headers, rows, notes))
+        found.append(Grid(f"n = {n}", headers, rows, notes, keys=2))
     return found

@@ -14,7 +14,7 @@ from gp_rangeformer.lab.bench.growth import ASYMPTOTIC, exponent
 from gp_rangeformer.lab.bench.peer_run import Plan
 from gp_rangeformer.lab.bench.peers import Row, Size
 from gp_rangeformer.lab.bench.replay import WARM_UP, ratio
-from gp_rangeformer.lab.compare.tables import Grid
+from gp_rangeformer.lab.grid import Grid
 
 PLUGIN = "rangeformer"
 _NONE = "-"

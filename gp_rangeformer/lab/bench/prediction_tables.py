@@ -7,9 +7,10 @@ from collections.abc import Iterable, Sequence
 from gp_rangeformer.lab.bench.prediction_calls import Calls, Row
 from gp_rangeformer.lab.bench.prediction_contenders import FLAG
 from gp_rangeformer.lab.bench.predictions import AUDITED, Cell, Plan
-from gp_rangeformer.lab.compare.tables import Grid
+from gp_rangeformer.lab.grid import Grid
 
 _NONE = "-"
+_ERRORS = ("mean\noff by", "variance\noff by", "variance\nat most")
 
 
 def predictions_grid(cells: Sequence[Cell], plan: Plan, where: str) -> Grid:
@@ -19,8 +20,8 @@ def predictions_grid(cells: Sequence[Cell], plan: Plan, where: str) -> Grid:
     """
     headers = ["set, n", "by"]
     for t in plan.sizes:
-        headers += [f"s for {t:,},\nfirst", "then"]
-    headers += ["peak MiB", "mean off by", "variance off by", "at most", "says"]
+        headers += [f"s for {t:,},\n{which}" for which in ("first", "then")]
+    headers += ["peak MiB", *_ERRORS, "says"]
     rows = []
     for cell in cells:
         for row in cell.rows:
@@ -42,12 +43,12 @@ def predictions_grid(cells: Sequence[Cell], plan: Plan, where: str) -> Grid:
         f"Matern-3/2 with a length-scale per dimension at the optimum, {plan.dtype}, seed {plan.seed}; {where}",
         *_failures(cells),
     ]
-    return Grid("Predictions", tuple(headers), tuple(rows), tuple(notes))
+    return Grid("Predictions", tuple(headers), tuple(rows), tuple(notes), keys=2)
 
 
 def small_grid(cells: Sequence[Cell], plan: Plan, where: str) -> Grid:
     """Few training points and many test points, flag and GPyTorch."""
-    headers = ("set, n", "by", "points", "s, first", "then", "peak MiB", "mean off by", "variance off by", "at most")
+    headers = ("set, n", "by", "points", "s, first", "s, then", "peak MiB", *_ERRORS)
     rows = []
     for cell in cells:
         for row in cell.rows:
@@ -56,7 +57,7 @@ def small_grid(cells: Sequence[Cell], plan: Plan, where: str) -> Grid:
                 spent = _spent(calls.first, own.first), _spent(calls.second, own.second), _peak(calls)
                 rows.append((f"{cell.dataset}, {cell.n:,}", row.name, f"{calls.t:,}", *spent, *_errors(calls)))
     notes = (f"as above; {plan.dtype}, seed {plan.seed}; {where}", *_points(cells), *_failures(cells))
-    return Grid("A small model", headers, tuple(rows), notes)
+    return Grid("A small model", headers, tuple(rows), notes, keys=3)
 
 
 def paths_grid(cells: Sequence[Cell], plan: Plan, where: str) -> Grid:
@@ -78,12 +79,13 @@ def paths_grid(cells: Sequence[Cell], plan: Plan, where: str) -> Grid:
         "with other waves",
         f"{plan.dtype}, seed {plan.seed}; {where}",
     )
-    return Grid("Functions from the posterior", headers, tuple(rows), (*first, *notes))
+    return Grid("Functions from the posterior", headers, tuple(rows), (*first, *notes), keys=2)
 
 
 def left_out_grid(cells: Sequence[Cell], plan: Plan, where: str) -> Grid:
     """A row for every cell."""
-    headers = ("set, n", "s", "training steps", "variances stated", "log density off by", "at most", "score off by")
+    errors = ("log density\noff by", "log density\nat most", "score\noff by")
+    headers = ("set, n", "s", "training\nsteps", "variances\nstated", *errors)
     rows, notes = [], []
     for cell in cells:
         found = cell.left_out

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from gp_rangeformer.lab.commands.console import open_console, show_status
 from gp_rangeformer.lab.outputs import Outputs
 
 
@@ -39,7 +40,6 @@ def predictions(
     is free, or fails, is recorded with the reason.
     """
     import torch
-    from rich.console import Console
 
     from gp_rangeformer.lab.bench.peer_run import parse_sizes
     from gp_rangeformer.lab.bench.prediction_tables import left_out_grid, paths_grid, predictions_grid, small_grid
@@ -51,16 +51,16 @@ def predictions(
 
     if dtype not in ("float32", "float64"):
         raise typer.BadParameter(f"--dtype {dtype!r}: float32 or float64")
-    console, outputs = Console(width=200, highlight=False), Outputs()
+    console, outputs = open_console(), Outputs()
     where = machine.one_line()
     try:
         plan = Plan(t, few, wide, paths, dtype, seed, torch.get_num_threads())
 
         def show(cell: Cell) -> None:
             grid = predictions_grid if cell.left_out is not None else small_grid
-            console.print(grid([cell], plan, where).to_rich())
+            console.print(grid([cell], plan, where))
 
-        with console.status("starting") as status:
+        with show_status() as show_doing:
             cells, small = run(
                 plan,
                 [name.strip() for name in dataset.split(",")],
@@ -68,7 +68,7 @@ def predictions(
                 path=json,
                 write=outputs.write_json,
                 data_dir=data_dir,
-                observer=status.update,
+                observer=show_doing,
                 show=show,
             )
     except (PlanError, DatasetError) as error:
@@ -76,7 +76,7 @@ def predictions(
     grids = [grid(cells, plan, where) for grid in (predictions_grid, paths_grid, left_out_grid)]
     grids.insert(1, small_grid(small, plan, where))
     for grid in grids:
-        console.print(grid.to_rich())
+        console.print(grid)
     if markdown is not None:
         text = "\n\n".join(grid.to_markdown() for grid in grids) + "\n"
         outputs.write(markdown, partial(write_text, markdown, text))

@@ -13,7 +13,7 @@ from gp_rangeformer.kernels.expression import Scale, Stationary
 from gp_rangeformer.kernels.fused import FusedKernel
 from gp_rangeformer.lab.bench.contenders import Clock
 from gp_rangeformer.lab.bench.floors import COLUMNS
-from gp_rangeformer.lab.compare.tables import Grid
+from gp_rangeformer.lab.grid import Grid
 
 _REPEATS = 7
 _LARGEST_SOLVED = 4000  # exact float64 solves

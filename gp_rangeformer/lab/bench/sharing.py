@@ -18,7 +18,7 @@ from gp_rangeformer.kernels.matrices.sharded import ProcessShare
 from gp_rangeformer.lab.bench.floors import COLUMNS
 from gp_rangeformer.lab.bench.products import matern_kernel, median_seconds
 from gp_rangeformer.lab.compare import machine
-from gp_rangeformer.lab.compare.tables import Grid
+from gp_rangeformer.lab.grid import Grid
 from gp_rangeformer.plugin.storage import Storage, hold
 
 _DIMENSIONS = 4

@@ -8,7 +8,7 @@ from statistics import median
 from gp_rangeformer.lab.bench.small import Cell, Timing
 from gp_rangeformer.lab.bench.small_tasks import FITS, TASKS, TEST_POINTS, Plan
 from gp_rangeformer.lab.compare import machine
-from gp_rangeformer.lab.compare.tables import Grid
+from gp_rangeformer.lab.grid import Grid
 
 
 def seconds_grid(cells: Sequence[Cell], plan: Plan, where: str | None = None) -> Grid:
@@ -19,7 +19,8 @@ def seconds_grid(cells: Sequence[Cell], plan: Plan, where: str | None = None) ->
     shown = [name for name in TASKS if any(name in cell.timings for cell in cells)]
     headers = ["n, batch"]
     for name in shown:
-        headers += [f"{name}\nhost, flag".replace(" p", "\np"), "faster\n(10-90 %)"]
+        title = name.replace(" p", "\np")
+        headers += [f"{title}\nhost, flag", f"{title}\nfaster (10-90 %)"]
     rows = []
     for cell in cells:
         row = [f"{cell.n}, {cell.batch}"]

@@ -24,7 +24,7 @@ from gp_rangeformer.lab.bench.peers import LEARNING_RATE, recorder
 from gp_rangeformer.lab.bench.products import median_seconds
 from gp_rangeformer.lab.bench.replay import WARM_UP, record_trajectory
 from gp_rangeformer.lab.compare.instruments import synchronize
-from gp_rangeformer.lab.compare.tables import Grid
+from gp_rangeformer.lab.grid import Grid
 from gp_rangeformer.lab.models import build_model
 from gp_rangeformer.logdet import learned
 from gp_rangeformer.plugin.recognition import recognise

@@ -103,7 +103,7 @@ def compare(
         with show_progress() as show:
             comparison = compare_solvers(each, specs, options, observer=show, save=record.save)
         for grid in tables(comparison):
-            console.print(grid.to_rich())
+            console.print(grid)
         if plots is not None:
             outputs.write(plots, partial(_write_figures, comparison, plots))
         if comparison.interrupted:

@@ -5,17 +5,33 @@ from __future__ import annotations
 import contextlib
 import shlex
 import sys
-from collections.abc import Iterator
-from typing import NoReturn
+import time
+from collections.abc import Callable, Iterator
+from typing import NoReturn, TextIO
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Column
 
 from gp_rangeformer.lab.outputs import Outputs
 
 FAILED, INVALID, INTERRUPTED = 1, 2, 130
 _WIDTH_IN_FILES = 120
+_SECONDS_BETWEEN_LINES = 60.0
+_own_stdout: TextIO | None = None
+
+
+@contextlib.contextmanager
+def stdout_for_consoles() -> Iterator[None]:
+    """Only what is printed by :func:`open_console` is on stdout; what other libraries print goes to stderr."""
+    global _own_stdout
+    before, _own_stdout = _own_stdout, sys.stdout
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
+    finally:
+        _own_stdout = before
 
 
 @contextlib.contextmanager
@@ -56,8 +72,8 @@ def command_line(context: typer.Context) -> str:
 
 def open_console(stderr: bool = False) -> Console:
     """A console that keeps 120 columns where there is no terminal to measure."""
-    stream = sys.stderr if stderr else sys.stdout
-    return Console(stderr=stderr, width=None if stream.isatty() else _WIDTH_IN_FILES, highlight=False)
+    stream = sys.stderr if stderr else _own_stdout or sys.stdout
+    return Console(file=stream, width=None if stream.isatty() else _WIDTH_IN_FILES, highlight=False)
 
 
 def say_written(outputs: Outputs) -> None:
@@ -78,14 +94,60 @@ class _Bars:
         self._progress.update(self._bars[solver], completed=done, total=total, status=status)
 
 
+class _Lines:
+    """Where there is no terminal: a line when a solver starts, one a minute, and one at its end; an observer too."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._solver = ""
+        self._last_line = 0.0  # when it was printed, by time.monotonic
+        self._unsaid = ""
+
+    def __call__(self, solver: str, done: int, total: int, status: str) -> None:
+        line, now = f"{solver} {done}/{total}: {status}", time.monotonic()
+        if solver != self._solver:
+            self.finish()
+        elif now - self._last_line < _SECONDS_BETWEEN_LINES:
+            self._unsaid = line
+            return
+        self._solver, self._last_line, self._unsaid = solver, now, ""
+        self._console.print(line, markup=False, soft_wrap=True)
+
+    def finish(self) -> None:
+        """Where the solver arrived, if that was not said."""
+        if self._unsaid:
+            self._console.print(self._unsaid, markup=False, soft_wrap=True)
+        self._unsaid = ""
+
+
 @contextlib.contextmanager
-def show_progress() -> Iterator[_Bars]:
+def show_progress() -> Iterator[_Bars | _Lines]:
+    """An observer that shows on stderr how far each solver is: bars on a terminal, else lines."""
+    console = open_console(stderr=True)
+    if not console.file.isatty():
+        lines = _Lines(console)
+        try:
+            yield lines
+        finally:
+            lines.finish()
+        return
     columns = (
         TextColumn("{task.description}"),
-        BarColumn(bar_width=24),
+        BarColumn(bar_width=24 if console.width >= _WIDTH_IN_FILES else 8),
         MofNCompleteColumn(),
-        TextColumn("{task.fields[status]}"),
+        TextColumn("{task.fields[status]}", table_column=Column(overflow="fold")),  # not cut off
         TimeElapsedColumn(),
     )
-    with Progress(*columns, console=open_console(stderr=True)) as progress:
+    with Progress(*columns, console=console) as progress:
         yield _Bars(progress)
+
+
+@contextlib.contextmanager
+def show_status() -> Iterator[Callable[[str], None]]:
+    """What is being done now, on stderr: in one line that changes on a terminal, else in a line each."""
+    console = open_console(stderr=True)
+    if console.file.isatty():
+        with console.status("starting") as status:
+            yield status.update
+    else:
+        yield lambda doing: console.print(doing, markup=False, soft_wrap=True)

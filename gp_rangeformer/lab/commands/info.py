@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from rich.table import Table
+from rich.text import Text
 
 from gp_rangeformer.lab.commands.console import open_console, refusing
 from gp_rangeformer.lab.commands.options import DataDir
@@ -22,30 +25,35 @@ def info(data_dir: DataDir = None) -> None:
         names = datasets.available(data_dir)
         shipped = describe_pretrained()
     console = open_console()
-    table = Table(box=None, show_header=False, pad_edge=False)
-    for name, version in machine.versions().items():
-        table.add_row(name, version)
-    table.add_row("processor", f"{machine.processor_name()}, {machine.available_cores()} cores")
-    table.add_row("torch threads", str(torch.get_num_threads()))
-    accelerator = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
-    table.add_row("CUDA device", accelerator)
-    table.add_row("compiled kernels", describe())
-    table.add_row("data sets", ", ".join(names))
-    table.add_row("pretrained", ", ".join(shipped) or "none: reinstall gp-rangeformer")
-    console.print(table)
+    rows = [
+        *machine.versions().items(),
+        ("processor", f"{machine.processor_name()}, {machine.available_cores()} cores"),
+        ("torch threads", torch.get_num_threads()),
+        ("CUDA device", torch.cuda.get_device_name() if torch.cuda.is_available() else "none"),
+        ("compiled kernels", describe()),
+        ("data sets", ", ".join(names)),
+        ("pretrained", ", ".join(shipped) or "none: reinstall gp-rangeformer"),
+    ]
+    console.print(_facts(rows))
     for name, lines in shipped.items():
         console.print(f"pretrained {name}", style="bold")
-        facts = Table(box=None, show_header=False, pad_edge=False)
-        for key, value in lines.items():
-            facts.add_row(f"  {key}", value)
-        console.print(facts)
+        console.print(_facts((f"  {key}", value) for key, value in lines.items()))
     console.print("settings", style="bold")
-    values = Table(box=None, show_header=False, pad_edge=False)
+    values: list[tuple[str, object]] = []
     for name, value in settings.current().items():
         if isinstance(value, dict):  # the solver with its arguments
-            values.add_row(f"  {name}", str(value.pop("name")))
-            for argument, present in value.items():
-                values.add_row(f"    {argument}", str(present))
+            values.append((f"  {name}", value.pop("name")))
+            values += [(f"    {argument}", present) for argument, present in value.items()]
         else:
-            values.add_row(f"  {name}", str(value))
-    console.print(values)
+            values.append((f"  {name}", value))
+    console.print(_facts(values))
+
+
+def _facts(rows: Iterable[tuple[str, object]]) -> Table:
+    """Names and values; what is wider than the console goes on in the next line."""
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in rows:
+        table.add_row(Text(name), Text(str(value)))
+    return table

@@ -2,57 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-
-from rich import box
-from rich.table import Table
-from rich.text import Text
-
 from gp_rangeformer.lab.compare.result import Comparison, SolverResult, State
 from gp_rangeformer.lab.compare.solvers import PLUGIN
+from gp_rangeformer.lab.grid import Grid
 
 _NONE = "-"
-
-
-@dataclass(frozen=True)
-class Grid:
-    """A table as text: one header and one cell per column; the first column is left-aligned, the others right."""
-
-    title: str
-    headers: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-    notes: tuple[str, ...] = ()
-
-    def to_rich(self) -> Table:
-        """For a rich console. Brackets in names are text, not markup."""
-        table = Table(
-            title=Text(self.title),
-            title_justify="left",
-            title_style="bold",
-            caption=Text("\n".join(self.notes)) if self.notes else None,
-            caption_justify="left",
-            box=box.SIMPLE_HEAD,
-            pad_edge=False,
-        )
-        for index, header in enumerate(self.headers):
-            table.add_column(header, justify="left" if index == 0 else "right", no_wrap=index > 0, overflow="fold")
-        for row in self.rows:
-            table.add_row(*map(Text, row), style="dim" if row[0].startswith("reference") else None)
-        return table
-
-    def to_markdown(self) -> str:
-        """A GitHub table under its title; a pipe inside a cell is escaped."""
-        lines = [f"**{self.title}**", "", _line(self.headers)]
-        lines.append("|" + "|".join([" --- ", *[" ---: "] * (len(self.headers) - 1)]) + "|")
-        lines.extend(_line(row) for row in self.rows)
-        if self.notes:
-            lines.extend(["", "<br>".join(self.notes)])
-        return "\n".join(lines)
-
-
-def _line(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cell.replace("\n", " ").replace("|", "\\|") for cell in cells) + " |"
 
 
 def tables(comparison: Comparison) -> tuple[Grid, ...]:

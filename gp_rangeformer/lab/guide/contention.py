@@ -19,7 +19,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from gp_rangeformer.lab.compare.tables import Grid
+from gp_rangeformer.lab.grid import Grid
 from gp_rangeformer.lab.guide.results import Contention
 
 QUIET, BUSY, PASSIVE = "quiet", "two busy processes", "two busy processes, OMP_WAIT_POLICY=PASSIVE"

@@ -9,7 +9,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from gp_rangeformer.lab.bench.fit_tables import grid
 from gp_rangeformer.lab.bench.fits import FitCell, FitRun
-from gp_rangeformer.lab.compare.tables import Grid
+from gp_rangeformer.lab.grid import Grid
 from gp_rangeformer.lab.guide.results import FitRuns, Results
 from gp_rangeformer.lab.plots.style import dress, new_figure
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from gp_rangeformer.lab.bench.products import products_grid
 from gp_rangeformer.lab.bench.small_tables import accuracy_grid, seconds_grid
 from gp_rangeformer.lab.bench.stages import PRODUCTS, stages_grid
-from gp_rangeformer.lab.compare.tables import Grid
+from gp_rangeformer.lab.grid import Grid
 from gp_rangeformer.lab.guide import contention
 from gp_rangeformer.lab.guide.results import Results
 from gp_rangeformer.lab.pretrained import describe_pretrained

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from gp_rangeformer.lab.bench.peer_tables import relative_seconds
 from gp_rangeformer.lab.bench.peers import Row, Size
 from gp_rangeformer.lab.bench.replay import WARM_UP
-from gp_rangeformer.lab.compare.tables import Grid
+from gp_rangeformer.lab.grid import Grid
 from gp_rangeformer.lab.guide.results import Results
 
 _PLUGIN, _WITHOUT, _CHOLESKY, _CG, _EXACT = "rangeformer", "rangeformer:neighbours=0", "cholesky", "cg", "exact"

@@ -9,7 +9,7 @@ from gp_rangeformer.lab.bench.growth import exponent
 from gp_rangeformer.lab.bench.peer_tables import matrix_mib, relative_seconds, series
 from gp_rangeformer.lab.bench.peers import Row, Size
 from gp_rangeformer.lab.bench.replay import WARM_UP
-from gp_rangeformer.lab.compare.tables import Grid
+from gp_rangeformer.lab.grid import Grid
 from gp_rangeformer.lab.guide.results import PeerRun, Results
 
 PLUGIN, RECOMPUTED, CHOLESKY, CG = "rangeformer", "rangeformer:kernel_storage=tiles", "cholesky", "cg"

@@ -10,7 +10,7 @@ from gp_rangeformer.lab.bench.prediction_contenders import CHOLESKY, FLAG, LOVE
 from gp_rangeformer.lab.bench.prediction_left_out import LeftOut
 from gp_rangeformer.lab.bench.prediction_paths import BOTORCH, OURS, Paths
 from gp_rangeformer.lab.bench.predictions import Cell, Plan
-from gp_rangeformer.lab.compare.tables import Grid
+from gp_rangeformer.lab.grid import Grid
 from gp_rangeformer.lab.guide.results import Results
 
 _PEERS = ((CHOLESKY, "GPyTorch's Cholesky"), (LOVE, "its conjugate gradients with fast_pred_var"))

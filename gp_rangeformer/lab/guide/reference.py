@@ -12,7 +12,7 @@ from linear_operator.settings import _feature_flag, _value_context
 
 import gp_rangeformer
 from gp_rangeformer import settings
-from gp_rangeformer.lab.compare.tables import Grid
+from gp_rangeformer.lab.grid import Grid
 
 SOLVERS = ("Certified", "Exact", "Direct")
 _WIDTH = 120

@@ -204,7 +204,7 @@ def test_tables_have_a_row_per_cell_and_fit_into_the_console() -> None:
         assert list(grid.rows[0][-2:]) == fitted
         assert grid.rows[1][-2:] == ("-", "-")
         with console.capture() as capture:
-            console.print(grid.to_rich())
+            console.print(grid)
         for row in grid.rows:
             assert any(all(part in line for part in row) for line in capture.get().splitlines())
     assert seconds_grid(cells, PLAN).rows[0][1:3] == ("900, 1346", "0.67 (0.66-0.73)")
