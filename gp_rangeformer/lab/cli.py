@@ -11,7 +11,6 @@ from gp_rangeformer.lab.commands.compare import compare
 from gp_rangeformer.lab.commands.console import stdout_for_consoles
 from gp_rangeformer.lab.commands.fit import fit
 from gp_rangeformer.lab.commands.info import info
-from gp_rangeformer.lab.commands.predict import predict
 from gp_rangeformer.version import own_version
 
 app = typer.Typer(name="gp-rangeformer", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
