@@ -31,6 +31,7 @@ ORDER = (
     "fit",
     "predict",
     "__init__",
+    "sklearn",
     "regression",
     "lab",
 )

@@ -1,0 +1,53 @@
+"""The plug-in's flag around what an estimator computes."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import gpytorch
+import numpy as np
+from linear_operator import settings as host_settings
+from linear_operator.utils.errors import NanError, NotPSDError
+from linear_operator.utils.warnings import NumericalWarning
+
+from gp_rangeformer import settings
+
+# Settings are the process's: estimators that joblib fits in threads take turns.
+_TURN = threading.RLock()
+_JITTER = "A not p.d., added jitter"  # what the host says then
+
+
+@contextlib.contextmanager
+def flag(solver: Any) -> Iterator[None]:
+    """With the plug-in on, and ``solver`` if it is not None. No jitter is added to K + alpha.
+
+    :raises numpy.linalg.LinAlgError: K + alpha is not positive definite, or holds NaN or infinity.
+    """
+    chosen = contextlib.nullcontext() if solver is None else settings.solver(solver)
+    # The host complains about training points among those of a prediction.
+    host = gpytorch.settings.debug(False)
+    with _TURN, settings.rangeformer(), chosen, host, warnings.catch_warnings():
+        warnings.filterwarnings("error", message=_JITTER, category=NumericalWarning)
+        try:
+            yield
+        except (NotPSDError, NanError, NumericalWarning) as error:
+            raise not_definite(error) from error
+
+
+def not_definite(error: Exception) -> np.linalg.LinAlgError:
+    """What scikit-learn's users know to catch, with the remedies that they have."""
+    return np.linalg.LinAlgError(
+        "the kernel with these hyperparameters does not return a positive definite matrix: try a larger alpha, a "
+        f"WhiteKernel, or X without repeated rows ({error})"
+    )
+
+
+@contextlib.contextmanager
+def likelihoods() -> Iterator[None]:
+    """Inside :func:`flag`: the plug-in answers at every size, and says where a matrix is not positive definite."""
+    with settings.exact_size(1), host_settings.cholesky_max_tries(0):
+        yield

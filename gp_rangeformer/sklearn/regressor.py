@@ -1,0 +1,290 @@
+"""The estimator."""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import Any
+
+import numpy as np
+import torch
+from gpytorch.kernels import Kernel
+from numpy.typing import ArrayLike, NDArray
+from sklearn.base import BaseEstimator, MultiOutputMixin, RegressorMixin, clone
+from sklearn.gaussian_process import kernels as sk
+from sklearn.utils import check_random_state
+from sklearn.utils.validation import check_is_fitted, validate_data
+from torch import Tensor
+
+from gp_rangeformer.fit import FitResult
+from gp_rangeformer.sklearn.named import named_kernel
+from gp_rangeformer.sklearn.optimum import best_theta, log_likelihood, maximise, warn_at_bounds
+from gp_rangeformer.sklearn.parameters import FIT_MLL, check_parameters, variances
+from gp_rangeformer.sklearn.posterior import Posterior, Training
+from gp_rangeformer.sklearn.translation import Translated, translate
+
+_START_NOISE = 1.0  # beside a GPyTorch kernel, of normalised targets
+
+
+class RangeFormerRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
+    """Exact Gaussian process regression, in the place of scikit-learn's ``GaussianProcessRegressor``: the same
+    parameters, attributes and numbers, by this package's fits and solvers.
+
+    The mean is zero, or that of the targets with ``normalize_y``. Several outputs share the kernel and are otherwise
+    independent. Standard deviations, covariances and samples are those of observations: with the noise of
+    ``WhiteKernel``, without ``alpha``.
+
+    :param kernel: of scikit-learn: sums, products and whole powers of ConstantKernel, WhiteKernel, RBF, Matern (nu 0.5,
+        1.5, 2.5, infinity), RationalQuadratic, ExpSineSquared (of one column) and DotProduct. Bounds hold, and what is
+        "fixed" stays. By name ("rbf", "matern12", "matern32", "matern52", "rq", "periodic", "linear", sums as in
+        "linear+rbf"): a variance times that kernel, a length scale for each column, and a WhiteKernel. A GPyTorch
+        kernel: with its own constraints and priors, beside learned noise between 1e-5 and 1e5. None:
+        ``ConstantKernel() * RBF()``.
+    :param alpha: variances of given noise, one for all rows or one for each, added to the diagonal of K.
+    :param optimizer: "fit_mll", this package's (:func:`gp_rangeformer.fit.fit_mll`), or None: the kernel stays as it
+        is. Others are refused.
+    :param n_restarts_optimizer: further fits of a scikit-learn kernel from starts that are uniform between its bounds,
+        as logarithms; the highest likelihood wins.
+    :param normalize_y: whether targets are shifted to mean zero and scaled to variance one, and predictions back.
+    :param copy_X_train: whether ``X_train_`` and ``y_train_`` are copies.
+    :param n_targets: outputs of a prior, before ``fit``.
+    :param random_state: of the restarts. A fit from one start needs none.
+    :param dtype: "float64" or "float32".
+    :param solver: ``gp_rangeformer.Certified(...)`` or ``Exact(...)``; None for the one that is set when a method is
+        called.
+    :param device: of PyTorch, on which everything is computed.
+
+    After ``fit``: ``kernel_``, as ``kernel`` with the fitted hyperparameters, a kernel of the same kind;
+    ``noise_level_``, the variance of its white noise, in units of the normalised targets;
+    ``log_marginal_likelihood_value_``, of all outputs together, and the same as ``log_marginal_likelihood_``;
+    ``fit_result_``, a :class:`gp_rangeformer.fit.FitResult` (None without a fit); ``X_train_``, ``y_train_``
+    (normalised), ``n_features_in_``, ``feature_names_in_``. GaussianProcessRegressor's ``L_`` and ``alpha_`` are not
+    there: no factor need be.
+    """
+
+    def __init__(
+        self,
+        kernel: sk.Kernel | Kernel | str | None = None,
+        *,
+        alpha: float | NDArray[np.floating] = 1e-10,
+        optimizer: str | None = FIT_MLL,
+        n_restarts_optimizer: int = 0,
+        normalize_y: bool = False,
+        copy_X_train: bool = True,
+        n_targets: int | None = None,
+        random_state: int | np.random.RandomState | None = None,
+        dtype: str = "float64",
+        solver: Any = None,
+        device: str = "cpu",
+    ) -> None:
+        self.kernel = kernel
+        self.alpha = alpha
+        self.optimizer = optimizer
+        self.n_restarts_optimizer = n_restarts_optimizer
+        self.normalize_y = normalize_y
+        self.copy_X_train = copy_X_train
+        self.n_targets = n_targets
+        self.random_state = random_state
+        self.dtype = dtype
+        self.solver = solver
+        self.device = device
+
+    def fit(self, X: Any, y: Any) -> RangeFormerRegressor:
+        """Learn the kernel's hyperparameters, and what predictions need.
+
+        :param X: n x d numbers, an array or a DataFrame.
+        :param y: n numbers, or n x q.
+        :raises ValueError: X, y or a parameter that cannot be; the message names it.
+        :raises KernelError: a ValueError: the kernel has no counterpart here.
+        :raises numpy.linalg.LinAlgError: the kernel's matrix plus alpha is not positive definite.
+        """
+        check_parameters(self)
+        # A fit that fails leaves nothing of an earlier one that could be taken for its own.
+        self.__dict__.pop("_posterior", None)
+        rows: Any
+        targets: Any
+        rows, targets = validate_data(self, X, y, multi_output=True, y_numeric=True, dtype=self.dtype)
+        targets = np.asarray(targets, self.dtype)
+        if targets.ndim == 2 and targets.shape[1] == 1:
+            targets = targets[:, 0]
+        outputs = 1 if targets.ndim == 1 else targets.shape[1]
+        if self.n_targets not in (None, outputs):
+            raise ValueError(f"y has {outputs} outputs, n_targets is {self.n_targets}")
+        if self.normalize_y:
+            self._y_mean, deviation = targets.mean(0), targets.std(0)
+            # Of equal numbers it is rounding.
+            rounding = 10 * np.finfo(targets.dtype).eps * np.abs(self._y_mean)
+            self._y_std = np.where(deviation > rounding, deviation, 1.0)
+            targets = (targets - self._y_mean) / self._y_std
+        else:
+            self._y_mean, self._y_std = np.zeros(targets.shape[1:]), np.ones(targets.shape[1:])
+        self.X_train_ = np.array(rows) if self.copy_X_train else rows
+        self.y_train_ = np.array(targets) if self.copy_X_train else targets
+        kernel, training = self._start(rows.shape[1]), self._training()
+        if isinstance(kernel, sk.Kernel):
+            self._fit_theta(training, kernel)
+        else:
+            self._fit_module(training, kernel)
+        return self
+
+    def _fit_theta(self, training: Training, kernel: Any) -> None:
+        """Of a scikit-learn kernel."""
+        self.fit_result_: FitResult | None = None
+        if self.optimizer is None or kernel.n_dims == 0:
+            self.kernel_ = kernel
+            self._posterior = self._made(training)
+            self.log_marginal_likelihood_value_ = self._posterior.log_likelihood()
+        else:
+            starts = [kernel.theta]
+            if self.n_restarts_optimizer > 0:
+                if not np.isfinite(kernel.bounds).all():
+                    raise ValueError("n_restarts_optimizer > 0 draws starts between bounds: all of them must be finite")
+                rng, (lower, upper) = check_random_state(self.random_state), kernel.bounds.T
+                starts += [rng.uniform(lower, upper) for _ in range(self.n_restarts_optimizer)]
+            theta, value, self.fit_result_ = best_theta(training, kernel, starts)
+            self.kernel_ = kernel.clone_with_theta(theta)
+            self.log_marginal_likelihood_value_ = value
+            warn_at_bounds(self.kernel_)
+            self._posterior = self._made(training)
+        self.noise_level_ = self._posterior.white
+
+    def _fit_module(self, training: Training, kernel: Kernel) -> None:
+        """Of a GPyTorch kernel."""
+        self.kernel_ = kernel
+        translated = _beside_noise(kernel, _START_NOISE, fit=True)
+        self.fit_result_ = None if self.optimizer is None else maximise(training, translated)
+        self._posterior = Posterior(training, translated)
+        self.noise_level_ = self._posterior.white
+        self.log_marginal_likelihood_value_ = self._posterior.log_likelihood()
+
+    def predict(self, X: Any, return_std: bool = False, return_cov: bool = False) -> Any:
+        """Means at t points, t or t x q; with ``return_std`` also standard deviations of the same shape, with
+        ``return_cov`` also covariances, t x t or t x t x q. Before ``fit``: of the prior.
+
+        :raises RuntimeError: both are asked for.
+        """
+        if return_std and return_cov:
+            raise RuntimeError("At most one of return_std or return_cov can be requested.")
+        if not self.__sklearn_is_fitted__():
+            return self._predict_prior(X, return_std, return_cov)
+        rows: Any = validate_data(self, X, dtype=self.dtype, reset=False)
+        mean, second = self._posterior.predict(self._tensor(rows), return_std, return_cov)
+        y = mean.cpu().numpy().T * self._y_std + self._y_mean
+        if second is None:
+            return y
+        spread = _for_outputs(second.cpu().numpy(), self._y_std**2)
+        return y, spread if return_cov else np.sqrt(spread)
+
+    def _predict_prior(self, X: Any, return_std: bool, return_cov: bool) -> Any:
+        check_parameters(self)
+        rows: Any = validate_data(self, X, dtype=self.dtype, reset=False)
+        kernel, t, outputs = self._start(rows.shape[1]), len(rows), self.n_targets or 1
+        shape = (outputs,) if outputs > 1 else ()
+        mean = np.zeros((t, *shape))
+        if not (return_std or return_cov):
+            return mean
+        if isinstance(kernel, sk.Kernel):
+            spread: Any = kernel(rows) if return_cov else kernel.diag(rows)
+        else:
+            points = self._tensor(rows)
+            with torch.no_grad():
+                found = kernel.to(points)(points)
+                known = found.to_dense() if return_cov else found.diagonal(dim1=-1, dim2=-2)
+            spread = known.cpu().numpy() + _START_NOISE * (np.eye(t) if return_cov else 1.0)
+        spread = _for_outputs(spread, np.ones(shape))
+        return mean, spread if return_cov else np.sqrt(spread)
+
+    def sample_y(self, X: Any, n_samples: int = 1, random_state: Any = 0) -> NDArray[np.floating]:
+        """Functions of the posterior (of the prior before ``fit``) at t points: t x n_samples, or t x q x n_samples.
+        O(t^3); ``gp_rangeformer.predict.sample_paths`` has no such limit."""
+        rng = check_random_state(random_state)
+        mean, covariance = self.predict(X, return_cov=True)
+        if mean.ndim == 1:
+            return rng.multivariate_normal(mean, covariance, n_samples).T
+        outputs = range(mean.shape[1])
+        drawn = [rng.multivariate_normal(mean[:, j], covariance[..., j], n_samples).T for j in outputs]
+        return np.stack(drawn, axis=1)
+
+    def log_marginal_likelihood(self, theta: ArrayLike | None = None, eval_gradient: bool = False) -> Any:
+        """log p(y) of the training targets (normalised, if they were) at ``theta``, the logarithms of a scikit-learn
+        kernel's free hyperparameters, or where the fit ended; -infinity where the matrix is not positive definite.
+
+        :param eval_gradient: whether to return the gradient with respect to ``theta`` as well.
+        :raises ValueError: a gradient without ``theta``; ``theta`` of a GPyTorch kernel.
+        """
+        check_is_fitted(self)
+        if theta is None:
+            if eval_gradient:
+                raise ValueError("Gradient can only be evaluated for theta!=None")
+            return self.log_marginal_likelihood_value_
+        if not isinstance(self.kernel_, sk.Kernel):
+            raise ValueError("theta belongs to kernels of scikit-learn: of a GPyTorch kernel the fitted value is known")
+        at, training = np.asarray(theta, np.float64), self._training()
+        if not eval_gradient:
+            return log_likelihood(training, self.kernel_, at)
+        kernel: Any = self.kernel_.clone_with_theta(at)
+        translated = translate(kernel, training.x.shape[1], fit=False)
+        try:
+            return Posterior(training, translated).log_likelihood_and_gradient()
+        except np.linalg.LinAlgError:
+            return -math.inf, np.zeros_like(at)
+
+    @property
+    def log_marginal_likelihood_(self) -> float:
+        check_is_fitted(self)
+        return self.log_marginal_likelihood_value_
+
+    def _start(self, columns: int) -> Any:
+        """A copy of the kernel that was given, for points with so many columns."""
+        if self.kernel is None:
+            return sk.ConstantKernel() * sk.RBF()
+        if isinstance(self.kernel, str):
+            return named_kernel(self.kernel, columns)
+        return clone(self.kernel) if isinstance(self.kernel, sk.Kernel) else copy.deepcopy(self.kernel)
+
+    def _training(self) -> Training:
+        """From what is kept."""
+        return Training(
+            self._tensor(self.X_train_),
+            self._tensor(self.y_train_.T).contiguous(),
+            self._tensor(variances(self.alpha, len(self.X_train_))),
+            self.solver,
+        )
+
+    def _tensor(self, values: NDArray[Any]) -> Tensor:
+        return torch.tensor(values, dtype=getattr(torch, self.dtype), device=self.device)
+
+    def _made(self, training: Training) -> Posterior:
+        """Of what was fitted."""
+        if isinstance(self.kernel_, sk.Kernel):
+            return Posterior(training, translate(self.kernel_, training.x.shape[1], fit=False))
+        return Posterior(training, _beside_noise(self.kernel_, self.noise_level_, fit=False))
+
+    def __getstate__(self) -> dict[str, Any]:
+        # What predictions keep is made anew from the rest.
+        state: Any = super().__getstate__()
+        return {name: value for name, value in state.items() if name != "_posterior"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        if hasattr(self, "kernel_"):
+            self._posterior = self._made(self._training())
+
+    def __sklearn_is_fitted__(self) -> bool:
+        return hasattr(self, "_posterior")
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.requires_fit = False
+        return tags
+
+
+def _beside_noise(kernel: Kernel, noise: float, *, fit: bool) -> Translated:
+    """A GPyTorch kernel as it is, and noise as scikit-learn's WhiteKernel has it."""
+    white = translate(sk.WhiteKernel(noise), 1, fit=fit)
+    return Translated(kernel, None, white.white)
+
+
+def _for_outputs(values: NDArray[Any], scales: NDArray[Any]) -> NDArray[Any]:
+    """Times the scale of every output, if there are several in a last axis of their own."""
+    return values * scales if scales.ndim == 0 else values[..., np.newaxis] * scales
