@@ -14,6 +14,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -46,11 +47,12 @@ def measure(plan: Plan) -> list[dict[str, Any]]:
         environment = {**os.environ, "OMP_NUM_THREADS": str(plan.threads)}
         if conditions == PASSIVE:
             environment["OMP_WAIT_POLICY"] = "PASSIVE"
-        command = [sys.executable, "-m", _MODULE, "--steps-only", json.dumps(plan)]
-        with _busy(0 if conditions == QUIET else plan.busy):
-            finished = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
-        # GPyTorch may print a line of its own before.
-        rows += [{"conditions": conditions, **row} for row in json.loads(finished.stdout.splitlines()[-1])]
+        with _busy(0 if conditions == QUIET else plan.busy), tempfile.TemporaryDirectory() as folder:
+            # In a file: other libraries print what they like.
+            steps = Path(folder) / "steps.json"
+            command = [sys.executable, "-m", _MODULE, "--steps-only", json.dumps(plan), "--json", str(steps)]
+            subprocess.run(command, env=environment, check=True)
+            rows += [{"conditions": conditions, **row} for row in json.loads(steps.read_text("utf-8"))]
     return rows
 
 
@@ -133,7 +135,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--steps-only", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.steps_only is not None:
-        print(json.dumps(time_steps(Plan(*json.loads(options.steps_only)))))
+        options.json.write_text(json.dumps(time_steps(Plan(*json.loads(options.steps_only)))), "utf-8")
         return
     from gp_rangeformer.lab.compare import machine
     from gp_rangeformer.lab.compare.result import write_json
