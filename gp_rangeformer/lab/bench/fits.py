@@ -198,6 +198,12 @@ def _cholesky() -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def _inexact_line_searches() -> Iterator[None]:
+    with settings.rangeformer(), settings.exact_line_search(False):
+        yield
+
+
 def _under(
     context: Callable[[], contextlib.AbstractContextManager], train: Callable[[Any, Watch], str]
 ) -> Callable[[Any, Watch], str]:
@@ -211,6 +217,8 @@ def _under(
 CONTENDERS: dict[str, Callable[[Any, Watch], str]] = {
     "rangeformer": _under(settings.rangeformer, _by_fit_mll),
     "exact": _by_fit_mll,
+    "rangeformer, L-BFGS": _under(_inexact_line_searches, _by_lbfgs),
+    "exact path, L-BFGS": _under(settings.rangeformer, _by_lbfgs),
     "rangeformer, Adam": _under(settings.rangeformer, _by_adam),
     "GPyTorch Cholesky, L-BFGS": _under(_cholesky, _by_lbfgs),
     "GPyTorch Cholesky, Adam": _under(_cholesky, _by_adam),

@@ -20,6 +20,8 @@ _LOOKS = {
     OURS: ("#0072B2", "-", 3.0, "this package's fit, RangeFormer"),
     EXACT: ("#56B4E9", "-", 1.8, "this package's fit, exact path"),
     OUR_ADAM: ("#0072B2", ":", 1.8, "RangeFormer, Adam"),
+    "rangeformer, L-BFGS": ("#0072B2", "--", 1.8, "RangeFormer, L-BFGS"),
+    "exact path, L-BFGS": ("#56B4E9", "--", 1.8, "this package's exact path, L-BFGS"),
     LBFGS: ("#E69F00", "-", 1.8, "GPyTorch Cholesky, L-BFGS"),
     "GPyTorch Cholesky, Adam": ("#E69F00", ":", 1.8, "GPyTorch Cholesky, Adam"),
     "GPyTorch CG, L-BFGS": ("#CC79A7", "-", 1.8, "GPyTorch CG, L-BFGS"),
