@@ -35,6 +35,7 @@ SOURCES = (
         "logdet/weights/head.safetensors",
         "lab/bench/optima.json",
         "lab/datasets/data/co2_weekly.csv",
+        "lab/model_report/page.html",
     ],
 )
 def test_a_file_that_is_opened_by_name_is_in_the_package(file: str) -> None:

@@ -1,0 +1,132 @@
+"""One-dimensional effects: what the function does while one column moves and the others stay where they usually are."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from linear_operator.utils.warnings import NumericalWarning
+from matplotlib.axes import Axes
+from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
+from matplotlib.figure import Figure
+
+from gp_rangeformer import settings
+from gp_rangeformer.lab.model_report.drawing import GREY, PALE, new_panel, shortened
+from gp_rangeformer.lab.plots.style import BLUE
+from gp_rangeformer.regression import TableRegression
+from gp_rangeformer.regression.kinds import column_of
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_NORMAL_95 = 1.959964
+# Values of a column: of one among several, and of an only one, where seasons must not fall between them.
+_POINTS, _POINTS_ALONE = 120, 1000
+_RUG = 50  # quantiles of the rows, as ticks below
+_MOST_NAMED = 6  # categories whose names stand side by side; more stand on their heads
+
+
+@dataclass(frozen=True)
+class Effect:
+    """Of one column: ``values`` in its own units, the posterior mean there and its standard deviation, without noise,
+    in the target's."""
+
+    name: str
+    kind: str  # number, boolean, date or text
+    values: Any
+    mean: np.ndarray
+    deviation: np.ndarray
+
+    @property
+    def ends(self) -> tuple[float, float]:
+        """Of the band."""
+        margin = _NORMAL_95 * self.deviation
+        return float((self.mean - margin).min()), float((self.mean + margin).max())
+
+
+def effects(model: TableRegression, frame: pd.DataFrame, names: Sequence[str]) -> list[Effect]:
+    """Of the columns ``names``, all in one prediction.
+
+    :param frame: the rows that the model was fitted to.
+    """
+    import pandas as pd
+
+    kinds = {column.name: column.kind for column in model.columns.inputs}
+    usual = {name: _usual(column_of(frame, name), kind) for name, kind in kinds.items()}
+    points = _POINTS_ALONE if len(kinds) == 1 else _POINTS
+    moved = {name: _values(column_of(frame, name), kinds[name], points) for name in names}
+    rows = [pd.DataFrame({**usual, name: values}) for name, values in moved.items()]
+    mean, deviation = _function(model, pd.concat(rows, ignore_index=True))
+    ends = np.cumsum([len(values) for values in moved.values()])[:-1]
+    parts = zip(moved.items(), np.split(mean, ends), np.split(deviation, ends), strict=True)
+    return [Effect(name, kinds[name], values, m, s) for (name, values), m, s in parts]
+
+
+def _function(model: TableRegression, frame: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+    """Posterior mean and standard deviation without noise, in the target's units."""
+    x = model.inputs.standardised(model.columns.encoded(frame)).to(model.gp.train_targets)
+    model.gp.eval()
+    with settings.rangeformer(), torch.no_grad(), warnings.catch_warnings():
+        # A variance that vanishes may round to below 0; GPyTorch puts 1e-6 of the target's own there.
+        warnings.simplefilter("ignore", NumericalWarning)
+        found = model.gp(x)
+        mean, deviation = (part.double().cpu()[:, None] for part in (found.mean, found.stddev))
+    return model.outputs.restored(mean)[:, 0].numpy(), (deviation * model.outputs.scale)[:, 0].numpy()
+
+
+def _usual(column: pd.Series, kind: str) -> Any:
+    return column.median() if kind in ("number", "date") else column.mode().iloc[0]
+
+
+def _values(column: pd.Series, kind: str, points: int) -> Any:
+    """Over the range of the rows, or every category that they have."""
+    import pandas as pd
+
+    if kind == "number":
+        return np.linspace(float(column.min()), float(column.max()), points)
+    if kind == "date":
+        return pd.date_range(column.min(), column.max(), periods=points)
+    return sorted(column.unique())
+
+
+def effect_figure(effect: Effect, frame: pd.DataFrame, target: str, limits: tuple[float, float]) -> Figure:
+    """The mean with its 95% band; between two ticks below lie two rows of a hundred. Of an only column, the rows too.
+
+    :param limits: of the target, the same for all effects, so that their sizes compare.
+    """
+    figure, axes = new_panel(2.4)
+    column, margin = column_of(frame, effect.name), _NORMAL_95 * effect.deviation
+    if effect.kind in ("number", "date"):
+        if len(frame.columns) == 2:
+            observed = frame[target].to_numpy()
+            axes.scatter(column.to_numpy(), observed, s=4, color=PALE, linewidths=0, rasterized=True, zorder=1)
+            limits = min(limits[0], observed.min()), max(limits[1], observed.max())
+        values = np.asarray(effect.values)
+        axes.fill_between(
+            values, effect.mean - margin, effect.mean + margin, color=BLUE, alpha=0.25, linewidth=0, zorder=2
+        )
+        axes.plot(values, effect.mean, color=BLUE, linewidth=1.6, zorder=3)
+        rug = column.quantile(np.linspace(0, 1, _RUG + 1)).to_numpy()
+        axes.vlines(rug, 0, 0.03, color=GREY, linewidth=0.6, transform=axes.get_xaxis_transform())
+        if effect.kind == "date":
+            locator = AutoDateLocator()
+            axes.xaxis.set_major_locator(locator)
+            axes.xaxis.set_major_formatter(ConciseDateFormatter(locator))
+    else:
+        _draw_categories(axes, effect, margin)
+    room = 0.08 * (limits[1] - limits[0]) or 1.0
+    axes.set_ylim(limits[0] - room, limits[1] + room)
+    axes.set_ylabel(shortened(target), parse_math=False)
+    return figure
+
+
+def _draw_categories(axes: Axes, effect: Effect, margin: np.ndarray) -> None:
+    places = np.arange(len(effect.values))
+    axes.errorbar(places, effect.mean, margin, fmt="o", color=BLUE, markersize=5, capsize=4, linewidth=1.4)
+    many = len(places) > _MOST_NAMED
+    axes.set_xticks(places, [shortened(value) for value in effect.values], rotation=90 if many else 0, parse_math=False)
+    axes.set_xlim(-0.6, len(places) - 0.4)

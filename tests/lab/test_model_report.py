@@ -1,0 +1,398 @@
+"""The report of a model: what stands on the page is what the model says, and nothing on it can run or be fetched."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import math
+import os
+import re
+import xml.etree.ElementTree as ET
+from collections.abc import Sequence
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from gpytorch.kernels import LinearKernel
+from typer.testing import CliRunner
+
+from gp_rangeformer.fit import FitResult, Record
+from gp_rangeformer.lab import cli, datasets
+from gp_rangeformer.lab.model_report import render, words, writing
+from gp_rangeformer.lab.model_report.drawing import as_image
+from gp_rangeformer.lab.model_report.effects import effect_figure, effects
+from gp_rangeformer.lab.model_report.residuals import observed_figure
+from gp_rangeformer.lab.model_report.training import magnified_end, whole_fit
+from gp_rangeformer.predict import LeaveOneOut
+from gp_rangeformer.regression import TableRegression
+from gp_rangeformer.system.answers import Interval
+
+TAGS = {
+    "html", "head", "meta", "title", "style", "body", "h1", "h2", "p", "strong", "dl", "div", "dt", "dd", "figure",
+    "img", "figcaption", "b", "table", "thead", "tbody", "tr", "th", "td", "span", "ul", "li", "footer",
+}  # fmt: skip
+VOID = {"meta", "img"}
+HTML, MATH, TARGET = '<script>alert("1")</script>', "$a_{$ & co", "price <€>"
+
+
+class Page(HTMLParser):
+    """Tags with their attributes, the words between them, and whatever was not closed."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.words: list[str] = []
+        self.open: list[str] = []
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.words.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.words).split())
+
+    @property
+    def images(self) -> list[ET.Element]:
+        """Every figure, parsed."""
+        prefix = "data:image/svg+xml;base64,"
+        sources = [str(attributes["src"]) for tag, attributes in self.tags if tag == "img"]
+        assert all(source.startswith(prefix) for source in sources)
+        return [ET.fromstring(base64.b64decode(source.removeprefix(prefix))) for source in sources]
+
+
+def mixed_table() -> pd.DataFrame:
+    """Numbers, text, dates and booleans, a constant, missing cells, and names that are HTML or formulas."""
+    random = np.random.default_rng(0)
+    n = 80
+    height, city = random.uniform(150, 200, n), random.choice(["Oslo", "<b>Rome</b>", "São Paulo"], n)
+    member, days = random.random(n) < 0.4, random.integers(0, 900, n)
+    y = 5 * np.sin(height / 8) + 4 * (city == "Oslo") + 2 * member + days / 200 + random.normal(0, 0.7, n)
+    joined = pd.Timestamp("2020-01-01") + pd.to_timedelta(days, unit="D")
+    columns = {HTML: height, MATH: city, "member": member, "joined": joined, "constant": 1.0, TARGET: y}
+    frame = pd.DataFrame(columns).astype({"member": "boolean"})
+    frame.loc[frame.index[::17], MATH] = None
+    frame.loc[frame.index[1::20], "member"] = None
+    return frame
+
+
+@pytest.fixture(scope="module")
+def mixed() -> TableRegression:
+    with pytest.warns(UserWarning, match="constant"):
+        return TableRegression.fit(
+            mixed_table(), target=TARGET, kernel="matern32,rbf", encode="one-hot", missing="mean"
+        )
+
+
+@pytest.fixture(scope="module")
+def dated() -> TableRegression:
+    """The Mauna Loa record's last 110 weeks."""
+    data = datasets.load("co2", n=110, n_test=10)
+    weeks = pd.date_range("1998-12-05", periods=110, freq="7D")
+    y = data.train_y.numpy()[np.argsort(data.train_x[:, 0].numpy())]
+    return TableRegression.fit(pd.DataFrame({"week": weeks, "CO2 [ppm]": y}), target="CO2 [ppm]", kernel="matern52")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model of the robot arm by two of its angles, saved, with rows held out."""
+    data = datasets.load("robot_arm", n=110, n_test=10)
+    frame = pd.DataFrame(data.train_x.numpy(), columns=pd.Index(data.feature_names))[["theta2", "theta3"]].copy()
+    frame[data.target_name] = data.train_y.numpy()
+    fitted, held = frame.iloc[:80], frame.iloc[80:]
+    model = TableRegression.fit(fitted, target=data.target_name, kernel="rbf")
+    path = tmp_path_factory.mktemp("model")
+    model.save(path)
+    held.join(model.predict(held)).rename_axis("line").to_csv(path / "held_out.csv")
+    return path
+
+
+@pytest.fixture(scope="module")
+def page(mixed: TableRegression) -> str:
+    return render(mixed)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# the page
+
+
+def test_the_page_is_whole_and_needs_nothing_else(page: str) -> None:
+    parsed = Page(page)
+    assert parsed.open == []
+    assert {tag for tag, _ in parsed.tags} == TAGS
+    assert not [name for _, attributes in parsed.tags for name in attributes if name.startswith("on") or name == "href"]
+    assert "url(" not in page
+    assert "@import" not in page
+    assert len(page) < 1_000_000
+    for image in parsed.images:
+        assert not [part for part in image.iter() if part.tag.endswith("script")]
+        links = [value for part in image.iter() for name, value in part.attrib.items() if name.endswith("href")]
+        assert all(link.startswith(("#", "data:image/png;base64,")) for link in links)
+
+
+def test_names_stay_names_whatever_they_hold(page: str) -> None:
+    parsed = Page(page)
+    for name in (HTML, MATH, TARGET, f"{MATH}=<b>Rome</b>"):
+        assert name in parsed.text
+    drawn = ["".join(part.itertext()) for image in parsed.images for part in image.iter() if part.tag.endswith("}text")]
+    assert {"<b>Rome</b>", "Oslo", "São Paulo", TARGET} <= set(drawn)
+
+
+@pytest.mark.parametrize("name", ["a\tb\x07" + 40 * "長", "$\\frac"])
+def test_a_long_or_unprintable_name_or_half_a_formula_is_drawn(name: str) -> None:
+    image = as_image(observed_figure(scores_of([0.2, 0.4, 0.7]), name))
+    drawn = ET.fromstring(base64.b64decode(image.partition(",")[2]))
+    texts = ["".join(part.itertext()) for part in drawn.iter() if part.tag.endswith("}text")]
+    (label,) = [text for text in texts if text.endswith("observed")]
+    assert label.startswith(name[:1])
+    assert len(label) < 40
+
+
+def test_the_page_says_what_the_model_says(page: str, mixed: TableRegression) -> None:
+    text, scores = Page(page).text, mixed.leave_one_out()
+    assert f"leave-one-out RMSE {scores.rmse:.4g}" in text
+    for one in scores.coverage:
+        assert f"{one.level:.0%} {one.share:.1%} {one.deviation:.1%}" in text
+    for name, value in mixed.relevance().items():
+        assert f"{name} {value:.3g}" in text
+    for name, value in mixed.hyperparameters().items():
+        assert f"{name} {value:.5g}" in text
+    for candidate in mixed.candidates:
+        assert f"{candidate.kernel} {candidate.value:.4f}" in text
+    for note in mixed.notes:
+        assert note in text
+    assert f"torch {torch.__version__}" in text
+    assert mixed.fit_result is not None
+    assert f"log p(y)/n is {mixed.fit_result.value:.4f}" in text
+
+
+def test_bars_are_as_long_as_relevance_is_large(page: str, mixed: TableRegression) -> None:
+    styles = [str(attributes["style"]) for tag, attributes in Page(page).tags if tag == "span"]
+    lengths = [float(re.fullmatch(r"width: ([\d.e-]+)%", style)[1]) for style in styles]  # type: ignore[index]
+    relevance = mixed.relevance().to_numpy()
+    np.testing.assert_allclose(lengths, 100 * relevance / relevance[0], rtol=1e-12)
+
+
+def test_the_rows_farthest_out_are_named(page: str, mixed: TableRegression) -> None:
+    scores, frame = mixed.leave_one_out(), mixed.training_frame()
+    standard = (scores.targets - scores.mean) / scores.variance.sqrt()
+    at = int(standard.abs().argmax())
+    assert f"{float(scores.targets[at]):.5g} {float(scores.mean[at]):.5g} {float(standard[at]):+.1f}" in Page(page).text
+    assert f"{HTML} {frame[HTML].iloc[at]:.5g}" in Page(page).text
+
+
+def test_the_same_figure_gives_the_same_image() -> None:
+    assert as_image(whole_fit(a_fit())) == as_image(whole_fit(a_fit()))
+
+
+def test_a_kernel_without_length_scales_has_no_bars() -> None:
+    random = np.random.default_rng(0)
+    x = random.normal(size=(30, 2))
+    frame = pd.DataFrame({"a": x[:, 0], "b": x[:, 1], "y": x @ [1.0, 2.0] + random.normal(0, 0.1, 30)})
+    model = TableRegression.fit(frame, target="y", kernel=LinearKernel())
+    parsed = Page(render(model))
+    assert "span" not in {tag for tag, _ in parsed.tags}
+    assert "no length-scale" in parsed.text
+    assert len(parsed.images) == 7, "effects are drawn all the same"
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# effects
+
+
+def test_an_effect_is_the_function_while_others_stay_at_their_median(mixed: TableRegression) -> None:
+    frame = mixed.training_frame()
+    (found,) = effects(mixed, frame, [HTML])
+    rows = pd.DataFrame({HTML: found.values})
+    rows[MATH] = frame[MATH].mode().iloc[0]
+    rows["member"] = frame["member"].mean() > 0.5
+    rows["joined"] = frame["joined"].median()
+    predicted = mixed.predict(rows)
+    np.testing.assert_allclose(found.mean, predicted["mean"], rtol=1e-6)
+    noise = mixed.hyperparameters()["noise"] * float(mixed.outputs.scale) ** 2
+    # Both in float32: each variance is off by a few roundings of the prior's.
+    prior = mixed.hyperparameters()["outputscale"] * float(mixed.outputs.scale) ** 2
+    np.testing.assert_allclose(found.deviation**2 + noise, predicted["sd"] ** 2, atol=8 * 2**-24 * prior)
+    assert (found.values[0], found.values[-1]) == (frame[HTML].min(), frame[HTML].max())
+
+
+def test_every_category_is_a_point(mixed: TableRegression) -> None:
+    frame = mixed.training_frame()
+    city, member = effects(mixed, frame, [MATH, "member"])
+    assert city.values == ["<b>Rome</b>", "Oslo", "São Paulo"]
+    assert member.values == [False, True]
+    assert city.mean[1] - city.mean[0] == pytest.approx(4, abs=1)
+
+
+def test_the_only_column_shows_its_rows_and_dates_stay_dates(dated: TableRegression) -> None:
+    frame = dated.training_frame()
+    (found,) = effects(dated, frame, ["week"])
+    assert len(found.values) == 1000, "seasons do not fall between them"
+    figure = effect_figure(found, frame, dated.target, found.ends)
+    figure.canvas.draw()
+    (axes,) = figure.axes
+    assert any(len(cloud.get_offsets()) == len(frame) for cloud in axes.collections)  # type: ignore[arg-type]
+    assert "1999" in [label.get_text() for label in axes.get_xticklabels()]
+    low, high = axes.get_ylim()
+    observed = frame[dated.target].to_numpy()
+    assert low < observed.min() < observed.max() < high
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# the fit
+
+HISTORY = (
+    Record(200, 0.1, -1.5, 0.0, True),
+    Record(200, 0.2, -1.2, 0.0, True),
+    Record(1000, 0.5, -1.0, 0.002, True),
+    Record(1000, 0.8, -math.inf, 0.0, False),
+    Record(1000, 1.0, -0.8, 0.003, True),
+    Record(1000, 1.5, -0.799, 0.003, True),
+)
+
+
+def a_fit(**changes: Any) -> FitResult:
+    found = FitResult(
+        value=-0.799, error=0.003, certain=Interval(-0.85, 7.0), decrement=2e-5, noise=1e-5, converged=True,
+        reason="converged", method="average information", evaluations={200: 2, 1000: 4}, seconds=1.6, history=HISTORY,
+        report=None,
+    )  # fmt: skip
+    return dataclasses.replace(found, **changes)
+
+
+def heights(line: Any) -> list[float]:
+    return np.asarray(line.get_ydata()).tolist()
+
+
+def test_the_likelihood_is_drawn_with_its_failures_and_as_much_of_the_certain_interval_as_fits() -> None:
+    (axes,) = whole_fit(a_fit()).axes
+    lines = {str(line.get_label()): line for line in axes.get_lines()}
+    low, high = axes.get_ylim()
+    assert heights(lines["on a subset of the rows"]) == [-1.5, -1.2]
+    assert heights(lines["rejected steps"]) == [low]
+    assert heights(lines["certain at the end"]) == [-0.85, high]
+    assert high < 0, "seven nats above would flatten the fit"
+    (bars,) = axes.containers
+    assert heights(bars[0]) == [-1.0, -0.8, -0.799]
+
+
+def test_the_end_is_drawn_at_the_scale_of_its_interval() -> None:
+    (axes,) = magnified_end(a_fit()).axes
+    low, high = axes.get_ylim()
+    assert (low + high) / 2 == pytest.approx(-0.799)
+    assert 3 * 0.003 < high - low < 20 * 0.003
+    (bars,) = axes.containers
+    assert heights(bars[0]) == [-0.8, -0.799]
+    (segments,) = bars[2]
+    assert segments.get_segments()[1][:, 1] == pytest.approx([-0.802, -0.796])
+
+
+def test_the_certificate_in_words_has_both_intervals_and_what_they_cover() -> None:
+    converged, value, likely, certain = words.of_fit(a_fit(), 0.95, "float32")
+    assert converged.title == "The fit converged."
+    assert not converged.doubtful
+    assert "-0.7990" in value.title
+    assert "Cholesky" not in value.text
+    assert "0.0030" in likely.title
+    assert "95%" in likely.title
+    assert "probe" in likely.text
+    assert "-0.8500 and 7.0000" in certain.title
+    assert "float32" in certain.text
+
+
+def test_an_exact_likelihood_has_no_likely_interval() -> None:
+    titles = [one.title for one in words.of_fit(a_fit(error=0.0), None, "float64")]
+    assert not [title for title in titles if "Likely" in title]
+    assert len(titles) == 3
+
+
+def test_a_fit_that_has_not_converged_says_so() -> None:
+    first, *_ = words.of_fit(a_fit(converged=False, reason="evaluations used up"), 0.95, "float32")
+    assert first.doubtful
+    assert "not converged: evaluations used up" in first.title
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# calibration
+
+
+def scores_of(pit: Sequence[float]) -> LeaveOneOut:
+    distribution = torch.tensor(pit, dtype=torch.float64)
+    zero = torch.zeros_like(distribution)
+    return LeaveOneOut(zero, zero, zero + 1, zero, distribution, 0.0, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("stretch", "verdict", "doubtful"),
+    [
+        (lambda u: u, "as many rows as they promise", False),
+        (lambda u: 0.5 * u, "too wide at 50%, 80%, 95%", True),
+        (lambda u: u**0.2, "too narrow at 50%, 80%, 95%", True),
+        (lambda u: np.where(u < 0.85, 0.5 * u, 1.0), "too wide at 50%, 80%, too narrow at 95%", True),
+    ],
+    ids=["calibrated", "wide", "narrow", "heavy tails"],
+)
+def test_calibration_is_judged_within_chance(stretch: Any, verdict: str, doubtful: bool) -> None:
+    inside = stretch((np.arange(1000) + 0.5) / 1000)  # the level of the interval that just contains each target
+    found = words.of_calibration(scores_of(list(0.5 + 0.5 * inside)))[-1]
+    assert verdict in found.title
+    assert found.doubtful == doubtful
+
+
+def test_what_chance_would_move_is_no_verdict() -> None:
+    inside = (np.arange(1000) + 0.5) / 1000
+    deviation = math.sqrt(0.95 * 0.05 / 1000)
+    little, much = (np.where(inside > 0.95 - times * deviation, 1.0, inside) for times in (2, 4))
+    assert not words.of_calibration(scores_of(list(0.5 + 0.5 * little)))[-1].doubtful
+    assert words.of_calibration(scores_of(list(0.5 + 0.5 * much)))[-1].doubtful
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# the command
+
+
+def invoke(*arguments: object) -> Any:
+    return CliRunner().invoke(cli.app, [str(argument) for argument in arguments])
+
+
+def test_the_command_writes_beside_the_model_with_held_out_rows(folder: Path) -> None:
+    result = invoke("report", folder)
+    assert result.exit_code == 0, result.output
+    written = folder / "report.html"
+    assert f"written: {written}" in result.stdout
+    held = pd.read_csv(folder / "held_out.csv")
+    error = float(np.sqrt(np.mean((held["distance"] - held["mean"]) ** 2)))
+    inside = float(np.mean((held["lower95"] <= held["distance"]) & (held["distance"] <= held["upper95"])))
+    text = Page(written.read_text("utf-8")).text
+    assert f"On 30 held-out rows the RMSE is {error:.4g}. {inside:.1%} of them" in text
+
+
+def test_the_command_refuses_what_is_no_model(tmp_path: Path) -> None:
+    result = invoke("report", tmp_path, "--out", tmp_path / "r.html")
+    assert result.exit_code == 2
+    assert "model.json is missing" in result.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_report_that_cannot_be_written_names_its_path(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writing, "render", lambda model, held_out: "a page")
+    (tmp_path / "file").write_text("")
+    result = invoke("report", folder, "--out", tmp_path / "file" / "r.html")
+    assert result.exit_code == 1
+    assert f"cannot write {tmp_path / 'file' / 'r.html'}" in result.stderr
+    assert os.listdir(tmp_path) == ["file"]
