@@ -16,7 +16,7 @@ def grid(cells: Sequence[FitCell], note: str) -> Grid:
     notes = (
         "s to: seconds until an evaluation was within so many nats per point of the highest likelihood that anybody "
         "found (a float64 fit to 1e-6 included); -: never",
-        "evaluations: of value and gradient on all points; the parameters that the model is left with count as one more",
+        "evaluations: on all points; the parameters that the model is left with count as one more",
         "ends below: how far the parameters that the model is left with are below it; exact float64 values",
         *((note,) if note else ()),
     )
