@@ -138,7 +138,7 @@ class deterministic(_checked_flag):
 class _checked_value(_setting, _value_context):
     """A value that is checked when it is set, so that a typing error is met where it was made."""
 
-    def __init__(self, value):
+    def __init__(self, value: Any) -> None:
         self.check(value)
         super().__init__()
         self._chosen = value
@@ -159,7 +159,7 @@ class _checked_value(_setting, _value_context):
         return cls._global_value
 
     @classmethod
-    def check(cls, value) -> None:
+    def check(cls, value: Any) -> None:
         """Raise ValueError unless ``value`` fits."""
 
     @classmethod
@@ -171,7 +171,7 @@ class _count(_checked_value):
     _smallest = 1
 
     @classmethod
-    def check(cls, value) -> None:
+    def check(cls, value: Any) -> None:
         if isinstance(value, bool) or not isinstance(value, int) or value < cls._smallest:
             cls._refuse(value, f"an integer of at least {cls._smallest}")
 
@@ -180,7 +180,7 @@ class _choice(_checked_value):
     _choices: tuple[str, ...] = ()
 
     @classmethod
-    def check(cls, value) -> None:
+    def check(cls, value: Any) -> None:
         if not isinstance(value, str) or value not in cls._choices:
             cls._refuse(value, "one of " + ", ".join(repr(choice) for choice in cls._choices))
 
@@ -335,7 +335,7 @@ class process_group(_checked_value):
     _global_value = None
 
     @classmethod
-    def check(cls, value) -> None:
+    def check(cls, value: Any) -> None:
         if value is None or value is True:
             return
         distributed = torch.distributed
