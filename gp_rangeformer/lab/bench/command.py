@@ -25,6 +25,7 @@ bench_app = typer.Typer(invoke_without_command=True)
 for command in (fits, predictions):
     bench_app.command()(stdout_for_consoles()(command))
 
+_SET = "One name from `info`; robot_arm, borehole and co2 come with the package."
 _SETS = "pol,elevators,bike,kin40k,protein,robot_arm,borehole"
 _AUDIT_LARGEST = {"cpu": 8000, "cuda": 16000}
 
@@ -33,7 +34,7 @@ _AUDIT_LARGEST = {"cpu": 8000, "cuda": 16000}
 @stdout_for_consoles()
 def peers(
     context: typer.Context,
-    dataset: Annotated[str, typer.Option(help="One name from `info`.")] = "kin40k",
+    dataset: Annotated[str, typer.Option(help=_SET)] = "kin40k",
     kernel: Annotated[
         str | None, typer.Option(help="As in `compare`.", show_default="the data set's default, matern32 for most")
     ] = None,
@@ -233,7 +234,7 @@ def products(
 @bench_app.command()
 @stdout_for_consoles()
 def stages(
-    dataset: Annotated[str, typer.Option(help="One name from `info`.")] = "kin40k",
+    dataset: Annotated[str, typer.Option(help=_SET)] = "kin40k",
     kernel: Annotated[
         str | None, typer.Option(help="As in `compare`.", show_default="the data set's default, matern32 for most")
     ] = None,
