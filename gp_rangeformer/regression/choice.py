@@ -11,8 +11,9 @@ from torch import Tensor
 
 from gp_rangeformer.fit import FitError, FitResult
 from gp_rangeformer.predict import leave_one_out
+from gp_rangeformer.regression.errors import KernelError
 from gp_rangeformer.regression.fitting import Watch, fitted
-from gp_rangeformer.regression.kernels import Covariance, Regression
+from gp_rangeformer.regression.kernels import Covariance, Regression, check_name
 
 # Those that have a fused form: with others a large fit takes far longer.
 AUTO = ("matern12", "matern32", "matern52", "rbf", "rq")
@@ -42,6 +43,19 @@ class Choice(NamedTuple):
     kernel: str
     candidates: tuple[Candidate, ...]
     fitted: tuple[Regression, FitResult] | None
+
+
+def kernel_names(text: str) -> tuple[str, ...]:
+    """The kernels that "auto", a name or several, with commas between them, ask for.
+
+    :raises KernelError: one is unknown, or named twice.
+    """
+    names = AUTO if text == "auto" else tuple(name.strip() for name in text.split(","))
+    for name in names:
+        check_name(name)
+        if names.count(name) > 1:
+            raise KernelError(f"kernel {name!r} is named twice: name each once")
+    return names
 
 
 def choose(x: Tensor, y: Tensor, starts: Sequence[Covariance], seed: int, watch: Watch) -> Choice:

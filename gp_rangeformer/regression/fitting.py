@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from gp_rangeformer import settings
-from gp_rangeformer.atomic import write_bytes
+from gp_rangeformer.atomic import WriteError, write_bytes
 from gp_rangeformer.fit import FitResult, Record, fit_mll
 from gp_rangeformer.regression.errors import TableWarning
 from gp_rangeformer.regression.kernels import Covariance, Regression, build
@@ -33,7 +33,10 @@ class BestSoFar:
         self._path, self._identity = folder / UNFINISHED, identity
 
     def keep(self, gp: Regression, value: float) -> None:
-        """:raises WriteError: as :func:`gp_rangeformer.atomic.write_bytes`."""
+        """Replace what was kept.
+
+        :raises WriteError: as :func:`gp_rangeformer.atomic.write_bytes`.
+        """
         parameters = {name: parameter.detach().tolist() for name, parameter in gp.named_parameters()}
         content = {"fit": self._identity, "value": value, "parameters": parameters}
         write_bytes(self._path, json.dumps(content).encode())
@@ -84,8 +87,13 @@ def fitted(
     resumed = best is not None and best.restore(gp)
 
     def see(record: Record) -> None:
+        nonlocal best
         if best is not None and record.accepted and record.points == len(y):
-            best.keep(gp, record.value)
+            try:
+                best.keep(gp, record.value)
+            except WriteError as error:  # which must not cost the fit
+                _say(f"{error}; the fit goes on without keeping its parameters")
+                best = None
         watch(record)
 
     devices = [x.device] if x.device.type == "cuda" else []

@@ -24,6 +24,7 @@ MISSING = frozenset({"", "na", "n/a", "nan", "-nan", "null", "?"})
 _SEPARATORS = (",", ";", "\t", "|")
 _EXCEL, _PARQUET = (".xlsx", ".xlsm"), (".parquet", ".pq")
 _DATE = re.compile(r"\d{4}-\d\d-\d\d([ T]\d\d:\d\d(:\d\d(\.\d+)?)?(Z|[+-]\d\d:?\d\d)?)?")
+_ZONE = re.compile(r":\d\d(\.\d+)?(Z|[+-]\d\d:?\d\d)$")
 
 
 def read_table(path: str | Path, sep: str | None = None, text: Sequence[str] = ()) -> pd.DataFrame:
@@ -125,8 +126,10 @@ def _typed(name: str, column: str, cells: list[str | None], lines: list[int]) ->
     if all(cell.lower() in ("true", "false") for cell in known):
         return pd.array([None if cell is None else cell.lower() == "true" for cell in cells], dtype="boolean")
     if all(_DATE.fullmatch(cell) for cell in known):
+        # Those without a zone stay without one, as whoever wrote them means them.
+        zoned = any(_ZONE.search(cell) for cell in known)
         try:
-            return pd.to_datetime(cells, format="ISO8601", utc=True)
+            return pd.to_datetime(cells, format="ISO8601", utc=zoned)
         except ValueError as error:
             for line, cell in zip(lines, cells, strict=True):
                 if cell is not None and pd.isna(pd.to_datetime(cell, format="ISO8601", utc=True, errors="coerce")):

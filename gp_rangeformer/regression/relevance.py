@@ -22,8 +22,9 @@ from gp_rangeformer.regression.kernels import DecayingPeriodicKernel
 def inverse_squares(kernel: Kernel, d: int) -> Tensor:
     """1 / length-scale^2 of each of the d inputs, float64.
 
-    1 - k / variance is near 0 half the squared distance in these units, for kernels that are smooth there. Of a product
-    they add; of a sum it is their mean weighted with the variances, to which a linear part contributes nothing.
+    In these units 1 - k / variance is half the squared distance near 0, for RBF, rational quadratic and periodic
+    kernels; it is the variance of the slope along an input over that of the function. So the entries of a product add,
+    those of a sum are averaged with the variances for weights, and a linear part has a slope of its own variance.
 
     :raises ValueError: no part of the kernel has a length-scale.
     """
@@ -51,7 +52,10 @@ def _part(kernel: Any, inputs: Tensor, d: int) -> tuple[float, Tensor]:
         return float(weights.sum()), weights @ squares / weights.sum()
     found = torch.zeros(d, dtype=torch.float64)
     if isinstance(kernel, LinearKernel):
-        return float(kernel.variance.mean()), found
+        # Inputs are standardised: each adds its variance to that of the function.
+        slopes = kernel.variance.detach().double().cpu().reshape(-1).expand(len(inputs))
+        found[inputs] = slopes / slopes.sum()
+        return float(slopes.sum()), found
     if kernel.has_lengthscale:
         found[inputs] = _of_lengthscales(kernel)
     return 1.0, found

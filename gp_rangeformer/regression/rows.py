@@ -50,7 +50,11 @@ def usable(
     frame = _without_columns(frame, target, encode, notes)
     if frame.shape[1] == 1:
         raise TableError(f"there is only the target column {target!r}: add at least one feature column")
-    as_numbers(column_of(frame, target), "number")
+    for name in frame.columns:
+        cells = column_of(frame, name)
+        kind = kind_of(cells)
+        if kind is not None and kind != "text":
+            as_numbers(cells, kind)
     if missing == "refuse":
         refuse_missing(frame, list(frame.columns))
     asked: Any = frame.isna() if missing == "drop" else frame[[target]].isna()
@@ -103,7 +107,7 @@ def _without_columns(frame: pd.DataFrame, target: str, encode: Encode, notes: li
         others = f" (and {_listed(texts[1:])})" if texts[1:] else ""
         raise TableError(
             f"{place(frame, at)}: column {texts[0]!r}{others} holds text, {column.iloc[at]!r}: drop the column or "
-            "encode it: --encode one-hot or --encode drop, in Python encode="
+            "encode it (encode: one-hot, or drop for all text columns)"
         )
     if encode == "drop" and texts:
         notes.append(f"left out, text: {_listed(texts)}")

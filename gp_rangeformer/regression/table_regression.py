@@ -17,12 +17,13 @@ from torch import Tensor
 
 from gp_rangeformer import settings
 from gp_rangeformer.predict import LeaveOneOut, leave_one_out
-from gp_rangeformer.regression.choice import AUTO, Candidate, choose
-from gp_rangeformer.regression.errors import KernelError, TableError, TableWarning, import_pandas
+from gp_rangeformer.regression.choice import Candidate, choose, kernel_names
+from gp_rangeformer.regression.errors import TableError, TableWarning, import_pandas
 from gp_rangeformer.regression.files import prepared_folder, read_model, write_model
 from gp_rangeformer.regression.fitting import UNFINISHED, Watch, fitted
-from gp_rangeformer.regression.kernels import Covariance, check_name, covariance, default_dtype, hyperparameters
+from gp_rangeformer.regression.kernels import Covariance, covariance, default_dtype, hyperparameters
 from gp_rangeformer.regression.kinds import place
+from gp_rangeformer.regression.predictions import with_interval
 from gp_rangeformer.regression.prepared import prepared
 from gp_rangeformer.regression.relevance import inverse_squares
 from gp_rangeformer.regression.rows import Encode, Missing, check_option
@@ -32,7 +33,6 @@ from gp_rangeformer.regression.words import in_words
 if TYPE_CHECKING:
     import pandas as pd
 
-_NORMAL_95 = 1.959964  # half-width of a central 95 % interval in standard deviations
 _ROWS_AT_ONCE = 4096  # of predictions: a bound of memory, and the steps of a progress display
 Dtype = Literal["float32", "float64"]
 
@@ -106,7 +106,7 @@ class TableRegression:
         :raises FitError: as :func:`gp_rangeformer.fit.fit_mll`.
         :raises WriteError: ``folder`` cannot be written to.
         """
-        names: tuple[str, ...] = () if isinstance(kernel, Kernel | Covariance) else _named(kernel)
+        names: tuple[str, ...] = () if isinstance(kernel, Kernel | Covariance) else kernel_names(kernel)
         if dtype is not None:
             check_option("dtype", dtype, ("float32", "float64"))
         kept = None if folder is None else Path(folder)
@@ -147,7 +147,6 @@ class TableRegression:
         :param callback: sees how many of how many rows are done.
         :raises TableError: a column is missing, a text is unknown, a value is infinite or of another kind.
         """
-        pd = import_pandas()
         raw = self.columns.encoded(frame)
         complete = raw.isfinite().all(dim=1)
         if not bool(complete.all()):
@@ -161,9 +160,7 @@ class TableRegression:
         moments[complete.numpy()] = self._predicted(x, callback).numpy()
         mean = moments[:, 0] * float(self.outputs.scale) + float(self.outputs.mean)
         sd = moments[:, 1] * float(self.outputs.scale)
-        margin = _NORMAL_95 * sd
-        values = {"mean": mean, "sd": sd, "lower95": mean - margin, "upper95": mean + margin}
-        return pd.DataFrame(values, index=frame.index)
+        return with_interval(mean, sd, frame.index)
 
     def _predicted(self, x: Tensor, callback: Callable[[int, int], None] | None) -> Tensor:
         """Mean and deviation of every row, standardised, t x 2 in float64."""
@@ -184,7 +181,8 @@ class TableRegression:
 
         At 1 the function changes much within one standard deviation of the column, at 0.01 hardly over all of it. The
         inputs of a text column count together (root of the sum of squares); of a sum of kernels it is the root mean
-        square, weighted with their variances, to which a linear part contributes nothing. Indexed by column name.
+        square, weighted with their variances; a linear part counts by the slope that it expects, the same along every
+        input. Indexed by column name.
 
         :raises ValueError: no part of the kernel has a length-scale.
         """
@@ -245,19 +243,6 @@ class TableRegression:
         """
         tensors, content = read_model(Path(folder))
         return cls(restored(tensors, content, kernel, device))
-
-
-def _named(kernel: str) -> tuple[str, ...]:
-    """The names that ``kernel`` asks for.
-
-    :raises KernelError: one is unknown, or named twice.
-    """
-    names = AUTO if kernel == "auto" else tuple(name.strip() for name in kernel.split(","))
-    for name in names:
-        check_name(name)
-        if names.count(name) > 1:
-            raise KernelError(f"kernel {name!r} is named twice: name each once")
-    return names
 
 
 @contextlib.contextmanager

@@ -15,13 +15,14 @@ def in_words(result: FitResult, level: float | None) -> str:
         ended = f"The fit converged: about {gain:.1e} nats per point were left to gain, by its own estimate."
     else:
         ended = f"The fit has not converged ({result.reason}): the parameters are the best of those tried."
+    certain = "" if result.certain is None else f"[{result.certain.lower:.4f}, {result.certain.upper:.4f}]"
     if level is None or result.error == 0:
-        known = f"log p(y)/n is {result.value:.4f}, by factorisation: exact to rounding."
+        known = f"log p(y)/n is {result.value:.4f}, by factorisation"
+        known += f"; rounding leaves it certainly in {certain}." if certain else ": exact to rounding."
     else:
         known = f"log p(y)/n is {result.value:.4f} +- {result.error:.4f} with a probability of {level:.0%}"
-        if result.certain is not None:
-            known += f", and certainly in [{result.certain.lower:.4f}, {result.certain.upper:.4f}]"
-        known += ". The intervals cover what solves and probes may be off at these parameters, and nothing else."
+        known += f", and certainly in {certain}." if certain else "."
+    known += " This is what the computation may be off at these parameters, and nothing else."
     meant = (
         "Predictions: the 95 % interval is to contain 95 of 100 new observations, noise included, if the kernel and "
         "the noise describe the data; parameters are taken as they were fitted."

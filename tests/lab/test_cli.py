@@ -276,7 +276,7 @@ def test_a_full_disk_costs_the_files_and_no_results(command, tmp_path, monkeypat
     assert not [found for found in tmp_path.rglob("*") if found.is_file()], "half a file is left"
 
 
-@pytest.mark.parametrize(("command", "option"), [("compare", "--plots"), ("fit", "--predictions"), ("bench", "--json")])
+@pytest.mark.parametrize(("command", "option"), [("compare", "--plots"), ("bench", "--json")])
 def test_a_folder_that_cannot_be_made_costs_a_file_and_no_results(command, option, table):
     arguments, title = COMMANDS[command]
     before = table.read_bytes()
@@ -340,10 +340,10 @@ def test_fit_prints_hyperparameters_errors_and_the_report_and_writes_predictions
         re.MULTILINE,
     )
     lines = path.read_text().splitlines()
-    assert lines[0] == "y,mean,sd,lower95,upper95,a_standardised,b_standardised"
+    assert lines[0] == "line,y,mean,sd,lower95,upper95,a,b"
     assert len(lines) == 1 + 20
     for line in lines[1:]:
-        _, mean, deviation, lower, upper, *_ = map(float, line.split(","))
+        _, _, mean, deviation, lower, upper, *_ = map(float, line.split(","))
         assert lower < mean < upper
         assert deviation > 0
 
@@ -370,7 +370,7 @@ def test_predictions_that_fail_do_not_cost_the_training(table, tmp_path, monkeyp
     def fail(*arguments, **options):
         raise RuntimeError("too little memory")
 
-    monkeypatch.setattr("gp_rangeformer.lab.compare.fit.predict", fail)
+    monkeypatch.setattr("gp_rangeformer.regression.TableRegression.predict", fail)
     path = tmp_path / "fit.json"
     result = invoke("fit", table, "--target", "y", "--json", path)
     assert result.exit_code == 1

@@ -24,7 +24,7 @@ from gp_rangeformer.lab.compare import (
 )
 from gp_rangeformer.lab.compare import solvers as solvers_module
 from gp_rangeformer.lab.compare.audit import ExactEvaluator, gradient_vector, relative_error, snapshot
-from gp_rangeformer.lab.compare.fit import fit
+from gp_rangeformer.lab.compare.fit import fit_by_adam
 from gp_rangeformer.lab.compare.instruments import PeakMemory, count_products
 from gp_rangeformer.lab.compare.result import Audit, SolverResult, Step, plain
 from gp_rangeformer.lab.compare.run import silent
@@ -569,13 +569,13 @@ def test_the_seasonal_forecast_beats_a_plain_matern_clearly():
 def test_a_fit_predicts_in_the_unit_of_the_target(tmp_path):
     data = datasets.load("borehole", n=200, n_test=40)
     (spec,) = parse_solvers("rangeformer")
-    fitted = fit(data, spec, steps=30)
+    fitted = fit_by_adam(data, datasets.split_of(data), spec, steps=30)
     fitted.write_predictions(tmp_path / "p.csv")
     lines = (tmp_path / "p.csv").read_text().splitlines()
-    assert lines[0].startswith("flow_m3_per_year,mean,sd,lower95,upper95,rw_standardised")
+    assert lines[0].startswith("row,flow_m3_per_year,mean,sd,lower95,upper95,rw,")
     assert len(lines) == 41
     rows = torch.tensor([[float(cell) for cell in line.split(",")] for line in lines[1:]], dtype=torch.float64)
-    observed, mean = rows[:, 0], rows[:, 1]
+    observed, mean = rows[:, 1], rows[:, 2]
     assert float(observed.mean()) == pytest.approx(data.target_mean, rel=0.3)
     rmse = float((mean - observed).square().mean().sqrt()) / data.target_scale
     assert rmse == pytest.approx(fitted.result.rmse, rel=1e-5)

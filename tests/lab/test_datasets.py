@@ -451,6 +451,13 @@ def test_csv_reads_gzip_byte_order_mark_quotes_spaces_and_blank_lines(tmp_path):
     assert torch.equal(data.test_y, plain.test_y)
 
 
+@pytest.mark.parametrize("mark", [";", "\t", "|"])
+def test_csv_separators_are_seen_in_the_header(tmp_path, mark):
+    plain = load_csv(write(tmp_path, "\n".join(table())), "y")
+    other = load_csv(write(tmp_path, "\n".join(table()).replace(",", mark)), "y")
+    assert torch.equal(other.train_x, plain.train_x)
+
+
 @pytest.mark.parametrize("mark", ["", "NA", "NaN", "null", "?", "-nan", "na"])
 def test_csv_rows_with_missing_values_are_dropped_counted_and_warned_of(tmp_path, mark):
     lines = table()
@@ -487,8 +494,6 @@ def with_line(line: int, text: str) -> str:
         ("\n".join(table(header=",b,y")), "column 1 has no name"),
         ("\n".join(table(header="a,b,Y")), r"no column 'y'.*its columns: a, b, Y"),
         ("\n".join(table(header="a,b,yy")), r"did you mean 'yy'"),
-        ("\n".join(table()).replace(",", ";"), r"separator looks like ';'"),
-        ("\n".join(table()).replace(",", "\t"), r"separator looks like '\\t'"),
         ("y\n" + "\n".join(str(i) for i in range(20)), "only the target column"),
         (with_line(6, "4,-4"), "line 6: 2 cells under 3 columns"),
         (with_line(6, "4,-4,16,1"), "line 6: 4 cells under 3 columns"),

@@ -132,13 +132,13 @@ FIT = """
 import torch
 from gp_rangeformer.lab import datasets
 from gp_rangeformer.lab.compare import parse_solvers
-from gp_rangeformer.lab.compare.fit import fit
+from gp_rangeformer.lab.compare.fit import fit_by_adam
 
 torch.set_num_threads(1)
 data = datasets.load("robot_arm", n=6000, n_test=150)
 (spec,) = parse_solvers("rangeformer", "float32")
 held = next(int(line.split()[1]) / 1024 for line in open("/proc/self/status") if line.startswith("VmRSS"))
-result = fit(data, spec, steps=2).result
+result = fit_by_adam(data, datasets.split_of(data), spec, steps=2).result
 import resource
 print(held, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, result.peak_memory_with_prediction)
 """

@@ -1,10 +1,10 @@
-"""``gp-rangeformer fit``: one GP trained with the flag on."""
+"""``gp-rangeformer fit``: one GP trained with the flag on, and kept."""
 
 from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
@@ -23,32 +23,56 @@ from gp_rangeformer.lab.commands.options import (
     Data,
     DataDir,
     Device,
-    Dtype,
-    KernelName,
+    Drop,
+    Encode,
     MinSize,
+    Missing,
     N,
     NTest,
     Seed,
+    Sep,
     Target,
     check_device,
     check_dtype,
+    check_output,
     load,
+    saying_warnings,
+    table_options,
 )
 from gp_rangeformer.lab.outputs import Outputs
 
 if TYPE_CHECKING:
+    from gp_rangeformer.lab.compare.fit import Fit
     from gp_rangeformer.lab.compare.result import SolverResult
+    from gp_rangeformer.lab.datasets import Dataset, Split, TableOptions
+    from gp_rangeformer.regression import TableRegression
 
 _ADAM_STEPS, _ADAM_RATE = 60, 0.1  # where Adam trains
+HELD_OUT, NUMBERS = "held_out.csv", "fit.json"
 
 
 def fit(
     data: Data = None,
     target: Target = None,
     dataset: Annotated[str | None, typer.Option(help="A name from `info`, instead of DATA.csv.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Keep the model in this folder: for `predict` and `report`, and to go on after Ctrl-C."),
+    ] = None,
     n: N = None,
     n_test: NTest = 1000,
-    kernel: KernelName = None,
+    kernel: Annotated[
+        str | None,
+        typer.Option(
+            help="matern12, matern32, matern52, rbf, rq, periodic, linear, trend-seasonal (of dates); a sum, as in "
+            "linear+rbf; several to compare, as in rbf,matern32; auto compares the first five.",
+            show_default="trend-seasonal for co2, else matern32",
+        ),
+    ] = None,
+    sep: Sep = None,
+    drop: Drop = "",
+    encode: Encode = "refuse",
+    missing: Missing = "drop",
     optimizer: Annotated[
         str | None,
         typer.Option(
@@ -57,7 +81,9 @@ def fit(
     ] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Adam steps.", show_default="60")] = None,
     lr: Annotated[float | None, typer.Option(min=0.0, help="Adam's learning rate.", show_default="0.1")] = None,
-    dtype: Dtype = "float32",
+    dtype: Annotated[
+        str | None, typer.Option(help="float32 or float64.", show_default="float32; float64 for trend-seasonal")
+    ] = None,
     device: Device = "cpu",
     seed: Seed = 0,
     min_size: MinSize = None,
@@ -67,49 +93,165 @@ def fit(
     ] = None,
     json: Annotated[Path | None, typer.Option(help="Write every other number to this file.")] = None,
 ) -> None:
-    """Train one GP with the flag on; print its hyperparameters, test errors and the last report."""
+    """Train one GP with the flag on; print what it found, and keep the model.
+
+    A tenth of a table's rows, drawn at random, is held out: they are predicted, and not trained on.
+    """
     if optimizer not in (None, "adam", "fit_mll"):
         refuse(f"--optimizer {optimizer!r}: fit_mll or adam")
     by_adam = optimizer == "adam" or (optimizer is None and (steps is not None or lr is not None))
     if not by_adam and (steps is not None or lr is not None):
         refuse("--steps and --lr belong to --optimizer adam; fit_mll ends by itself")
-    adam_steps = (steps or _ADAM_STEPS) if by_adam else None
+    if by_adam and out is not None:
+        refuse("--out keeps a converged model: leave out --optimizer adam, --steps and --lr")
     with refusing():
+        from gp_rangeformer.lab import datasets
         from gp_rangeformer.lab.compare import parse_solvers
         from gp_rangeformer.lab.compare.fit import fit as fit_model
-        from gp_rangeformer.lab.models import check_kernel
+        from gp_rangeformer.lab.compare.fit import fit_by_adam
+        from gp_rangeformer.regression import KernelError, TableError
+        from gp_rangeformer.regression.kernels import default_dtype
 
-        check_dtype(dtype)
+        options = table_options(sep, drop, encode, missing)
+        check_dtype(dtype or "float32")
         check_device(device)
-        (spec,) = parse_solvers("rangeformer", dtype, min_size=min_size)
-        if data is None and dataset is None:
-            refuse("nothing to fit: give DATA.csv with --target COLUMN, or --dataset NAME")
-        found = load(data, target, dataset, n, n_test, seed, data_dir)
-        if len(found) > 1:
-            refuse("fit trains one GP: give one --dataset")
-        (loaded,) = found
-        check_kernel(kernel, loaded)
+        _check_outputs(out, predictions, json)
+        loaded, split = _load(data, target, dataset, n, n_test, seed, data_dir, options)
+        names = _kernels(kernel, loaded, by_adam)
+        if by_adam and loaded is None:
+            with saying_warnings():
+                loaded = datasets.dataset_of(split, options.missing)
+        start = _start(names, loaded)
+        (spec,) = parse_solvers("rangeformer", dtype or default_dtype(names[0]), min_size=min_size)
     try:
-        with show_progress() as show:
-            rate = _ADAM_RATE if lr is None else lr
-            fitted = fit_model(loaded, spec, kernel, steps=adam_steps, lr=rate, device=device, seed=seed, observer=show)
+        with show_progress() as show, saying_warnings():
+            if by_adam and loaded is not None:
+                fitted = fit_by_adam(
+                    loaded,
+                    split,
+                    spec,
+                    names[0],
+                    steps=steps or _ADAM_STEPS,
+                    lr=_ADAM_RATE if lr is None else lr,
+                    device=device,
+                    seed=seed,
+                    observer=show,
+                )
+            else:
+                fitted = fit_model(split, spec, start, options, device=device, seed=seed, folder=out, observer=show)
+    except (TableError, KernelError) as error:
+        refuse(f"{split.name}: {error}")
     except KeyboardInterrupt:
-        open_console(stderr=True).print("Interrupted; nothing was written.", style="yellow")
+        open_console(stderr=True).print(_interrupted(out), style="yellow", markup=False, soft_wrap=True)
         raise typer.Exit(INTERRUPTED) from None
     except (ArithmeticError, RuntimeError) as error:
         open_console(stderr=True).print(f"Training failed: {error}", style="red", markup=False, soft_wrap=True)
         raise typer.Exit(FAILED) from None
 
-    console, result = open_console(), fitted.result
-    console.print(f"{loaded.source}: {len(loaded.train_y)} training, {len(loaded.test_y)} test rows", markup=False)
+    _print(fitted)
+    outputs = Outputs()
+    if out is not None and fitted.model is not None:
+        outputs.write(out, partial(fitted.model.save, out))
+        if fitted.predictions is not None:
+            outputs.write(out / HELD_OUT, partial(fitted.write_predictions, out / HELD_OUT))
+        outputs.write_json(out / NUMBERS, fitted.to_json(spec, seed, device))
+    if predictions is not None and fitted.predictions is not None:
+        outputs.write(predictions, partial(fitted.write_predictions, predictions))
+    if json is not None:
+        outputs.write_json(json, fitted.to_json(spec, seed, device))
+    say_written(outputs)
+    outputs.finish()
+    if fitted.result.error is not None:
+        raise typer.Exit(FAILED)
+
+
+def _check_outputs(out: Path | None, predictions: Path | None, json: Path | None) -> None:
+    """The folder is made: files may be asked for in it."""
+    from gp_rangeformer.atomic import WriteError
+    from gp_rangeformer.regression.files import prepared_folder
+
+    if out is not None:
+        try:
+            prepared_folder(out)
+        except WriteError as error:
+            refuse(f"--out {out}: {error}")
+    check_output("--predictions", predictions)
+    check_output("--json", json)
+
+
+def _load(
+    data: Path | None,
+    target: str | None,
+    dataset: str | None,
+    n: int | None,
+    n_test: int,
+    seed: int,
+    data_dir: Path | None,
+    options: TableOptions,
+) -> tuple[Dataset | None, Split]:
+    """The named data set, if it is one, and its rows or those of the table."""
+    from gp_rangeformer.lab import datasets
+
+    if data is None and dataset is None:
+        refuse("nothing to fit: give DATA.csv with --target COLUMN, or --dataset NAME")
+    if data is not None and target is not None and dataset is None:
+        with saying_warnings():
+            return None, datasets.load_split(data, target, n=n, n_test=n_test, seed=seed, options=options)
+    if options != datasets.TableOptions():
+        refuse("--sep, --drop, --encode and --missing say how DATA.csv is read: give the file")
+    found = load(data, target, dataset, n, n_test, seed, data_dir)
+    if len(found) > 1:
+        refuse("fit trains one GP: give one --dataset")
+    return found[0], datasets.split_of(found[0])
+
+
+def _kernels(kernel: str | None, dataset: Dataset | None, by_adam: bool) -> tuple[str, ...]:
+    """The names that ``--kernel`` asks for, which can be built for a named data set."""
+    from gp_rangeformer.lab.models import check_kernel, default_kernel
+    from gp_rangeformer.regression.choice import kernel_names
+
+    names = kernel_names(kernel or ("matern32" if dataset is None else default_kernel(dataset)))
+    if dataset is not None:
+        for name in names:
+            check_kernel(name, dataset)
+    if by_adam and len(names) > 1:
+        refuse("kernels are compared by fits to convergence: leave out --optimizer adam, --steps and --lr")
+    return names
+
+
+def _start(names: tuple[str, ...], dataset: Dataset | None) -> Any:
+    """What :meth:`TableRegression.fit` takes: the co2 record counts in years, and knows how long one is."""
+    from gp_rangeformer.lab.models import TREND_SEASONAL, covariance
+
+    if dataset is not None and names == (TREND_SEASONAL,):
+        return covariance(dataset, TREND_SEASONAL)
+    return ",".join(names)
+
+
+def _interrupted(out: Path | None) -> str:
+    from gp_rangeformer.regression.fitting import UNFINISHED
+
+    if out is not None and (out / UNFINISHED).is_file():
+        return f"Interrupted; the best parameters so far are in {out / UNFINISHED}: the same command goes on from them."
+    return "Interrupted; nothing was written."
+
+
+def _print(fitted: Fit) -> None:
+    console, result, split = open_console(), fitted.result, fitted.split
+    console.print(f"{split.source}: {len(split.train)} training, {len(split.held_out)} test rows", markup=False)
+    if fitted.model is not None and fitted.model.candidates:
+        console.print(_comparison(fitted.model))
     table = Table("hyperparameter", "value (standardised units)", box=None, pad_edge=False)
     for name, value in fitted.hyperparameters.items():
         table.add_row(escape(name), f"{value:.5g}")
     console.print(table)
+    if fitted.model is not None:
+        _print_relevance(fitted.model)
     if result.error is None:
-        rmse = (result.rmse or 0.0) * loaded.target_scale
+        rmse = (result.rmse or 0.0) * fitted.target_scale
         console.print(
-            f"test RMSE {result.rmse:.4f} standardised, {rmse:.5g} in {loaded.target_name}; test NLL {result.nll:.4f}"
+            f"test RMSE {result.rmse:.4f} standardised, {rmse:.5g} in {split.target}; test NLL {result.nll:.4f}",
+            markup=False,
         )
     else:
         open_console(stderr=True).print(result.error, style="red", markup=False, soft_wrap=True)
@@ -122,15 +264,35 @@ def fit(
         console.print(fitted.fit.summary(), markup=False)
     if fitted.report is not None:
         console.print(fitted.report.summary(), markup=False)
-    outputs = Outputs()
-    if predictions is not None and result.error is None:
-        outputs.write(predictions, partial(fitted.write_predictions, predictions))
-    if json is not None:
-        outputs.write_json(json, fitted.to_json(spec, seed, device))
-    say_written(outputs)
-    outputs.finish()
-    if result.error is not None:
-        raise typer.Exit(FAILED)
+    if fitted.model is not None:
+        console.print(fitted.model.certificate(), markup=False, soft_wrap=True)
+
+
+def _comparison(model: TableRegression) -> Table:
+    """A row for every kernel that was fitted, the best first."""
+    rows = model.candidates[0].rows
+    table = Table("kernel", f"log p(y)/n on {rows} rows", "leave-one-out", "s", "", box=None, pad_edge=False)
+    for one in model.candidates:
+        if one.value is None:
+            table.add_row(one.kernel, "-", "-", "-", escape(f"failed: {one.failure}"))
+            continue
+        left_out = "-" if one.leave_one_out is None else f"{one.leave_one_out:.4f} +- {one.leave_one_out_error:.1g}"
+        said = "chosen" if one.kernel == model.kernel else ""
+        said += "" if one.converged else " (not converged)"
+        table.add_row(one.kernel, f"{one.value:.4f} +- {one.error:.4f}", left_out, f"{one.seconds:.1f}", said.strip())
+    return table
+
+
+def _print_relevance(model: TableRegression) -> None:
+    """Nothing of a kernel without length-scales."""
+    try:
+        found = model.relevance()
+    except ValueError:
+        return
+    table = Table("column", "relevance (standard deviations per length-scale)", box=None, pad_edge=False)
+    for name, value in found.items():
+        table.add_row(escape(str(name)), f"{value:.3g}")
+    open_console().print(table)
 
 
 def _cost_line(result: SolverResult) -> str:
@@ -138,10 +300,10 @@ def _cost_line(result: SolverResult) -> str:
     summary = result.summary()
     median, total, passes = summary["seconds_per_step"], summary["seconds_total"], summary["passes_per_step"]
     parts = []
-    if median is not None:
+    if median is not None and passes is not None:
         parts.append(f"{median:.3f} s/step (median), {passes:.1f} passes over K")
-    if total is not None:
-        parts.append(f"training {total:.1f} s, prediction {result.prediction_seconds or 0:.1f} s")
+    seconds = total if total is not None else sum(step.seconds for step in result.steps)
+    parts.append(f"training {seconds:.1f} s, prediction {result.prediction_seconds or 0:.1f} s")
     if result.peak_memory is not None:
         memory = f"peak memory {result.peak_memory:.0f} MiB"
         if result.peak_memory_with_prediction is not None:

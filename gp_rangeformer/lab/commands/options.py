@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,9 +14,14 @@ import typer
 from gp_rangeformer.lab.commands.console import open_console, refuse
 
 if TYPE_CHECKING:
-    from gp_rangeformer.lab.datasets import Dataset
+    from gp_rangeformer.lab.datasets import Dataset, TableOptions
 
-Data = Annotated[Path | None, typer.Argument(metavar="DATA.csv", help="Table with a header line, plain or .gz.")]
+Data = Annotated[
+    Path | None,
+    typer.Argument(
+        metavar="DATA.csv", help="Table with a header line: CSV and the like, plain or .gz; Excel; Parquet."
+    ),
+]
 Target = Annotated[str | None, typer.Option(help="Column of DATA.csv to predict.")]
 N = Annotated[int | None, typer.Option(min=2, help="Training rows; all of them, or 2000 from a simulator.")]
 NTest = Annotated[int, typer.Option(min=1, help="At most this many test rows.")]
@@ -30,6 +38,14 @@ Dtype = Annotated[str, typer.Option(help="float32 or float64.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of the data's split and of GPyTorch's probes.")]
 MinSize = Annotated[int | None, typer.Option(min=1, help="n from which RangeFormer answers; else settings.min_size.")]
+Sep = Annotated[str | None, typer.Option(help="Between cells of a text file.", show_default="as in its header")]
+Drop = Annotated[str, typer.Option(help="Columns to leave out, separated by commas.")]
+Encode = Annotated[
+    str, typer.Option(help="Text columns: refuse, drop, or one-hot (an input for each of at most 20 texts).")
+]
+Missing = Annotated[
+    str, typer.Option(help="Rows with missing cells: drop, mean (of texts the most frequent), or refuse.")
+]
 DataDir = Annotated[Path | None, typer.Option(help="Folder that contains uci/, for the UCI data sets.")]
 
 
@@ -42,7 +58,7 @@ def load(
     seed: int,
     data_dir: Path | None,
 ) -> list[Dataset]:
-    """The data sets of one command; warnings of a repaired table are shown as one line."""
+    """The data sets of one command."""
     from gp_rangeformer.lab import datasets
 
     if data is not None and names is not None:
@@ -51,16 +67,57 @@ def load(
         refuse("--target names a column of DATA.csv, which is missing: give the file")
     if data is not None and target is None:
         refuse(f"{data} needs --target COLUMN, the column to predict")
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
+    with saying_warnings():
         if data is not None and target is not None:
-            loaded = [datasets.load_csv(data, target, n=n, n_test=n_test, seed=seed)]
-        else:
-            wanted = [name.strip() for name in (names or "co2").split(",") if name.strip()]
-            loaded = [datasets.load(name, n=n, n_test=n_test, seed=seed, data_dir=data_dir) for name in wanted]
-    for warning in caught:
-        open_console(stderr=True).print(f"Warning: {warning.message}", style="yellow", markup=False, soft_wrap=True)
-    return loaded
+            return [datasets.load_csv(data, target, n=n, n_test=n_test, seed=seed)]
+        wanted = [name.strip() for name in (names or "co2").split(",") if name.strip()]
+        return [datasets.load(name, n=n, n_test=n_test, seed=seed, data_dir=data_dir) for name in wanted]
+
+
+@contextlib.contextmanager
+def saying_warnings() -> Iterator[None]:
+    """What is left out of a table, and where a fit goes on, is said in a line each; other warnings are not."""
+    from gp_rangeformer.regression import TableWarning
+
+    def say(message: Warning | str, category: type[Warning], *others: object) -> None:
+        if issubclass(category, TableWarning):
+            open_console(stderr=True).print(f"Warning: {message}", style="yellow", markup=False, soft_wrap=True)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        warnings.showwarning = say
+        yield
+
+
+def table_options(sep: str | None, drop: str, encode: str, missing: str) -> TableOptions:
+    from gp_rangeformer.lab.datasets import TableOptions
+    from gp_rangeformer.regression.rows import ENCODE, MISSING
+
+    for option, value, allowed in (("--encode", encode, ENCODE), ("--missing", missing, MISSING)):
+        if value not in allowed:
+            refuse(f"{option} {value!r}: {', '.join(allowed)}")
+    names = tuple(name.strip() for name in drop.split(",") if name.strip())
+    return TableOptions(separator(sep), names, encode, missing)  # type: ignore[arg-type]
+
+
+def separator(sep: str | None) -> str | None:
+    """As typed in a shell, where a tab is hard to type."""
+    found = "\t" if sep in ("\\t", "tab") else sep
+    if found is not None and len(found) != 1:
+        refuse(f"--sep {sep!r}: one character, or tab")
+    return found
+
+
+def check_output(option: str, path: Path | None) -> None:
+    """Whether the file can be written, before anything is computed for it."""
+    if path is None:
+        return
+    if not path.parent.is_dir():
+        refuse(f"{option} {path}: there is no folder {path.parent}: make it, or choose another path")
+    if path.is_dir():
+        refuse(f"{option} {path} is a folder: name a file in it")
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        refuse(f"{option} {path} cannot be written: choose a path that you may write to")
 
 
 def check_dtype(dtype: str) -> None:

@@ -2,40 +2,53 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
+import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from gp_rangeformer import SolveReport, clear_memory, last_report
-from gp_rangeformer.fit import FitResult
+import numpy as np
+import torch
+
+from gp_rangeformer import SolveReport, clear_memory, collect_reports, last_report
+from gp_rangeformer.fit import FitResult, Record
 from gp_rangeformer.lab.compare import machine
-from gp_rangeformer.lab.compare.convergence import train_to_convergence
-from gp_rangeformer.lab.compare.result import Predictions, SolverResult, write_text
+from gp_rangeformer.lab.compare.instruments import PeakMemory, synchronize
+from gp_rangeformer.lab.compare.result import SolverResult, Step, write_text
 from gp_rangeformer.lab.compare.run import silent
 from gp_rangeformer.lab.compare.solvers import SolverSpec
-from gp_rangeformer.lab.compare.training import Observer, Run, Schedule, predict, train
-from gp_rangeformer.lab.datasets import Dataset
+from gp_rangeformer.lab.compare.training import Observer, Run, Schedule, account, predict, train
+from gp_rangeformer.lab.datasets import Dataset, Split, TableOptions
 from gp_rangeformer.lab.models import build_model, default_kernel
 from gp_rangeformer.predict import LeaveOneOut, leave_one_out
+from gp_rangeformer.regression import TableRegression
+from gp_rangeformer.regression.kernels import Covariance, build, covariance
+from gp_rangeformer.regression.predictions import beside, with_interval
 
-_NORMAL_95 = 1.959964  # half-width of a central 95 % interval in standard deviations
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 @dataclass(frozen=True)
 class Fit:
-    """A trained model's numbers: ``result`` as in a comparison, and predictions at the test points in the target's
-    own unit (each n_test long; the deviation includes the noise), or none where ``result.error`` says why."""
+    """A trained model's numbers: ``result`` as in a comparison, and ``predictions`` of the held-out rows in the
+    target's own unit (the deviation includes the noise) beside their raw cells, or None where ``result.error`` says
+    why."""
 
-    dataset: Dataset
+    split: Split
     kernel: str
+    d: int
+    target_scale: float
     result: SolverResult
-    mean: list[float]
-    deviation: list[float]
     report: SolveReport | None
-    fit: FitResult | None = None  # of a training to convergence
+    predictions: pd.DataFrame | None = None
+    model: TableRegression | None = None  # of a training to convergence
     left_out: LeaveOneOut | None = None  # in standardised units
+
+    @property
+    def fit(self) -> FitResult | None:
+        return None if self.model is None else self.model.fit_result
 
     @property
     def hyperparameters(self) -> dict[str, float]:
@@ -44,14 +57,14 @@ class Fit:
 
     def to_json(self, spec: SolverSpec, seed: int, device: str) -> dict[str, object]:
         """Every number but the predictions, for a result file."""
-        found, result = self.fit, self.result
+        model, found, result = self.model, self.fit, self.result
         content: dict[str, object] = {
             "format": 1,
             "machine": machine.describe(device),
-            "dataset": self.dataset.name,
-            "n": len(self.dataset.train_y),
-            "n_test": len(self.dataset.test_y),
-            "d": self.dataset.train_x.shape[1],
+            "dataset": self.split.name,
+            "n": len(self.split.train),
+            "n_test": len(self.split.held_out),
+            "d": self.d,
             "kernel": self.kernel,
             "dtype": spec.dtype,
             "seed": seed,
@@ -65,10 +78,14 @@ class Fit:
             "fallbacks": result.fallbacks,
             "error": result.error,
         }
-        if found is not None:
+        if model is not None and found is not None:
             content |= {
+                "candidates": [asdict(one) for one in model.candidates],
                 "value": found.value,
-                "error": found.error,
+                "value_error": found.error,
+                "level": model.level,
+                "certain": None if found.certain is None else [found.certain.lower, found.certain.upper],
+                "converged": found.converged,
                 "decrement": found.decrement,
                 "noise": found.noise,
                 "reason": found.reason,
@@ -83,70 +100,142 @@ class Fit:
         return content
 
     def write_predictions(self, path: Path) -> None:
-        """A CSV with one row per test point: target, mean, sd and 95 % interval in the target's unit, then inputs.
-
-        The inputs are standardised, as the model saw them.
-        """
-        data = self.dataset
-        target = (data.test_y.double() * data.target_scale + data.target_mean).tolist()
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        inputs = [f"{name}_standardised" for name in data.feature_names]
-        writer.writerow([data.target_name, "mean", "sd", "lower95", "upper95", *inputs])
-        rows = zip(target, self.mean, self.deviation, data.test_x.tolist(), strict=True)
-        for observed, mean, deviation, x in rows:
-            margin = _NORMAL_95 * deviation
-            writer.writerow([repr(v) for v in (observed, mean, deviation, mean - margin, mean + margin, *x)])
-        write_text(path, text.getvalue())
+        """A CSV with one line per held-out row: its line or row in the file, target, mean, sd and 95 % interval in the
+        target's unit, then the inputs as they were read."""
+        if self.predictions is not None:
+            write_text(path, self.predictions.to_csv(lineterminator="\n"))
 
 
 def fit(
+    split: Split,
+    spec: SolverSpec,
+    kernel: str | Covariance,
+    options: TableOptions,
+    *,
+    device: str = "cpu",
+    seed: int = 0,
+    folder: Path | None = None,
+    observer: Observer = silent,
+) -> Fit:
+    """Train to convergence with ``spec`` by :meth:`TableRegression.fit`, and predict the held-out rows.
+
+    :param kernel: as that has it.
+    :param folder: keeps the best parameters so far.
+    :param options: what becomes of text and missing cells.
+    :raises TableError, KernelError, FitError: as that does.
+    """
+    clear_memory()
+    run = Run(SolverResult.of(spec))
+    result, place = run.result, torch.device(device)
+    # What the first model of a process imports is not what this one needs.
+    build(torch.zeros(2, 1), torch.zeros(2), covariance("rbf", 1))
+    run.memory = memory = PeakMemory(place)
+    memory.start()
+    n, seen, most = len(split.train), {}, {}
+
+    def watch(name: str, record: Record) -> None:
+        seen[name] = seen.get(name, 0) + 1
+        most[name] = max(most.get(name, 1), seen[name] + 1)
+        status = f"{record.value:.4f} +- {record.error:.4f} nats/point on {record.points} rows, {record.seconds:.1f} s"
+        observer(name, seen[name], most[name], status)
+
+    with spec.active(), collect_reports() as reports:
+        model = TableRegression.fit(
+            split.train,
+            target=split.target,
+            kernel=kernel,
+            encode=options.encode,
+            missing=options.missing,
+            dtype=spec.dtype,  # type: ignore[arg-type]
+            device=device,
+            seed=seed,
+            callback=watch,
+            folder=folder,
+        )
+    found = model.fit_result
+    assert found is not None
+    result.peak_memory = memory.peak()
+    end = Step(0, found.value, found.seconds, model.hyperparameters(), updated=False)
+    account(result, end, list(reports), n)
+    result.steps.append(end)
+    observer(model.kernel, seen[model.kernel], seen[model.kernel], found.reason)
+    scale = float(model.outputs.scale)
+    fitted = Fit(split, model.kernel, len(model.columns.names), scale, result, found.report, model=model)
+    try:
+        return _with_predictions(fitted, model, spec, place, memory, observer)
+    except (ArithmeticError, RuntimeError) as error:  # which must not cost the training
+        result.error = f"the predictions failed: {error}"
+        return fitted
+
+
+def _with_predictions(
+    fitted: Fit, model: TableRegression, spec: SolverSpec, device: torch.device, memory: PeakMemory, observer: Observer
+) -> Fit:
+    """RMSE and NLL in standardised units."""
+    split, result, rows = fitted.split, fitted.result, len(fitted.split.held_out)
+    observer("prediction", 0, rows, "solving for the targets")
+    with spec.active(), collect_reports() as reports:
+        synchronize(device)
+        started = time.perf_counter()
+        found = model.predict(split.held_out, lambda done, total: observer("prediction", done, total, "rows"))
+        synchronize(device)
+        result.prediction_seconds = time.perf_counter() - started
+        result.calls.update(f"{report.operation} {report.solver} {report.reason.name}" for report in reports)
+        result.peak_memory_with_prediction = memory.peak()
+        scale = fitted.target_scale
+        observed, mean, sd = (
+            np.asarray(cells, dtype=float) / scale
+            for cells in (split.held_out[split.target], found["mean"], found["sd"])
+        )
+        error, variance = np.square(mean - observed), np.square(sd)
+        result.rmse = float(np.sqrt(np.mean(error)))
+        result.nll = float(np.mean(0.5 * (error / variance + np.log(2 * math.pi * variance))))
+        observer("leave-one-out", 0, 1, "")
+        left_out = leave_one_out(model.gp)
+        observer("leave-one-out", 1, 1, f"{left_out.score:.4f} nats/point")
+    return Fit(
+        split, fitted.kernel, fitted.d, scale, result, fitted.report,
+        beside(found, split.held_out, split.target), model, left_out,
+    )  # fmt: skip
+
+
+def fit_by_adam(
     dataset: Dataset,
+    split: Split,
     spec: SolverSpec,
     kernel: str | None = None,
     *,
-    steps: int | None = None,
+    steps: int,
     lr: float = 0.1,
     device: str = "cpu",
     seed: int = 0,
     observer: Observer = silent,
 ) -> Fit:
-    """Train with ``spec`` and predict at the test points.
+    """Train with ``spec`` by so many steps of Adam, and predict the held-out rows.
 
     :param dataset: float64, as loaded.
-    :param steps: of Adam, with rate ``lr``; None trains to convergence by :func:`gp_rangeformer.fit.fit_mll`.
+    :param split: the same rows in their own units.
     :param kernel: name of a kernel, None for the data set's default.
-    :raises FloatingPointError, NotPSDError, NanError, FitError: the solver could not answer.
+    :raises FloatingPointError, NotPSDError, NanError: the solver could not answer.
     """
     kernel = kernel or default_kernel(dataset)
     clear_memory()
     data = dataset.to(spec.torch_dtype, device)
     run = Run(SolverResult.of(spec))
-    initial, found = build_model(dataset, kernel)[0].state_dict(), None
-    if steps is None:
-        model, found = train_to_convergence(run, spec, data, kernel, initial, seed, observer)
-    else:
-        model = train(run, spec, data, kernel, initial, Schedule(steps, lr), seed, observer)
-    report = last_report() if found is None else found.report
-    left_out = None
+    initial = build_model(dataset, kernel)[0].state_dict()
+    model = train(run, spec, data, kernel, initial, Schedule(steps, lr), seed, observer)
+    report, d, scale = last_report(), dataset.train_x.shape[1], dataset.target_scale
+    predictions, left_out = None, None
     try:
-        prediction = predict(run, spec, model, data)
+        found = predict(run, spec, model, data)
         with spec.active():
             left_out = leave_one_out(model)
+        mean = scale * np.array(found.mean) + dataset.target_mean
+        frame = with_interval(mean, scale * np.array(found.deviation), split.held_out.index)
+        predictions = beside(frame, split.held_out, dataset.target_name)
     except (ArithmeticError, RuntimeError) as error:  # which must not cost the training
         run.result.error = f"the predictions failed: {error}"
-        prediction = Predictions([], [])
-    scale = dataset.target_scale
-    return Fit(
-        dataset,
-        kernel,
-        run.result,
-        [scale * mean + dataset.target_mean for mean in prediction.mean],
-        [scale * deviation for deviation in prediction.deviation],
-        report,
-        found,
-        left_out,
-    )
+    return Fit(split, kernel, d, scale, run.result, report, predictions, left_out=left_out)
 
 
 def _scores(found: LeaveOneOut | None) -> dict[str, object] | None:

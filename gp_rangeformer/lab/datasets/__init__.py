@@ -1,8 +1,8 @@
 """Regression data sets, split and standardised, ready for a Gaussian process.
 
 `load` knows one shipped record (`co2`), three simulators that give any number of points (`robot_arm`, `borehole`,
-`wing_weight`), and the UCI sets of a data folder. `load_csv` reads a table of your own. Whatever cannot be read
-exactly is refused with a `DatasetError`; the one repair, dropping rows with missing values, is counted and warned of.
+`wing_weight`), and the UCI sets of a data folder. `load_csv` reads a table of your own, `load_split` leaves it raw.
+Whatever cannot be read exactly is refused with a `DatasetError`; what is left out is counted and warned of.
 """
 
 from __future__ import annotations
@@ -13,20 +13,26 @@ from pathlib import Path
 import torch
 
 from gp_rangeformer.lab.datasets.co2 import load_co2
-from gp_rangeformer.lab.datasets.dataset import Dataset, DatasetError, check_sizes, closest
+from gp_rangeformer.lab.datasets.dataset import Dataset, DatasetError, check_sizes
 from gp_rangeformer.lab.datasets.simulators import SIMULATORS, TRAIN_ROWS, borehole, robot_arm, simulate, wing_weight
-from gp_rangeformer.lab.datasets.table import load_csv
+from gp_rangeformer.lab.datasets.table import Split, TableOptions, dataset_of, load_csv, load_split, split_of
 from gp_rangeformer.lab.datasets.uci import load_uci, manifest, uci_path
+from gp_rangeformer.regression.rows import closest
 
 __all__ = [
     "Dataset",
     "DatasetError",
+    "Split",
+    "TableOptions",
     "available",
     "borehole",
     "data_directory",
+    "dataset_of",
     "load",
     "load_csv",
+    "load_split",
     "robot_arm",
+    "split_of",
     "wing_weight",
 ]
 

@@ -27,7 +27,7 @@ def load_co2(n: int | None, n_test: int, generator: torch.Generator) -> Dataset:
         train = subset("co2", train, n, generator).sort().values
     train, test = (years[train, None], ppm[train]), (years[past:, None], ppm[past:])
     source = "Keeling & Whorf (2004), Scripps Institution of Oceanography: weekly CO2 at Mauna Loa, public domain"
-    return standardise("co2", train, test, ("decimal_year",), "co2_ppm", source)
+    return standardise("co2", train, test, ("decimal_year",), "co2_ppm", source, torch.arange(past, len(weeks)) + 1)
 
 
 def _decimal_year(iso: str) -> float:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+
+from gp_rangeformer.regression.scaling import Scaling
 
 
 class DatasetError(ValueError):
@@ -33,6 +33,8 @@ class Dataset:
         target_mean: mean of the raw training target.
         target_scale: standard deviation of the raw training target.
         source: one line, where the data came from and what was left out.
+        inputs: what the d inputs were standardised with; `inputs.restored(x)` are raw rows.
+        test_rows: n_test numbers of rows, as their source counts them, from 1.
     """
 
     name: str
@@ -45,6 +47,8 @@ class Dataset:
     target_mean: float
     target_scale: float
     source: str
+    inputs: Scaling
+    test_rows: Tensor
 
     def to(self, dtype: torch.dtype, device: torch.device | str | None = None) -> Dataset:
         """The same data in another floating dtype, on another device (None: where it is).
@@ -68,46 +72,34 @@ def standardise(
     feature_names: tuple[str, ...],
     target_name: str,
     source: str,
+    test_rows: Tensor | None = None,
 ) -> Dataset:
     (train_x, train_y), (test_x, test_y) = train, test
-    mean, scale = _moments(train_x)
-    target_mean, target_scale = (float(moment) for moment in _moments(train_y[:, None]))
+    inputs, outputs = Scaling.of(train_x), Scaling.of(train_y[:, None])
+    target_mean, target_scale = float(outputs.mean), float(outputs.scale)
     if target_scale == 0:
         raise DatasetError(
             f"{name}: the target {target_name!r} is constant, {target_mean:g}, over the {len(train_y)} training rows: "
             "raise n, or name another target"
         )
-    # Division by infinity makes a constant feature 0 in both halves.
-    divisor = torch.where(scale > 0, scale, torch.inf)
     data = Dataset(
         name,
-        (train_x - mean) / divisor,
+        inputs.standardised(train_x),
         (train_y - target_mean) / target_scale,
-        (test_x - mean) / divisor,
+        inputs.standardised(test_x),
         (test_y - target_mean) / target_scale,
         feature_names,
         target_name,
         target_mean,
         target_scale,
         source,
+        inputs,
+        torch.arange(1, len(test_y) + 1) if test_rows is None else test_rows,
     )
-    for part in (mean, scale, data.train_x, data.train_y, data.test_x, data.test_y):
+    for part in (inputs.mean, inputs.scale, data.train_x, data.train_y, data.test_x, data.test_y):
         if not bool(part.isfinite().all()):
             raise DatasetError(f"{name}: standardising overflows float64: rescale the columns with the largest values")
     return data
-
-
-def _moments(columns: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and population standard deviation of each column; the deviation of a constant column is exactly 0."""
-    mean = columns.mean(dim=0)
-    centred = columns - mean
-    # In units of the largest deviation: squares of 1e-200 or 1e200 leave the range of float64.
-    spread = centred.abs().amax(dim=0)
-    scale = spread * (centred / spread).square().mean(dim=0).sqrt()
-    # The mean of equal numbers is off by rounding, so a constant column shows in its range, not in its deviation.
-    eps = torch.finfo(columns.dtype).eps
-    constant = columns.amax(dim=0) - columns.amin(dim=0) <= 8 * eps * columns.abs().amax(dim=0)
-    return mean, torch.where(constant, torch.zeros_like(scale), scale)
 
 
 def check_sizes(n: int | None, n_test: int | None) -> None:
@@ -129,8 +121,3 @@ def subset(name: str, rows: Tensor, n: int, generator: torch.Generator) -> Tenso
     if n > len(rows):
         raise DatasetError(f"{name} has {len(rows)} training rows, fewer than n = {n}: lower n, or pass None for all")
     return rows[torch.randperm(len(rows), generator=generator)[:n]]
-
-
-def closest(name: str, names: Iterable[str]) -> str:
-    close = difflib.get_close_matches(name, names, n=1)
-    return f", did you mean {close[0]!r}?" if close else ""

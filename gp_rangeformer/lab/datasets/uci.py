@@ -69,4 +69,4 @@ def load_uci(name: str, entry: UciSet, folder: Path, n: int | None, n_test: int,
     if leaks:
         source += f", without {' and '.join(leaks)}, which leak the target"
     names = tuple(header[i] for i in kept)
-    return standardise(name, (x[train], y[train]), (x[test], y[test]), names, entry.target, source)
+    return standardise(name, (x[train], y[train]), (x[test], y[test]), names, entry.target, source, test + 1)

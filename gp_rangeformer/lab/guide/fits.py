@@ -52,7 +52,7 @@ def large_fits_table(results: Results) -> str:
             f"{found['seconds']:.0f}",
             f"{found['prediction_seconds']:.0f} ({found['n_test']:,})",
             f"{found['peak_memory_with_prediction']:,.0f} ({numbers * n * n / 2**20:,.0f})",
-            f"{found['value']:.4f} +- {found['error']:.4f}",
+            f"{found['value']:.4f} +- {found['value_error']:.4f}",
             f"{found['decrement']:.4f}",
             f"{found['rmse']:.4f}",
             f"{found['nll']:.4f}",

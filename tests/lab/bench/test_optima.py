@@ -13,13 +13,14 @@ from gp_rangeformer.lab.bench.peer_run import Plan, run
 from gp_rangeformer.lab.bench.resumed import PlanError
 from gp_rangeformer.lab.compare.audit import ExactEvaluator, restore
 from gp_rangeformer.lab.datasets import Dataset, DatasetError, load
+from gp_rangeformer.lab.datasets.dataset import standardise
 from gp_rangeformer.lab.models import build_model, hyperparameters
 
 
 def of_inputs(d: int) -> Dataset:
     x, y = torch.randn(20, d, dtype=torch.float64), torch.randn(20, dtype=torch.float64)
     names = tuple(f"x{i}" for i in range(d))
-    return Dataset("any", x, y, x[:1], y[:1], names, "y", 0.0, 1.0, "random")
+    return standardise("any", (x, y), (x[:1], y[:1]), names, "y", "random")
 
 
 @pytest.mark.parametrize("name", SETS)

@@ -1,0 +1,88 @@
+"""``gp-rangeformer predict``: what a kept model says of new rows."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from gp_rangeformer.lab.commands.console import (
+    FAILED,
+    INTERRUPTED,
+    open_console,
+    refuse,
+    say_written,
+    show_progress,
+)
+from gp_rangeformer.lab.commands.options import Device, Sep, check_device, check_output, saying_warnings, separator
+from gp_rangeformer.lab.outputs import Outputs
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from gp_rangeformer.regression import TableRegression
+
+
+def predict(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="Folder that `fit --out` wrote.")],
+    data: Annotated[Path, typer.Argument(metavar="DATA.csv", help="Table with the columns that were fitted to.")],
+    out: Annotated[Path, typer.Option(help="Write the predictions to this CSV file.")],
+    sep: Sep = None,
+    device: Device = "cpu",
+) -> None:
+    """Predict every row of a table: mean, standard deviation and 95 % interval, in the unit of the target.
+
+    Where the table has the target too, the error is printed.
+    """
+    from gp_rangeformer.lab.compare.result import write_text
+    from gp_rangeformer.regression import SavedModelError, TableError, TableRegression, read_table
+    from gp_rangeformer.regression.predictions import beside
+
+    check_device(device)
+    check_output("--out", out)
+    try:
+        kept = TableRegression.load(model, device=device)
+        frame = read_table(data, separator(sep), text=kept.columns.texts)
+    except (TableError, SavedModelError, ImportError) as error:
+        refuse(error)
+    try:
+        with show_progress() as show, saying_warnings():
+            show("prediction", 0, len(frame), "solving for the targets")
+            found = kept.predict(frame, lambda done, total: show("prediction", done, total, "rows"))
+    except TableError as error:
+        refuse(f"{data.name}, {error}")
+    except KeyboardInterrupt:
+        open_console(stderr=True).print("Interrupted; nothing was written.", style="yellow")
+        raise typer.Exit(INTERRUPTED) from None
+    except (ArithmeticError, RuntimeError) as error:
+        open_console(stderr=True).print(f"Prediction failed: {error}", style="red", markup=False, soft_wrap=True)
+        raise typer.Exit(FAILED) from None
+    open_console().print(_summary(kept, frame, found), markup=False, soft_wrap=True)
+    outputs = Outputs()
+    text = beside(found, frame, kept.target).to_csv(lineterminator="\n")
+    outputs.write(out, partial(write_text, out, text))
+    say_written(outputs)
+    outputs.finish()
+
+
+def _summary(model: TableRegression, frame: pd.DataFrame, found: pd.DataFrame) -> str:
+    """How many rows, and how far off they are where the table says what was to be predicted."""
+    import numpy as np
+    import pandas as pd
+
+    rows = np.count_nonzero(found["mean"].notna())
+    text = f"{rows} rows predicted, {model.target} by {model.kernel} fitted to {len(model.gp.train_targets)} rows"
+    if model.target not in frame.columns:
+        return text
+    cells: Any = frame[model.target]
+    observed = np.asarray(pd.to_numeric(cells, errors="coerce"), dtype=float)
+    mean, low, high = (np.asarray(found[name], dtype=float) for name in ("mean", "lower95", "upper95"))
+    error = mean - observed
+    known = ~np.isnan(error)
+    if not known.any():
+        return text
+    rmse = float(np.sqrt(np.mean(np.square(error[known]))))
+    share = float(np.mean((low <= observed)[known] & (observed <= high)[known]))
+    return f"{text}; RMSE {rmse:.5g}, {share:.1%} inside their 95 % intervals ({known.sum()} rows)"
