@@ -17,12 +17,16 @@ def tables(comparison: Comparison) -> tuple[Grid, ...]:
 def arrival(comparison: Comparison) -> Grid:
     """Where each solver's training arrived: likelihood with its intervals, exact likelihood there, predictions."""
     rows = [_arrival_row(result) for result in comparison.results if not result.timing_only]
-    notes = ["exact there: float64 value at the hyperparameters that the solver reached; RMSE, NLL: standardised units"]
+    notes = [
+        "exact there: float64 value at the hyperparameters that the solver reached; RMSE, NLL: standardised units",
+        "left out: every training point given all others, exactly or to a few thousandths, whoever trained",
+    ]
+    notes.extend(f"{result.name}: {result.description}" for result in comparison.results if result.converges)
     level = _level(comparison)
     if level is not None:
         notes.append(f"likely: half the statistical interval at {level:.0%}; certain: the rigorous interval")
     return Grid(
-        f"Arrival: {_what(comparison)}, {comparison.steps} steps",
+        f"Arrival: {_what(comparison)}, {comparison.steps} Adam steps",
         (
             "solver",
             "log p(y)/n\nreported",
@@ -32,6 +36,7 @@ def arrival(comparison: Comparison) -> Grid:
             "minus\nreference's",
             "test\nRMSE",
             "test\nNLL",
+            "left out\nNLL",
         ),
         tuple(rows),
         tuple(notes),
@@ -51,6 +56,7 @@ def _arrival_row(result: SolverResult) -> tuple[str, ...]:
         _NONE if result.is_reference else _signed(s["difference_to_reference"]),
         _fixed(s["rmse"], 4),
         _fixed(s["nll"], 4),
+        _fixed(s["left_out_nll"], 4),
     )
 
 
@@ -117,7 +123,7 @@ def _level(comparison: Comparison) -> float | None:
 def cost(comparison: Comparison) -> Grid:
     """What a step takes: seconds, passes over K, iterations, memory; and what did not go as asked."""
     return Grid(
-        f"Cost: {_what(comparison)}. Seconds; a step is one value, gradient and Adam update",
+        f"Cost: {_what(comparison)}. Seconds; a step is one value and gradient, and the update",
         (
             "solver",
             "first\nstep",
