@@ -20,6 +20,7 @@ import torch
 from gpytorch.kernels import LinearKernel
 from typer.testing import CliRunner
 
+from gp_rangeformer import Certified, settings
 from gp_rangeformer.fit import FitResult, Record
 from gp_rangeformer.lab import cli, datasets
 from gp_rangeformer.lab.model_report import render, words, writing
@@ -227,6 +228,21 @@ def test_an_effect_is_the_function_while_others_stay_at_their_median(mixed: Tabl
     prior = mixed.hyperparameters()["outputscale"] * float(mixed.outputs.scale) ** 2
     np.testing.assert_allclose(found.deviation**2 + noise, predicted["sd"] ** 2, atol=8 * 2**-24 * prior)
     assert (found.values[0], found.values[-1]) == (frame[HTML].min(), frame[HTML].max())
+
+
+def test_variances_that_are_estimated_are_said_to_be() -> None:
+    random = np.random.default_rng(0)
+    x = random.uniform(-1, 1, (300, 3))
+    y = np.sin(4 * x).sum(1) + random.normal(0, 0.3, 300)
+    frame = pd.DataFrame({"a": x[:, 0], "b": x[:, 1], "c": x[:, 2], "y": y})
+    model = TableRegression.fit(frame, target="y", kernel="matern12")
+    frame = model.training_frame()
+    (exact,) = effects(model, frame, ["a"])
+    with settings.solver(Certified(variances="estimated", rank=10, neighbours=5)), settings.min_size(100):
+        (estimated,) = effects(model, frame, ["a"])
+    assert exact.variance_error < 0.001 < estimated.variance_error
+    assert "estimated" not in words.of_effects(exact.variance_error).text
+    assert f"estimated, to about {estimated.variance_error:.1%}" in words.of_effects(estimated.variance_error).text
 
 
 def test_every_category_is_a_point(mixed: TableRegression) -> None:

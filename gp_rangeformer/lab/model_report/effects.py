@@ -19,6 +19,7 @@ from gp_rangeformer.lab.model_report.drawing import GREY, PALE, new_panel, short
 from gp_rangeformer.lab.plots.style import BLUE
 from gp_rangeformer.regression import TableRegression
 from gp_rangeformer.regression.kinds import column_of
+from gp_rangeformer.report import collect_reports
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -33,13 +34,15 @@ _MOST_NAMED = 6  # categories whose names stand side by side; more stand on thei
 @dataclass(frozen=True)
 class Effect:
     """Of one column: ``values`` in its own units, the posterior mean there and its standard deviation, without noise,
-    in the target's."""
+    in the target's. ``variance_error``: standard error of the variances, relative to that of an observation; 0 where
+    they are exact."""
 
     name: str
     kind: str  # number, boolean, date or text
     values: Any
     mean: np.ndarray
     deviation: np.ndarray
+    variance_error: float
 
     @property
     def ends(self) -> tuple[float, float]:
@@ -60,22 +63,23 @@ def effects(model: TableRegression, frame: pd.DataFrame, names: Sequence[str]) -
     points = _POINTS_ALONE if len(kinds) == 1 else _POINTS
     moved = {name: _values(column_of(frame, name), kinds[name], points) for name in names}
     rows = [pd.DataFrame({**usual, name: values}) for name, values in moved.items()]
-    mean, deviation = _function(model, pd.concat(rows, ignore_index=True))
+    mean, deviation, error = _function(model, pd.concat(rows, ignore_index=True))
     ends = np.cumsum([len(values) for values in moved.values()])[:-1]
     parts = zip(moved.items(), np.split(mean, ends), np.split(deviation, ends), strict=True)
-    return [Effect(name, kinds[name], values, m, s) for (name, values), m, s in parts]
+    return [Effect(name, kinds[name], values, m, s, error) for (name, values), m, s in parts]
 
 
-def _function(model: TableRegression, frame: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
-    """Posterior mean and standard deviation without noise, in the target's units."""
+def _function(model: TableRegression, frame: pd.DataFrame) -> tuple[np.ndarray, np.ndarray, float]:
+    """Posterior mean and standard deviation without noise, in the target's units, and the variances' error."""
     x = model.inputs.standardised(model.columns.encoded(frame)).to(model.gp.train_targets)
     model.gp.eval()
-    with settings.rangeformer(), torch.no_grad(), warnings.catch_warnings():
+    with settings.rangeformer(), torch.no_grad(), collect_reports() as reports, warnings.catch_warnings():
         # A variance that vanishes may round to below 0; GPyTorch puts 1e-6 of the target's own there.
         warnings.simplefilter("ignore", NumericalWarning)
         found = model.gp(x)
         mean, deviation = (part.double().cpu()[:, None] for part in (found.mean, found.stddev))
-    return model.outputs.restored(mean)[:, 0].numpy(), (deviation * model.outputs.scale)[:, 0].numpy()
+    error = max((report.variance_error for report in reports if report.variance_error), default=0.0)
+    return model.outputs.restored(mean)[:, 0].numpy(), (deviation * model.outputs.scale)[:, 0].numpy(), error
 
 
 def _usual(column: pd.Series, kind: str) -> Any:

@@ -64,6 +64,7 @@ def render(model: TableRegression, held_out: pd.DataFrame | None = None) -> str:
     frame, scores = model.training_frame(), model.leave_one_out()
     ranked, relevance_text = _ranked(model)
     shown = list(ranked)[:_MOST_EFFECTS]
+    found = effects(model, frame, shown)
     template = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     source = resources.files("gp_rangeformer.lab.model_report").joinpath("page.html").read_text("utf-8")
     return template.from_string(source).render(
@@ -80,8 +81,8 @@ def render(model: TableRegression, held_out: pd.DataFrame | None = None) -> str:
         surprises=_surprises(frame.loc[:, shown[:_NAMED]], scores),
         relevance_text=relevance_text,
         relevance=_bars(ranked),
-        effect_statements=[words.OF_EFFECTS],
-        effect_figures=_effect_figures(effects(model, frame, shown), frame, model.target),
+        effect_statements=[words.of_effects(found[0].variance_error)],
+        effect_figures=_effect_figures(found, frame, model.target),
         unshown=len(ranked) - len(shown),
         hyperparameters=_hyperparameters(model),
         candidates=_candidates(model),

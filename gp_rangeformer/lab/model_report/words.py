@@ -122,8 +122,23 @@ OF_PREDICTIONS = Statement(
     "It contains noise and what the rows leave open about the function, with the hyperparameters as they are: their "
     "own uncertainty is not in it.",
 )
-OF_EFFECTS = Statement(
-    "The band of an effect is about the function.",
-    "It contains the function at 95%, without noise and one place at a time, while all other columns stay at their "
-    "median or most frequent category; a column that acts only together with others may look flat.",
-)
+
+
+_VISIBLE = 0.001  # of an observation's variance
+
+
+def of_effects(variance_error: float) -> Statement:
+    """What the bands cover.
+
+    :param variance_error: standard error of their variances, relative to that of an observation; 0 if exact.
+    """
+    text = (
+        "It contains the function at 95%, without noise and one place at a time, while all other columns stay at their "
+        "median or most frequent category; a column that acts only together with others may look flat."
+    )
+    if variance_error > _VISIBLE:
+        text += (
+            f" Its variance is estimated, to about {variance_error:.1%} of the variance of an observation: where noise "
+            "is most of that, the band may be far too narrow or too wide."
+        )
+    return Statement("The band of an effect is about the function.", text)
