@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from importlib import resources
+from pathlib import Path
 
 import pytest
 
@@ -40,6 +41,14 @@ SOURCES = (
 )
 def test_a_file_that_is_opened_by_name_is_in_the_package(file: str) -> None:
     assert ROOT.joinpath(*file.split("/")).is_file()
+
+
+def test_the_script_is_a_module_beside_the_package() -> None:
+    """As help is to be answered before the package is imported."""
+    text = (Path(__file__).parents[1] / "pyproject.toml").read_text("utf-8")
+    assert re.search(r'^gp-rangeformer = "gp_rangeformer_command:main"$', text, re.MULTILINE)
+    (file,) = re.findall(r'^"(.*)" = "gp_rangeformer_command\.py"$', text, re.MULTILINE)
+    assert "def main()" in (Path(__file__).parents[1] / file).read_text("utf-8")
 
 
 def test_sources_include_only_headers_beside_them() -> None:

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import re
+import runpy
 import subprocess
 import sys
 from importlib import metadata
@@ -473,6 +474,40 @@ def test_what_pykeops_prints_when_imported_is_not_in_the_output(tmp_path):
     assert "[KeOps] Warning" in run.stderr
     assert run.stdout.startswith("python ")
     assert "KeOps" not in run.stdout
+
+
+SCRIPT = Path(__file__).parents[2] / "gp_rangeformer" / "lab" / "command.py"  # installed beside the package
+AT_ONCE = [[], ["--help"], ["--version"], ["compare", "--help"], ["bench", "stages", "--help"], ["fit", "--help"]]
+
+
+def test_help_is_answered_without_pytorch():
+    program = f"""
+import sys
+import runpy
+main = runpy.run_path({str(SCRIPT)!r})["main"]
+for arguments in {AT_ONCE!r}:
+    sys.argv = ["gp-rangeformer", *arguments]
+    try:
+        main()
+    except SystemExit as end:
+        print("ended:", end.code)
+print("slow:", sorted({{"torch", "gpytorch", "numpy", "gp_rangeformer.settings"}} & set(sys.modules)))
+"""
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert run.returncode == 0, run.stderr
+    assert re.findall("ended: (.*)", run.stdout)[1:] == ["0"] * 5
+    assert (run.stdout + run.stderr).count("Usage") == 5
+    assert "slow: []" in run.stdout
+
+
+def test_what_computes_does_so_with_the_package(monkeypatch, capsys):
+    package = sys.modules["gp_rangeformer"]
+    monkeypatch.setattr(sys, "argv", ["gp-rangeformer", "info"])
+    with pytest.raises(SystemExit) as end:
+        runpy.run_path(str(SCRIPT))["main"]()
+    assert end.value.code == 0
+    assert sys.modules["gp_rangeformer"] is package
+    assert capsys.readouterr().out.startswith("python ")
 
 
 LIGHT = [["--help"], ["--version"], ["compare", "--help"], ["bench", "stages", "--help"], ["fit", "--n", "1"]]
