@@ -232,8 +232,8 @@ def test_an_effect_is_the_function_while_others_stay_at_their_median(mixed: Tabl
 
 def test_variances_that_are_estimated_are_said_to_be() -> None:
     random = np.random.default_rng(0)
-    x = random.uniform(-1, 1, (300, 3))
-    y = np.sin(4 * x).sum(1) + random.normal(0, 0.3, 300)
+    x = random.uniform(-1, 1, (400, 3))
+    y = np.sin(4 * x).sum(1) + random.normal(0, 0.3, 400)
     frame = pd.DataFrame({"a": x[:, 0], "b": x[:, 1], "c": x[:, 2], "y": y})
     model = TableRegression.fit(frame, target="y", kernel="matern12")
     frame = model.training_frame()
