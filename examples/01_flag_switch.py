@@ -157,7 +157,7 @@ left.legend()
 residuals = [r.residual for r in training_reports]
 right.semilogy(steps, residuals, "o", ms=4, color=style.BLUE, label="largest relative residual")
 right.axhline(settings.solver.value().tolerance, color="#444444", ls="--", lw=1, label="tolerance")
-right.set(xlabel="Adam step", ylabel="certified residual", ylim=(1e-8, 1))
+right.set(xlabel="Adam step", ylabel="certified residual", ylim=(1e-5, 1))
 right.legend(loc="upper right", ncols=2)
 plt.show()
 

@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _chosen(root: Path, names: Sequence[str]) -> list[Path]:
-    found = {path.stem: path for path in scripts(root)}
+    found = {path.stem: path for path in scripts(root.resolve())}
     for name in names:
         if name not in found:
             raise SourceError(f"no script {name!r}; there are {', '.join(found)}")

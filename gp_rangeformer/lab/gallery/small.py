@@ -6,6 +6,7 @@ import contextlib
 import io
 import linecache
 import multiprocessing
+import os
 import sys
 import time
 import traceback
@@ -41,6 +42,7 @@ def _run(script: Path) -> tuple[float, str | None]:
     warnings.filterwarnings("ignore", message=".*non-interactive.*")  # plt.show()
     started, failed, said = time.perf_counter(), None, io.StringIO()
     try:
+        os.chdir(script.parent)  # as in a notebook
         with contextlib.redirect_stdout(said):
             _execute(script)
     except Exception:
