@@ -104,7 +104,7 @@ class _Lines:
         self._unsaid = ""
 
     def __call__(self, solver: str, done: int, total: int, status: str) -> None:
-        line, now = f"{solver} {done}/{total}: {status}", time.monotonic()
+        line, now = f"{solver} {done}/{total}" + (f": {status}" if status else ""), time.monotonic()
         if solver != self._solver:
             self.finish()
         elif now - self._last_line < _SECONDS_BETWEEN_LINES:
