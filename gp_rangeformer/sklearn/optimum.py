@@ -18,7 +18,7 @@ from gp_rangeformer.sklearn.flag import flag, likelihoods, not_definite
 from gp_rangeformer.sklearn.posterior import Posterior, Training
 from gp_rangeformer.sklearn.translation import Translated, translate
 
-_TOLERANCE = 1e-6  # nats per point: where a factorisation answers, a fit ends as near to the optimum as L-BFGS does
+TOLERANCE = 1e-6  # nats per point: where a factorisation answers, a fit ends as near to the optimum as L-BFGS does
 _END_OF_DTYPE = "ends here"  # what a fit notes that came to where rounding is as large as the noise
 # Of a logarithm: nearer to a bound than this, the bound itself is tried.
 _NEAR = 0.1
@@ -32,7 +32,7 @@ def maximise(training: Training, kernel: Translated) -> FitResult:
     mll = training.likelihood(kernel)
     with flag(training.solver), likelihoods():
         try:
-            result = fit_mll(mll, tolerance=_TOLERANCE)
+            result = fit_mll(mll, tolerance=TOLERANCE)
         except FitError as error:
             if isinstance(error.__cause__, NotPSDError | NanError | None):
                 raise not_definite(error) from error

@@ -11,9 +11,10 @@ import torch
 from gpytorch.kernels import Kernel
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator, MultiOutputMixin, RegressorMixin, clone
+from sklearn.exceptions import NotFittedError
 from sklearn.gaussian_process import kernels as sk
 from sklearn.utils import check_random_state
-from sklearn.utils.validation import check_is_fitted, validate_data
+from sklearn.utils.validation import validate_data
 from torch import Tensor
 
 from gp_rangeformer.fit import FitResult
@@ -129,6 +130,8 @@ class RangeFormerRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
 
     def _fit_theta(self, training: Training, kernel: Any) -> None:
         """Of a scikit-learn kernel."""
+        self.kernel_: Any
+        self.log_marginal_likelihood_value_: float
         self.fit_result_: FitResult | None = None
         if self.optimizer is None or kernel.n_dims == 0:
             self.kernel_ = kernel
@@ -211,8 +214,9 @@ class RangeFormerRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
 
         :param eval_gradient: whether to return the gradient with respect to ``theta`` as well.
         :raises ValueError: a gradient without ``theta``; ``theta`` of a GPyTorch kernel.
+        :raises NotFittedError: before ``fit``.
         """
-        check_is_fitted(self)
+        self._check_fitted()
         if theta is None:
             if eval_gradient:
                 raise ValueError("Gradient can only be evaluated for theta!=None")
@@ -231,7 +235,7 @@ class RangeFormerRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
 
     @property
     def log_marginal_likelihood_(self) -> float:
-        check_is_fitted(self)
+        self._check_fitted()
         return self.log_marginal_likelihood_value_
 
     def _start(self, columns: int) -> Any:
@@ -272,6 +276,11 @@ class RangeFormerRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
 
     def __sklearn_is_fitted__(self) -> bool:
         return hasattr(self, "_posterior")
+
+    def _check_fitted(self) -> None:
+        # Not by scikit-learn's function, which lets estimators pass that predict before they are fitted.
+        if not self.__sklearn_is_fitted__():
+            raise NotFittedError(f"this {type(self).__name__} has no likelihood yet: fit it first")
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
