@@ -162,6 +162,7 @@ def test_a_comparison_in_a_file_tells_stderr_how_far_it_is():
     result = invoke("compare", "--dataset", "robot_arm", *SMALL, "--solvers", "exact,cg")
     assert result.exit_code == 0, result.output
     for solver in ("reference", "exact", "cg"):
+        assert f"{solver} 0/3: the first step" in result.stderr
         last = [line for line in result.stderr.splitlines() if line.startswith(f"{solver} ")][-1]
         assert re.fullmatch(rf"{solver} 3/3: -?\d\.\d{{4}} nats/point, \d+\.\d\d s/step", last)
     assert "3/3" not in result.stdout

@@ -93,6 +93,7 @@ def _run_solver(
     if spec.timing_only:
         schedule = Schedule(options.timing_steps, options.lr, final=False)
     try:
+        observer(spec.name, 0, schedule.evaluations, "the first step")
         data = comparison.dataset.to(spec.torch_dtype, options.device)
         if spec.base == "rangeformer-fit":
             model, _ = train_to_convergence(run, spec, data, kernel, initial, options.seed, observer)
