@@ -2,6 +2,16 @@
 
 from gp_rangeformer.fit.botorch import botorch_fits, botorch_optimizer
 from gp_rangeformer.fit.fit_mll import FitError, fit_mll
+from gp_rangeformer.fit.laplace import LaplaceError, LaplaceMarginalLogLikelihood
 from gp_rangeformer.fit.result import FitResult, Record
 
-__all__ = ["FitError", "FitResult", "Record", "botorch_fits", "botorch_optimizer", "fit_mll"]
+__all__ = [
+    "FitError",
+    "FitResult",
+    "LaplaceError",
+    "LaplaceMarginalLogLikelihood",
+    "Record",
+    "botorch_fits",
+    "botorch_optimizer",
+    "fit_mll",
+]
