@@ -20,7 +20,7 @@ import gp_rangeformer
 from gp_rangeformer.lab import datasets
 from gp_rangeformer.lab.plots import style
 from gp_rangeformer.logdet import learned
-from gp_rangeformer.logdet.evidence import sample_points, tail_evidence
+from gp_rangeformer.logdet.evidence import given_points, sample_points, tail_evidence
 from gp_rangeformer.logdet.features import LEVELS, TOKENS
 from gp_rangeformer.preconditioner.landmarks import rp_cholesky_landmarks
 from gp_rangeformer.preconditioner.nystrom import nystrom_preconditioner
@@ -180,8 +180,9 @@ print(f"the trained log determinant is closer than the bound on {closer:.0%} of 
 # A X = Z for random signs Z anyway, and knows the diagonal of A - P. The head reads, without one more product:
 #
 # * **moments** of the probes: z'A^-1 z against z'P^-1 z. A quadrature rule makes a first estimate of them;
-# * **learning curves**: how much variance k given points leave of others, for k up to a few hundred. The log
-#   determinant is the sum of the logarithms of these variances up to k = n, so their beginning shows where they go.
+# * **learning curves**: how much variance k given points leave of others, for k up to a few hundred. A log determinant
+#   is the sum of the logarithms of such variances over k = 0 ... n - 1, and the beginning of a curve shows where it
+#   goes.
 #
 # It was trained on kernels of random kinds at random inputs; here are the two simulators of the package, which it has
 # never seen, with Matérn kernels over a wide range of length-scales and noises.
@@ -226,21 +227,24 @@ found.sort(key=lambda one: one[0])
 # %% [markdown]
 # ### What it sees
 #
-# The tokens of one system: 16 groups of points, sorted by the variance that remains. Left: the logarithm of that
-# variance over the noise after k given points, of A (its preconditioner taken off). The head continues these curves to
-# k = n. Right: every number of every token.
+# The tokens of one system: 16 groups of points, sorted by the variance that remains. Left: learning curves over k / n.
+# Those of A less the range (one a token, and their mean) fall, and over all k their mean is z or more; those of A less
+# those of P rise, and their mean is z itself. The head sees where they begin. Right: every number of every token.
 
 # %%
 truth, said, evidence = found[len(found) // 2]
-seen_share = [level / LEVELS[-1] for level in LEVELS]
+seen = np.array(LEVELS) / LEVELS[-1] * given_points(N) / N
+remaining, difference = (
+    evidence.tokens[:, [TOKENS.index(f"{curve}_{level}") for level in LEVELS]] for curve in ("schur", "difference")
+)
 fig, (left, right) = plt.subplots(1, 2, figsize=(11, 3.4), width_ratios=(1, 1.3))
-colours = plt.colormaps["cividis"](np.linspace(0, 0.9, len(evidence.tokens)))
-columns = [TOKENS.index(f"schur_{level}") for level in LEVELS]
-for token, colour in zip(evidence.tokens, colours, strict=True):
-    left.plot(seen_share, token[columns], color=colour, lw=1.2)
-left.axhline(truth, color="black", ls="--", lw=1)
-left.annotate("z: their mean, at all points", (1, truth), xytext=(0, -12), textcoords="offset points", ha="right")
-left.set(xlabel="share of the given points that is seen", ylabel="log of remaining variance / noise")
+for token in remaining:
+    left.plot(seen, token, color=style.SKY, lw=0.6)
+left.plot(seen, remaining.mean(0), color=style.BLUE, lw=2, label="A less the range: falls")
+left.plot(seen, difference.mean(0), color=style.VERMILION, lw=2, label="A less P: rises")
+left.axhline(truth, color="black", ls="--", lw=1, label="z, which they lead to")
+left.set(xlabel="k / n", ylabel="log variance, nats", xlim=(0, 1))
+left.legend()
 image = right.imshow(evidence.tokens, aspect="auto", cmap="cividis")
 right.set_xticks(range(len(TOKENS)), TOKENS, rotation=90, fontsize=7)
 right.set(ylabel="token")

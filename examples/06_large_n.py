@@ -139,7 +139,9 @@ assert "theta1" in ordered[:2]
 #
 # ## The certificate
 #
-# What is certain, what is likely, and what the gradient is known to.
+# What is certain, and what is likely. The upper end of what is certain is far away, as it is wherever the noise is
+# small: no bound of the log determinant that is known to hold comes near from that side ([what a report
+# promises](guide/certificates.md)). The likely interval is the useful one.
 
 # %%
 report = result.report
