@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import dataclasses
 import math
-import os
 import re
 import xml.etree.ElementTree as ET
 from collections.abc import Sequence
@@ -30,6 +29,7 @@ from gp_rangeformer.lab.model_report.residuals import observed_figure
 from gp_rangeformer.lab.model_report.training import magnified_end, whole_fit
 from gp_rangeformer.predict import LeaveOneOut
 from gp_rangeformer.regression import TableRegression
+from gp_rangeformer.regression.predictions import beside
 from gp_rangeformer.system.answers import Interval
 
 TAGS = {
@@ -117,7 +117,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model = TableRegression.fit(fitted, target=data.target_name, kernel="rbf")
     path = tmp_path_factory.mktemp("model")
     model.save(path)
-    held.join(model.predict(held)).rename_axis("line").to_csv(path / "held_out.csv")
+    held = held.rename_axis("line")
+    beside(model.predict(held), held, data.target_name).to_csv(path / "held_out.csv")
     return path
 
 
@@ -403,12 +404,21 @@ def test_the_command_refuses_what_is_no_model(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_report_that_cannot_be_written_names_its_path(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_path_that_cannot_be_written_is_refused_before_anything_is_computed(folder: Path, tmp_path: Path) -> None:
+    result = invoke("report", folder, "--out", tmp_path / "none" / "r.html")
+    assert result.exit_code == 2
+    assert f"there is no folder {tmp_path / 'none'}" in result.stderr
+
+
+def test_a_fit_that_is_kept_asks_for_its_report_which_costs_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(writing, "render", lambda model, held_out: "a page")
-    (tmp_path / "file").write_text("")
-    result = invoke("report", folder, "--out", tmp_path / "file" / "r.html")
+    def fails(model: TableRegression, held_out: pd.DataFrame) -> str:
+        raise ArithmeticError(f"{model.target} of {len(held_out)} rows has no factor")
+
+    monkeypatch.setattr(writing, "render", fails)
+    path = tmp_path / "model"
+    result = invoke("fit", "--dataset", "robot_arm", "--n", 50, "--n-test", 20, "--out", path)
     assert result.exit_code == 1
-    assert f"cannot write {tmp_path / 'file' / 'r.html'}" in result.stderr
-    assert os.listdir(tmp_path) == ["file"]
+    assert f"{path / 'report.html'} was not written: distance of 20 rows has no factor" in result.stderr
+    assert {file.name for file in path.iterdir()} == {"model.json", "model.safetensors", "held_out.csv", "fit.json"}

@@ -18,6 +18,7 @@ from gp_rangeformer.lab.commands.console import (
     refusing,
     say_written,
     show_progress,
+    show_status,
 )
 from gp_rangeformer.lab.commands.options import (
     Data,
@@ -42,6 +43,8 @@ from gp_rangeformer.lab.commands.options import (
 from gp_rangeformer.lab.outputs import Outputs
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from gp_rangeformer.lab.compare.fit import Fit
     from gp_rangeformer.lab.compare.result import SolverResult
     from gp_rangeformer.lab.datasets import Dataset, Split, TableOptions
@@ -109,6 +112,7 @@ def fit(
         from gp_rangeformer.lab.compare import parse_solvers
         from gp_rangeformer.lab.compare.fit import fit as fit_model
         from gp_rangeformer.lab.compare.fit import fit_by_adam
+        from gp_rangeformer.lab.model_report import REPORT
         from gp_rangeformer.regression import KernelError, TableError
         from gp_rangeformer.regression.kernels import default_dtype
 
@@ -159,10 +163,24 @@ def fit(
         outputs.write(predictions, partial(fitted.write_predictions, predictions))
     if json is not None:
         outputs.write_json(json, fitted.to_json(spec, seed, device))
+    if out is not None and fitted.model is not None and fitted.predictions is not None:
+        outputs.write(out / REPORT, partial(_write_report, fitted.model, out / REPORT, fitted.predictions))
     say_written(outputs)
     outputs.finish()
     if fitted.result.error is not None:
         raise typer.Exit(FAILED)
+
+
+def _write_report(model: TableRegression, path: Path, held_out: pd.DataFrame) -> None:
+    """A page that cannot be made must not cost what was computed before."""
+    from gp_rangeformer.lab.model_report import write_report
+
+    try:
+        with show_status() as say:
+            say("writing the report")
+            write_report(model, path, held_out)
+    except (ArithmeticError, RuntimeError) as error:
+        raise OSError(f"{path} was not written: {error}") from error
 
 
 def _check_outputs(out: Path | None, predictions: Path | None, json: Path | None) -> None:

@@ -8,7 +8,9 @@ from typing import Annotated
 
 import typer
 
-from gp_rangeformer.lab.commands.console import FAILED, open_console, refuse, say_written
+from gp_rangeformer.lab.commands.console import FAILED, open_console, refuse, say_written, show_status
+from gp_rangeformer.lab.commands.fit import HELD_OUT
+from gp_rangeformer.lab.commands.options import check_output
 from gp_rangeformer.lab.outputs import Outputs
 
 
@@ -18,11 +20,16 @@ def report(
 ) -> None:
     """Write one page on a fitted model: certificates, calibration, residuals, relevance of columns and effects."""
     from gp_rangeformer.lab.model_report import REPORT, write_report
-    from gp_rangeformer.regression.errors import SavedModelError, TableError
+    from gp_rangeformer.regression import SavedModelError, TableError, TableRegression, read_table
 
     outputs, path = Outputs(), out or model / REPORT
+    check_output("--out", out)
     try:
-        outputs.write(path, partial(write_report, model, path))
+        kept, held_out = TableRegression.load(model), model / HELD_OUT
+        rows = read_table(held_out) if held_out.is_file() else None
+        with show_status() as say:
+            say("leave-one-out predictions and effects")
+            outputs.write(path, partial(write_report, kept, path, rows))
     except (ImportError, SavedModelError, TableError) as error:
         refuse(error)
     except (ArithmeticError, RuntimeError) as error:

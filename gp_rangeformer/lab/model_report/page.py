@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 _MOST_EFFECTS = 8
+_PREDICTED = ("mean", "sd", "lower95", "upper95")
 _SURPRISES = 5  # rows that lie farthest out
 _NAMED = 3  # columns that say which row it is
 
@@ -163,12 +164,12 @@ def _coverage(scores: LeaveOneOut) -> Table:
 
 def _held_out(rows: pd.DataFrame, target: str) -> Statement:
     """Of rows that the model has not seen."""
+    target = f"{target} (target)" if target in _PREDICTED else target  # as tables of predictions have it
     known = rows.dropna(subset=[target, "mean"])
     n = len(known)
     if n == 0:
         return Statement("No held-out row has a prediction.", "Every one has a missing cell.")
-    columns = (target, "mean", "lower95", "upper95")
-    observed, mean, lower, upper = (known[name].to_numpy(dtype=float) for name in columns)
+    observed, mean, _, lower, upper = (known[name].to_numpy(dtype=float) for name in (target, *_PREDICTED))
     error = float(np.sqrt(np.mean((observed - mean) ** 2)))
     inside = float(np.mean((lower <= observed) & (observed <= upper)))
     deviation = math.sqrt(0.95 * 0.05 / n)

@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from gp_rangeformer.atomic import write_bytes
 from gp_rangeformer.lab.model_report.page import render
 from gp_rangeformer.regression import TableRegression
-from gp_rangeformer.regression.reading import read_table
 
-REPORT, HELD_OUT = "report.html", "held_out.csv"
+if TYPE_CHECKING:
+    import pandas as pd
+
+REPORT = "report.html"
 
 
-def write_report(folder: Path, path: Path) -> None:
-    """Write the report of the model in ``folder`` to ``path``, with what ``held_out.csv`` there says of it.
+def write_report(model: TableRegression, path: Path, held_out: pd.DataFrame | None = None) -> None:
+    """Write :func:`~gp_rangeformer.lab.model_report.page.render`'s page to ``path``.
 
-    :raises SavedModelError: as :meth:`gp_rangeformer.regression.TableRegression.load`.
-    :raises TableError: ``held_out.csv`` is damaged.
     :raises WriteError: as :func:`gp_rangeformer.atomic.write_bytes`.
     """
-    model = TableRegression.load(folder)
-    held_out = folder / HELD_OUT
-    page = render(model, read_table(held_out) if held_out.exists() else None)
-    write_bytes(path, page.encode("utf-8"))
+    write_bytes(path, render(model, held_out).encode("utf-8"))
