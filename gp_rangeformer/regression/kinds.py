@@ -34,6 +34,12 @@ def column_of(frame: pd.DataFrame, name: str) -> pd.Series:
     return found
 
 
+def shown(column: pd.Series, at: int) -> str:
+    """A cell for a message: without numpy's name of its type."""
+    cell: Any = column.iloc[at]
+    return repr(cell.item() if isinstance(cell, np.generic) else cell)
+
+
 def kind_of(column: pd.Series) -> Kind | None:
     """None where every cell is missing.
 
@@ -51,7 +57,7 @@ def kind_of(column: pd.Series) -> Kind | None:
     at = _first(column, lambda cell: isinstance(cell, str))
     if inferred.startswith("mixed") and at is not None:
         raise TableError(
-            f"{place(column, at)}: column {column.name!r} holds text, {column.iloc[at]!r}: drop the column or encode "
+            f"{place(column, at)}: column {column.name!r} holds text, {shown(column, at)}: drop the column or encode "
             "it as numbers; other cells of it are numbers already"
         )
     raise TableError(
@@ -72,7 +78,7 @@ def as_numbers(column: pd.Series, kind: Kind) -> np.ndarray:
     if found is not None and found not in allowed:
         at = int(np.flatnonzero(column.notna().to_numpy())[0])
         raise TableError(
-            f"{place(column, at)}: column {column.name!r} holds {column.iloc[at]!r}, a {found}, where a {kind} belongs"
+            f"{place(column, at)}: column {column.name!r} holds {shown(column, at)}, a {found}, where a {kind} belongs"
         )
     if found is None:
         return np.full(len(column), np.nan)
@@ -81,10 +87,10 @@ def as_numbers(column: pd.Series, kind: Kind) -> np.ndarray:
         values = when.astype("int64").to_numpy().astype(np.float64) / _DAY
         return np.where(column.isna().to_numpy(), np.nan, values)
     values = pd.to_numeric(column.astype(object)).to_numpy(dtype=np.float64, na_value=np.nan)
-    _refuse(column, np.isinf(values), "is infinite, {cell!r}: correct or remove the row")
+    _refuse(column, np.isinf(values), "is infinite, {cell}: correct or remove the row")
     if kind == "boolean":
         outside = ~np.isnan(values) & (values != 0) & (values != 1)
-        _refuse(column, outside, "holds {cell!r}, where true or false belongs")
+        _refuse(column, outside, "holds {cell}, where true or false belongs")
     return values
 
 
@@ -109,7 +115,7 @@ def refuse_missing(frame: pd.DataFrame, names: Sequence[str]) -> None:
 def _refuse(column: pd.Series, wrong: np.ndarray, what: str) -> None:
     if wrong.any():
         at = int(np.flatnonzero(wrong)[0])
-        said = what.format(cell=column.iloc[at])
+        said = what.format(cell=shown(column, at))
         raise TableError(f"{place(column, at)}: column {column.name!r} {said}")
 
 

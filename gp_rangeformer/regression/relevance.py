@@ -34,12 +34,13 @@ def inverse_squares(kernel: Kernel, d: int) -> Tensor:
         return _part(kernel, torch.arange(d), d)[1]
 
 
-def _part(kernel: Any, inputs: Tensor, d: int) -> tuple[float, Tensor]:
-    """Variance and inverse squares; ``inputs``: which of all d the kernel is given."""
-    if kernel.active_dims is not None:
+def _part(kernel: Any, inputs: Tensor, d: int, selects: bool = True) -> tuple[float, Tensor]:
+    """Variance and inverse squares; ``inputs``: which of all d the kernel is given; whether it selects from them."""
+    if selects and kernel.active_dims is not None:
         inputs = inputs[kernel.active_dims.cpu()]
     if isinstance(kernel, ScaleKernel):
-        weight, squares = _part(kernel.base_kernel, inputs, d)
+        # It has taken its base's dimensions over, and calls its forward.
+        weight, squares = _part(kernel.base_kernel, inputs, d, selects=False)
         return float(kernel.outputscale) * weight, squares
     if isinstance(kernel, DecayingPeriodicKernel):
         kernel = ProductKernel(kernel.drift, kernel.cycle)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from gp_rangeformer.regression.errors import TableError
-from gp_rangeformer.regression.kinds import as_numbers, column_of, kind_of, place, refuse_missing
+from gp_rangeformer.regression.kinds import as_numbers, column_of, kind_of, place, refuse_missing, shown
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -95,7 +95,7 @@ def _without_columns(frame: pd.DataFrame, target: str, encode: Encode, notes: li
     if kinds[target] != "number":
         cells = column_of(frame, target)
         at = int(np.flatnonzero(cells.notna().to_numpy())[0]) if kinds[target] else None
-        held = "no value" if at is None else f"{cells.iloc[at]!r} ({place(frame, at)})"
+        held = "no value" if at is None else f"{shown(cells, at)} ({place(frame, at)})"
         raise TableError(f"the target {target!r} holds {held}: a regression needs numbers")
     empty = [name for name, kind in kinds.items() if kind is None]
     if empty:
@@ -106,7 +106,7 @@ def _without_columns(frame: pd.DataFrame, target: str, encode: Encode, notes: li
         at = int(np.flatnonzero(column.notna().to_numpy())[0])
         others = f" (and {_listed(texts[1:])})" if texts[1:] else ""
         raise TableError(
-            f"{place(frame, at)}: column {texts[0]!r}{others} holds text, {column.iloc[at]!r}: drop the column or "
+            f"{place(frame, at)}: column {texts[0]!r}{others} holds text, {shown(column, at)}: drop the column or "
             "encode it (encode: one-hot, or drop for all text columns)"
         )
     if encode == "drop" and texts:

@@ -1,0 +1,211 @@
+"""Columns become inputs as the training rows have taught, and new rows that do not fit are refused by name."""
+
+from __future__ import annotations
+
+import datetime
+import json
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gp_rangeformer.regression import Columns, TableError
+from gp_rangeformer.regression.columns import learned
+from gp_rangeformer.regression.rows import usable
+
+ROWS = 12
+ONE_OF_EACH = pd.DataFrame(
+    {
+        "x": [1.0, 2.0] * 6,
+        "flag": [True, False, False] * 4,
+        "when": pd.date_range("2024-01-31", periods=ROWS),
+        "city": ["Oslo", "Rome", "Bonn"] * 4,
+        "y": np.arange(ROWS) * 1.0,
+    },
+    index=pd.Index(range(2, ROWS + 2), name="line"),
+)
+
+
+def learn(frame: pd.DataFrame, **options: Any) -> Columns:
+    options = {"encode": "one-hot", **options}
+    found = usable(frame, "y", **options)
+    return learned(found.frame, "y", options.get("missing", "drop"))[0]
+
+
+def changed(at: int, column: str, value: object) -> pd.DataFrame:
+    frame = ONE_OF_EACH.astype({column: object})
+    frame.loc[at, column] = value
+    return frame
+
+
+cells = {
+    "x": st.floats(-1e12, 1e12),
+    "flag": st.booleans(),
+    "when": st.datetimes(datetime.datetime(1800, 1, 1), datetime.datetime(2200, 1, 1)),
+    "city": st.sampled_from(["Oslo", "Rome", "", "x=1", "Köln"]),
+}
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.fixed_dictionaries({name: st.lists(cell, min_size=ROWS, max_size=ROWS) for name, cell in cells.items()}))
+def test_what_is_encoded_is_decoded(drawn):
+    # One column that is surely not constant.
+    frame = pd.DataFrame({**drawn, "i": range(ROWS), "y": np.arange(ROWS) * 1.0})
+    columns = learn(frame)
+    columns = Columns.from_json(json.loads(json.dumps(columns.to_json())))
+    x = columns.encoded(frame)
+    assert x.shape == (ROWS, len(columns.names))
+    decoded = columns.decoded(x)
+    for column in columns.inputs:
+        if column.kind == "date":
+            # Days as float64: 0.7 microseconds at 2200.
+            apart = decoded["when"].dt.tz_localize(None) - frame["when"]
+            assert apart.abs().max() <= pd.Timedelta(2, "us")
+        else:
+            assert decoded[column.name].tolist() == frame[column.name].tolist()
+
+
+def test_inputs_are_numbers_days_zeros_and_ones():
+    columns = learn(ONE_OF_EACH)
+    assert columns.names == ("x", "flag", "when", "city=Bonn", "city=Oslo", "city=Rome")
+    assert columns.slices == {"x": slice(0, 1), "flag": slice(1, 2), "when": slice(2, 3), "city": slice(3, 6)}
+    days = (datetime.date(2024, 1, 31) - datetime.date(1970, 1, 1)).days
+    assert columns.encoded(ONE_OF_EACH)[0].tolist() == [1, 1, days, 0, 1, 0]
+    assert columns.encoded(ONE_OF_EACH.iloc[:0]).shape == (0, 6)
+
+
+@pytest.mark.parametrize(
+    "cities",
+    [pd.Categorical(["a", "b"] * 6), pd.array(["a", "b"] * 6, dtype="string"), np.array(["a", "b"] * 6, dtype=object)],
+    ids=["categorical", "string", "object"],
+)
+def test_text_and_numbers_of_every_dtype(cities):
+    frame = pd.DataFrame({
+        "city": cities, "i": pd.array(range(ROWS), dtype="Int64"), "b": pd.array([True, False] * 6, dtype="boolean"),
+        "f": pd.array(np.arange(ROWS) / 2, dtype="Float64"), "y": np.arange(ROWS, dtype=np.float32),
+        "d": [datetime.date(2024, 1, 1 + day) for day in range(ROWS)],
+    })  # fmt: skip
+    columns = learn(frame)
+    assert [column.kind for column in columns.inputs] == ["text", "number", "boolean", "number", "date"]
+    assert columns.encoded(frame)[3, :4].tolist() == [0, 1, 3, 0]
+
+
+def test_constant_and_empty_columns_are_left_out_and_named():
+    frame = ONE_OF_EACH.assign(same=0.1, one="Oslo", empty=None)
+    found = usable(frame, "y", encode="one-hot")
+    columns, notes = learned(found.frame, "y", "drop")
+    assert columns.names == learn(ONE_OF_EACH).names
+    assert (*found.notes, *notes) == ("left out, without a single value: 'empty'", "left out, constant: 'same', 'one'")
+
+
+@pytest.mark.parametrize("column", ["x", "flag", "when", "city"])
+def test_missing_cells_are_dropped_filled_or_refused(column):
+    frame = changed(5, column, None)
+    found = usable(frame, "y", encode="one-hot")
+    assert 5 not in found.frame.index
+    assert found.notes == (f"dropped 1 of 12 rows with missing values; most are missing in column {column!r}",)
+    assert learn(frame).encoded(frame).isnan().any(dim=1).tolist() == [label == 5 for label in frame.index]
+    filled = learn(frame, missing="mean")
+    x = filled.encoded(frame)
+    assert bool(x.isfinite().all())
+    others = [label != 5 for label in frame.index]
+    typical = {
+        "x": x[others, 0].mean(),
+        "flag": torch.tensor(0.0),
+        "when": x[others, 2].mean(),
+        "city": x[others, 3:].mean(dim=0).round(),  # Bonn and Oslo four times, Rome three
+    }[column]
+    expected = typical if column != "city" else torch.tensor([1.0, 0.0, 0.0], dtype=torch.float64)
+    torch.testing.assert_close(x[3, filled.slices[column]].squeeze(), expected.double(), rtol=1e-12, atol=0)
+    with pytest.raises(TableError, match=f"line 5: column '{column}' is missing"):
+        usable(frame, "y", encode="one-hot", missing="refuse")
+    with pytest.raises(TableError, match=f"line 5: column '{column}' is missing"):
+        learn(ONE_OF_EACH, missing="refuse").encoded(frame)
+
+
+def test_rows_without_a_target_are_never_filled():
+    frame = changed(5, "y", None).astype({"y": float})
+    assert 5 not in usable(frame, "y", encode="one-hot", missing="mean").frame.index
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "said"),
+    [
+        ("x", np.inf, "line 5: column 'x' is infinite"),
+        ("x", "red", "line 5: column 'x' holds text, 'red'"),
+        ("flag", 2, "values of kind mixed"),
+        ("when", "soon", "line 5: column 'when' holds text, 'soon'"),
+        ("city", 3, "column 'city' holds text, 'Oslo'"),
+        ("y", -np.inf, "line 5: column 'y' is infinite"),
+        ("x", 1j, "values of kind mixed"),
+    ],
+)
+def test_cells_of_another_kind_are_refused_with_their_place(column, value, said):
+    with pytest.raises(TableError, match=said):
+        learn(changed(5, column, value))
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "said"),
+    [
+        ("x", np.inf, "line 5: column 'x' is infinite, inf: correct or remove the row"),
+        ("flag", 0.5, "line 5: column 'flag' holds 0.5, where true or false belongs"),
+        ("city", "Romme", "line 5: column 'city' is 'Romme', which no training row has, did you mean 'Rome'"),
+    ],
+)
+def test_new_rows_that_do_not_fit_are_refused_with_their_place(column, value, said):
+    columns = learn(ONE_OF_EACH)
+    row = ONE_OF_EACH.loc[[5]].astype({column: object})
+    row[column] = [value]
+    with pytest.raises(TableError, match=said):
+        columns.encoded(row)
+
+
+def test_a_column_of_another_kind_or_none_is_refused():
+    columns = learn(ONE_OF_EACH)
+    with pytest.raises(TableError, match="line 2: column 'x' holds 'Oslo', a text, where a number belongs"):
+        columns.encoded(ONE_OF_EACH.assign(x=ONE_OF_EACH["city"]))
+    with pytest.raises(TableError, match="no column 'city', did you mean 'City'"):
+        columns.encoded(ONE_OF_EACH.rename(columns={"city": "City"}))
+    # 0 and 1 are what false and true may be in a small table.
+    zeros = ONE_OF_EACH.assign(flag=ONE_OF_EACH["flag"].astype(int))
+    assert torch.equal(columns.encoded(zeros), columns.encoded(ONE_OF_EACH))
+
+
+@pytest.mark.parametrize(
+    ("change", "options", "said"),
+    [
+        (lambda f: f, {"encode": "refuse"}, "line 2: column 'city' holds text, 'Oslo': drop the column or encode it"),
+        (lambda f: f.assign(id=[f"row {i}" for i in range(ROWS)]), {}, None),
+        (lambda f: pd.concat([f] * 2, ignore_index=True).assign(id=[f"r{i}" for i in range(24)]), {}, "24 different"),
+        (lambda f: f.rename(columns={"x": 0}), {}, "column 0 has no text for a name"),
+        (lambda f: pd.concat([f, f["x"]], axis=1), {}, "'x' occurs more than once"),
+        (lambda f: pd.concat([f, f]), {}, "two rows have the same label"),
+        (lambda f: f.rename(columns={"y": "Y"}), {}, "no column 'y'; its columns: x, flag, when, city, Y"),
+        (lambda f: f, {"drop": ("z",)}, "no column 'z'"),
+        (lambda f: f, {"drop": ("y",)}, "'y' is among the columns to drop"),
+        (lambda f: f, {"drop": ("x", "flag", "when", "city")}, "only the target column 'y'"),
+        (lambda f: f.assign(y=f["city"]), {}, "the target 'y' holds 'Oslo'"),
+        (lambda f: f.assign(y=None), {}, "the target 'y' holds no value"),
+        (lambda f: f.iloc[:9], {}, "9 complete rows"),
+    ],
+)
+def test_tables_that_cannot_be_used_are_refused(change, options, said):
+    frame = change(ONE_OF_EACH)
+    if said is None:
+        assert len(learn(frame, **options).names) == 6 + ROWS
+        return
+    with pytest.raises(TableError, match=said):
+        learn(frame, **options)
+
+
+def test_text_columns_are_dropped_when_asked():
+    found = usable(ONE_OF_EACH, "y", encode="drop")
+    assert list(found.frame.columns) == ["x", "flag", "when", "y"]
+    assert found.notes == ("left out, text: 'city'",)
+    with pytest.raises(ValueError, match="encode must be one of refuse, one-hot, drop, got 'onehot'"):
+        usable(ONE_OF_EACH, "y", encode="onehot")  # type: ignore[arg-type]

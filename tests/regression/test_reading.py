@@ -1,0 +1,116 @@
+"""Files become tables exactly, or are refused with line, column and remedy."""
+
+from __future__ import annotations
+
+import gzip
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from gp_rangeformer.regression import TableError, read_table
+
+ROWS = ("a,city,flag,when,y", "1,Oslo,true,2024-01-31,2.5", "2,Rome,FALSE,2024-02-01 12:00,-4e0", "?,NA,,,nan")
+
+
+def write(path: Path, text: str) -> Path:
+    path.write_text(text, "utf-8")
+    return path
+
+
+@pytest.mark.parametrize("mark", [",", ";", "\t", "|"])
+@pytest.mark.parametrize("named", [True, False])
+def test_cells_are_numbers_booleans_dates_text_or_missing(tmp_path, mark, named):
+    path = write(tmp_path / "t.csv", "\n".join(ROWS).replace(",", mark))
+    table = read_table(path, mark if named else None)
+    assert (table.index.name, list(table.index)) == ("line", [2, 3, 4])
+    assert table["a"].tolist()[:2] == [1.0, 2.0]
+    assert table["city"].tolist()[:2] == ["Oslo", "Rome"]
+    assert table["flag"].tolist()[:2] == [True, False]
+    assert table["when"].tolist()[:2] == [pd.Timestamp("2024-01-31"), pd.Timestamp("2024-02-01 12:00")]
+    assert table["y"].tolist()[:2] == [2.5, -4.0]
+    assert table.iloc[2].isna().all()
+
+
+def test_a_zone_moves_dates_to_utc(tmp_path):
+    table = read_table(write(tmp_path / "t.csv", "when,y\n2024-01-31T12:00:00+02:00,1\n2024-01-31T12:00:00Z,2\n"))
+    assert [str(when) for when in table["when"]] == ["2024-01-31 10:00:00+00:00", "2024-01-31 12:00:00+00:00"]
+
+
+def test_columns_of_codes_stay_text_when_asked(tmp_path):
+    path = write(tmp_path / "t.csv", "code,y\n007,1\n010,2\n")
+    assert read_table(path)["code"].tolist() == [7.0, 10.0]
+    assert read_table(path, text=["code"])["code"].tolist() == ["007", "010"]
+
+
+def test_gzip_byte_order_mark_and_quoted_separators(tmp_path):
+    path = tmp_path / "t.csv.gz"
+    path.write_bytes(gzip.compress('\ufeffa,"b, c"\r\n1,"x, y"\r\n'.encode()))
+    table = read_table(path)
+    assert (list(table.columns), table["b, c"].tolist()) == (["a", "b, c"], ["x, y"])
+
+
+def test_parquet_and_excel_hold_the_same_table(tmp_path):
+    table = pd.DataFrame({
+        "a": [1.5, None, 3.0], "city": ["Oslo", None, "Rome"], "flag": [True, False, True],
+        "when": pd.to_datetime(["2024-01-31", None, "2024-02-02"]),
+    })  # fmt: skip
+    table.to_parquet(tmp_path / "t.parquet")
+    table.to_excel(tmp_path / "t.xlsx", index=False)
+    for name, first in (("t.parquet", 1), ("t.xlsx", 2)):  # a sheet's first row is its header
+        found = read_table(tmp_path / name)
+        assert (found.index.name, list(found.index)) == ("row", [first, first + 1, first + 2])
+        for column in table:
+            assert found[column].isna().tolist() == table[column].isna().tolist()
+            assert found[column].dropna().tolist() == table[column].dropna().tolist()
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "t.csv is empty"),
+        ("1,2\n3,4\n", "its first line holds only numbers"),
+        ("a,,y\n1,2,3\n", "column 2 has no name"),
+        ("a,b,a\n1,2,3\n", "'a' occurs more than once"),
+        ("a,y\n1,2\n3\n", "t.csv, line 3: 1 cells under 2 columns"),
+        ("a,y\n1,2\n\n3,4,5\n", "t.csv, line 4: 3 cells under 2 columns"),
+        ('a,y\n1,"2\n', "not well-formed CSV"),
+        ("a,y\n2024-01-31,1\n2024-02-30,2\n", "t.csv, line 3: column 'a': there is no date '2024-02-30'"),
+    ],
+)
+def test_faults_of_text_files_are_named_with_their_place(tmp_path, text, said):
+    with pytest.raises(TableError, match=said):
+        read_table(write(tmp_path / "t.csv", text))
+
+
+def test_files_that_cannot_be_read_are_refused(tmp_path):
+    for name, content, said in (
+        ("absent.csv", None, "no file"),
+        ("absent.xlsx", None, "no file"),
+        ("t.csv", "a,y\n1,2\n".encode("utf-16"), "is not UTF-8 text"),
+        ("t.csv.gz", gzip.compress(b"a,y\n" * 5000)[:-30], "cannot read"),
+        ("t.xlsx", b"a,y\n1,2\n", "cannot read .* as an Excel file"),
+        ("t.parquet", b"a,y\n1,2\n", "cannot read .* as a Parquet file"),
+    ):
+        if content is not None:
+            (tmp_path / name).write_bytes(content)
+        with pytest.raises(TableError, match=said):
+            read_table(tmp_path / name)
+    with pytest.raises(TableError, match="is not one character"):
+        read_table(tmp_path / "t.csv", ";;")
+    with pytest.raises(TableError, match="is no text file"):
+        read_table(tmp_path / "t.parquet", ";")
+
+
+def test_an_excel_header_is_checked_as_others_are(tmp_path):
+    pd.DataFrame([["a", "a"], [1, 2]]).to_excel(tmp_path / "t.xlsx", index=False, header=False)
+    with pytest.raises(TableError, match="'a' occurs more than once"):
+        read_table(tmp_path / "t.xlsx")
+
+
+def test_without_pandas_the_error_says_how_to_get_it(tmp_path, monkeypatch):
+    path = write(tmp_path / "t.csv", "\n".join(ROWS))
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    with pytest.raises(ImportError, match=r"pip install 'gp-rangeformer\[tables\]'"):
+        read_table(path)

@@ -1,0 +1,425 @@
+"""A table becomes a model that predicts in the table's units, is kept, read again and gone on with."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+import gpytorch
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from gp_rangeformer.atomic import WriteError
+from gp_rangeformer.fit import FitError, Record
+from gp_rangeformer.predict import leave_one_out
+from gp_rangeformer.regression import (
+    Candidate,
+    KernelError,
+    SavedModelError,
+    TableError,
+    TableRegression,
+    TableWarning,
+)
+from gp_rangeformer.regression import choice as choosing
+from gp_rangeformer.regression.fitting import UNFINISHED
+
+N = 60
+
+
+def table() -> Any:
+    """Rows in units far from standard: y = 1000 + 50 (sin 2 a + [city is Oslo]) and noise; b matters not."""
+    rng = np.random.default_rng(0)
+    frame = pd.DataFrame({
+        "a": 300 + 20 * rng.normal(size=N), "b": 1e-3 * rng.normal(size=N), "city": ["Oslo", "Rome", "Bonn"] * (N // 3),
+        "when": pd.date_range("2024-01-31", periods=N, tz="UTC"), "flag": rng.random(N) > 0.5,
+    }, index=[f"r{i}" for i in range(N)])  # fmt: skip
+    signal = np.sin((frame["a"] - 300) / 10) + (frame["city"] == "Oslo")
+    return frame.assign(y=1000 + 50 * signal + 5 * rng.normal(size=N))
+
+
+def fit(frame: Any, **options: Any) -> Any:
+    return TableRegression.fit(frame, **options)
+
+
+@pytest.fixture(scope="module")
+def model() -> Any:
+    return fit(table(), target="y", kernel="rbf", encode="one-hot", dtype="float64", seed=3)
+
+
+@pytest.fixture
+def folder(model: TableRegression, tmp_path: Path) -> Path:
+    model.save(tmp_path / "model")
+    return tmp_path / "model"
+
+
+def test_predictions_are_those_of_the_dense_formula_in_the_unit_of_the_target(model):
+    new = table().drop(columns="y").iloc[::7]
+    raw_x = model.columns.encoded(table())
+    raw_y = torch.tensor(table()["y"].to_numpy(copy=True))
+    mean_x, sd_x = raw_x.mean(dim=0), raw_x.std(dim=0, correction=0)
+    mean_y, sd_y = raw_y.mean(), raw_y.std(correction=0)
+    x, t = (raw_x - mean_x) / sd_x, (model.columns.encoded(new) - mean_x) / sd_x
+    gp, noise = model.gp, model.gp.likelihood.noise.item()
+    prior = gp.mean_module.constant.item()
+    with torch.no_grad():
+        k = gp.covar_module(x).to_dense() + noise * torch.eye(N, dtype=torch.float64)
+        cross = gp.covar_module(t, x).to_dense()
+        solved = torch.linalg.solve(k, torch.cat([((raw_y - mean_y) / sd_y - prior)[:, None], cross.T], dim=1))
+        variance = gp.covar_module(t).to_dense().diagonal() + noise - (cross * solved[:, 1:].T).sum(dim=1)
+    mean = mean_y + sd_y * (prior + cross @ solved[:, 0])
+    sd = sd_y * variance.sqrt()
+    found = model.predict(new)
+    assert list(found.index) == list(new.index)
+    # Two factorisations of A in float64: condition times epsilon, of deviations of the target.
+    bound = float(torch.linalg.cond(k)) * 1e-15 * N
+    for name, expected in (("mean", mean), ("sd", sd), ("lower95", mean - 1.96 * sd), ("upper95", mean + 1.96 * sd)):
+        slack = 4e-5 * float(sd.max()) if "95" in name else 0
+        np.testing.assert_allclose(found[name], expected, rtol=1e-12, atol=bound * float(sd_y) + slack)
+
+
+def test_predictions_read_columns_by_name_and_need_no_others(model):
+    new = table().iloc[:5]
+    shuffled = new[["flag", "when", "city", "b", "a"]].assign(other="x")
+    pd.testing.assert_frame_equal(model.predict(shuffled), model.predict(new))
+    assert model.predict(new.iloc[:0]).shape == (0, 4)
+
+
+def test_rows_with_missing_cells_are_answered_by_nan_and_a_warning(model):
+    new = table().iloc[:4]
+    new.loc["r1", "a"] = np.nan
+    with pytest.warns(TableWarning, match="1 of 4 rows have missing cells"):
+        found = model.predict(new)
+    assert found["mean"].isna().tolist() == [False, True, False, False]
+
+
+def test_progress_is_told_in_rows(model, monkeypatch):
+    monkeypatch.setattr("gp_rangeformer.regression.table_regression._ROWS_AT_ONCE", 25)
+    seen: list[tuple[int, int]] = []
+    parts = model.predict(table(), lambda done, total: seen.append((done, total)))
+    assert seen == [(25, 60), (50, 60), (60, 60)]
+    monkeypatch.undo()
+    np.testing.assert_allclose(parts, model.predict(table()), rtol=1e-10)
+
+
+def test_a_value_too_large_for_the_dtype_is_refused():
+    with pytest.warns(TableWarning, match="left out, text: 'city'"):
+        single = fit(table(), target="y", kernel="rbf", encode="drop", dtype="float32", drop=["when"])
+    new = table().iloc[:3]
+    new.loc["r2", "b"] = 1e200
+    with pytest.raises(TableError, match="row r2: a value is too large for float32"):
+        single.predict(new)
+    assert single.notes == ("left out, text: 'city'",)
+
+
+def test_relevance_ranks_columns_and_counts_a_texts_inputs_together(model):
+    found = model.relevance()
+    assert set(found.index) == {"a", "b", "city", "when", "flag"}
+    assert found.is_monotonic_decreasing
+    assert found.index[0] == "a"
+    assert found["a"] > 10 * found["b"]
+    numbers = model.hyperparameters()
+    squares = sum(numbers[f"lengthscale[city={city}]"] ** -2 for city in ("Oslo", "Rome", "Bonn"))
+    assert found["city"] == pytest.approx(math.sqrt(squares))
+
+
+def test_leave_one_out_is_in_the_unit_of_the_target(model):
+    found, plain = model.leave_one_out(), leave_one_out(model.gp)
+    scale = float(table()["y"].std(ddof=0))
+    np.testing.assert_allclose(found.targets, table()["y"], rtol=1e-12)
+    assert found.rmse == pytest.approx(plain.rmse * scale)
+    assert found.score == pytest.approx(plain.score - math.log(scale))
+    # A density integrates to one in either unit.
+    standard = (found.targets - found.mean) / found.variance.sqrt()
+    expected = -0.5 * (standard.square() + (2 * math.pi * found.variance).log())
+    torch.testing.assert_close(found.log_density, expected)
+    assert found.coverage == plain.coverage
+
+
+def test_the_training_rows_can_be_had_again(model):
+    found = model.training_frame()
+    for name, cells in table().items():
+        if cells.dtype.kind == "f":
+            np.testing.assert_allclose(found[name], cells, rtol=1e-12)
+        elif name == "when":
+            assert (found[name].to_numpy() - cells.to_numpy()).astype("timedelta64[us]").astype(int).max() <= 2
+        else:
+            assert found[name].tolist() == cells.tolist()
+
+
+def test_the_certificate_says_whether_it_converged_and_what_intervals_cover(model):
+    assert model.fit_result.converged
+    text = model.certificate()
+    assert "converged" in text
+    assert f"{model.fit_result.value:.4f}" in text
+    assert "95 of 100 new observations" in text
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Kernels
+
+
+def test_kernels_are_compared_on_the_same_rows_and_the_likeliest_is_taken():
+    names: list[str] = []
+    frame = table().drop(columns=["when", "city"])
+    found = fit(
+        frame, target="y", kernel="matern12,rbf", dtype="float64", callback=lambda name, record: names.append(name)
+    )
+    assert [type(one) for one in found.candidates] == [Candidate, Candidate]
+    values = [one.value for one in found.candidates]
+    assert values == sorted(values, reverse=True)
+    assert found.kernel == found.candidates[0].kernel
+    assert found.candidates[0].value == found.fit_result.value  # all rows were compared on: not fitted again
+    assert set(names) == {"matern12", "rbf"}
+    alone = fit(frame, target="y", kernel=found.kernel, dtype="float64")
+    assert alone.fit_result.value == found.fit_result.value
+
+
+def test_the_best_of_a_subset_is_fitted_to_all_rows(monkeypatch):
+    monkeypatch.setattr(choosing, "MOST_ROWS", 30)
+    points: list[int] = []
+    frame = table().drop(columns=["when", "city"])
+    found = fit(frame, target="y", kernel="matern32,rbf", callback=lambda name, record: points.append(record.points))
+    assert {one.rows for one in found.candidates} == {30}
+    assert set(points) == {30, N}
+    assert len(found.gp.train_targets) == N
+    assert len(found.leave_one_out().mean) == N
+
+
+def test_a_kernel_that_fails_is_told_and_the_others_are_compared(monkeypatch):
+    original = choosing.fitted
+
+    def failing(x, y, start, *others):
+        if start.name == "rbf":
+            raise FitError("it broke")
+        return original(x, y, start, *others)
+
+    monkeypatch.setattr(choosing, "fitted", failing)
+    frame = table().drop(columns=["when", "city"])
+    found = fit(frame, target="y", kernel="rbf,matern32")
+    assert found.kernel == "matern32"
+    assert found.candidates[-1] == Candidate("rbf", N, failure="it broke")
+    with pytest.raises(FitError, match="no kernel could be fitted: rbf: it broke"):
+        choosing.choose(torch.zeros(20, 1), torch.zeros(20), [choosing_start("rbf")], 0, lambda name, record: None)
+
+
+def choosing_start(name: str) -> Any:
+    from gp_rangeformer.regression.kernels import covariance
+
+    return covariance(name, 1)
+
+
+def test_dates_alone_have_a_year_and_that_kernel_asks_for_float64():
+    when = pd.date_range("2015-01-01", "2023-12-31", freq="75D")
+    days = np.arange(len(when)) * 75.0
+    rng = np.random.default_rng(0)
+    y = days / 365.25 + 3 * np.sin(2 * np.pi * days / 365.25) + 0.1 * rng.normal(size=len(days))
+    found = fit(pd.DataFrame({"when": when, "y": y}), target="y", kernel="trend-seasonal")
+    assert found.dtype == "float64"
+    period = found.gp.covar_module.kernels[1].base_kernel.cycle.period_length
+    assert float(period) * float(found.inputs.scale) == pytest.approx(365.25, rel=1e-6)
+    later = pd.DataFrame({"when": when[-1:] + pd.Timedelta(91, "D")})
+    expected = (days[-1] + 91) / 365.25 + 3 * np.sin(2 * np.pi * (days[-1] + 91) / 365.25)
+    said = found.predict(later).iloc[0]
+    assert abs(said["mean"] - expected) < 4 * said["sd"]
+    assert said["sd"] < 1.5, "half the season's swing"
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "said"),
+    [
+        ({"kernel": "trend-seasonal"}, KernelError, "needs dates as the only input"),
+        ({"kernel": "nothing"}, KernelError, "no kernel 'nothing'"),
+        ({"dtype": "float16"}, ValueError, "dtype must be one of float32, float64"),
+        ({"missing": "median"}, ValueError, "missing must be one of"),
+        ({"target": "z"}, TableError, "no column 'z'"),
+    ],
+)
+def test_what_cannot_be_fitted_is_refused(options, error, said):
+    with pytest.raises(error, match=said):
+        fit(table(), **{"target": "y", "kernel": "rbf", "encode": "one-hot", **options})
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda f: f.assign(y=3.0), "target 'y' is constant, 3"),
+        (lambda f: f.assign(a=np.where(np.arange(N) % 2, 1.7e308, -1.7e308)), "overflows float64: rescale"),
+        (lambda f: f[["y"]].assign(a=1.0), "every column but 'y' is constant"),
+    ],
+)
+def test_tables_that_cannot_be_standardised_are_refused(change, said):
+    with pytest.raises(TableError, match=said), np.errstate(over="ignore"):
+        fit(change(table()), target="y", kernel="rbf", encode="one-hot")
+
+
+def test_the_global_generator_is_left_as_it_is():
+    frame = table()[["a", "y"]]
+    torch.manual_seed(5)
+    expected = torch.rand(1)
+    torch.manual_seed(5)
+    fit(frame, target="y", kernel="rbf", seed=1)
+    assert torch.equal(torch.rand(1), expected)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Folders
+
+
+def test_a_model_that_is_read_is_the_one_that_was_saved(model, folder):
+    found: Any = TableRegression.load(folder)
+    pd.testing.assert_frame_equal(found.predict(table()), model.predict(table()), rtol=1e-12)
+    pd.testing.assert_frame_equal(found.training_frame(), model.training_frame())
+    pd.testing.assert_series_equal(found.relevance(), model.relevance())
+    assert found.hyperparameters() == model.hyperparameters()
+    assert (found.columns, found.kernel, found.dtype, found.seed) == (model.columns, "rbf", "float64", 3)
+    assert found.fit_result.history == model.fit_result.history
+    assert found.certificate() == model.certificate()
+    assert found.leave_one_out().score == pytest.approx(model.leave_one_out().score, rel=1e-10)
+
+
+def test_a_model_that_was_read_can_be_saved_again(folder, tmp_path):
+    TableRegression.load(folder).save(tmp_path / "again")
+    first, second = (json.loads((path / "model.json").read_text()) for path in (folder, tmp_path / "again"))
+    first["fit"].pop("report"), second["fit"].pop("report")
+    assert first == second
+
+
+def test_the_description_can_be_read_by_people(model, folder):
+    content = json.loads((folder / "model.json").read_text())
+    assert content["target"] == "y"
+    assert content["scaling"]["inputs"]["a"]["mean"] == pytest.approx(float(table()["a"].mean()))
+    assert content["hyperparameters"] == model.hyperparameters()
+    assert content["fit"]["converged"] is True
+    assert set(content["versions"]) == {"gp-rangeformer", "torch", "gpytorch"}
+
+
+def rewrite(folder: Path, **changes: object) -> None:
+    path = folder / "model.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (lambda f: (f / "model.json").unlink(), "model.json is missing"),
+        (lambda f: (f / "model.safetensors").unlink(), "model.safetensors is missing"),
+        (lambda f: (f / "model.json").write_text("{"), "model.json is damaged"),
+        (lambda f: (f / "model.json").write_text("[]"), "model.json is damaged"),
+        (lambda f: rewrite(f, format=2), "format 2.*this version reads 1: pip install -U"),
+        (lambda f: (f / "model.safetensors").write_bytes(b"x"), "does not belong to the model.json beside it"),
+        (lambda f: rewrite(f, columns={"missing": "drop", "inputs": []}), "does not fit this version.*fit again"),
+        (
+            lambda f: rewrite(f, kernel={"name": "rq", "title": "rq", "structure": "?"}),
+            "is not the one that was fitted",
+        ),
+        (lambda f: rewrite(f, fit={"value": 1.0}), "does not fit this version"),
+    ],
+)
+def test_spoilt_folders_are_refused_with_a_remedy(folder, spoil, said):
+    spoil(folder)
+    with pytest.raises(SavedModelError, match=f"(?s){said}"):
+        TableRegression.load(folder)
+
+
+def test_files_of_two_models_do_not_mix(folder, tmp_path):
+    other = fit(table()[["a", "y"]], target="y", kernel="rbf")
+    other.save(tmp_path / "other")
+    shutil.copy(tmp_path / "other" / "model.safetensors", folder)
+    with pytest.raises(SavedModelError, match="does not belong"):
+        TableRegression.load(folder)
+
+
+def test_a_kernel_that_was_given_is_given_again(tmp_path):
+    frame = table()[["a", "b", "y"]]
+
+    def kernel(dims: int = 2) -> Any:
+        return gpytorch.kernels.ScaleKernel(gpytorch.kernels.MaternKernel(nu=2.5, ard_num_dims=dims))
+
+    found = fit(frame, target="y", kernel=kernel())
+    assert found.kernel == "ScaleKernel"
+    found.save(tmp_path / "m")
+    with pytest.raises(SavedModelError, match="given as a module, ScaleKernel: make a fresh one"):
+        TableRegression.load(tmp_path / "m")
+    with pytest.raises(SavedModelError, match="is not the one that was fitted"):
+        TableRegression.load(tmp_path / "m", kernel=gpytorch.kernels.RBFKernel())
+    again = TableRegression.load(tmp_path / "m", kernel=kernel())
+    pd.testing.assert_frame_equal(again.predict(frame), found.predict(frame), rtol=1e-6)
+
+
+def test_a_folder_without_a_parent_is_refused_before_the_fit(tmp_path, model):
+    for folder in (tmp_path / "no" / "folder", tmp_path / "file" / "model"):
+        (tmp_path / "file").touch()
+        with pytest.raises(WriteError, match="cannot write"):
+            fit(table(), target="y", kernel="rbf", folder=folder, callback=pytest.fail)
+        with pytest.raises(WriteError, match="cannot write"):
+            model.save(folder)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Interrupts
+
+
+class Interrupting:
+    """Raises as Ctrl-C does, in the evaluation of this number."""
+
+    def __init__(self, number: int) -> None:
+        self.number, self.records = number, list[Record]()
+
+    def __call__(self, name: str, record: Record) -> None:
+        self.records.append(record)
+        if len(self.records) == self.number:
+            raise KeyboardInterrupt
+
+
+OPTIONS: dict[str, Any] = {"target": "y", "kernel": "rbf", "encode": "drop", "dtype": "float64"}
+
+
+def interrupted(folder: Path) -> float:
+    """The best value that was reached."""
+    stop = Interrupting(6)
+    with pytest.raises(KeyboardInterrupt):
+        fit(table(), **OPTIONS, folder=folder, callback=stop)
+    return max(record.value for record in stop.records if record.accepted)
+
+
+@pytest.mark.filterwarnings("ignore:left out, text")
+def test_a_fit_goes_on_from_where_it_was_interrupted(tmp_path):
+    best = interrupted(tmp_path / "m")
+    assert json.loads((tmp_path / "m" / UNFINISHED).read_text())["value"] == best
+    seen: list[Record] = []
+    with pytest.warns(TableWarning, match=rf"goes on from the parameters in .*, of log p\(y\)/n = {best:.4f}"):
+        found = fit(table(), **OPTIONS, folder=tmp_path / "m", callback=lambda name, record: seen.append(record))
+    assert seen[0].value == pytest.approx(best, abs=1e-6)  # whose mean is solved for anew
+    whole = fit(table(), **OPTIONS)
+    # Both are within 1e-4 nats per point of an optimum, here the same one.
+    assert found.fit_result.value == pytest.approx(whole.fit_result.value, abs=3e-4)
+    found.save(tmp_path / "m")
+    assert not (tmp_path / "m" / UNFINISHED).exists()
+
+
+@pytest.mark.filterwarnings("ignore:left out, text")
+def test_parameters_of_other_data_or_damaged_ones_are_not_gone_on_from(tmp_path):
+    interrupted(tmp_path)
+    other = table().assign(y=lambda frame: frame["y"] ** 2)
+    with pytest.warns(TableWarning, match="is of other data, another kernel or other options: the fit begins anew"):
+        found = fit(other, **OPTIONS, folder=tmp_path)
+    assert found.fit_result.value == fit(other, **OPTIONS).fit_result.value
+    (tmp_path / UNFINISHED).write_text("{")
+    with pytest.warns(TableWarning, match="cannot be read"):
+        fit(table(), **OPTIONS, folder=tmp_path)
+
+
+@pytest.mark.filterwarnings("ignore:left out, text")
+def test_a_full_disk_does_not_end_the_fit(tmp_path, monkeypatch):
+    def full(path: Path, content: bytes) -> None:
+        raise WriteError(28, "No space left on device", str(path))
+
+    monkeypatch.setattr("gp_rangeformer.regression.fitting.write_bytes", full)
+    with pytest.warns(TableWarning, match="No space left on device.*the fit goes on"):
+        found = fit(table(), **OPTIONS, folder=tmp_path)
+    assert found.fit_result.converged
