@@ -14,8 +14,11 @@ from torch import Tensor
 from gp_rangeformer.sklearn.flag import flag, likelihoods
 from gp_rangeformer.sklearn.model import Model, likelihood_of
 from gp_rangeformer.sklearn.translation import KernelError, Translated, evaluate
+from gp_rangeformer.solvers.exact import Exact
 
 _ROUNDING = 1e-6  # of a prior variance
+# Points up to which a likelihood that was asked for by itself is exact: predictions factorise up to there, too.
+_FACTORISED = 4000
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,8 @@ class Posterior:
         return float(evaluate(self._kernel.white).detach())
 
     def log_likelihood(self) -> float:
-        """log p(y) of all outputs together.
+        """log p(y) of all outputs together: exact up to 4,000 points where no solver was chosen, beyond as the solver
+        estimates it.
 
         :raises numpy.linalg.LinAlgError: as :func:`~gp_rangeformer.sklearn.flag.flag`.
         """
@@ -71,8 +75,10 @@ class Posterior:
         return float(value.detach()), self._kernel.theta_gradient()
 
     def _log_likelihood(self) -> Tensor:
-        model, y = self._mll.model, self._training.y
-        with flag(self._training.solver), likelihoods():
+        model, y, solver = self._mll.model, self._training.y, self._training.solver
+        if solver is None and y.shape[-1] <= _FACTORISED:
+            solver = Exact()
+        with flag(solver), likelihoods():
             model.train()
             return self._mll.likelihood(model(self._training.x)).log_prob(y).sum()
 

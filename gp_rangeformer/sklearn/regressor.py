@@ -51,13 +51,13 @@ class RangeFormerRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
     :param n_targets: outputs of a prior, before ``fit``.
     :param random_state: of the restarts. A fit from one start needs none.
     :param dtype: "float64" or "float32".
-    :param solver: ``gp_rangeformer.Certified(...)`` or ``Exact(...)``; None for the one that is set when a method is
-        called.
+    :param solver: ``gp_rangeformer.Certified(...)`` or ``Exact(...)``; None for the one of ``settings.solver``.
     :param device: of PyTorch, on which everything is computed.
 
     After ``fit``: ``kernel_``, as ``kernel`` with the fitted hyperparameters, a kernel of the same kind;
     ``noise_level_``, the variance of its white noise, in units of the normalised targets;
-    ``log_marginal_likelihood_value_``, of all outputs together, and the same as ``log_marginal_likelihood_``;
+    ``log_marginal_likelihood_value_``, the same as ``log_marginal_likelihood_``, of all outputs together: exact up to
+    4,000 rows where no ``solver`` was given, beyond an estimate;
     ``fit_result_``, a :class:`gp_rangeformer.fit.FitResult` (None without a fit); ``X_train_``, ``y_train_``
     (normalised), ``n_features_in_``, ``feature_names_in_``. GaussianProcessRegressor's ``L_`` and ``alpha_`` are not
     there: no factor need be.

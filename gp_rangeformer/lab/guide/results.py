@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from gp_rangeformer.lab.bench import predictions, small, small_tasks
+from gp_rangeformer.lab.bench.estimator_cell import EstimatorCell
 from gp_rangeformer.lab.bench.fits import FitCell
 from gp_rangeformer.lab.bench.optima import SETS
 from gp_rangeformer.lab.bench.peer_run import Plan
@@ -35,6 +36,14 @@ class FitRuns:
     seed: int
     patience: float
     cells: list[FitCell]
+
+
+@dataclass(frozen=True)
+class EstimatorRun:
+    """``gp-rangeformer bench sklearn``."""
+
+    seed: int
+    cells: list[EstimatorCell]
 
 
 @dataclass(frozen=True)
@@ -109,6 +118,15 @@ class Results:
             return PredictionRun(predictions.Plan(**content["plan"]), *cells)
 
         return self._read("predictions", made)
+
+    @cached_property
+    def estimators(self) -> EstimatorRun:
+        """The estimator beside scikit-learn's."""
+
+        def made(content: Any) -> EstimatorRun:
+            return EstimatorRun(content["plan"]["seed"], [EstimatorCell.from_json(cell) for cell in content["cells"]])
+
+        return self._read("sklearn", made)
 
     @cached_property
     def stages(self) -> list[Breakdown]:
