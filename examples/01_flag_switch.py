@@ -22,11 +22,12 @@ from gp_rangeformer.lab.plots import style
 
 style.use_in_notebooks()
 
-# %% tags=["parameters"] small={"STEPS": 2}
+# %% tags=["parameters"] small={"N": 1500, "STEPS": 1}
+N = 1780  # weeks to train on: all of them
 STEPS = 30  # of Adam
 
 # %%
-data = datasets.load("co2")
+data = datasets.load("co2", n=N)
 print(data.source)
 print(f"{len(data.train_x)} weeks to train on, {len(data.test_x)} later weeks to forecast")
 

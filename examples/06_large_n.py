@@ -1,7 +1,7 @@
 # %% [markdown]
 # # Many points
 #
-# 12,000 points are fitted to convergence, with a certificate, within two minutes on two cores; memory is one kernel
+# 10,000 points are fitted to convergence, with a certificate, within two minutes on two cores; memory is one kernel
 # matrix, or next to none of it.
 #
 # GPyTorch's Cholesky takes longer for a few steps of a training alone ([measurements](guide/measurements.md)). 36,000
@@ -26,7 +26,7 @@ from gp_rangeformer.lab.plots import style
 style.use_in_notebooks()
 
 # %% tags=["parameters"] small={"N": 1000, "N_TEST": 200}
-N, N_TEST = 12_000, 2000
+N, N_TEST = 10_000, 1000
 
 # %%
 data = datasets.load("robot_arm", n=N, n_test=N_TEST).to(torch.float32)
@@ -153,7 +153,7 @@ assert result.certain.lower <= result.value <= result.certain.upper
 # ## Prediction
 #
 # Means and variances of points that were not trained on. No matrix of test points and no matrix of test by training
-# points is held.
+# points is held. Right: the intervals are a little wider than they say.
 
 # %% tags=["thumbnail"]
 model.eval()
@@ -224,6 +224,6 @@ axes.set(xlabel="seconds", ylabel="log p(y) / n", title=f"{stored['dataset']}, n
 plt.show()
 
 # %% [markdown]
-# What is not gained. A step grows as n^2.2: where a notebook may take two minutes, two cores end at some 12,000 points.
+# What is not gained. A step grows as n^2.2: where a notebook may take two minutes, two cores end at some 10,000 points.
 # And very smooth functions with little noise (`borehole`, `wing_weight`) leave what float32 can certify: there the
 # exact path answers with a warning, and float64 doubles the memory.
