@@ -91,9 +91,10 @@ def warn_at_bounds(kernel: Any) -> None:
     ended = []
     theta, bounds = iter(kernel.theta), iter(kernel.bounds)
     for hyperparameter in kernel.hyperparameters:
-        for _ in range(0 if hyperparameter.fixed else hyperparameter.n_elements):
+        for index in range(0 if hyperparameter.fixed else hyperparameter.n_elements):
             value, limits = next(theta), next(bounds)
-            ended += [f"{hyperparameter.name} at {np.exp(limit):.3g}" for limit in limits if np.isclose(value, limit)]
+            name = hyperparameter.name + (f"[{index}]" if hyperparameter.n_elements > 1 else "")
+            ended += [f"{name} at {np.exp(limit):.3g}" for limit in limits if np.isclose(value, limit)]
     if ended:
         warnings.warn(
             f"hyperparameters ended on a bound, beyond which a better value may be: {', '.join(ended)}",
