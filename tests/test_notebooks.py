@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import os
 import shutil
 import subprocess
@@ -10,20 +12,53 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from PIL import Image
 
+from gp_rangeformer.atomic import write_bytes
 from gp_rangeformer.lab.gallery.__main__ import ROOT, main, stale
-from gp_rangeformer.lab.gallery.page import page_of
+from gp_rangeformer.lab.gallery.build import BUILT
+from gp_rangeformer.lab.gallery.page import page, page_of
 from gp_rangeformer.lab.gallery.source import PARAMETERS, SourceError, notebook_of, read_source, scripts, tags
-from gp_rangeformer.lab.gallery.thumbnail import thumbnail_of
+from gp_rangeformer.lab.gallery.thumbnail import WIDTH, thumbnail_of, write_thumbnail
 
 SCRIPTS = scripts(ROOT)
+SCRIPT = """# %% [markdown]
+# # Title
+#
+# What the cells show.
+
+# %% tags=["parameters"] small={"N": 2}
+N = 100
+
+# %% tags=["thumbnail"]
+assert N in (2, 100), f"N is {N}"
+"""
 
 
 @pytest.fixture
 def clone(tmp_path: Path) -> Path:
-    """What the command reads and writes, to be spoilt."""
-    shutil.copytree(ROOT / "examples", tmp_path / "examples")
+    """A repository of one notebook, as if built, to be spoilt."""
+    script = tmp_path / "examples" / "01_title.py"
+    script.parent.mkdir()
+    script.write_text(SCRIPT, "utf-8")
+    picture = io.BytesIO()
+    Image.new("RGB", (800, 400), "white").save(picture, format="png")
+    source = read_source(script)
+    notebook = read_source(script).notebook
+    data = {"image/png": base64.b64encode(picture.getvalue()).decode()}
+    notebook.cells[-1].outputs = [nbformat.v4.new_output("display_data", data=data)]
+    notebook.metadata[BUILT] = {"seconds": 3, "machine": "a machine"}
+    nbformat.write(notebook, notebook_of(script))
+    write_thumbnail(script, notebook)
+    write_bytes(page_of(tmp_path), page([(source, notebook)]).encode())
+    assert stale(tmp_path) == {}
     return tmp_path
+
+
+def spoil(script: Path, old: str, new: str) -> None:
+    text = script.read_text("utf-8")
+    assert old in text
+    script.write_text(text.replace(old, new), "utf-8")
 
 
 def test_notebooks_thumbnails_and_page_are_up_to_date(capsys) -> None:
@@ -43,18 +78,19 @@ def test_a_notebook_is_stored_with_its_outputs(script: Path) -> None:
 def test_every_cell_runs_with_small_sizes() -> None:
     """A failed assertion of a cell fails here. One process for all, so that torch is imported once."""
     command = [sys.executable, "-m", "gp_rangeformer.lab.gallery", "--small"]
-    run = subprocess.run(
-        command, capture_output=True, text=True, timeout=600, env={**os.environ, "OMP_NUM_THREADS": "1"}
-    )
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    run = subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment)
     assert run.returncode == 0, run.stdout + run.stderr
     assert [line.partition(":")[0] for line in run.stdout.splitlines()] == [script.stem for script in SCRIPTS]
 
 
 @pytest.mark.big
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.stem)
-def test_a_notebook_is_built(script: Path, clone: Path) -> None:
-    assert main([script.stem, "--root", str(clone)]) == 0
-    assert not [path for path in stale(clone) if path.stem == script.stem]
+def test_a_notebook_is_built(script: Path, tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "examples", tmp_path / "examples")
+    (tmp_path / "pretrain").symlink_to(ROOT / "pretrain")  # which one of them imports from
+    assert main([script.stem, "--root", str(tmp_path)]) == 0
+    assert not [path for path in stale(tmp_path) if path.stem == script.stem]
 
 
 def test_small_sizes_are_those_that_a_cell_assigns() -> None:
@@ -66,50 +102,80 @@ def test_small_sizes_are_those_that_a_cell_assigns() -> None:
                 assert set(cell.metadata["small"]) <= set(names)
 
 
-def test_what_is_out_of_date_is_named(clone: Path, capsys) -> None:
-    first = scripts(clone)[0]
-    first.write_text(first.read_text("utf-8") + "\n# %%\nprint(1)\n", "utf-8")
-    assert list(stale(clone)) == [notebook_of(first)]
+def test_a_cell_that_differs_is_named(clone: Path, capsys) -> None:
+    (script,) = scripts(clone)
+    spoil(script, "N = 100", "N = 101")
+    assert list(stale(clone)) == [notebook_of(script)]
     assert main(["--check", "--root", str(clone)]) == 1
-    assert str(notebook_of(first)) in capsys.readouterr().out
+    assert str(notebook_of(script)) in capsys.readouterr().out
+
+
+def test_other_sizes_of_quick_runs_are_a_difference(clone: Path) -> None:
+    (script,) = scripts(clone)
+    spoil(script, '{"N": 2}', '{"N": 3}')
+    assert list(stale(clone)) == [notebook_of(script)]
 
 
 def test_a_missing_notebook_thumbnail_or_script_is_named(clone: Path) -> None:
-    first = scripts(clone)[0]
-    thumbnail_of(first).unlink()
-    assert list(stale(clone)) == [thumbnail_of(first)]
-    shutil.copy(notebook_of(first), notebook_of(first).with_stem("99_nothing"))
-    assert notebook_of(first).with_stem("99_nothing") in stale(clone)
-    notebook_of(first).unlink()
-    assert stale(clone)[notebook_of(first)] == "not built yet"
+    (script,) = scripts(clone)
+    picture = thumbnail_of(script)
+    with Image.open(picture) as image:
+        assert image.size == (WIDTH, WIDTH // 2)
+    other = notebook_of(script).with_stem("99_nothing")
+    shutil.copy(notebook_of(script), other)
+    assert list(stale(clone)) == [other]
+    other.unlink()
+    picture.unlink()
+    assert list(stale(clone)) == [picture]
+    notebook_of(script).unlink()
+    assert stale(clone)[notebook_of(script)] == "not built yet"
+
+
+def test_a_thumbnail_of_another_figure_is_named(clone: Path) -> None:
+    (script,) = scripts(clone)
+    Image.new("RGB", (WIDTH, WIDTH // 2), "black").save(thumbnail_of(script))
+    assert list(stale(clone)) == [thumbnail_of(script)]
 
 
 def test_a_page_that_was_edited_is_named(clone: Path) -> None:
-    page_of(clone).write_text(page_of(clone).read_text("utf-8") + "typed\n", "utf-8")
+    spoil(page_of(clone), "What the cells show.", "What was typed.")
     assert list(stale(clone)) == [page_of(clone)]
 
 
 @pytest.mark.parametrize(
-    ("spoil", "message"),
+    ("old", "new", "message"),
     [
-        (lambda text: text.replace("# %% [markdown]\n# # ", "# %% [markdown]\n# ", 1), "begin with a cell"),
-        (lambda text: text.replace('tags=["thumbnail"]', "", 1), "0 cells are tagged 'thumbnail'"),
+        ("# # Title", "# Title", "begin with a cell"),
+        ("What the cells show.", "What " + 60 * "they show ", "one sentence"),
+        (' tags=["thumbnail"]', "", "0 cells are tagged 'thumbnail'"),
+        ('tags=["parameters"]', 'tags=["thumbnail"]', "2 cells are tagged 'thumbnail'"),
     ],
 )
-def test_a_script_without_title_or_thumbnail_is_refused(clone: Path, spoil, message: str, capsys) -> None:
-    first = scripts(clone)[0]
-    first.write_text(spoil(first.read_text("utf-8")), "utf-8")
+def test_a_script_that_makes_no_notebook_is_refused(clone: Path, old: str, new: str, message: str, capsys) -> None:
+    (script,) = scripts(clone)
+    spoil(script, old, new)
     with pytest.raises(SourceError, match=message):
-        read_source(first)
-    assert main([first.stem, "--root", str(clone)]) == 1
+        read_source(script)
+    assert main([script.stem, "--root", str(clone)]) == 1
     assert message in capsys.readouterr().err
 
 
-def test_a_cell_that_raises_is_told_and_nothing_is_written(tmp_path: Path, capsys) -> None:
-    (tmp_path / "examples").mkdir()
-    script = tmp_path / "examples" / "01_fails.py"
-    text = '# %% [markdown]\n# # Title\n#\n# Claim.\n\n# %% tags=["parameters"] small={"N": 2}\nN = 100\n\n'
-    script.write_text(text + '# %% tags=["thumbnail"]\nassert N == 3, f"N is {N}"\n', "utf-8")
-    assert main(["--small", "--root", str(tmp_path)]) == 1
+def test_names_that_are_not_there_are_refused(clone: Path, tmp_path: Path, capsys) -> None:
+    assert main(["01_titel", "--check", "--root", str(clone)]) == 1
+    assert "there are 01_title" in capsys.readouterr().err
+    assert main(["--root", str(tmp_path / "examples")]) == 1
+    assert "name a clone" in capsys.readouterr().err
+
+
+def test_a_quick_run_takes_small_sizes_and_tells_what_a_cell_raised(clone: Path, capsys) -> None:
+    (script,) = scripts(clone)
+    before = notebook_of(script).read_bytes()
+    assert main(["--small", "--root", str(clone)]) == 0
+    capsys.readouterr()
+    spoil(script, "N in (2, 100)", "N == 100")
+    assert main(["--small", "--root", str(clone)]) == 1
     assert "AssertionError: N is 2" in capsys.readouterr().out
-    assert list(script.parent.iterdir()) == [script]
+    spoil(script, '{"N": 2}', '{"M": 2}')
+    assert main(["--small", "--root", str(clone)]) == 1
+    assert "assigns no M" in capsys.readouterr().out
+    assert notebook_of(script).read_bytes() == before

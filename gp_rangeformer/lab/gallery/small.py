@@ -31,8 +31,11 @@ def run_small(script: Path) -> tuple[float, str | None]:
 
     matplotlib.use("Agg")
     context: Any = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
-    with context.Pool(1) as pool:
-        return pool.apply(_run, (script,))
+    with warnings.catch_warnings():
+        # From Python 3.12 on, of forks where libraries keep idle threads: none has worked here yet.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        with context.Pool(1) as pool:
+            return pool.apply(_run, (script,))
 
 
 def _run(script: Path) -> tuple[float, str | None]:
