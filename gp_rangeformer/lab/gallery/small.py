@@ -14,6 +14,8 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import matplotlib.pyplot as plt
+
 from gp_rangeformer.lab.gallery.source import PARAMETERS, SourceError, read_source, tags
 
 
@@ -24,12 +26,6 @@ def run_small(script: Path) -> tuple[float, str | None]:
     In a fork of this process where that is safe, so that what it imports is imported once, and no script sees what
     another one set.
     """
-    import gpytorch  # noqa: F401
-    import matplotlib
-
-    import gp_rangeformer  # noqa: F401
-
-    matplotlib.use("Agg")
     context: Any = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
     with warnings.catch_warnings():
         # From Python 3.12 on, of forks where libraries keep idle threads: none has worked here yet.
@@ -39,9 +35,7 @@ def run_small(script: Path) -> tuple[float, str | None]:
 
 
 def _run(script: Path) -> tuple[float, str | None]:
-    import matplotlib
-
-    matplotlib.use("Agg")
+    plt.switch_backend("Agg")
     warnings.filterwarnings("ignore", message=".*non-interactive.*")  # plt.show()
     started, failed, said = time.perf_counter(), None, io.StringIO()
     try:
