@@ -63,6 +63,13 @@ class CrossKernel:
         cross._hold(self.expression, of_points(self.arguments, positions), n, t, self.dtype)
         return cross
 
+    def widened(self) -> CrossKernel:
+        """The same in float64, of these points and parameters, in their graph."""
+        cross = CrossKernel.__new__(CrossKernel)
+        arguments = tuple(argument.double() for argument in self.arguments)
+        cross._hold(self.expression, arguments, self.n, self.t, torch.float64)
+        return cross
+
     @property
     def device(self) -> torch.device:
         return self.arguments[0].device

@@ -46,7 +46,8 @@ _PAIRS = 2
 # n^3 up to which a factorisation answers a model's first prediction: n = 4,000, where it takes half a second (float64),
 # and a preconditioner with neighbours as long.
 _FACTORISED = 4000**3
-_NOTED = 0.01  # deviations of the noise that rounding may move means by, from which on a note says so
+# Deviations of the noise that rounding may move means by, from which on a note says so and K(test, train) is float64.
+ROUNDED = 0.01
 # Of prediction_error: what a draw may be off by in standard deviations, before it is weighed.
 _DRAWS = 5
 
@@ -82,6 +83,7 @@ class FittedModel:
     factor: Float[Tensor, "n n"] | None
     preconditioners: _Preconditioners | None
     state: tuple[Tensor, ...]  # what all this was computed from
+    moved: float  # deviations of the noise that rounding of kernel entries may move means by
     pairs: InversePairs | None = None
     estimator: EstimatedVariances | None = None
     audit: str | None = None
@@ -281,7 +283,9 @@ def _fit(strategy: Any, state: tuple[Tensor, ...]) -> FittedModel | None:
     prepared, reason = _prepared(linear_system, memory_of(system.owners, system.kernel, 0))
     solution = mean_solve(prepared, rhs, wide=True, start=_starts.get(strategy))
     account_solve(call, linear_system, prepared, solution, reason)
-    _note_rounding(call, linear_system, solution.value)
+    moved = _moved_by_rounding(linear_system, solution.value)
+    if moved > ROUNDED:
+        call.note(f"float32 entries of K may move means by {moved:.1g} of the noise's deviation: float64 helps")
     # While K is there: what variances need of solves that were made beside the targets'.
     pairs = None
     if isinstance(prepared, CertifiedPrepared) and len(prepared.solved_probes) >= _PAIRS:
@@ -295,6 +299,7 @@ def _fit(strategy: Any, state: tuple[Tensor, ...]) -> FittedModel | None:
         None if prepared.exact is None else prepared.exact.factor,
         _preconditioners(prepared),
         tuple(tensor.clone() for tensor in state),
+        moved,
         pairs,
     )
 
@@ -308,19 +313,18 @@ def _prepared(system: LinearSystem, memory: Memory) -> tuple[Prepared, Reason | 
     return prepare_solve(system, memory, 1)
 
 
-def _note_rounding(call: Call, system: LinearSystem, solution: Tensor) -> None:
-    """What the certificate of a mean leaves out: that K is what its dtype holds of the kernel.
+def _moved_by_rounding(system: LinearSystem, solution: Tensor) -> float:
+    """What the certificate of a mean leaves out, in deviations of the noise: that K is what its dtype holds of the
+    kernel.
 
     Entries off by E, with signs of their own, move k*' A^-1 (y - m) by w'E x with w = A^-1 k*, whose length is about 1
     at most: about the rounding of an entry times |x|.
     """
     facts = system.diagonal_facts
     if system.dtype == torch.float64 or not facts.smallest_noise > 0:
-        return
+        return 0.0
     entries = torch.finfo(system.dtype).eps * (facts.largest_total - facts.smallest_noise)
-    moved = entries * float(torch.linalg.vector_norm(solution)) / facts.smallest_noise**0.5
-    if moved > _NOTED:
-        call.note(f"float32 entries of K may move means by {moved:.1g} of the noise's deviation: float64 helps")
+    return entries * float(torch.linalg.vector_norm(solution)) / facts.smallest_noise**0.5
 
 
 def _preconditioners(prepared: Prepared) -> _Preconditioners | None:

@@ -29,7 +29,7 @@ from gp_rangeformer import settings
 from gp_rangeformer.kernels.cross import CrossKernel
 from gp_rangeformer.kernels.fused import FusedKernel
 from gp_rangeformer.plugin.crossover import host_predicts_as_fast
-from gp_rangeformer.plugin.fitted import FittedModel, fitted_model, start_from
+from gp_rangeformer.plugin.fitted import ROUNDED, FittedModel, fitted_model, start_from
 from gp_rangeformer.plugin.posterior import Posterior
 from gp_rangeformer.plugin.predictive_covariance import PredictiveCovariance, PredictiveCovarianceOperator
 from gp_rangeformer.plugin.recognition import recognise_selected
@@ -97,7 +97,9 @@ def exact_prediction(
         evaluated = test_test_covar.evaluate_kernel(), test_train_covar.evaluate_kernel()
         return original_exact_prediction(self, test_mean, *evaluated)
     with no_autocast():
-        mean = cross.product(fitted.solution).squeeze(-1).to(test_mean.dtype) + test_mean
+        # Rounding of K(test, train) would make a mean jump from point to point, beside what rounding of K moves it by.
+        exact = cross.widened() if fitted.moved > ROUNDED else cross
+        mean = exact.product(fitted.solution).squeeze(-1).to(test_mean.dtype) + test_mean
         mean = torch.where(cross.known, mean, math.nan)
     if gpytorch_settings.skip_posterior_variances.on() or _in_a_graph(cross):
         evaluated = test_test_covar.evaluate_kernel(), test_train_covar.evaluate_kernel()

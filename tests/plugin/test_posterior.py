@@ -273,6 +273,30 @@ def test_little_noise_in_float32_is_noted() -> None:
     assert "float64 helps" not in reports[0].summary()
 
 
+def test_next_to_little_noise_float32_means_do_not_jump_from_point_to_point() -> None:
+    """Entries of K that are rounded move a mean as a whole; those of K(test, train) would move each point alone."""
+    problem = build("matern32", n=300, dtype=torch.float32)
+    problem.likelihood.noise = 1.1e-4
+    problem.model.covar_module.base_kernel.lengthscale = 1.0
+    x = 0.3 + torch.linspace(0, 1e-3, T)[:, None].expand(T, DIM)
+    wide = x.double().requires_grad_()
+    host = copy.deepcopy(problem)
+    host.model.double()
+    expected = host.predict(wide).mean
+    (slope,) = torch.autograd.grad(expected.sum(), wide)
+    narrow = x.clone().requires_grad_()
+    with settings.rangeformer(), collect_reports() as reports:
+        mean = problem.predict(narrow).mean
+    (found,) = torch.autograd.grad(mean.sum(), narrow)
+    note = re.search(r"move means by ([\d.e+-]+) of the noise", reports[0].summary())
+    assert note is not None
+    off = (mean.double() - expected).detach()
+    # The spread of what rounding adds to T means is about six of its deviations where each has its own.
+    assert float(off.max() - off.min()) < 0.2 * float(note[1]) * 1.1e-4**0.5
+    assert found.dtype == torch.float32
+    assert torch.allclose(found.double(), slope, rtol=0.1, atol=0.1 * float(slope.abs().max()))
+
+
 @pytest.mark.parametrize("changed", ["kernel", "noise", "targets", "solver"])
 def test_changes_in_eval_mode_are_noticed(changed: str) -> None:
     """GPyTorch keeps the mean's solution of the former model."""
