@@ -329,6 +329,22 @@ def test_a_fit_that_fails_leaves_no_earlier_one_behind() -> None:
         estimator.log_marginal_likelihood()
 
 
+def test_equal_targets_are_normalised_to_zeros() -> None:
+    estimator = RangeFormerRegressor(KERNEL, optimizer=None, normalize_y=True).fit(X, np.full(N, 0.1))
+    # Their deviation is rounding, which is not scaled up.
+    assert np.abs(estimator.y_train_).max() < 1e-15
+    np.testing.assert_allclose(estimator.predict(NEW), 0.1, rtol=1e-14)
+
+
+def test_negative_variances_beyond_rounding_are_said() -> None:
+    posterior = RangeFormerRegressor(RBF(0.5), alpha=0.1, optimizer=None).fit(X, Y[:, 0])._posterior
+    points = torch.tensor(NEW[:2])
+    rounded = torch.tensor([-1e-12, 0.5], dtype=torch.float64)
+    assert posterior._not_negative(rounded, points).tolist() == [0.0, 0.5]
+    with pytest.warns(UserWarning, match="nearly singular"):
+        assert posterior._not_negative(rounded * 1e9, points)[0] == 0
+
+
 def test_where_float64_ends_a_warning_says_so() -> None:
     # Without noise but alpha, and targets whose variance asks for a scale that float64 has no digits for.
     y = 1e5 * (X @ [1.0, 2.0])
