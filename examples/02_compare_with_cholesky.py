@@ -136,7 +136,8 @@ plt.show()
 # %% [markdown]
 # ### How far off, and how far off it says
 #
-# The first two panels are errors, which nobody knows in practice; the others are what the report states.
+# The first two panels are errors, which nobody knows in practice; the others are what the report states. (Places
+# share their probes, and with them their luck: the share inside the statistical interval is not one of many draws.)
 
 # %%
 fig, panels = plt.subplots(1, 4, figsize=(11, 3.1), sharey=True)
