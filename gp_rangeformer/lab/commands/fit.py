@@ -114,9 +114,12 @@ def fit(
         from gp_rangeformer.lab.compare.fit import fit_by_adam
         from gp_rangeformer.lab.model_report import REPORT
         from gp_rangeformer.regression import KernelError, TableError
+        from gp_rangeformer.regression.choice import kernel_names
         from gp_rangeformer.regression.kernels import default_dtype
 
         options = table_options(sep, drop, encode, missing)
+        if kernel is not None:
+            kernel_names(kernel)
         check_dtype(dtype or "float32")
         check_device(device)
         _check_outputs(out, predictions, json)
