@@ -84,7 +84,7 @@ def test_several_data_sets_are_compared_one_after_another(tmp_path):
 def test_without_a_data_set_it_is_co2_with_its_seasonal_kernel():
     result = invoke("compare", *SMALL, "--solvers", "rangeformer", "--min-size", 100)
     assert result.exit_code == 0, result.output
-    assert "co2, n = 150, d = 1, kernel trend-seasonal, 2 steps" in result.stdout
+    assert "co2, n = 150, d = 1, kernel trend-seasonal, 2 Adam steps" in result.stdout
 
 
 def test_tables_fit_into_files_of_120_columns_and_every_terminal(monkeypatch):
