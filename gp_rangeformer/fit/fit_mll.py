@@ -247,7 +247,8 @@ class _Fit:
         if failures:
             self._notes.append(f"{failures} evaluations failed, too far out or not certified: steps were shortened")
         if model.wall is not None and replace(model, wall=None).newton_decrement() > decrement + self._tolerance:
-            self._notes.append(f"{self._dtype_name} ends here: smaller noise beside this scale needs float64")
+            remedy = "" if self._dtype_name == "float64" else ", which needs float64"
+            self._notes.append(f"{self._dtype_name} ends here: rounding of K hides smaller noise{remedy}")
         return FitResult(
             value=best.value,
             error=best.error,

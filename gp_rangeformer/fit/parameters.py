@@ -15,7 +15,8 @@ from gpytorch.constraints import Interval
 from jaxtyping import Bool, Float64
 from torch import Tensor
 
-# Nearer to a bound than this is on it: a distance, and a share of an interval, which a float32 bound resolves to 1e-7.
+# Nearer to a bound than this is on it: a distance; a share of an interval, whose upper end float32 resolves to 1e-7,
+# as it does its lower end by that share of the bound itself.
 _ON_THE_BOUND, _OF_AN_INTERVAL = 1e-10, 1e-6
 _LARGEST = 1e15  # distance from a bound
 
@@ -39,11 +40,17 @@ class _Entry:
         constraint = self.constraint
         return value if constraint is None or not constraint.enforced else constraint.inverse_transform(value)
 
+    @property
+    def _smallest_share(self) -> float:
+        """Of an interval. Of one over several decades a share that is the same at both ends would cut off most."""
+        distance = max(_ON_THE_BOUND, _OF_AN_INTERVAL * abs(self.lower))
+        return min(_OF_AN_INTERVAL, distance / (self.upper - self.lower))
+
     def free(self, value: Tensor) -> Tensor:
         below, above = math.isfinite(self.lower), math.isfinite(self.upper)
         if below and above:
-            share = ((value - self.lower) / (self.upper - self.lower)).clamp(_OF_AN_INTERVAL, 1 - _OF_AN_INTERVAL)
-            return share.logit()
+            share = (value - self.lower) / (self.upper - self.lower)
+            return share.clamp(self._smallest_share, 1 - _OF_AN_INTERVAL).logit()
         if below:
             return (value - self.lower).clamp_min(_ON_THE_BOUND).log()
         if above:
@@ -53,7 +60,7 @@ class _Entry:
     def bounded(self, free: Tensor) -> Tensor:
         below, above = math.isfinite(self.lower), math.isfinite(self.upper)
         if below and above:
-            share = free.sigmoid().clamp(_OF_AN_INTERVAL, 1 - _OF_AN_INTERVAL)
+            share = free.sigmoid().clamp(self._smallest_share, 1 - _OF_AN_INTERVAL)
             return self.lower + (self.upper - self.lower) * share
         if below:
             return self.lower + free.exp().clamp(_ON_THE_BOUND, _LARGEST)

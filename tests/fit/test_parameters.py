@@ -18,6 +18,7 @@ CONSTRAINTS: dict[str, tuple[Any, float]] = {
     "above": (GreaterThan(1e-4), 0.3),
     "above, without a transform": (GreaterThan(0.025, transform=UNTRANSFORMED, initial_value=0.3), 0.3),
     "between": (Interval(0.1, 2.0), 0.3),
+    "between decades": (Interval(1e-5, 1e5), 1e-4),
     "below": (LessThan(1.0), 0.3),
 }
 
