@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -226,3 +227,17 @@ def test_held_out_texts_that_no_training_row_has_are_left_out_and_counted(tmp_pa
             assert len(split.held_out) == 3
             return
     pytest.fail("no split held the row out: the test is vacuous")
+
+
+def test_without_pandas_only_tables_are_refused(table, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    for arguments in (
+        ("fit", table, "--target", "y"),
+        ("fit", "--dataset", "co2"),
+        ("compare", table, "--target", "y"),
+    ):
+        result = invoke(*arguments)
+        assert result.exit_code == 2, result.output
+        assert "tables need pandas, which is not installed: pip install 'gp-rangeformer[tables]'" in said(result)
+    named = invoke("compare", "--dataset", "co2", "--n", 30, "--steps", 1, "--solvers", "exact")
+    assert named.exit_code == 0, named.output

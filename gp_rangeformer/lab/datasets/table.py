@@ -109,8 +109,13 @@ def dataset_of(split: Split, missing: Missing = "drop") -> Dataset:
 
 
 def split_of(data: Dataset) -> Split:
-    """The rows of a data set in their own units, to rounding; without its constant columns."""
-    pd = import_pandas()
+    """The rows of a data set in their own units, to rounding; without its constant columns.
+
+    Raises:
+        DatasetError: pandas is not installed.
+    """
+    with _refusing():
+        pd = import_pandas()
     varying = [at for at, scale in enumerate(data.inputs.scale.tolist()) if scale > 0]
 
     def frame(x: torch.Tensor, y: torch.Tensor, rows: torch.Tensor) -> pd.DataFrame:
