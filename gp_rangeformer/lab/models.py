@@ -5,6 +5,8 @@ They are ordinary GPyTorch models; nothing in them knows about this plug-in.
 
 from __future__ import annotations
 
+from typing import Any
+
 import gpytorch
 import torch
 
@@ -84,5 +86,5 @@ def build_model(dataset: Dataset, kernel: str) -> tuple[Regression, gpytorch.lik
 
     :raises KernelError: as :func:`check_kernel`.
     """
-    model = kernels.build(dataset.train_x, dataset.train_y, covariance(dataset, kernel))
+    model: Any = kernels.build(dataset.train_x, dataset.train_y, covariance(dataset, kernel))
     return model, model.likelihood

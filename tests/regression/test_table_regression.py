@@ -285,8 +285,7 @@ def test_a_model_that_is_read_is_the_one_that_was_saved(model, folder):
 def test_a_model_that_was_read_can_be_saved_again(folder, tmp_path):
     TableRegression.load(folder).save(tmp_path / "again")
     first, second = (json.loads((path / "model.json").read_text()) for path in (folder, tmp_path / "again"))
-    first["fit"].pop("report"), second["fit"].pop("report")
-    assert first == second
+    assert {**first, "fit": {**first["fit"], "report": None}} == second
 
 
 def test_the_description_can_be_read_by_people(model, folder):
