@@ -242,7 +242,7 @@ for token in remaining:
     left.plot(seen, token, color=style.SKY, lw=0.6)
 left.plot(seen, remaining.mean(0), color=style.BLUE, lw=2, label="A less the range: falls")
 left.plot(seen, difference.mean(0), color=style.VERMILION, lw=2, label="A less P: rises")
-left.axhline(truth, color="black", ls="--", lw=1, label="z, which they lead to")
+left.axhline(truth, color="black", ls="--", lw=1, label="z: the mean of the rising one over all k")
 left.set(xlabel="k / n", ylabel="log variance, nats", xlim=(0, 1))
 left.legend()
 image = right.imshow(evidence.tokens, aspect="auto", cmap="cividis")

@@ -1,8 +1,8 @@
 # %% [markdown]
 # # Many points
 #
-# 10,000 points are fitted to convergence, with a certificate, within two minutes on two cores; memory is one kernel
-# matrix, or next to none of it.
+# 10,000 points are fitted until hardly a thousandth of a nat per point is left to gain, with a certificate, within two
+# minutes on two cores; memory is one kernel matrix, or next to none of it.
 #
 # GPyTorch's Cholesky takes longer for a few steps of a training alone ([measurements](guide/measurements.md)). 36,000
 # points take ten minutes, more than a notebook should: what was stored of that fit stands at the end.
@@ -87,9 +87,10 @@ axes.legend()
 plt.show()
 
 # %% [markdown]
-# ## A fit to convergence
+# ## A fit
 #
-# Subsets first, then all points; every evaluation comes with an interval.
+# Subsets first, then all points; every evaluation comes with an interval. It ends where nothing is left to gain, or
+# where what seems left is no more than the probes explain.
 
 # %%
 model, likelihood = models.build_model(data, "matern32")
@@ -131,7 +132,7 @@ right.barh(ordered, [relevance[name] for name in ordered], color=style.BLUE)
 right.set(xlabel="relevance: 1 / length-scale")
 right.grid(visible=False, axis="y")
 plt.show()
-assert result.converged
+assert result.decrement < 1e-3
 assert "theta1" in ordered[:2]
 
 # %% [markdown]
