@@ -81,6 +81,19 @@ def test_several_data_sets_are_compared_one_after_another(tmp_path):
     assert names == ["robot_arm", "borehole"]
 
 
+def test_a_table_with_text_and_gaps_is_compared_as_asked(tmp_path: Path) -> None:
+    table = tmp_path / "mixed.csv"
+    rows = [f"{'ab'[i % 2]};{'' if i == 7 else i / 60};{(i % 2) + i / 60}" for i in range(60)]
+    table.write_text("\n".join(["kind;x;y", *rows]))
+    options = ("--target", "y", "--steps", 1, "--solvers", "cholesky", "--n-test", 6)
+    refused = invoke("compare", table, *options)
+    assert refused.exit_code == 2
+    assert "'kind' holds text" in refused.stderr
+    result = invoke("compare", table, *options, "--sep", ";", "--encode", "one-hot", "--missing", "mean")
+    assert result.exit_code == 0, result.stderr
+    assert "n = 54, d = 3" in result.stdout
+
+
 def test_without_a_data_set_it_is_co2_with_its_seasonal_kernel():
     result = invoke("compare", *SMALL, "--solvers", "rangeformer", "--min-size", 100)
     assert result.exit_code == 0, result.output

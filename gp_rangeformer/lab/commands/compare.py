@@ -20,17 +20,22 @@ from gp_rangeformer.lab.commands.options import (
     Data,
     DataDir,
     Device,
+    Drop,
+    Encode,
     KernelName,
     MinSize,
+    Missing,
     N,
     NTest,
     Rate,
     Seed,
+    Sep,
     Steps,
     Target,
     check_device,
     check_dtype,
     load,
+    table_options,
 )
 from gp_rangeformer.lab.outputs import Outputs
 
@@ -48,6 +53,10 @@ def compare(
     n: N = None,
     n_test: NTest = 1000,
     kernel: KernelName = None,
+    sep: Sep = None,
+    drop: Drop = "",
+    encode: Encode = "refuse",
+    missing: Missing = "drop",
     steps: Steps = 30,
     lr: Rate = 0.1,
     solvers: Annotated[
@@ -92,17 +101,18 @@ def compare(
         check_dtype(dtype or "float32")
         check_device(device)
         parse_solvers(solvers, dtype or "float32", timing_only, min_size)
-        loaded = load(data, target, dataset, n, n_test, seed, data_dir)
+        options = table_options(sep, drop, encode, missing)
+        loaded = load(data, target, dataset, n, n_test, seed, data_dir, options)
         for each in loaded:
             check_kernel(kernel, each)
-    options = Options(kernel, steps, lr, audit, timing_steps, device, seed, reference_check)
+    plan = Options(kernel, steps, lr, audit, timing_steps, device, seed, reference_check)
     outputs = Outputs()
     record = Record(command_line(context), context.params, device, json, outputs.write_json)
     console = open_console()
     for each in loaded:
         specs = parse_solvers(solvers, dtype or default_dtype(each, kernel), timing_only, min_size)
         with show_progress() as show:
-            comparison = compare_solvers(each, specs, options, observer=show, save=record.save)
+            comparison = compare_solvers(each, specs, plan, observer=show, save=record.save)
         for grid in tables(comparison):
             console.print(grid)
         if plots is not None:

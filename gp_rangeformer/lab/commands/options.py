@@ -57,6 +57,7 @@ def load(
     n_test: int,
     seed: int,
     data_dir: Path | None,
+    options: TableOptions | None = None,
 ) -> list[Dataset]:
     """The data sets of one command."""
     from gp_rangeformer.lab import datasets
@@ -69,7 +70,7 @@ def load(
         refuse(f"{data} needs --target COLUMN, the column to predict")
     with saying_warnings():
         if data is not None and target is not None:
-            return [datasets.load_csv(data, target, n=n, n_test=n_test, seed=seed)]
+            return [datasets.load_csv(data, target, n=n, n_test=n_test, seed=seed, options=options)]
         wanted = [name.strip() for name in (names or "co2").split(",") if name.strip()]
         return [datasets.load(name, n=n, n_test=n_test, seed=seed, data_dir=data_dir) for name in wanted]
 
