@@ -13,7 +13,7 @@ from gp_rangeformer.lab.gallery.thumbnail import WIDTH, thumbnail_of
 
 _TOP = """# Gallery
 
-Notebooks to read, and to run: `pip install -c constraints.txt ".[examples,botorch]"` brings what they need.
+Notebooks to read, and to run: `pip install -c constraints.txt ".[examples,botorch,tables]"` brings what they need.
 
 | | |
 | --- | --- |
