@@ -35,6 +35,10 @@ _PATIENCE = 50
 # Cholesky factor, which costs a tenth of an eigendecomposition; that can drop directions.
 _INDEPENDENT = 1e-2
 _POWER_STEPS = 4
+# Of a K that is positive semi-definite by what it is: how far below its end the spectrum may seem to reach. Directions
+# from columns that are nearly dependent are rounded by eps over what is left of them, some per cent in float32; that
+# costs iterations, and no certificate rests on it. Of any other K what is seen there is the only evidence.
+_ROUNDED_DIRECTIONS = 2.0
 
 
 @dataclass(frozen=True)
@@ -80,6 +84,8 @@ def block_cg(
     best, since_best = float("inf"), 0
     least = preconditioner.least_ritz_value(system)
     largest_inverse = 1 / least if least > 0 else math.inf
+    if system.trusted:
+        largest_inverse = max(largest_inverse, _ROUNDED_DIRECTIONS)
     iterations = 0
     while True:
         # R = S Phi: norms from the Gram matrix of S, energies from Phi alone.

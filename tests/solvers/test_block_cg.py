@@ -56,6 +56,22 @@ def test_shared_directions_save_iterations(hard) -> None:
     assert run(hard, rhs).iterations < 0.7 * alone
 
 
+@pytest.mark.parametrize(("rank", "rest"), [(8, 1e-2), (16, 1e-4), (24, 1e-4)])
+@pytest.mark.parametrize("seed", range(3))
+def test_rounding_of_nearly_dependent_columns_is_not_taken_for_a_negative_direction(rank, rest, seed) -> None:
+    """33 columns in two dimensions, but for a small rest: what is left of the others is rounded by eps over it."""
+    linear_system = system(kernel_matrix(0.3 * points(N, 2, seed), "rbf", 0.7), 0.05, torch.float32)
+    rhs = (targets(N, 2, seed) @ targets(2, 33, seed) + rest * targets(N, 33, seed + 1)).float()
+    assert linear_system.trusted
+    result = run(linear_system, rhs, rank=rank, tolerance=1e-4)
+    assert result.reason is Reason.CONVERGED
+    residual = rhs.double() - linear_system.to_dense(torch.float64) @ result.value.double()
+    # The recurrence's own residual drifts from this one by the rounding of its products.
+    drift = linear_system.rounding_scale * torch.linalg.vector_norm(result.value.double(), dim=0)
+    reached = 1e-4 * torch.linalg.vector_norm(rhs.double(), dim=0)
+    assert bool((torch.linalg.vector_norm(residual, dim=0) <= reached + (1 + result.iterations) * drift).all())
+
+
 def test_dependent_zero_and_solved_columns_do_no_harm(hard) -> None:
     columns = targets(N, 3)
     rhs = torch.cat(
