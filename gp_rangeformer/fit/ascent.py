@@ -37,7 +37,7 @@ _CERTAIN = 0.25
 _FLATTER, _DISAPPOINTING = 0.8, 0.3
 _LEAST, _MOST = 0.1, 4.0  # of the curvature that average information has
 
-USED_UP, TIMEOUT = "evaluations used up", "out of time"
+USED_UP, TIMEOUT, NO_FURTHER_GAIN = "evaluations used up", "out of time", "no further gain"
 Watch = Callable[[Evaluated, bool], None]
 
 
@@ -88,12 +88,12 @@ def ascend(
         elif expired():
             reason = TIMEOUT
         elif radius < _SMALLEST_RADIUS or _stalls(gains, enough):
-            reason = "no further gain"
+            reason = NO_FURTHER_GAIN
         if reason is not None:
             return Ascent(best, model, reason, secants, noise)
         step = model.step(radius)
         if not step.promised > 0:  # at a wall
-            return Ascent(best, model, "no further gain", secants, noise)
+            return Ascent(best, model, NO_FURTHER_GAIN, secants, noise)
         used += 1
         try:
             new = objective(best.phi + step.value)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from gp_rangeformer.fit import FitResult
+from gp_rangeformer.fit.ascent import NO_FURTHER_GAIN
 
 
 def in_words(result: FitResult, level: float | None) -> str:
@@ -10,9 +11,11 @@ def in_words(result: FitResult, level: float | None) -> str:
 
     :param level: the probability of ``result.error``; None where the likelihood is exact.
     """
+    left = f"about {max(result.decrement, 0.0):.1e} nats per point were left to gain, by its own estimate"
     if result.converged:
-        gain = max(result.decrement, 0.0)
-        ended = f"The fit converged: about {gain:.1e} nats per point were left to gain, by its own estimate."
+        ended = f"The fit converged: {left}."
+    elif result.reason == NO_FURTHER_GAIN:
+        ended = f"The fit ended where steps gained nothing more: {left}."
     else:
         ended = f"The fit has not converged ({result.reason}): the parameters are the best of those tried."
     certain = "" if result.certain is None else f"[{result.certain.lower:.4f}, {result.certain.upper:.4f}]"
