@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from gp_rangeformer.atomic import write_bytes
-from gp_rangeformer.lab.guide import fits, measured, optimum, peers, predictions, reference
+from gp_rangeformer.lab.guide import estimators, fits, measured, optimum, peers, predictions, reference
 from gp_rangeformer.lab.guide.figures import stale_figures, write_figures
 from gp_rangeformer.lab.guide.pages import GuideError, fill, pages
 from gp_rangeformer.lab.guide.results import Results
@@ -25,6 +25,7 @@ BLOCKS: dict[str, Callable[[Results], str]] = {
     "optimum-sentence": optimum.optimum_sentence,
     "fits": fits.fits_tables,
     "fits-sentence": fits.fits_sentence,
+    "line-searches": fits.line_searches_table,
     "large-fits": fits.large_fits_table,
     "predictions": predictions.predictions_table,
     "predictions-sentence": predictions.predictions_sentence,
@@ -32,6 +33,8 @@ BLOCKS: dict[str, Callable[[Results], str]] = {
     "predictions-paths": predictions.paths_table,
     "predictions-paths-sentence": predictions.paths_sentence,
     "predictions-left-out": predictions.left_out_table,
+    "estimators": estimators.estimators_table,
+    "estimators-sentence": estimators.estimators_sentence,
     "stages": measured.stages_table,
     "stages-sentence": measured.stages_sentence,
     "products": measured.products_tables,

@@ -40,6 +40,11 @@ def _table(run: FitRuns, machine: str) -> str:
     return grid(run.cells, note).to_markdown().partition("\n\n")[2]
 
 
+def line_searches_table(results: Results) -> str:
+    """L-BFGS by what answers it, beside the fit."""
+    return _table(results.line_searches, results.machine("fits-lbfgs-2000"))
+
+
 def large_fits_table(results: Results) -> str:
     """Whole data sets, trained to convergence, and what is predicted then."""
     rows, machines = [], []

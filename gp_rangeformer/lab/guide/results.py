@@ -65,6 +65,11 @@ class Contention:
     seconds: dict[tuple[str, str], tuple[float, int]]
 
 
+def _fit_runs(content: Any) -> FitRuns:
+    plan, cells = content["plan"], [FitCell.from_json(cell) for cell in content["cells"]]
+    return FitRuns(plan["dtype"], plan["seed"], plan["patience"], cells)
+
+
 @dataclass(frozen=True)
 class Results:
     """Everything in the repository at ``root``, each file read when it is first asked for.
@@ -97,12 +102,12 @@ class Results:
     @cached_property
     def fits(self) -> dict[str, FitRuns]:
         """Whole fits, by file: one for each size."""
+        return {name: self._read(name, _fit_runs) for name in ("fits-2000", "fits-4000")}
 
-        def made(content: Any) -> FitRuns:
-            plan, cells = content["plan"], [FitCell.from_json(cell) for cell in content["cells"]]
-            return FitRuns(plan["dtype"], plan["seed"], plan["patience"], cells)
-
-        return {name: self._read(name, made) for name in ("fits-2000", "fits-4000")}
+    @cached_property
+    def line_searches(self) -> FitRuns:
+        """L-BFGS by what answers it."""
+        return self._read("fits-lbfgs-2000", _fit_runs)
 
     @cached_property
     def large_fits(self) -> dict[str, dict[str, Any]]:
