@@ -1,4 +1,5 @@
-"""Which kernel: several are fitted to the same rows, and the one of the highest certified likelihood is taken."""
+"""Which kernel: several are fitted to the same rows, and the one of the highest certified likelihood is taken, less one
+nat for every parameter (Akaike 1974): a kernel that contains another one must earn what it has more."""
 
 from __future__ import annotations
 
@@ -68,26 +69,27 @@ def choose(x: Tensor, y: Tensor, starts: Sequence[Covariance], seed: int, watch:
     """
     n = len(y)
     rows = torch.randperm(n, generator=torch.Generator().manual_seed(seed))[:MOST_ROWS].sort().values.to(x.device)
-    found: list[Candidate] = []
+    found: list[tuple[float, Candidate]] = []
     best: tuple[float, str, tuple[Regression, FitResult]] | None = None
     for start in starts:
         name = start.title
         try:
             gp, result = fitted(x[rows], y[rows], start, seed, lambda record, name=name: watch(name, record))
         except FitError as error:
-            found.append(Candidate(name, len(rows), failure=str(error)))
+            found.append((-float("inf"), Candidate(name, len(rows), failure=str(error))))
             continue
+        parameters = sum(parameter.numel() for parameter in gp.parameters() if parameter.requires_grad)
+        merit = result.value - parameters / len(rows)
         score, score_error = _left_out(gp)
-        found.append(
-            Candidate(name, len(rows), result.value, result.error, score, score_error, result.converged, result.seconds)
-        )
-        if best is None or result.value > best[0]:
-            best = result.value, name, (gp, result)
+        values = result.value, result.error, score, score_error, result.converged, result.seconds
+        found.append((merit, Candidate(name, len(rows), *values)))
+        if best is None or merit > best[0]:
+            best = merit, name, (gp, result)
     if best is None:
-        failures = "; ".join(f"{one.kernel}: {one.failure}" for one in found)
+        failures = "; ".join(f"{one.kernel}: {one.failure}" for _, one in found)
         raise FitError(f"no kernel could be fitted: {failures}")
-    order = sorted(found, key=lambda one: one.value if one.value is not None else -float("inf"), reverse=True)
-    return Choice(best[1], tuple(order), best[2] if len(rows) == n else None)
+    order = sorted(found, key=lambda ranked: ranked[0], reverse=True)
+    return Choice(best[1], tuple(one for _, one in order), best[2] if len(rows) == n else None)
 
 
 def _left_out(gp: Regression) -> tuple[float | None, float | None]:

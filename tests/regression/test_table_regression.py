@@ -179,6 +179,16 @@ def test_kernels_are_compared_on_the_same_rows_and_the_likeliest_is_taken():
     assert alone.fit_result.value == found.fit_result.value
 
 
+def test_a_kernel_that_contains_another_must_earn_its_parameter():
+    """On smooth data rq ends where it is an rbf, as likely as that to rounding."""
+    frame = pd.DataFrame({"a": np.linspace(0, 6, N)})
+    frame["y"] = np.sin(frame["a"]) + 0.1 * np.random.default_rng(0).normal(size=N)
+    found = fit(frame, target="y", kernel="rq,rbf", dtype="float64")
+    value = {one.kernel: one.value for one in found.candidates}
+    assert value["rq"] < value["rbf"] + 1 / N
+    assert found.kernel == "rbf"
+
+
 def test_the_best_of_a_subset_is_fitted_to_all_rows(monkeypatch):
     monkeypatch.setattr(choosing, "MOST_ROWS", 30)
     points: list[int] = []
