@@ -14,6 +14,7 @@ from torch import Tensor
 from gp_rangeformer.allocation.free_memory import InsufficientMemoryError
 from gp_rangeformer.fit.gradient_noise import explained_by_noise
 from gp_rangeformer.fit.objective import Evaluated, Objective
+from gp_rangeformer.fit.result import AS_NEAR_AS_PROBES_ALLOW, NO_FURTHER_GAIN, TIMEOUT, USED_UP
 from gp_rangeformer.fit.secant import Secant
 from gp_rangeformer.fit.trust_region import QuadraticModel, Step
 
@@ -37,7 +38,6 @@ _CERTAIN = 0.25
 _FLATTER, _DISAPPOINTING = 0.8, 0.3
 _LEAST, _MOST = 0.1, 4.0  # of the curvature that average information has
 
-USED_UP, TIMEOUT, NO_FURTHER_GAIN = "evaluations used up", "out of time", "no further gain"
 Watch = Callable[[Evaluated, bool], None]
 
 
@@ -82,7 +82,7 @@ def ascend(
         if (decrement := model.newton_decrement()) < enough:
             reason = "converged"
         elif decrement < noise:
-            reason = "as near as the probes allow"
+            reason = AS_NEAR_AS_PROBES_ALLOW
         elif used >= max_evaluations:
             reason = USED_UP
         elif expired():

@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Any
 from gpytorch.mlls import ExactMarginalLogLikelihood, MarginalLogLikelihood
 
 from gp_rangeformer import settings
-from gp_rangeformer.fit.ascent import TIMEOUT, USED_UP
 from gp_rangeformer.fit.fit_mll import MAX_EVALUATIONS, TOLERANCE, fit_mll
-from gp_rangeformer.fit.result import Record
+from gp_rangeformer.fit.result import TIMEOUT, USED_UP, Record
 
 if TYPE_CHECKING:
     from botorch.optim.core import OptimizationResult

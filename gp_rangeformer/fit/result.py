@@ -7,6 +7,11 @@ from dataclasses import dataclass
 from gp_rangeformer.report import SolveReport
 from gp_rangeformer.system.answers import Interval
 
+USED_UP, TIMEOUT, NO_FURTHER_GAIN = "evaluations used up", "out of time", "no further gain"
+AS_NEAR_AS_PROBES_ALLOW = "as near as the probes allow"
+_ENDED = (NO_FURTHER_GAIN, AS_NEAR_AS_PROBES_ALLOW)
+_HARDLY_ANYTHING = 0.01  # nats per point
+
 
 @dataclass(frozen=True)
 class Record:
@@ -44,6 +49,12 @@ class FitResult:
     history: tuple[Record, ...]
     report: SolveReport | None
     notes: tuple[str, ...] = ()
+
+    @property
+    def settled(self) -> bool:
+        """Whether the end is near a maximum by its own estimate: ``converged``, or steps gained nothing more and hardly
+        anything is left."""
+        return self.converged or (self.reason in _ENDED and self.decrement < _HARDLY_ANYTHING)
 
     def summary(self) -> str:
         """One line."""

@@ -42,6 +42,11 @@ class FusedKernel:
     def __init__(self, expression: Expression, x: Float[Tensor, "n d"], parameters: tuple[Tensor, ...]) -> None:
         self._hold(expression, embed(expression, x, parameters), len(x), x.dtype, ALONE, parameters)
 
+    @property
+    def positive(self) -> bool:
+        """Whether its matrix is positive semi-definite by what it is: no scale and no constant is negative."""
+        return not any(bool((parameter < 0).any()) for parameter in self.parameters)
+
     @classmethod
     def of_arguments(
         cls,

@@ -125,7 +125,7 @@ class FittedModel:
         storage = choose_storage(self.n, self.fused.dtype, self.noise.device)
         kernel = self.fused.evaluate() if storage.dense else hold(self.fused, storage)[1]
         system = LinearSystem(kernel, self.noise)
-        system.points = self.fused
+        system.points, system.trusted = self.fused, self.fused.positive
         return system
 
     def factorised(self, system: LinearSystem) -> Float[Tensor, "n n"]:

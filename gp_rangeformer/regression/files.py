@@ -46,7 +46,9 @@ def write_model(folder: Path, tensors: Mapping[str, Tensor], description: Mappin
     :raises WriteError: as :func:`prepared_folder`; the disk is full.
     """
     prepared_folder(folder)
-    weights = safetensors.torch.save({key: value.detach().cpu().contiguous() for key, value in tensors.items()})
+    # Copies: modules share tensors (active_dims, tied parameters), which a file of tensors cannot.
+    apart = {key: value.detach().cpu().clone().contiguous() for key, value in tensors.items()}
+    weights = safetensors.torch.save(apart)
     versions = {"gp-rangeformer": own_version(), "torch": torch.__version__, "gpytorch": gpytorch.__version__}
     digest = hashlib.sha256(weights).hexdigest()
     content = {"format": FORMAT, "versions": versions, **description, "sha256": digest}

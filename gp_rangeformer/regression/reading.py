@@ -156,7 +156,9 @@ def _read_binary(path: Path) -> pd.DataFrame:
     excel = path.suffix.lower() in _EXCEL
     try:
         if not excel:
-            frame = pd.read_parquet(path).reset_index(drop=True)
+            frame = pd.read_parquet(path)
+            # An index that has a name is a column like the others.
+            frame = frame.reset_index(drop=all(name is None for name in frame.index.names))
             frame.index = pd.RangeIndex(1, len(frame) + 1, name="row")
             return frame
         # Without its own header pandas renames duplicates.

@@ -7,9 +7,11 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+import torch
 from gpytorch.kernels import Kernel
 from torch import Tensor
 
+from gp_rangeformer import settings
 from gp_rangeformer.fit import FitResult, Record
 from gp_rangeformer.regression.choice import Candidate
 from gp_rangeformer.regression.columns import Columns
@@ -19,6 +21,7 @@ from gp_rangeformer.regression.scaling import Scaling
 from gp_rangeformer.system.answers import Interval
 
 _PARAMETERS = "parameters/"
+_SHOWN = 5  # training rows, at most, whose kernel matrix tells one kernel from another
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,7 +50,15 @@ def tensors_of(state: State) -> dict[str, Tensor]:
         for part in ("mean", "scale")
     }
     parameters = {_PARAMETERS + name: value for name, value in gp.state_dict().items()}
-    return {**parameters, **scalings, "train_x": gp.train_inputs[0], "train_y": gp.train_targets}
+    data = {"train_x": gp.train_inputs[0], "train_y": gp.train_targets}
+    return {**parameters, **scalings, **data, "kernel_values": _kernel_values(gp)}
+
+
+@torch.no_grad()
+def _kernel_values(gp: Any) -> Tensor:
+    """K of the first training rows: what a kernel's printed form leaves out (nu, powers) shows in it."""
+    with settings.rangeformer(False):
+        return gp.covar_module(gp.train_inputs[0][:_SHOWN]).to_dense()
 
 
 def description_of(state: State) -> dict[str, Any]:
@@ -92,6 +103,9 @@ def restored(tensors: Mapping[str, Tensor], content: Mapping[str, Any], kernel: 
         gp.load_state_dict(
             {name.removeprefix(_PARAMETERS): value for name, value in tensors.items() if name.startswith(_PARAMETERS)}
         )
+        known, found = tensors["kernel_values"].to(device), _kernel_values(gp)
+        if not torch.allclose(found, known, rtol=1e-4, atol=1e-4 * float(known.abs().amax())):
+            raise SavedModelError("the kernel is not the one that was fitted: its values are others (nu? a power?)")
         return State(
             content["target"],
             columns,

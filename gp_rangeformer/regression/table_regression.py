@@ -33,6 +33,7 @@ from gp_rangeformer.regression.words import in_words
 if TYPE_CHECKING:
     import pandas as pd
 
+_OF_A_MODEL = ("held_out.csv", "fit.json", "report.html")  # beside one that another model replaces
 _ROWS_AT_ONCE = 4096  # of predictions: a bound of memory, and the steps of a progress display
 Dtype = Literal["float32", "float64"]
 
@@ -227,12 +228,15 @@ class TableRegression:
         ``row`` of the file, with the target, ``mean``, ``sd``, ``lower95``, ``upper95`` and the raw inputs; and
         ``fit.json``, the numbers of its ``--json``.
 
+        Those of a model that was there before are removed.
+
         :raises WriteError: the folder cannot be written.
         """
         folder = Path(folder)
         write_model(folder, tensors_of(self._state), description_of(self._state))
-        with contextlib.suppress(OSError):
-            (folder / UNFINISHED).unlink()
+        for former in (UNFINISHED, *_OF_A_MODEL):
+            with contextlib.suppress(OSError):
+                (folder / former).unlink()
 
     @classmethod
     def load(cls, folder: str | Path, *, kernel: Kernel | None = None, device: str = "cpu") -> TableRegression:

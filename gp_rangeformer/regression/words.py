@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from gp_rangeformer.fit import FitResult
-from gp_rangeformer.fit.ascent import NO_FURTHER_GAIN
 
 
 def in_words(result: FitResult, level: float | None) -> str:
@@ -14,7 +13,7 @@ def in_words(result: FitResult, level: float | None) -> str:
     left = f"about {max(result.decrement, 0.0):.1e} nats per point were left to gain, by its own estimate"
     if result.converged:
         ended = f"The fit converged: {left}."
-    elif result.reason == NO_FURTHER_GAIN:
+    elif result.settled:
         ended = f"The fit ended where steps gained nothing more: {left}."
     else:
         ended = f"The fit has not converged ({result.reason}): the parameters are the best of those tried."

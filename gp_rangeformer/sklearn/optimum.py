@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from sklearn.exceptions import ConvergenceWarning
 
 from gp_rangeformer.fit import FitError, FitResult, fit_mll
-from gp_rangeformer.fit.ascent import USED_UP
 from gp_rangeformer.sklearn.flag import flag, likelihoods, not_definite
 from gp_rangeformer.sklearn.posterior import Posterior, Training
 from gp_rangeformer.sklearn.translation import Translated, translate
@@ -37,7 +36,7 @@ def maximise(training: Training, kernel: Translated) -> FitResult:
             if isinstance(error.__cause__, NotPSDError | NanError | None):
                 raise not_definite(error) from error
             raise
-    if result.reason == USED_UP or any(_END_OF_DTYPE in note for note in result.notes):
+    if not result.settled or any(_END_OF_DTYPE in note for note in result.notes):
         warnings.warn(f"the fit did not converge: {result.summary()}", ConvergenceWarning, stacklevel=2)
     return result
 

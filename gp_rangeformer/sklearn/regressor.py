@@ -101,11 +101,12 @@ class RangeFormerRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
         """
         check_parameters(self)
         # A fit that fails leaves nothing of an earlier one that could be taken for its own.
-        self.__dict__.pop("_posterior", None)
+        for name in ("_posterior", "_fitted_with", "kernel_"):
+            self.__dict__.pop(name, None)
         rows: Any
         targets: Any
         rows, targets = validate_data(self, X, y, multi_output=True, y_numeric=True, dtype=self.dtype)
-        targets = np.asarray(targets, self.dtype)
+        targets = np.asarray(targets, np.float64)  # also where they are float32 later: they are centred first
         if targets.ndim == 2 and targets.shape[1] == 1:
             targets = targets[:, 0]
         outputs = 1 if targets.ndim == 1 else targets.shape[1]
@@ -114,11 +115,12 @@ class RangeFormerRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
         if self.normalize_y:
             self._y_mean, deviation = targets.mean(0), targets.std(0)
             # Of equal numbers it is rounding.
-            rounding = 10 * np.finfo(targets.dtype).eps * np.abs(self._y_mean)
+            rounding = 10 * np.finfo(np.float64).eps * np.abs(self._y_mean)
             self._y_std = np.where(deviation > rounding, deviation, 1.0)
             targets = (targets - self._y_mean) / self._y_std
         else:
             self._y_mean, self._y_std = np.zeros(targets.shape[1:]), np.ones(targets.shape[1:])
+        targets = targets.astype(self.dtype)
         self.X_train_ = np.array(rows) if self.copy_X_train else rows
         self.y_train_ = np.array(targets) if self.copy_X_train else targets
         kernel, training = self._start(rows.shape[1]), self._training()
@@ -126,7 +128,13 @@ class RangeFormerRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
             self._fit_theta(training, kernel)
         else:
             self._fit_module(training, kernel)
+        # What is set later is for the next fit.
+        self._fitted_with = {name: copy.copy(getattr(self, name)) for name in ("alpha", "dtype", "solver", "device")}
         return self
+
+    def _given(self, name: str) -> Any:
+        """A parameter as it was when the model was fitted, if it is."""
+        return self.__dict__.get("_fitted_with", {}).get(name, getattr(self, name))
 
     def _fit_theta(self, training: Training, kernel: Any) -> None:
         """Of a scikit-learn kernel."""
@@ -170,7 +178,7 @@ class RangeFormerRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
             raise RuntimeError("At most one of return_std or return_cov can be requested.")
         if not self.__sklearn_is_fitted__():
             return self._predict_prior(X, return_std, return_cov)
-        rows: Any = validate_data(self, X, dtype=self.dtype, reset=False)
+        rows: Any = validate_data(self, X, dtype=self._given("dtype"), reset=False)
         mean, second = self._posterior.predict(self._tensor(rows), return_std, return_cov)
         y = mean.cpu().numpy().T * self._y_std + self._y_mean
         if second is None:
@@ -251,12 +259,12 @@ class RangeFormerRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
         return Training(
             self._tensor(self.X_train_),
             self._tensor(self.y_train_.T).contiguous(),
-            self._tensor(variances(self.alpha, len(self.X_train_))),
-            self.solver,
+            self._tensor(variances(self._given("alpha"), len(self.X_train_))),
+            self._given("solver"),
         )
 
     def _tensor(self, values: NDArray[Any]) -> Tensor:
-        return torch.tensor(values, dtype=getattr(torch, self.dtype), device=self.device)
+        return torch.tensor(values, dtype=getattr(torch, self._given("dtype")), device=self._given("device"))
 
     def _made(self, training: Training) -> Posterior:
         """Of what was fitted."""

@@ -336,6 +336,12 @@ def test_an_exact_likelihood_has_no_likely_interval() -> None:
     assert len(titles) == 3
 
 
+@pytest.mark.parametrize(("left", "doubtful"), [(1e-3, False), (2.2, True)])
+def test_steps_that_gain_nothing_more_are_an_end_where_little_is_left(left: float, doubtful: bool) -> None:
+    first, *_ = words.of_fit(a_fit(converged=False, reason="no further gain", decrement=left), 0.95, "float32")
+    assert first.doubtful == doubtful
+
+
 def test_a_fit_that_has_not_converged_says_so() -> None:
     first, *_ = words.of_fit(a_fit(converged=False, reason="evaluations used up"), 0.95, "float32")
     assert first.doubtful

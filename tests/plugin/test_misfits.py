@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +11,9 @@ import pytest
 import torch
 from linear_operator.operators import AddedDiagLinearOperator, DenseLinearOperator, DiagLinearOperator
 
+from gp_rangeformer import settings
+from gp_rangeformer.plugin import likelihood
+from gp_rangeformer.plugin.symmetric import symmetric_system
 from gp_rangeformer.system.reason import Reason
 from tests.plugin.market import added_diagonal, build
 from tests.plugin.test_bad_input import PATHS, kernel_matrix, paths
@@ -124,3 +128,26 @@ def test_mixed_devices_are_an_error_that_says_what_to_move(path: str) -> None:
     operator = AddedDiagLinearOperator(*parts)
     with PATHS[path](), pytest.raises(RuntimeError, match=r"noise on meta.*together"):
         operator.solve(torch.ones(200, 1, dtype=torch.float64))
+
+
+def test_a_recognised_kernel_with_a_negative_scale_is_not_taken_for_positive_semi_definite(monkeypatch) -> None:
+    """Nothing but Ritz values tells what its matrix is."""
+    rough = gpytorch.kernels.ScaleKernel(
+        gpytorch.kernels.MaternKernel(0.5), outputscale_constraint=gpytorch.constraints.Interval(-10, 10)
+    )
+    trusted = []
+
+    def seen(*arguments: Any) -> Any:
+        system = symmetric_system(*arguments)
+        trusted.append(system.trusted)
+        return system
+
+    monkeypatch.setattr(likelihood, "symmetric_system", seen)
+    problem = build("rbf", n=300)
+    problem.model.covar_module = gpytorch.kernels.ScaleKernel(gpytorch.kernels.RBFKernel()).double() + rough.double()
+    for scale in (0.01, -0.01):
+        rough.outputscale = scale
+        with settings.rangeformer(), settings.min_size(100), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that the exact path has answered
+            problem.loss()
+    assert trusted == [True, False]

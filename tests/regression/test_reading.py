@@ -51,6 +51,14 @@ def test_gzip_byte_order_mark_and_quoted_separators(tmp_path):
     assert (list(table.columns), table["b, c"].tolist()) == (["a", "b, c"], ["x, y"])
 
 
+def test_a_named_index_of_parquet_is_a_column(tmp_path):
+    frame = pd.DataFrame({"day": [3, 4], "y": [1.0, 2.0]})
+    frame.set_index("day").to_parquet(tmp_path / "named.parquet")
+    frame[["y"]].to_parquet(tmp_path / "plain.parquet")
+    assert list(read_table(tmp_path / "named.parquet").columns) == ["day", "y"]
+    assert list(read_table(tmp_path / "plain.parquet").columns) == ["y"]
+
+
 def test_parquet_and_excel_hold_the_same_table(tmp_path):
     table = pd.DataFrame({
         "a": [1.5, None, 3.0], "city": ["Oslo", None, "Rome"], "flag": [True, False, True],

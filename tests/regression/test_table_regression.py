@@ -432,3 +432,32 @@ def test_a_full_disk_does_not_end_the_fit(tmp_path, monkeypatch):
     with pytest.warns(TableWarning, match="No space left on device.*the fit goes on"):
         found = fit(table(), **OPTIONS, folder=tmp_path)
     assert found.fit_result.converged
+
+
+def test_a_kernel_that_shares_tensors_with_itself_is_kept(tmp_path):
+    def kernel() -> Any:
+        one = gpytorch.kernels.ScaleKernel(gpytorch.kernels.RBFKernel(active_dims=(0,)))
+        return one * one + one
+
+    frame = table()[["a", "b", "y"]]
+    found = fit(frame, target="y", kernel=kernel(), dtype="float64")
+    found.save(tmp_path / "m")
+    again = TableRegression.load(tmp_path / "m", kernel=kernel())
+    pd.testing.assert_frame_equal(again.predict(frame), found.predict(frame), rtol=1e-9)
+
+
+def test_a_kernel_that_prints_alike_and_is_another_is_refused(tmp_path):
+    def kernel(nu: float) -> Any:
+        return gpytorch.kernels.ScaleKernel(gpytorch.kernels.MaternKernel(nu))
+
+    assert repr(kernel(0.5)) == repr(kernel(2.5))
+    fit(table()[["a", "y"]], target="y", kernel=kernel(0.5)).save(tmp_path / "m")
+    with pytest.raises(SavedModelError, match="its values are others"):
+        TableRegression.load(tmp_path / "m", kernel=kernel(2.5))
+
+
+def test_what_belongs_to_a_former_model_goes_with_it(folder, model):
+    for name in ("held_out.csv", "fit.json", "report.html", "notes.txt"):
+        (folder / name).write_text("of another model")
+    model.save(folder)
+    assert {path.name for path in folder.iterdir()} == {"model.json", "model.safetensors", "notes.txt"}

@@ -329,6 +329,33 @@ def test_a_fit_that_fails_leaves_no_earlier_one_behind() -> None:
         estimator.log_marginal_likelihood()
 
 
+def test_what_is_set_after_a_fit_is_for_the_next_one() -> None:
+    X = np.linspace(0, 6, 40)[:, None]
+    estimator = RangeFormerRegressor(RBF() + WhiteKernel(0.1), alpha=1e-6, optimizer=None).fit(X, np.sin(X[:, 0]))
+    before = estimator.predict(X)
+    estimator.set_params(alpha=np.ones(3), dtype="float32")
+    for found in (estimator, copy.deepcopy(estimator), pickle.loads(pickle.dumps(estimator))):
+        assert np.array_equal(found.predict(X), before)
+
+
+def test_a_copy_of_what_failed_is_not_fitted_either() -> None:
+    X = np.linspace(0, 6, 40)[:, None]
+    estimator = RangeFormerRegressor(RBF() + WhiteKernel(0.1), optimizer=None).fit(X, np.sin(X[:, 0]))
+    with pytest.raises(KernelError):
+        estimator.set_params(kernel="no such kernel").fit(X, X[:, 0])
+    with pytest.raises(NotFittedError):
+        copy.deepcopy(estimator).log_marginal_likelihood()
+
+
+def test_targets_far_from_zero_are_centred_before_they_are_float32() -> None:
+    X = np.linspace(0, 6, 60)[:, None]
+    y = np.sin(X[:, 0]) + 0.1 * np.random.default_rng(0).normal(size=60)
+    options = {"kernel": RBF() + WhiteKernel(0.1), "normalize_y": True, "optimizer": None, "dtype": "float32"}
+    near, far = (RangeFormerRegressor(**options).fit(X, y + offset).predict(X) - offset for offset in (0, 2.0**23))
+    # y + 2^23 is rounded to 2^-29 in float64; in float32 it would be to whole numbers.
+    assert np.abs(far - near).max() < 1e-4
+
+
 def test_equal_targets_are_normalised_to_zeros() -> None:
     estimator = RangeFormerRegressor(KERNEL, optimizer=None, normalize_y=True).fit(X, np.full(N, 0.1))
     # Their deviation is rounding, which is not scaled up.

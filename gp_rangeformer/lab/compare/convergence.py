@@ -89,9 +89,7 @@ def train_by_lbfgs(
     return mll.model
 
 
-def _fresh(
-    run: Run, dataset: Dataset, kernel: str, initial: Mapping[str, Tensor], seed: int
-) -> tuple[Any, PeakMemory]:
+def _fresh(run: Run, dataset: Dataset, kernel: str, initial: Mapping[str, Tensor], seed: int) -> tuple[Any, PeakMemory]:
     """The likelihood of a model at its start, and what watches the memory from here on."""
     torch.manual_seed(seed)
     run.memory = memory = PeakMemory(dataset.train_x.device)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from gp_rangeformer.fit import FitResult
-from gp_rangeformer.fit.ascent import NO_FURTHER_GAIN
+from gp_rangeformer.fit.result import AS_NEAR_AS_PROBES_ALLOW
 from gp_rangeformer.predict.leave_one_out import Coverage, LeaveOneOut
 
 _DEVIATIONS = 3.0  # of chance: three levels together are further out once in a hundred calibrated models
@@ -36,9 +36,9 @@ def _convergence(fit: FitResult) -> Statement:
         left += f", of which the choice of probes alone explains {fit.noise:.1e}"
     if fit.converged:
         return Statement("The fit converged.", f"{left}. It is a maximum; whether there is a higher one is not known.")
-    if fit.reason == "as near as the probes allow":
+    if fit.reason == AS_NEAR_AS_PROBES_ALLOW:
         return Statement("The fit ended as near to the maximum as the probes allow.", f"{left}.")
-    if fit.reason == NO_FURTHER_GAIN:
+    if fit.settled:
         return Statement("The fit ended where steps gained nothing more.", f"{left}.")
     remedy = "The parameters are the best of those that were tried; float64 may get further."
     return Statement(f"The fit has not converged: {fit.reason}.", f"{left}. {remedy}", doubtful=True)
