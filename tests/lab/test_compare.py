@@ -1,6 +1,7 @@
 """The comparison: every solver starts at the same point, is measured the same way, and cannot spoil the others."""
 
 import contextlib
+import dataclasses
 import json
 import math
 
@@ -139,6 +140,15 @@ def test_fits_to_convergence_end_at_the_same_likelihood_above_adams(comparison):
     assert adam.nll is not None
     assert adam.left_out_nll is not None
     assert all(test < adam.nll - 0.1 and left_out < adam.left_out_nll - 0.1 for test, left_out in scores)
+
+
+def test_a_converged_fit_that_forecasts_less_well_is_explained(comparison):
+    reference = SolverResult("reference", "cholesky", "", "float64", nll=-0.9)
+    likelier = SolverResult("rangeformer-fit", "rangeformer-fit", "", "float64", nll=3.5, difference=0.04)
+    told = dataclasses.replace(comparison, results=[reference, likelier])
+    assert any("likelier by the training rows" in note for note in tables(told)[0].notes)
+    likelier.nll = -1.0
+    assert not any("likelier by the training rows" in note for note in tables(told)[0].notes)
 
 
 def test_a_leave_one_out_score_that_fails_costs_nothing_else(monkeypatch):

@@ -22,6 +22,7 @@ def arrival(comparison: Comparison) -> Grid:
         "left out: every training point given all others, exactly or to a few thousandths, whoever trained",
     ]
     notes.extend(f"{result.name}: {result.description}" for result in comparison.results if result.converges)
+    notes.extend(_surprises(comparison))
     level = _level(comparison)
     if level is not None:
         notes.append(f"likely: half the statistical interval at {level:.0%}; certain: the rigorous interval")
@@ -41,6 +42,19 @@ def arrival(comparison: Comparison) -> Grid:
         tuple(rows),
         tuple(notes),
     )
+
+
+def _surprises(comparison: Comparison) -> list[str]:
+    """What a reader may take for a mistake."""
+    reference = comparison.reference
+    adam = None if reference is None else reference.nll
+    return [
+        f"{result.name}: its parameters are likelier by the training rows, and predict these test rows less well; of a "
+        "forecast the kernel's assumptions decide more than the fit"
+        for result in comparison.results
+        if result.converges and adam is not None and result.nll is not None
+        if result.nll > adam and (result.difference or 0) > 0
+    ]
 
 
 def _arrival_row(result: SolverResult) -> tuple[str, ...]:
