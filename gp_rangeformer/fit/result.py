@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from gp_rangeformer.report import SolveReport
 from gp_rangeformer.system.answers import Interval
@@ -55,6 +57,10 @@ class FitResult:
         """Whether the end is near a maximum by its own estimate: ``converged``, or steps gained nothing more and hardly
         anything is left."""
         return self.converged or (self.reason in _ENDED and self.decrement < _HARDLY_ANYTHING)
+
+    def plain_history(self) -> list[dict[str, Any]]:
+        """The history for a JSON file, which has no infinity: an evaluation that failed has the value None."""
+        return [{**asdict(one), "value": one.value if math.isfinite(one.value) else None} for one in self.history]
 
     def summary(self) -> str:
         """One line."""

@@ -45,7 +45,9 @@ class FusedKernel:
     @property
     def positive(self) -> bool:
         """Whether its matrix is positive semi-definite by what it is: no scale and no constant is negative."""
-        return not any(bool((parameter < 0).any()) for parameter in self.parameters)
+        if not self.parameters:
+            return True
+        return bool(torch.cat([parameter.detach().reshape(-1) for parameter in self.parameters]).amin() >= 0)
 
     @classmethod
     def of_arguments(

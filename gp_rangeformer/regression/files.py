@@ -1,4 +1,5 @@
-"""The two files of a model: ``model.safetensors`` and, with everything a reader wants to know, ``model.json``.
+"""The files of a model's folder. It is two of them: ``model.safetensors`` and, with everything a reader wants to know,
+``model.json``; others are written beside them.
 
 No pickle: reading a model runs no code. The JSON holds the digest of the tensors, so that a damaged or mismatched pair
 is noticed.
@@ -6,6 +7,7 @@ is noticed.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -25,6 +27,8 @@ from gp_rangeformer.version import own_version
 
 FORMAT = 1
 TENSORS, DESCRIPTION = "model.safetensors", "model.json"
+UNFINISHED = "unfinished.json"  # of a fit that runs, or was interrupted
+HELD_OUT, NUMBERS, REPORT = "held_out.csv", "fit.json", "report.html"  # by the command line
 
 
 def prepared_folder(folder: Path) -> None:
@@ -41,7 +45,8 @@ def prepared_folder(folder: Path) -> None:
 
 
 def write_model(folder: Path, tensors: Mapping[str, Tensor], description: Mapping[str, Any]) -> None:
-    """Both files, each atomically, tensors first.
+    """Both files, each atomically, tensors first. What was written beside a former model, or while this one was fitted,
+    is removed.
 
     :raises WriteError: as :func:`prepared_folder`; the disk is full.
     """
@@ -54,6 +59,9 @@ def write_model(folder: Path, tensors: Mapping[str, Tensor], description: Mappin
     content = {"format": FORMAT, "versions": versions, **description, "sha256": digest}
     write_bytes(folder / TENSORS, weights)
     write_bytes(folder / DESCRIPTION, (json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
+    for former in (UNFINISHED, HELD_OUT, NUMBERS, REPORT):
+        with contextlib.suppress(OSError):
+            (folder / former).unlink()
 
 
 def read_model(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -17,9 +17,9 @@ from gp_rangeformer import settings
 from gp_rangeformer.atomic import WriteError, write_bytes
 from gp_rangeformer.fit import FitResult, Record, fit_mll
 from gp_rangeformer.regression.errors import TableWarning
+from gp_rangeformer.regression.files import UNFINISHED
 from gp_rangeformer.regression.kernels import Covariance, Regression, build
 
-UNFINISHED = "unfinished.json"
 Watch = Callable[[str, Record], None]
 
 

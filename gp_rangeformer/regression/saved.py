@@ -146,11 +146,7 @@ def _fit_to_json(result: FitResult) -> dict[str, Any]:
     return content | {
         "certain": None if result.certain is None else [result.certain.lower, result.certain.upper],
         "evaluations": {str(points): count for points, count in result.evaluations.items()},
-        # JSON has no infinity, which stands for an evaluation that failed.
-        "history": [
-            {**asdict(record), "value": record.value if math.isfinite(record.value) else None}
-            for record in result.history
-        ],
+        "history": result.plain_history(),
         "notes": list(result.notes),
         "report": None if report is None else report.summary(),
     }

@@ -20,7 +20,7 @@ from gp_rangeformer.predict import LeaveOneOut, leave_one_out
 from gp_rangeformer.regression.choice import Candidate, choose, kernel_names
 from gp_rangeformer.regression.errors import TableError, TableWarning, import_pandas
 from gp_rangeformer.regression.files import prepared_folder, read_model, write_model
-from gp_rangeformer.regression.fitting import UNFINISHED, Watch, fitted
+from gp_rangeformer.regression.fitting import Watch, fitted
 from gp_rangeformer.regression.kernels import Covariance, covariance, default_dtype, hyperparameters
 from gp_rangeformer.regression.kinds import place
 from gp_rangeformer.regression.predictions import with_interval
@@ -33,7 +33,6 @@ from gp_rangeformer.regression.words import in_words
 if TYPE_CHECKING:
     import pandas as pd
 
-_OF_A_MODEL = ("held_out.csv", "fit.json", "report.html")  # beside one that another model replaces
 _ROWS_AT_ONCE = 4096  # of predictions: a bound of memory, and the steps of a progress display
 Dtype = Literal["float32", "float64"]
 
@@ -232,11 +231,7 @@ class TableRegression:
 
         :raises WriteError: the folder cannot be written.
         """
-        folder = Path(folder)
-        write_model(folder, tensors_of(self._state), description_of(self._state))
-        for former in (UNFINISHED, *_OF_A_MODEL):
-            with contextlib.suppress(OSError):
-                (folder / former).unlink()
+        write_model(Path(folder), tensors_of(self._state), description_of(self._state))
 
     @classmethod
     def load(cls, folder: str | Path, *, kernel: Kernel | None = None, device: str = "cpu") -> TableRegression:

@@ -18,6 +18,7 @@ from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import ConstantKernel, Matern, WhiteKernel
 
 from gp_rangeformer import clear_memory
+from gp_rangeformer.fit.result import USED_UP
 from gp_rangeformer.lab.bench.estimator_cell import Contender, EstimatorCell
 from gp_rangeformer.lab.datasets import Dataset
 from gp_rangeformer.sklearn import RangeFormerRegressor
@@ -111,7 +112,7 @@ def measure(dataset: Dataset, *, patience: float, observer: Callable[[str], None
         evaluation,
         fit,
         result.evaluations[n],
-        result.reason != "evaluations used up",
+        result.reason != USED_UP,
         prediction,
         judge.log_marginal_likelihood_value_ / n,
         _rmse(predicted[0], test[1]),

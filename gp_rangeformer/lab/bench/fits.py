@@ -189,7 +189,7 @@ def _by_adam(mll: Any, watch: Watch) -> str:
 
 
 def _by_lbfgs(mll: Any, watch: Watch) -> str:
-    return maximise(mll, lambda value: watch(mll))
+    return maximise(mll, lambda value: watch(mll))[1]
 
 
 @contextlib.contextmanager

@@ -51,7 +51,6 @@ if TYPE_CHECKING:
     from gp_rangeformer.regression import TableRegression
 
 _ADAM_STEPS, _ADAM_RATE = 60, 0.1  # where Adam trains
-HELD_OUT, NUMBERS = "held_out.csv", "fit.json"
 
 
 def fit(
@@ -112,9 +111,9 @@ def fit(
         from gp_rangeformer.lab.compare import parse_solvers
         from gp_rangeformer.lab.compare.fit import fit as fit_model
         from gp_rangeformer.lab.compare.fit import fit_by_adam
-        from gp_rangeformer.lab.model_report import REPORT
         from gp_rangeformer.regression import KernelError, TableError
         from gp_rangeformer.regression.choice import kernel_names
+        from gp_rangeformer.regression.files import HELD_OUT, NUMBERS, REPORT
         from gp_rangeformer.regression.kernels import default_dtype
 
         options = table_options(sep, drop, encode, missing)
@@ -250,7 +249,7 @@ def _start(names: tuple[str, ...], dataset: Dataset | None) -> Any:
 
 
 def _interrupted(out: Path | None) -> str:
-    from gp_rangeformer.regression.fitting import UNFINISHED
+    from gp_rangeformer.regression.files import UNFINISHED
 
     if out is not None and (out / UNFINISHED).is_file():
         return f"Interrupted; the best parameters so far are in {out / UNFINISHED}: the same command goes on from them."

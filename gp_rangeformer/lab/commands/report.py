@@ -9,7 +9,6 @@ from typing import Annotated
 import typer
 
 from gp_rangeformer.lab.commands.console import FAILED, open_console, refuse, say_written, show_status
-from gp_rangeformer.lab.commands.fit import HELD_OUT
 from gp_rangeformer.lab.commands.options import check_output
 from gp_rangeformer.lab.outputs import Outputs
 
@@ -19,8 +18,9 @@ def report(
     out: Annotated[Path | None, typer.Option(help="HTML file to write.", show_default="MODEL/report.html")] = None,
 ) -> None:
     """Write one page on a fitted model: certificates, calibration, residuals, relevance of columns and effects."""
-    from gp_rangeformer.lab.model_report import REPORT, write_report
+    from gp_rangeformer.lab.model_report import write_report
     from gp_rangeformer.regression import SavedModelError, TableError, TableRegression, read_table
+    from gp_rangeformer.regression.files import HELD_OUT, REPORT
 
     outputs, path = Outputs(), out or model / REPORT
     check_output("--out", out)

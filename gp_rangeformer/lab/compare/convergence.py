@@ -83,9 +83,8 @@ def train_by_lbfgs(
             observer(spec.name, done, done + 1, f"{value:.4f} nats/point")
             before = time.perf_counter()
 
-        maximise(mll, watch)
-    highest = max(step.value for step in run.result.steps)
-    _add(run, mll, dataset, highest, 0.0, end=True)
+        value, _ = maximise(mll, watch)
+    _add(run, mll, dataset, value, 0.0, end=True)
     return mll.model
 
 

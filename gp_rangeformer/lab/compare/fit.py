@@ -92,10 +92,7 @@ class Fit:
                 "notes": list(found.notes),
                 "seconds": found.seconds,
                 "evaluations": found.evaluations,
-                "history": [
-                    {**asdict(record), "value": record.value if math.isfinite(record.value) else None}
-                    for record in found.history
-                ],
+                "history": found.plain_history(),
             }
         return content
 

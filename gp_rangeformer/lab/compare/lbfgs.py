@@ -13,11 +13,11 @@ from gp_rangeformer.fit.parameters import FreeParameters
 _EVALUATIONS = 200  # at most
 
 
-def maximise(mll: Any, watch: Callable[[float], object]) -> str:
+def maximise(mll: Any, watch: Callable[[float], object]) -> tuple[float, str]:
     """Train ``mll``'s model in place by scipy's L-BFGS-B on float64 vectors of the stored parameters.
 
     :param watch: called after every evaluation of value and gradient, with the value.
-    :returns: why it ended.
+    :returns: the value where it ended, and why it did.
     """
     from scipy.optimize import minimize
 
@@ -41,4 +41,4 @@ def maximise(mll: Any, watch: Callable[[float], object]) -> str:
     start = torch.cat([tensor.detach().reshape(-1).double() for tensor in tensors]).numpy()
     found = minimize(negative, start, jac=True, method="L-BFGS-B", options={"maxfun": _EVALUATIONS})
     put(found.x)
-    return str(found.message)
+    return -float(found.fun), str(found.message)

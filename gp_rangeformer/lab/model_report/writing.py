@@ -12,8 +12,6 @@ from gp_rangeformer.regression import TableRegression
 if TYPE_CHECKING:
     import pandas as pd
 
-REPORT = "report.html"
-
 
 def write_report(model: TableRegression, path: Path, held_out: pd.DataFrame | None = None) -> None:
     """Write :func:`~gp_rangeformer.lab.model_report.page.render`'s page to ``path``.
