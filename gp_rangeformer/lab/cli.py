@@ -8,7 +8,7 @@ import typer
 
 from gp_rangeformer.lab.bench.command import bench_app
 from gp_rangeformer.lab.commands.compare import compare
-from gp_rangeformer.lab.commands.console import stdout_for_consoles
+from gp_rangeformer.lab.commands.console import errors_name_options, stdout_for_consoles
 from gp_rangeformer.lab.commands.fit import fit
 from gp_rangeformer.lab.commands.info import info
 from gp_rangeformer.lab.commands.predict import predict
@@ -17,7 +17,7 @@ from gp_rangeformer.version import own_version
 
 app = typer.Typer(name="gp-rangeformer", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 for command in (compare, fit, predict, report, info):
-    app.command()(stdout_for_consoles()(command))
+    app.command()(stdout_for_consoles()(errors_name_options()(command)))
 app.add_typer(bench_app, name="bench")
 
 

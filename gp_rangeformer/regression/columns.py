@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gp_rangeformer.regression.errors import TableError, import_pandas
+from gp_rangeformer.regression.errors import TableError, argument, import_pandas
 from gp_rangeformer.regression.kinds import (
     KINDS,
     Kind,
@@ -18,11 +18,14 @@ from gp_rangeformer.regression.kinds import (
     as_numbers,
     as_texts,
     column_of,
+    first_text,
+    is_zoned,
     kind_of,
     place,
     refuse_missing,
+    shown,
 )
-from gp_rangeformer.regression.rows import MISSING, Missing, closest
+from gp_rangeformer.regression.rows import MISSING, Missing, check_unique, closest
 from gp_rangeformer.regression.scaling import moments
 
 if TYPE_CHECKING:
@@ -34,12 +37,13 @@ MOST_CATEGORIES = 20
 @dataclass(frozen=True)
 class Column:
     """One column. ``categories``: the texts of the training rows, sorted, an input each. ``fill``: what stands for a
-    missing cell, a number or a text; None: such rows have no inputs."""
+    missing cell, a number or a text; None: such rows have no inputs. ``zoned``: whether dates have a time zone."""
 
     name: str
     kind: Kind
     categories: tuple[str, ...] = ()
     fill: float | str | None = None
+    zoned: bool = False
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -52,7 +56,7 @@ class Column:
         :raises TableError: a cell is of another kind, infinite, or a text that no training row has.
         """
         if self.kind != "text":
-            values = as_numbers(cells, self.kind)
+            values = as_numbers(cells, self.kind, self.zoned)
             return np.where(np.isnan(values), np.nan if self.fill is None else self.fill, values)[:, None]
         number = {text: at for at, text in enumerate(self.categories)}
         found = np.zeros((len(cells), len(number)))
@@ -75,7 +79,7 @@ class Column:
         if self.kind == "text":
             return np.array(self.categories, dtype=object)[values.argmax(axis=1)]
         if self.kind == "date":
-            return as_dates(values[:, 0]).array
+            return as_dates(values[:, 0], self.zoned).array
         return values[:, 0] > 0.5 if self.kind == "boolean" else values[:, 0]
 
 
@@ -107,8 +111,10 @@ class Columns:
     def encoded(self, frame: pd.DataFrame) -> Tensor:
         """t x d, float64, NaN in rows that have a missing cell that nothing stands for.
 
-        :raises TableError: as :meth:`Column.encoded`; a column is missing, or a cell where that was to be refused.
+        :raises TableError: as :meth:`Column.encoded`; a column is missing, or a cell where that was to be refused; two
+            columns have one name.
         """
+        check_unique(list(frame.columns))
         for column in self.inputs:
             if column.name not in frame.columns:
                 names = list(map(str, frame.columns))
@@ -170,10 +176,12 @@ def _column(cells: pd.Series, missing: Missing) -> Column | None:
         texts = [text for text in as_texts(cells) if text is not None]
         categories = tuple(sorted(set(texts)))
         if len(categories) > MOST_CATEGORIES:
+            remedy = f"drop it ({argument('drop', [name])}), or put numbers for it (dates are read as 2024-01-31)"
+            at, why = first_text(cells, remedy)
+            such = f"such as {shown(cells, at)} ({place(cells, at)})"
             raise TableError(
-                f"column {name!r} has {len(categories)} different texts, such as {categories[0]!r} and "
-                f"{categories[1]!r}; at most {MOST_CATEGORIES} become inputs: drop it, or put numbers for it "
-                "(dates are read as 2024-01-31)"
+                f"column {name!r} has {len(categories)} different texts, {such}; at most {MOST_CATEGORIES} become "
+                f"inputs: {why}"
             )
         fill = max(categories, key=texts.count) if missing == "mean" else None
         return Column(name, kind, categories, fill) if len(categories) > 1 else None
@@ -183,4 +191,5 @@ def _column(cells: pd.Series, missing: Missing) -> Column | None:
     if float(scale) == 0:
         return None
     typical = float(mean) if kind != "boolean" else float(mean > 0.5)
-    return Column(name, kind, fill=typical if missing == "mean" else None)
+    zoned = kind == "date" and is_zoned(cells) is True
+    return Column(name, kind, fill=typical if missing == "mean" else None, zoned=zoned)

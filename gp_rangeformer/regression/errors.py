@@ -2,9 +2,39 @@
 
 from __future__ import annotations
 
+import contextlib
+import shlex
+from collections.abc import Iterator, Sequence
+from contextvars import ContextVar
 from typing import Any
 
 INSTALL = "pip install 'gp-rangeformer[tables]'"
+
+
+_naming_options = ContextVar("whether messages are for who typed a command", default=False)
+
+
+@contextlib.contextmanager
+def naming_options() -> Iterator[None]:
+    """Inside, messages name options of the command line where they else name arguments of Python."""
+    token = _naming_options.set(True)
+    try:
+        yield
+    finally:
+        _naming_options.reset(token)
+
+
+def argument(name: str, value: str | bool | Sequence[str]) -> str:
+    """How a message asks for a setting: ``encode='one-hot'``, or ``--encode one-hot`` where a command is answered.
+
+    :param value: a bool of what is a flag there, a sequence of what is a list with commas there.
+    """
+    if not _naming_options.get():
+        return f"{name}={value!r}"
+    if isinstance(value, bool):
+        return f"--{name}" if value else f"--no-{name}"
+    words = value if isinstance(value, str) else ",".join(f'"{one}"' if "," in one else one for one in value)
+    return f"--{name} {shlex.quote(words)}"
 
 
 class TableError(ValueError):

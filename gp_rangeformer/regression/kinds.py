@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from gp_rangeformer.regression.errors import TableError, import_pandas
+from gp_rangeformer.regression.errors import TableError, argument, import_pandas
+from gp_rangeformer.regression.notations import Cause, cause
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -40,6 +41,14 @@ def shown(column: pd.Series, at: int) -> str:
     return repr(cell.item() if isinstance(cell, np.generic) else cell)
 
 
+def first_text(column: pd.Series, otherwise: str) -> Cause:
+    """Where a column holds text, and why: most of it is numbers or dates in another notation, or ``otherwise``."""
+    cells = list(column)
+    known = column.notna().to_numpy()
+    at = next((at for at, cell in enumerate(cells) if isinstance(cell, str)), int(known.argmax()))
+    return cause(cells) or Cause(at, otherwise)
+
+
 def kind_of(column: pd.Series) -> Kind | None:
     """None where every cell is missing.
 
@@ -54,22 +63,45 @@ def kind_of(column: pd.Series) -> Kind | None:
     kind = _INFERRED.get(inferred)
     if kind is not None:
         return kind
-    at = _first(column, lambda cell: isinstance(cell, str))
-    if inferred.startswith("mixed") and at is not None:
-        raise TableError(
-            f"{place(column, at)}: column {column.name!r} holds text, {shown(column, at)}: drop the column or encode "
-            "it as numbers; other cells of it are numbers already"
-        )
+    if inferred.startswith("mixed") and any(isinstance(cell, str) for cell in column):
+        at, why = first_text(column, "drop the column or encode it as numbers; other cells of it are no text")
+        raise TableError(f"{place(column, at)}: column {column.name!r} holds text, {shown(column, at)}: {why}")
     raise TableError(
         f"column {column.name!r} holds values of kind {inferred} ({column.dtype}): numbers, true and false, dates and "
         "text can be used; convert or drop it"
     )
 
 
-def as_numbers(column: pd.Series, kind: Kind) -> np.ndarray:
-    """float64, NaN where missing: dates are days since 1970 (UTC), false and true are 0 and 1.
+def is_zoned(dates: pd.Series) -> bool | None:
+    """Whether they have a time zone; None where all are missing.
 
-    :raises TableError: a cell is not of this kind, or infinite.
+    :raises TableError: some have one, some have none.
+    """
+    if dates.dtype != object:
+        return dates.dt.tz is not None if bool(dates.notna().any()) else None
+    known = ((at, cell) for at, cell in enumerate(dates) if not import_pandas().isna(cell))
+    first: dict[bool, int] = {}
+    for at, cell in known:
+        first.setdefault(getattr(cell, "tzinfo", None) is not None, at)
+    if len(first) == 2:
+        raise TableError(mixed_zones(dates, first[True], first[False]))
+    return next(iter(first), None)
+
+
+def mixed_zones(dates: pd.Series, zoned: int, naive: int) -> str:
+    """What is said of a column of which these cells have a time zone and none."""
+    return (
+        f"{place(dates, naive)}: column {dates.name!r} holds {shown(dates, naive)}, without a time zone, and "
+        f"{place(dates, zoned)} {shown(dates, zoned)}, with one: give all dates a zone, or none"
+    )
+
+
+def as_numbers(column: pd.Series, kind: Kind, zoned: bool | None = None) -> np.ndarray:
+    """float64, NaN where missing: false and true are 0 and 1, dates days since 1970, in UTC where they have a time zone
+    and as their clock shows them where they have none.
+
+    :param zoned: whether dates are to have a zone; None: either.
+    :raises TableError: a cell is not of this kind, or infinite; dates with and without a zone.
     """
     pd = import_pandas()
     found = kind_of(column)
@@ -77,12 +109,21 @@ def as_numbers(column: pd.Series, kind: Kind) -> np.ndarray:
     allowed = {kind, "number", "boolean"} if kind in ("number", "boolean") else {kind}
     if found is not None and found not in allowed:
         at = int(np.flatnonzero(column.notna().to_numpy())[0])
-        raise TableError(
-            f"{place(column, at)}: column {column.name!r} holds {shown(column, at)}, a {found}, where a {kind} belongs"
-        )
+        said = f"a {found}, where a {kind} belongs"
+        at, why = first_text(column, "") if found == "text" else (at, "")
+        why = f": {why}" if why else ""
+        raise TableError(f"{place(column, at)}: column {column.name!r} holds {shown(column, at)}, {said}{why}")
     if found is None:
         return np.full(len(column), np.nan)
     if kind == "date":
+        has_zone = is_zoned(column)
+        if zoned is not None and has_zone is not None and has_zone != zoned:
+            at = int(np.flatnonzero(column.notna().to_numpy())[0])
+            one, other = ("with", "without") if has_zone else ("without", "with")
+            raise TableError(
+                f"{place(column, at)}: column {column.name!r} holds {shown(column, at)}, a date {one} a time zone, and "
+                f"the training rows have dates {other} one: write them alike"
+            )
         when = pd.to_datetime(column, utc=True).dt.as_unit("us")
         values = when.astype("int64").to_numpy().astype(np.float64) / _DAY
         return np.where(column.isna().to_numpy(), np.nan, values)
@@ -94,10 +135,10 @@ def as_numbers(column: pd.Series, kind: Kind) -> np.ndarray:
     return values
 
 
-def as_dates(days: np.ndarray) -> pd.Series:
-    """The inverse of :func:`as_numbers`, to a microsecond."""
-    pd = import_pandas()
-    return pd.Series(np.round(days * _DAY).astype("int64").astype("datetime64[us]")).dt.tz_localize("UTC")
+def as_dates(days: np.ndarray, zoned: bool) -> pd.Series:
+    """The inverse of :func:`as_numbers`, to a microsecond; those with a zone in UTC."""
+    dates = import_pandas().Series(np.round(days * _DAY).astype("int64").astype("datetime64[us]"))
+    return dates.dt.tz_localize("UTC") if zoned else dates
 
 
 def as_texts(column: pd.Series) -> list[str | None]:
@@ -109,7 +150,8 @@ def refuse_missing(frame: pd.DataFrame, names: Sequence[str]) -> None:
     """:raises TableError: a cell of these columns is missing."""
     for name in names:
         column = column_of(frame, name)
-        _refuse(column, column.isna().to_numpy(), "is missing: fill it in, or say what becomes of such rows")
+        remedy = f"{argument('missing', 'drop')} leaves such rows out, {argument('missing', 'mean')} fills them in"
+        _refuse(column, column.isna().to_numpy(), f"is missing: {remedy}")
 
 
 def _refuse(column: pd.Series, wrong: np.ndarray, what: str) -> None:
@@ -117,7 +159,3 @@ def _refuse(column: pd.Series, wrong: np.ndarray, what: str) -> None:
         at = int(np.flatnonzero(wrong)[0])
         said = what.format(cell=shown(column, at))
         raise TableError(f"{place(column, at)}: column {column.name!r} {said}")
-
-
-def _first(column: pd.Series, holds: object) -> int | None:
-    return next((at for at, cell in enumerate(column) if holds(cell)), None)  # type: ignore[operator]

@@ -5,51 +5,74 @@ Text is split by Python's csv module: pandas pads short rows without a word, and
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import gzip
 import math
-import re
+import warnings
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gp_rangeformer.regression.errors import INSTALL, TableError, import_pandas
+from gp_rangeformer.regression.errors import INSTALL, TableError, TableWarning, argument, import_pandas
+from gp_rangeformer.regression.kinds import mixed_zones, place
+from gp_rangeformer.regression.notations import Notation, has_zone
+from gp_rangeformer.regression.rows import closest
 
 if TYPE_CHECKING:
     import pandas as pd
 
-MISSING = frozenset({"", "na", "n/a", "nan", "-nan", "null", "?"})
+MISSING = frozenset({"", "na", "n/a", "nan", "-nan", "null", "?", "<na>", "#n/a"})
 _SEPARATORS = (",", ";", "\t", "|")
 _EXCEL, _PARQUET = (".xlsx", ".xlsm"), (".parquet", ".pq")
-_DATE = re.compile(r"\d{4}-\d\d-\d\d([ T]\d\d:\d\d(:\d\d(\.\d+)?)?(Z|[+-]\d\d:?\d\d)?)?")
-_ZONE = re.compile(r":\d\d(\.\d+)?(Z|[+-]\d\d:?\d\d)$")
 
 
-def read_table(path: str | Path, sep: str | None = None, text: Sequence[str] = ()) -> pd.DataFrame:
-    """A table with a header line: CSV, TSV and the like (UTF-8, plain or gzip), the first sheet of an Excel file, or
-    Parquet.
+def read_table(
+    path: str | Path,
+    sep: str | None = None,
+    text: Sequence[str] = (),
+    *,
+    decimal: str = ".",
+    thousands: str | None = None,
+    dayfirst: bool | None = None,
+    sheet: str | None = None,
+) -> pd.DataFrame:
+    """A table with a header line: CSV, TSV and the like (UTF-8, plain or gzip), a sheet of an Excel file, or Parquet.
 
-    Cells of text files are numbers (1.5, 4e-3), true and false, dates (2024-01-31, 2024-01-31 12:00), missing (empty,
-    NA, N/A, NaN, null, ?) or text; a column is of numbers, of booleans or of dates if all of its cells are, and else
-    of text. The index is named ``line``, the line of the file that a row ends in, or ``row`` (of Excel: as it shows
-    them, of Parquet: counted from 1).
+    Cells of text, in Excel files too, are numbers (1.5, 4e-3), true and false, dates (2024-01-31, 2024-01-31 12:00,
+    2024/01/31), missing (empty, NA, N/A, NaN, null, ?) or text; a column is of numbers, of booleans or of dates if all
+    of its cells are, and else of text. The index is named ``line``, the line of the file that a row ends in, or ``row``
+    (of Excel: as it shows them, of Parquet: counted from 1).
 
     :param sep: what stands between cells of a text file; None: a comma, semicolon, tab or bar, whichever the header
         has most of.
     :param text: columns whose cells stay as they are written, as in codes that look like numbers.
+    :param decimal: between whole and fraction, as pandas has it; ``","`` reads 1,5.
+    :param thousands: between groups of three digits; ``"."`` reads 1.000 as a thousand.
+    :param dayfirst: True reads 31.1.2024 and 31/1/2024, False 1/31/2024; None: such dates are text.
+    :param sheet: of an Excel file; None: the first one, and a :class:`~gp_rangeformer.regression.TableWarning` names
+        the others.
     :raises TableError: the file is missing, empty or damaged, a row has too many or too few cells, a column has no name
-        or the name of another.
+        or the name of another, one of dates has some with and some without a time zone.
     :raises ImportError: pandas, or what it needs for this kind of file, is not installed.
     """
-    path = Path(path)
+    path, notation = Path(path), Notation(decimal, thousands, dayfirst)
     if sep is not None and len(sep) != 1:
         raise TableError(f"separator {sep!r} is not one character")
-    if path.suffix.lower() in (*_EXCEL, *_PARQUET):
-        if sep is not None:
-            raise TableError(f"{path.name} is no text file: a separator says nothing of it")
-        return _read_binary(path)
+    kind = path.suffix.lower()
+    if sep is not None and kind in (*_EXCEL, *_PARQUET):
+        raise TableError(f"{path.name} is no text file: a separator says nothing of it")
+    if notation != Notation() and kind in _PARQUET:
+        raise TableError(f"{path.name} is no text file: how numbers and dates are written says nothing of it")
+    if sheet is not None and kind not in _EXCEL:
+        raise TableError(f"{path.name} is no Excel file: it has no sheet {sheet!r}")
+    if kind in _EXCEL:
+        return _read_excel(path, sheet, notation, text)
+    if kind in _PARQUET:
+        return _read_parquet(path)
     import_pandas()
     try:
         with path.open("rb") as raw:
@@ -64,7 +87,7 @@ def read_table(path: str | Path, sep: str | None = None, text: Sequence[str] = (
         raise TableError(f"{path.name} is not well-formed CSV ({error}): check quotes and line ends") from error
     except (OSError, EOFError, zlib.error) as error:
         raise TableError(f"cannot read {path} ({error}): check the file, or fetch it again") from error
-    return _frame(path.name, header, numbers, rows, text)
+    return _frame(path.name, header, numbers, rows, notation, text)
 
 
 def _split(name: str, lines: Iterable[str], sep: str | None) -> tuple[list[str], list[int], list[list[str]]]:
@@ -94,7 +117,7 @@ def _split(name: str, lines: Iterable[str], sep: str | None) -> tuple[list[str],
 def _check_header(name: str, header: list[str]) -> None:
     if not header:
         raise TableError(f"{name} is empty: it needs a header line and at least 10 rows")
-    if all(_number(column) is not None for column in header):
+    if all(Notation().number(column) is not None for column in header):
         raise TableError(f"{name} has no header: its first line holds only numbers; put column names above it")
     twice = [column for column, count in Counter(header).items() if count > 1]
     if "" in header:
@@ -103,75 +126,123 @@ def _check_header(name: str, header: list[str]) -> None:
         raise TableError(f"{name}: column name {twice[0]!r} occurs more than once: rename or drop the duplicates")
 
 
-def _frame(name: str, header: list[str], lines: list[int], rows: list[list[str]], text: Sequence[str]) -> pd.DataFrame:
+def _frame(
+    name: str,
+    header: list[str],
+    lines: list[int],
+    rows: list[list[str]],
+    notation: Notation,
+    text: Sequence[str],
+) -> pd.DataFrame:
     pd = import_pandas()
     index = pd.Index(lines, name="line", dtype="int64")
     columns = {}
     for at, column in enumerate(header):
-        cells = [row[at] for row in rows]
-        values = [None if cell.lower() in MISSING else cell for cell in cells]
-        columns[column] = pd.Series(
-            values if column in text else _typed(name, column, values, lines), index=index, dtype=None
-        )
+        cells = pd.Series([row[at] for row in rows], index=index, name=column, dtype=object)
+        columns[column] = _typed(name, cells, notation, column in text)
     return pd.DataFrame(columns, index=index)
 
 
-def _typed(name: str, column: str, cells: list[str | None], lines: list[int]) -> Any:
-    """Numbers, booleans or dates where all cells are; text, and numbers among it, as they are."""
+def _typed(name: str, column: pd.Series, notation: Notation, as_text: bool) -> pd.Series:
+    """Numbers, booleans or dates where all cells are; text, and numbers among it, as they are.
+
+    :param column: of texts, and of what is none (numbers of an Excel file, NaN).
+    """
     pd = import_pandas()
+
+    def of(values: Any) -> pd.Series:
+        return pd.Series(values, index=column.index, name=column.name)
+
+    cells = [cell.strip() if isinstance(cell, str) else cell for cell in column]
+    cells = [None if _is_missing(cell) else cell for cell in cells]
+    texts = [cell for cell in cells if isinstance(cell, str)]
+    if not texts and any(cell is not None for cell in cells):
+        return of(cells).infer_objects()
+    if as_text:
+        return of(pd.array(cells, dtype=object))
+    numbers = [_as_number(cell, notation) for cell in cells]
     known = [cell for cell in cells if cell is not None]
-    numbers = [math.nan if cell is None else _number(cell) for cell in cells]
-    if None not in numbers:
-        return numbers
-    if all(cell.lower() in ("true", "false") for cell in known):
-        return pd.array([None if cell is None else cell.lower() == "true" for cell in cells], dtype="boolean")
-    if all(_DATE.fullmatch(cell) for cell in known):
-        # Those without a zone stay without one, as whoever wrote them means them.
-        zoned = any(_ZONE.search(cell) for cell in known)
-        try:
-            return pd.to_datetime(cells, format="ISO8601", utc=zoned)
-        except ValueError as error:
-            for line, cell in zip(lines, cells, strict=True):
-                if cell is not None and pd.isna(pd.to_datetime(cell, format="ISO8601", utc=True, errors="coerce")):
-                    raise TableError(f"{name}, line {line}: column {column!r}: there is no date {cell!r}") from error
-            raise TableError(f"{name}: column {column!r}: {error}") from error
-    if sum(number is not None for number in numbers) > len(cells) / 2:
+    if all(number is not None for number, cell in zip(numbers, cells, strict=True) if cell is not None):
+        return of([math.nan if number is None else number for number in numbers])
+    if all(str(cell).lower() in ("true", "false") for cell in known):
+        return of(pd.array([None if cell is None else str(cell).lower() == "true" for cell in cells], dtype="boolean"))
+    if len(texts) == len(known) and all(notation.date(cell) is not None for cell in texts):
+        return of(_dates(name, column, cells, notation))
+    if 2 * sum(number is not None for number in numbers) > len(cells):
         # Most are numbers: whoever needs the column names the cells that are not.
-        return pd.array([c if n is None else n for c, n in zip(cells, numbers, strict=True)], dtype=object)
-    return cells
+        cells = [cell if number is None else number for cell, number in zip(cells, numbers, strict=True)]
+    return of(pd.array(cells, dtype=object))
 
 
-def _number(cell: str) -> float | None:
-    # float() also reads "1_000" and non-ASCII digits; in a table these are more likely text.
-    if "_" in cell or not cell.isascii():
-        return None
-    try:
-        return float(cell)
-    except ValueError:
-        return None
+def _is_missing(cell: Any) -> bool:
+    return cell.lower() in MISSING if isinstance(cell, str) else bool(import_pandas().isna(cell))
 
 
-def _read_binary(path: Path) -> pd.DataFrame:
+def _as_number(cell: Any, notation: Notation) -> float | None:
+    if isinstance(cell, str):
+        return notation.number(cell)
+    return float(cell) if isinstance(cell, Real) and not isinstance(cell, bool) else None
+
+
+def _dates(name: str, column: pd.Series, cells: list[str | None], notation: Notation) -> Any:
+    """Those with a zone in UTC; those without stay without one, as whoever wrote them means them.
+
+    :raises TableError: some have a zone and some have none; there is no such day.
+    """
     pd = import_pandas()
-    excel = path.suffix.lower() in _EXCEL
+    found = [None if cell is None else notation.date(cell) for cell in cells]
+    zoned = {has_zone(date): at for at, date in reversed([*enumerate(found)]) if date is not None}
+    if len(zoned) == 2:
+        raise TableError(f"{name}, {mixed_zones(column, zoned[True], zoned[False])}")
     try:
-        if not excel:
-            frame = pd.read_parquet(path)
-            # An index that has a name is a column like the others.
-            frame = frame.reset_index(drop=all(name is None for name in frame.index.names))
-            frame.index = pd.RangeIndex(1, len(frame) + 1, name="row")
-            return frame
+        return pd.to_datetime(found, format="ISO8601", utc=True in zoned)
+    except ValueError as error:
+        for at, date in enumerate(found):
+            if date is not None and pd.isna(pd.to_datetime(date, format="ISO8601", utc=True, errors="coerce")):
+                raise TableError(
+                    f"{name}, {place(column, at)}: column {column.name!r}: there is no date {cells[at]!r}"
+                ) from error
+        raise TableError(f"{name}: column {column.name!r}: {error}") from error
+
+
+def _read_parquet(path: Path) -> pd.DataFrame:
+    pd = import_pandas()
+    with _reading(path, "a Parquet file", "pyarrow"):
+        frame = pd.read_parquet(path)
+    # An index that has a name is a column like the others.
+    frame = frame.reset_index(drop=all(name is None for name in frame.index.names))
+    frame.index = pd.RangeIndex(1, len(frame) + 1, name="row")
+    return frame
+
+
+def _read_excel(path: Path, sheet: str | None, notation: Notation, text: Sequence[str]) -> pd.DataFrame:
+    pd = import_pandas()
+    with _reading(path, "an Excel file", "openpyxl"), pd.ExcelFile(path) as book:
+        names = [str(name) for name in book.sheet_names]
+        if sheet is not None and sheet not in names:
+            raise TableError(f"{path.name} has no sheet {sheet!r}{closest(sheet, names)}; sheets: {', '.join(names)}")
         # Without its own header pandas renames duplicates.
-        cells = pd.read_excel(path, header=None, na_values=["?"])
-    except FileNotFoundError as error:
-        raise TableError(f"no file {path}: check the path") from error
-    except ImportError as error:
-        raise ImportError(f"{path.name} needs {'openpyxl' if excel else 'pyarrow'} beside pandas: {INSTALL}") from error
-    except Exception as error:  # of several libraries, each with its own
-        kind = "an Excel file" if excel else "a Parquet file"
-        raise TableError(f"cannot read {path} as {kind} ({error}): check the file, or fetch it again") from error
+        cells = pd.read_excel(book, sheet_name=sheet or names[0], header=None, keep_default_na=False, na_values=[""])
+    if sheet is None and len(names) > 1:
+        others = f"{', '.join(names[1:])} ({argument('sheet', names[1])})"
+        warnings.warn(f"{path.name}: read the sheet {names[0]!r}; others: {others}", TableWarning, stacklevel=3)
     header = ["" if pd.isna(cell) else str(cell).strip() for cell in (cells.iloc[0] if len(cells) else [])]
     _check_header(path.name, header)
     cells.index = pd.RangeIndex(1, len(cells) + 1, name="row")
-    frame = cells.iloc[1:].set_axis(header, axis=1)
-    return frame.dropna(how="all").infer_objects()
+    frame = cells.iloc[1:].set_axis(header, axis=1).dropna(how="all")
+    return pd.DataFrame({name: _typed(path.name, frame[name], notation, name in text) for name in header})
+
+
+@contextlib.contextmanager
+def _reading(path: Path, kind: str, needs: str) -> Iterator[None]:
+    """Errors of several libraries, each with its own, in one manner."""
+    try:
+        yield
+    except TableError:
+        raise
+    except FileNotFoundError as error:
+        raise TableError(f"no file {path}: check the path") from error
+    except ImportError as error:
+        raise ImportError(f"{path.name} needs {needs} beside pandas: {INSTALL}") from error
+    except Exception as error:
+        raise TableError(f"cannot read {path} as {kind} ({error}): check the file, or fetch it again") from error

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import difflib
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
-
-from gp_rangeformer.regression.errors import TableError
-from gp_rangeformer.regression.kinds import as_numbers, column_of, kind_of, place, refuse_missing, shown
+from gp_rangeformer.regression.errors import TableError, argument
+from gp_rangeformer.regression.kinds import as_numbers, column_of, first_text, kind_of, place, refuse_missing, shown
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -77,9 +76,7 @@ def _check_columns(frame: pd.DataFrame, target: str, drop: Sequence[str]) -> Non
     for name in names:
         if not isinstance(name, str):
             raise TableError(f"column {name!r} has no text for a name: rename the columns (frame.columns = [...])")
-    twice = [name for name in names if names.count(name) > 1]
-    if twice:
-        raise TableError(f"column name {twice[0]!r} occurs more than once: rename or drop the duplicates")
+    check_unique(names)
     if frame.index.has_duplicates:
         raise TableError("two rows have the same label: frame.reset_index(drop=True) numbers them")
     for name in (target, *drop):
@@ -89,26 +86,37 @@ def _check_columns(frame: pd.DataFrame, target: str, drop: Sequence[str]) -> Non
         raise TableError(f"the target {target!r} is among the columns to drop: name another column")
 
 
+def check_unique(names: Sequence[str]) -> None:
+    """:raises TableError: two columns have one name."""
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        raise TableError(f"column name {twice[0]!r} occurs more than once: rename or drop the duplicates")
+
+
 def _without_columns(frame: pd.DataFrame, target: str, encode: Encode, notes: list[str]) -> pd.DataFrame:
     """Without empty columns, and without those of text if they are to go."""
     kinds = {name: kind_of(column_of(frame, name)) for name in frame.columns}
     if kinds[target] != "number":
         cells = column_of(frame, target)
-        at = int(np.flatnonzero(cells.notna().to_numpy())[0]) if kinds[target] else None
-        held = "no value" if at is None else f"{shown(cells, at)} ({place(frame, at)})"
-        raise TableError(f"the target {target!r} holds {held}: a regression needs numbers")
+        if kinds[target] is None:
+            raise TableError(f"the target {target!r} holds no value: a regression needs numbers")
+        at, why = first_text(cells, "a regression needs numbers")
+        raise TableError(f"{place(frame, at)}: the target {target!r} holds {shown(cells, at)}: {why}")
     empty = [name for name, kind in kinds.items() if kind is None]
     if empty:
         notes.append(f"left out, without a single value: {_listed(empty)}")
     texts = [name for name, kind in kinds.items() if kind == "text"]
     if texts and encode == "refuse":
         column = column_of(frame, texts[0])
-        at = int(np.flatnonzero(column.notna().to_numpy())[0])
+        drop, one_hot, none = (argument("drop", texts[:1]), *(argument("encode", how) for how in ("one-hot", "drop")))
+        at, why = first_text(column, f"drop the column or encode it: {drop}, {one_hot}, or {none} for all text columns")
         others = f" (and {_listed(texts[1:])})" if texts[1:] else ""
-        raise TableError(
-            f"{place(frame, at)}: column {texts[0]!r}{others} holds text, {shown(column, at)}: drop the column or "
-            "encode it (encode: one-hot, or drop for all text columns)"
-        )
+        raise TableError(f"{place(frame, at)}: column {texts[0]!r}{others} holds text, {shown(column, at)}: {why}")
+    for name in texts:
+        column = column_of(frame, name)
+        at, why = first_text(column, "")
+        if why:
+            notes.append(f"{place(frame, at)}: column {name!r} is taken for text, {shown(column, at)}: {why}")
     if encode == "drop" and texts:
         notes.append(f"left out, text: {_listed(texts)}")
         empty += texts

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import re
 from typing import Any
 
 import numpy as np
@@ -63,7 +64,7 @@ def test_what_is_encoded_is_decoded(drawn):
     for column in columns.inputs:
         if column.kind == "date":
             # Days as float64: 0.7 microseconds at 2200.
-            apart = decoded["when"].dt.tz_localize(None) - frame["when"]
+            apart: Any = decoded["when"] - frame["when"]
             assert apart.abs().max() <= pd.Timedelta(2, "us")
         else:
             assert decoded[column.name].tolist() == frame[column.name].tolist()
@@ -163,6 +164,66 @@ def test_new_rows_that_do_not_fit_are_refused_with_their_place(column, value, sa
     row[column] = [value]
     with pytest.raises(TableError, match=said):
         columns.encoded(row)
+
+
+def zoned(frame: pd.DataFrame, zone: str | None) -> pd.DataFrame:
+    return frame.assign(when=frame["when"].dt.tz_localize(zone))
+
+
+@pytest.mark.parametrize("zone", ["UTC", "America/New_York", None])
+@pytest.mark.parametrize("of_objects", [False, True])
+def test_dates_keep_having_a_time_zone_or_none(zone, of_objects):
+    frame = zoned(ONE_OF_EACH, zone)
+    frame = frame.astype({"when": object}) if of_objects else frame
+    columns = learn(frame)
+    columns = Columns.from_json(json.loads(json.dumps(columns.to_json())))
+    decoded = columns.decoded(columns.encoded(frame))["when"]
+    assert (decoded.dt.tz is None) == (zone is None)
+    assert decoded.tolist() == frame["when"].tolist()
+    other, said = ("UTC", "with a time zone, and .* without") if zone is None else (None, "without .* with one")
+    with pytest.raises(TableError, match=f"line 2: column 'when' holds Timestamp.*, a date {said}"):
+        columns.encoded(zoned(ONE_OF_EACH, other))
+    # Nothing is known of dates that are missing.
+    assert bool(columns.encoded(frame.assign(when=pd.NaT)).isnan().any(dim=1).all())
+
+
+def test_dates_with_and_without_a_zone_do_not_mix():
+    mixed = zoned(ONE_OF_EACH, "UTC").astype({"when": object})
+    mixed.loc[5, "when"] = pd.Timestamp("2024-02-03")
+    with pytest.raises(TableError, match=r"line 5: column 'when' holds .*, without a time zone, and line 2"):
+        learn(mixed)
+    with pytest.raises(TableError, match="line 5: column 'when' holds"):
+        learn(zoned(ONE_OF_EACH, "UTC")).encoded(mixed)
+
+
+def in_german(frame: pd.DataFrame) -> pd.DataFrame:
+    return frame.assign(x=[f"{value:.2f}".replace(".", ",") for value in frame["x"]])
+
+
+def test_numbers_in_another_notation_are_named_wherever_a_number_belongs():
+    remedy = r"line 2: .*'1,00'.*: a number with a comma for the decimal point \(read the table with decimal=','\)"
+    frame = in_german(ONE_OF_EACH.drop(columns="city"))
+    for attempt in (
+        lambda: usable(frame, "y"),
+        lambda: usable(frame.rename(columns={"x": "y", "y": "x"}), "y"),
+        lambda: learn(ONE_OF_EACH).encoded(frame.assign(city="Oslo")),
+    ):
+        with pytest.raises(TableError, match=remedy):
+            attempt()
+    for encode in ("one-hot", "drop"):
+        (note, *_) = usable(frame, "y", encode=encode).notes
+        assert re.match("line 2: column 'x' is taken for text, '1,00': a number with a comma", note)
+    many = pd.DataFrame({"x": np.arange(30) + 0.5, "y": range(30)})
+    with pytest.raises(TableError, match=r"30 different texts, such as '0,50' .*decimal=','"):
+        learn(in_german(many))
+
+
+def test_a_name_that_two_columns_have_is_refused_in_new_rows_too():
+    columns = learn(ONE_OF_EACH)
+    for name in ("x", "other"):
+        twice = pd.concat([ONE_OF_EACH.assign(other=1), ONE_OF_EACH.assign(other=2)[[name]]], axis=1)
+        with pytest.raises(TableError, match=f"column name '{name}' occurs more than once"):
+            columns.encoded(twice)
 
 
 def test_a_column_of_another_kind_or_none_is_refused():

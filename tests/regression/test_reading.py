@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import gzip
+import re
 import sys
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
 
-from gp_rangeformer.regression import TableError, read_table
+from gp_rangeformer.regression import TableError, TableWarning, read_table
 
 ROWS = ("a,city,flag,when,y", "1,Oslo,true,2024-01-31,2.5", "2,Rome,FALSE,2024-02-01 12:00,-4e0", "?,NA,,,nan")
 
@@ -36,6 +38,57 @@ def test_cells_are_numbers_booleans_dates_text_or_missing(tmp_path, mark, named)
 def test_a_zone_moves_dates_to_utc(tmp_path):
     table = read_table(write(tmp_path / "t.csv", "when,y\n2024-01-31T12:00:00+02:00,1\n2024-01-31T12:00:00Z,2\n"))
     assert [str(when) for when in table["when"]] == ["2024-01-31 10:00:00+00:00", "2024-01-31 12:00:00+00:00"]
+
+
+@pytest.mark.parametrize(
+    ("rows", "naive", "zoned"),
+    [
+        ("2024-01-31T12:00Z\n2024-02-01T12:00", "line 3: column 'when' holds '2024-02-01T12:00'", "line 2"),
+        ("?\n2024-01-31\n2024-01-31 12:00+01:00", "line 3: column 'when' holds '2024-01-31'", "line 4"),
+    ],
+)
+def test_dates_with_and_without_a_zone_do_not_mix(tmp_path, rows, naive, zoned):
+    with pytest.raises(TableError, match=re.escape(f"t.csv, {naive}, without a time zone, and {zoned} ")):
+        read_table(write(tmp_path / "t.csv", f"when\n{rows}\n"))
+
+
+def test_other_notations_are_read_when_named(tmp_path):
+    path = write(tmp_path / "t.csv", "a;b;when\n1,5;1.234;31.1.2024\n-2e1;5;1.2.2024 12:30\n")
+    plain = read_table(path)
+    assert plain["a"].tolist() == ["1,5", "-2e1"]
+    assert plain["b"].tolist() == [1.234, 5.0]
+    assert plain["when"].tolist() == ["31.1.2024", "1.2.2024 12:30"]
+    found = read_table(path, decimal=",", thousands=".", dayfirst=True)
+    assert found["a"].tolist() == [1.5, -20.0]
+    assert found["b"].tolist() == [1234.0, 5.0]
+    assert found["when"].tolist() == [pd.Timestamp("2024-01-31"), pd.Timestamp("2024-02-01 12:30")]
+    with pytest.raises(TableError, match=r"t\.csv, line 2: column 'when': there is no date '31\.1\.2024'"):
+        read_table(path, dayfirst=False)
+
+
+def test_numbers_that_excel_holds_as_text_are_numbers(tmp_path):
+    cells = {"a": ["1", " 2,5 "], "b": [1, "3"], "c": ["007", "x"], "flag": ["true", True], "y": ["?", 2.5]}
+    pd.DataFrame(cells).to_excel(tmp_path / "t.xlsx", index=False)
+    found = read_table(tmp_path / "t.xlsx", decimal=",", text=["b"])
+    assert found["a"].tolist() == [1.0, 2.5]
+    assert found["b"].tolist() == [1, "3"]
+    assert found["c"].tolist() == ["007", "x"]
+    assert found["flag"].tolist() == [True, True]
+    assert found["y"].isna().tolist() == [True, False]
+
+
+def test_a_sheet_is_chosen_by_name_and_others_are_not_passed_over_in_silence(tmp_path):
+    path = tmp_path / "t.xlsx"
+    with pd.ExcelWriter(path) as book:
+        for at, name in enumerate(("notes", "data")):
+            pd.DataFrame({"a": [at]}).to_excel(book, sheet_name=name, index=False)
+    with pytest.warns(TableWarning, match=r"t.xlsx: read the sheet 'notes'; others: data \(sheet='data'\)"):
+        assert read_table(path)["a"].tolist() == [0]
+    assert read_table(path, sheet="data")["a"].tolist() == [1]
+    with pytest.raises(TableError, match=r"t\.xlsx has no sheet 'Data', did you mean 'data'\?; sheets: notes, data"):
+        read_table(path, sheet="Data")
+    with pytest.raises(TableError, match="is no Excel file"):
+        read_table(write(tmp_path / "t.csv", "a\n1\n"), sheet="data")
 
 
 def test_columns_of_codes_stay_text_when_asked(tmp_path):
@@ -107,8 +160,10 @@ def test_files_that_cannot_be_read_are_refused(tmp_path):
             read_table(tmp_path / name)
     with pytest.raises(TableError, match="is not one character"):
         read_table(tmp_path / "t.csv", ";;")
-    with pytest.raises(TableError, match="is no text file"):
-        read_table(tmp_path / "t.parquet", ";")
+    wanted: tuple[dict[str, Any], ...] = ({"sep": ";"}, {"decimal": ","}, {"dayfirst": True})
+    for options in wanted:
+        with pytest.raises(TableError, match="is no text file"):
+            read_table(tmp_path / "t.parquet", **options)
 
 
 def test_an_excel_header_is_checked_as_others_are(tmp_path):

@@ -19,6 +19,8 @@ from gp_rangeformer.lab.commands.console import (
 from gp_rangeformer.lab.commands.options import (
     Data,
     DataDir,
+    DayFirst,
+    Decimal,
     Device,
     Drop,
     Encode,
@@ -30,8 +32,10 @@ from gp_rangeformer.lab.commands.options import (
     Rate,
     Seed,
     Sep,
+    Sheet,
     Steps,
     Target,
+    Thousands,
     check_device,
     check_dtype,
     load,
@@ -54,6 +58,10 @@ def compare(
     n_test: NTest = 1000,
     kernel: KernelName = None,
     sep: Sep = None,
+    decimal: Decimal = ".",
+    thousands: Thousands = None,
+    dayfirst: DayFirst = None,
+    sheet: Sheet = None,
     drop: Drop = "",
     encode: Encode = "refuse",
     missing: Missing = "drop",
@@ -101,7 +109,9 @@ def compare(
         check_dtype(dtype or "float32")
         check_device(device)
         parse_solvers(solvers, dtype or "float32", timing_only, min_size)
-        options = table_options(sep, drop, encode, missing)
+        options = table_options(
+            sep, drop, encode, missing, decimal=decimal, thousands=thousands, dayfirst=dayfirst, sheet=sheet
+        )
         loaded = load(data, target, dataset, n, n_test, seed, data_dir, options)
         for each in loaded:
             check_kernel(kernel, each)

@@ -35,6 +35,15 @@ def stdout_for_consoles() -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def errors_name_options() -> Iterator[None]:
+    """What is said of tables names options of the command, not arguments of functions."""
+    from gp_rangeformer.regression.errors import naming_options  # with PyTorch, which help does not wait for
+
+    with naming_options():
+        yield
+
+
+@contextlib.contextmanager
 def refusing() -> Iterator[None]:
     """Errors in what the user asked for become a message and exit code 2."""
     from gp_rangeformer.lab.compare import SolverError

@@ -23,6 +23,8 @@ from gp_rangeformer.lab.commands.console import (
 from gp_rangeformer.lab.commands.options import (
     Data,
     DataDir,
+    DayFirst,
+    Decimal,
     Device,
     Drop,
     Encode,
@@ -32,7 +34,9 @@ from gp_rangeformer.lab.commands.options import (
     NTest,
     Seed,
     Sep,
+    Sheet,
     Target,
+    Thousands,
     check_device,
     check_dtype,
     check_output,
@@ -72,6 +76,10 @@ def fit(
         ),
     ] = None,
     sep: Sep = None,
+    decimal: Decimal = ".",
+    thousands: Thousands = None,
+    dayfirst: DayFirst = None,
+    sheet: Sheet = None,
     drop: Drop = "",
     encode: Encode = "refuse",
     missing: Missing = "drop",
@@ -116,7 +124,9 @@ def fit(
         from gp_rangeformer.regression.files import HELD_OUT, NUMBERS, REPORT
         from gp_rangeformer.regression.kernels import default_dtype
 
-        options = table_options(sep, drop, encode, missing)
+        options = table_options(
+            sep, drop, encode, missing, decimal=decimal, thousands=thousands, dayfirst=dayfirst, sheet=sheet
+        )
         if kernel is not None:
             kernel_names(kernel)
         check_dtype(dtype or "float32")
@@ -218,7 +228,7 @@ def _load(
         with saying_warnings():
             return None, datasets.load_split(data, target, n=n, n_test=n_test, seed=seed, options=options)
     if options != datasets.TableOptions():
-        refuse("--sep, --drop, --encode and --missing say how DATA.csv is read: give the file")
+        refuse("--sep, --drop, --encode, --missing and the like say how DATA.csv is read: give the file")
     found = load(data, target, dataset, n, n_test, seed, data_dir)
     if len(found) > 1:
         refuse("fit trains one GP: give one --dataset")

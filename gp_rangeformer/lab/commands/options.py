@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import os
 import warnings
 from collections.abc import Iterator
@@ -39,7 +40,18 @@ Device = Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of the data's split and of GPyTorch's probes.")]
 MinSize = Annotated[int | None, typer.Option(min=1, help="n from which RangeFormer answers; else settings.min_size.")]
 Sep = Annotated[str | None, typer.Option(help="Between cells of a text file.", show_default="as in its header")]
-Drop = Annotated[str, typer.Option(help="Columns to leave out, separated by commas.")]
+Decimal = Annotated[str, typer.Option(help="In numbers of a text or an Excel file: , reads 1,5.")]
+Thousands = Annotated[str | None, typer.Option(help="Between groups of three digits: . reads 1.000 as a thousand.")]
+DayFirst = Annotated[
+    bool | None,
+    typer.Option(
+        "--dayfirst/--no-dayfirst", help="Read dates like 31.1.2024, or else 1/31/2024.", show_default="as text"
+    ),
+]
+Sheet = Annotated[str | None, typer.Option(help="Of an Excel file.", show_default="the first")]
+Drop = Annotated[
+    str, typer.Option(help='Columns to leave out, separated by commas; "quoted" those with a comma in their name.')
+]
 Encode = Annotated[
     str, typer.Option(help="Text columns: refuse, drop, or one-hot (an input for each of at most 20 texts).")
 ]
@@ -90,15 +102,26 @@ def saying_warnings() -> Iterator[None]:
         yield
 
 
-def table_options(sep: str | None, drop: str, encode: str, missing: str) -> TableOptions:
+def table_options(
+    sep: str | None,
+    drop: str = "",
+    encode: str = "refuse",
+    missing: str = "drop",
+    *,
+    decimal: str,
+    thousands: str | None,
+    dayfirst: bool | None,
+    sheet: str | None,
+) -> TableOptions:
     from gp_rangeformer.lab.datasets import TableOptions
     from gp_rangeformer.regression.rows import ENCODE, MISSING
 
     for option, value, allowed in (("--encode", encode, ENCODE), ("--missing", missing, MISSING)):
         if value not in allowed:
             refuse(f"{option} {value!r}: {', '.join(allowed)}")
-    names = tuple(name.strip() for name in drop.split(",") if name.strip())
-    return TableOptions(separator(sep), names, encode, missing)  # type: ignore[arg-type]
+    names = next(csv.reader([drop], skipinitialspace=True), [])
+    left_out = tuple(name.strip() for name in names if name.strip())
+    return TableOptions(separator(sep), left_out, encode, missing, decimal, thousands, dayfirst, sheet)  # type: ignore[arg-type]
 
 
 def separator(sep: str | None) -> str | None:

@@ -16,7 +16,18 @@ from gp_rangeformer.lab.commands.console import (
     say_written,
     show_progress,
 )
-from gp_rangeformer.lab.commands.options import Device, Sep, check_device, check_output, saying_warnings, separator
+from gp_rangeformer.lab.commands.options import (
+    DayFirst,
+    Decimal,
+    Device,
+    Sep,
+    Sheet,
+    Thousands,
+    check_device,
+    check_output,
+    saying_warnings,
+    table_options,
+)
 from gp_rangeformer.lab.outputs import Outputs
 
 if TYPE_CHECKING:
@@ -30,6 +41,10 @@ def predict(
     data: Annotated[Path, typer.Argument(metavar="DATA.csv", help="Table with the columns that were fitted to.")],
     out: Annotated[Path, typer.Option(help="Write the predictions to this CSV file.")],
     sep: Sep = None,
+    decimal: Decimal = ".",
+    thousands: Thousands = None,
+    dayfirst: DayFirst = None,
+    sheet: Sheet = None,
     device: Device = "cpu",
 ) -> None:
     """Predict every row of a table: mean, standard deviation and 95 % interval, in the unit of the target.
@@ -37,14 +52,16 @@ def predict(
     Where the table has the target too, the error is printed.
     """
     from gp_rangeformer.lab.compare.result import write_text
-    from gp_rangeformer.regression import SavedModelError, TableError, TableRegression, read_table
+    from gp_rangeformer.regression import SavedModelError, TableError, TableRegression
     from gp_rangeformer.regression.predictions import beside
 
     check_device(device)
     check_output("--out", out)
     try:
-        kept = TableRegression.load(model, device=device)
-        frame = read_table(data, separator(sep), text=kept.columns.texts)
+        options = table_options(sep, decimal=decimal, thousands=thousands, dayfirst=dayfirst, sheet=sheet)
+        with saying_warnings():
+            kept = TableRegression.load(model, device=device)
+            frame = options.read(data, text=kept.columns.texts)
     except (TableError, SavedModelError, ImportError) as error:
         refuse(error)
     try:

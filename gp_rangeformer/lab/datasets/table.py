@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,13 +24,22 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TableOptions:
-    """How a table is read: its separator (None: found in its header), columns to leave out, and what becomes of text
-    columns and missing cells, as :meth:`gp_rangeformer.regression.TableRegression.fit` says."""
+    """How a table is read, as :func:`gp_rangeformer.regression.read_table` says, and which columns to leave out, what
+    becomes of text columns and missing cells, as :meth:`gp_rangeformer.regression.TableRegression.fit` says."""
 
     sep: str | None = None
     drop: tuple[str, ...] = ()
     encode: Encode = "refuse"
     missing: Missing = "drop"
+    decimal: str = "."
+    thousands: str | None = None
+    dayfirst: bool | None = None
+    sheet: str | None = None
+
+    def read(self, path: Path, text: Sequence[str] = ()) -> pd.DataFrame:
+        """As :func:`gp_rangeformer.regression.read_table`."""
+        notation = {"decimal": self.decimal, "thousands": self.thousands, "dayfirst": self.dayfirst}
+        return read_table(path, self.sep, text, sheet=self.sheet, **notation)
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,7 +143,7 @@ def _split(
 ) -> Split:
     check_sizes(n, n_test)
     with _refusing():
-        table = read_table(path, options.sep)
+        table = options.read(path)
     with _refusing(f"{path.name}, "):
         found = usable(table, target, drop=options.drop, encode=options.encode, missing=options.missing)
     count, total = len(found.frame), len(table)

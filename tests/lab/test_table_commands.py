@@ -1,0 +1,94 @@
+"""Tables as people have them, on the command line: what reads them, and errors that name options."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from typer.testing import CliRunner
+
+from gp_rangeformer.lab import cli
+from gp_rangeformer.regression import TableError, TableRegression, fitting, read_table
+
+ROWS = 40
+
+
+def invoke(*arguments: object):
+    return CliRunner().invoke(cli.app, [str(argument) for argument in arguments])
+
+
+def said(result) -> str:
+    return " ".join(result.output.split())
+
+
+@pytest.fixture
+def frame() -> Any:
+    rng = np.random.default_rng(0)
+    frame = pd.DataFrame({"a": 1000 * rng.normal(size=ROWS), "when": pd.date_range("2024-01-25", periods=ROWS)})
+    return frame.assign(y=np.sin(frame["a"] / 500) + 0.1 * rng.normal(size=ROWS))
+
+
+def written_in_german(frame: Any, path: Path) -> Path:
+    """Decimal commas, points between thousands, days first."""
+    numbers = {
+        name: [f"{value:,.3f}".translate({ord(","): ".", ord("."): ","}) for value in frame[name]]
+        for name in ("a", "y")
+    }
+    frame.assign(**numbers, when=frame["when"].dt.strftime("%d.%m.%Y")).to_csv(path, sep=";", index=False)
+    return path
+
+
+NOTATION = ("--decimal", ",", "--thousands", ".", "--dayfirst")
+
+
+def test_a_table_in_another_notation_is_fitted_and_predicted(frame, tmp_path):
+    path = written_in_german(frame, tmp_path / "t.csv")
+    refused = invoke("fit", path, "--target", "y")
+    assert refused.exit_code == 2
+    assert "t.csv, line 2: the target 'y' holds" in said(refused)
+    assert "(read the table with --decimal ,)" in said(refused)
+    fitted = invoke("fit", path, "--target", "y", "--kernel", "rbf", "--out", tmp_path / "m", *NOTATION)
+    assert fitted.exit_code == 0, fitted.output
+    model = TableRegression.load(tmp_path / "m")
+    assert [column.kind for column in model.columns.inputs] == ["number", "date"]
+    refused = invoke("predict", tmp_path / "m", path, "--out", tmp_path / "p.csv")
+    assert refused.exit_code == 2
+    assert "a number with a comma for the decimal point" in said(refused)
+    result = invoke("predict", tmp_path / "m", path, "--out", tmp_path / "p.csv", *NOTATION)
+    assert result.exit_code == 0, result.output
+    predicted = read_table(tmp_path / "p.csv")
+    np.testing.assert_allclose(predicted["y"], frame["y"], atol=5e-4)
+    rounded = frame.assign(a=frame["a"].round(3))
+    np.testing.assert_allclose(predicted["mean"], model.predict(rounded)["mean"], rtol=1e-6)
+
+
+def test_errors_name_options_on_the_command_line_and_arguments_in_python(frame, tmp_path, monkeypatch):
+    monkeypatch.setattr(fitting, "fit_mll", pytest.fail)
+    frame = frame.assign(city=["Oslo", "Rome"] * (ROWS // 2))
+    frame.to_csv(tmp_path / "t.csv", index=False)
+    for command in ("fit", "compare"):
+        result = invoke(command, tmp_path / "t.csv", "--target", "y")
+        assert result.exit_code == 2
+        assert "drop the column or encode it: --drop city, --encode one-hot, or --encode drop" in said(result)
+    with pytest.raises(TableError, match=r"encode it: drop=\['city'\], encode='one-hot', or encode='drop'"):
+        TableRegression.fit(frame, target="y")
+
+
+def test_columns_with_commas_in_their_names_can_be_left_out(frame, tmp_path):
+    frame.assign(**{"b, c": "x", "d": "y"}).to_csv(tmp_path / "t.csv", index=False)
+    result = invoke("fit", tmp_path / "t.csv", "--target", "y", "--drop", '"b, c", d, when', "--kernel", "rbf")
+    assert result.exit_code == 0, result.output
+
+
+def test_one_of_two_columns_with_a_name_is_not_taken_for_the_other(frame, tmp_path):
+    frame.drop(columns="when").to_csv(tmp_path / "t.csv", index=False)
+    assert invoke("fit", tmp_path / "t.csv", "--target", "y", "--kernel", "rbf", "--out", tmp_path / "m").exit_code == 0
+    for header in ("a,a", "a,other,other"):
+        (tmp_path / "new.csv").write_text(f"{header}\n{','.join(['1'] * (header.count(',') + 1))}\n")
+        result = invoke("predict", tmp_path / "m", tmp_path / "new.csv", "--out", tmp_path / "p.csv")
+        assert result.exit_code == 2
+        assert f"column name {header.split(',')[-1]!r} occurs more than once" in said(result)
+        assert "Traceback" not in result.output
