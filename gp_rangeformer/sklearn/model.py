@@ -14,7 +14,6 @@ from gpytorch.mlls import ExactMarginalLogLikelihood
 from linear_operator.operators import DiagLinearOperator
 from torch import Tensor
 
-from gp_rangeformer.sklearn.host_kernels import Level
 from gp_rangeformer.sklearn.translation import Polynomial, evaluate
 
 
@@ -26,8 +25,8 @@ class Noise(FixedGaussianNoise):
         with gpytorch.settings.min_fixed_noise(float_value=0.0, double_value=0.0, half_value=0.0):
             super().__init__(given)
         self.white = white
-        levels = {id(module): module for numbers in white for module, _ in numbers if isinstance(module, Level)}
-        self.levels = torch.nn.ModuleList(levels.values())
+        # Kernels too, of which it has a scale: what only noise depends on is fitted with the rest.
+        self.levels = torch.nn.ModuleList({id(module): module for numbers in white for module, _ in numbers}.values())
 
     def forward(self, *params: Any, **kwargs: Any) -> DiagLinearOperator:
         return DiagLinearOperator(self.noise + evaluate(self.white).to(self.noise))

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from sklearn.gaussian_process import kernels as sk
 
-from gp_rangeformer.sklearn.translation import KernelError
+from gp_rangeformer.sklearn.supported import KernelError
 
 _NAMED: dict[str, Callable[[Any], Any]] = {
     "rbf": lambda lengths: sk.RBF(lengths),

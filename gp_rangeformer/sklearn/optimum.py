@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Iterable
-from typing import Any
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import numpy as np
 from linear_operator.utils.errors import NanError, NotPSDError
@@ -13,8 +14,11 @@ from numpy.typing import NDArray
 from sklearn.exceptions import ConvergenceWarning
 
 from gp_rangeformer.fit import FitError, FitResult, fit_mll
+from gp_rangeformer.sklearn.bounded import METHOD, maximise_between_bounds
+from gp_rangeformer.sklearn.few_points import FewPoints
 from gp_rangeformer.sklearn.flag import flag, likelihoods, not_definite
-from gp_rangeformer.sklearn.posterior import Posterior, Training
+from gp_rangeformer.sklearn.posterior import Posterior
+from gp_rangeformer.sklearn.training import Training
 from gp_rangeformer.sklearn.translation import Translated, translate
 
 TOLERANCE = 1e-6  # nats per point: where a factorisation answers, a fit ends as near to the optimum as L-BFGS does
@@ -28,7 +32,7 @@ def maximise(training: Training, kernel: Translated) -> FitResult:
 
     :raises numpy.linalg.LinAlgError: the start cannot be evaluated.
     """
-    mll = training.likelihood(kernel)
+    mll = Posterior(training, kernel).mll
     with flag(training.solver), likelihoods():
         try:
             result = fit_mll(mll, tolerance=TOLERANCE)
@@ -41,29 +45,55 @@ def maximise(training: Training, kernel: Translated) -> FitResult:
     return result
 
 
-def best_theta(
-    training: Training, kernel: Any, starts: Iterable[NDArray[np.float64]]
-) -> tuple[NDArray[np.float64], float, FitResult]:
-    """Of fits of a scikit-learn kernel from several thetas: the best theta within its bounds, the likelihood there, and
-    the result of its fit. Starts that cannot be evaluated are left out.
+Array = NDArray[np.float64]
+
+
+class Optimum(NamedTuple):
+    """``value``: log p(y) at ``theta``."""
+
+    theta: Array
+    value: float
+    result: FitResult
+
+
+def best_theta(training: Training, kernel: Any, starts: Iterable[Array], bounds: Array) -> Optimum:
+    """Of fits of a scikit-learn kernel from several thetas: the best theta within its bounds (p x 2). Starts that
+    cannot be evaluated are left out.
 
     :raises numpy.linalg.LinAlgError: none of them can be.
     """
-    found: list[tuple[FitResult, NDArray[np.float64]]] = []
+    found: list[Optimum] = []
     failure: np.linalg.LinAlgError | None = None
     for start in starts:
-        translated = translate(kernel.clone_with_theta(start), training.x.shape[1], fit=True)
         try:
-            result = maximise(training, translated)
+            found.append(_from_start(training, kernel.clone_with_theta(start), start, bounds))
         except np.linalg.LinAlgError as error:
             failure = error
-            continue
-        found.append((result, translated.theta()))
     if not found:
         assert failure is not None
         raise failure
-    result, theta = max(found, key=lambda each: each[0].value)
-    lower, upper = kernel.bounds.T
+    return max(found, key=lambda each: each.value)
+
+
+def _from_start(training: Training, kernel: Any, start: Array, bounds: Array) -> Optimum:
+    """Of a kernel that may be changed."""
+    notes: tuple[str, ...] = ()
+    if training.few(len(start)):
+        points = FewPoints(training, kernel)
+        theta, value, result = maximise_between_bounds(points, len(training.x), start, bounds, TOLERANCE)
+        if points.resolved():
+            if result.settled:
+                return Optimum(theta, value, result)
+            start, notes = theta, (f"began where {METHOD} ended: {result.reason}",)
+    translated = translate(kernel.clone_with_theta(start), training.x.shape[1], fit=True)
+    result = maximise(training, translated)
+    theta, value = _between_bounds(training, kernel, translated.theta(), bounds)
+    return Optimum(theta, value, replace(result, notes=(*notes, *result.notes)))
+
+
+def _between_bounds(training: Training, kernel: Any, theta: Array, bounds: Array) -> tuple[Array, float]:
+    """The best of a theta that is near bounds and of those on them, and log p(y) there."""
+    lower, upper = bounds.T
     theta = theta.clip(lower, upper)
     value = log_likelihood(training, kernel, theta)
     for index in range(len(theta)):
@@ -73,30 +103,38 @@ def best_theta(
                 moved[index] = bound
                 if (there := log_likelihood(training, kernel, moved)) >= value:
                     theta, value = moved, there
-    return theta, value, result
+    return theta, value
 
 
-def log_likelihood(training: Training, kernel: Any, theta: NDArray[np.float64]) -> float:
+def posterior_of(training: Training, kernel: Any) -> FewPoints | Posterior:
+    """Of a scikit-learn kernel as it is."""
+    if training.few(kernel.n_dims):
+        return FewPoints(training, kernel)
+    return Posterior(training, translate(kernel, training.x.shape[1], fit=False))
+
+
+def log_likelihood(training: Training, kernel: Any, theta: Array) -> float:
     """At ``theta``; -infinity where the matrix is not positive definite."""
-    translated = translate(kernel.clone_with_theta(theta), training.x.shape[1], fit=False)
     try:
-        return Posterior(training, translated).log_likelihood()
+        return posterior_of(training, kernel.clone_with_theta(theta)).log_likelihood()
     except np.linalg.LinAlgError:
         return -math.inf
 
 
-def warn_at_bounds(kernel: Any) -> None:
+def warn_at_bounds(kernel: Any, theta: Array, bounds: Array) -> None:
     """One warning that names the hyperparameters of a scikit-learn kernel that ended on a bound."""
-    ended = []
-    theta, bounds = iter(kernel.theta), iter(kernel.bounds)
-    for hyperparameter in kernel.hyperparameters:
-        for index in range(0 if hyperparameter.fixed else hyperparameter.n_elements):
-            value, limits = next(theta), next(bounds)
-            name = hyperparameter.name + (f"[{index}]" if hyperparameter.n_elements > 1 else "")
-            ended += [f"{name} at {np.exp(limit):.3g}" for limit in limits if np.isclose(value, limit)]
-    if ended:
-        warnings.warn(
-            f"hyperparameters ended on a bound, beyond which a better value may be: {', '.join(ended)}",
-            ConvergenceWarning,
-            stacklevel=2,
-        )
+    on = np.isclose(theta[:, np.newaxis], bounds)
+    if not on.any():
+        return
+    names = [
+        hyperparameter.name + (f"[{index}]" if hyperparameter.n_elements > 1 else "")
+        for hyperparameter in kernel.hyperparameters
+        if not hyperparameter.fixed
+        for index in range(hyperparameter.n_elements)
+    ]
+    ended = [f"{names[at]} at {np.exp(bounds[at, side]):.3g}" for at, side in np.argwhere(on)]
+    warnings.warn(
+        f"hyperparameters ended on a bound, beyond which a better value may be: {', '.join(ended)}",
+        ConvergenceWarning,
+        stacklevel=2,
+    )

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from sklearn.gaussian_process import kernels as sk
 
 from gp_rangeformer import settings
-from gp_rangeformer.sklearn.translation import KernelError
+from gp_rangeformer.sklearn.supported import KernelError
 
 FIT_MLL = "fit_mll"
 
@@ -54,4 +54,4 @@ def variances(alpha: Any, n: int) -> NDArray[np.float64]:
     if found.ndim > 1 or found.size not in (1, n) or not bool((np.isfinite(found) & (found >= 0)).all()):
         shown = repr(alpha) if found.size == 1 else f"an array of shape {found.shape}"
         raise ValueError(f"alpha must be a number of at least 0, or {n} of them for the {n} rows of X, got {shown}")
-    return np.broadcast_to(found.reshape(-1), n)
+    return np.broadcast_to(found.reshape(-1), n).copy()

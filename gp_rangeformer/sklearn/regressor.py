@@ -15,13 +15,15 @@ from sklearn.exceptions import NotFittedError
 from sklearn.gaussian_process import kernels as sk
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import validate_data
-from torch import Tensor
 
 from gp_rangeformer.fit import FitResult
+from gp_rangeformer.sklearn.few_points import FewPoints
 from gp_rangeformer.sklearn.named import named_kernel
-from gp_rangeformer.sklearn.optimum import best_theta, log_likelihood, maximise, warn_at_bounds
+from gp_rangeformer.sklearn.optimum import best_theta, log_likelihood, maximise, posterior_of, warn_at_bounds
 from gp_rangeformer.sklearn.parameters import FIT_MLL, check_parameters, variances
-from gp_rangeformer.sklearn.posterior import Posterior, Training
+from gp_rangeformer.sklearn.posterior import Posterior
+from gp_rangeformer.sklearn.supported import KernelError, check_kernel, variances_of
+from gp_rangeformer.sklearn.training import Training
 from gp_rangeformer.sklearn.translation import Translated, translate
 
 _START_NOISE = 1.0  # beside a GPyTorch kernel, of normalised targets
@@ -43,7 +45,10 @@ class RangeFormerRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
         ``ConstantKernel() * RBF()``.
     :param alpha: variances of given noise, one for all rows or one for each, added to the diagonal of K.
     :param optimizer: "fit_mll", this package's (:func:`gp_rangeformer.fit.fit_mll`), or None: the kernel stays as it
-        is. Others are refused.
+        is. Others are refused. While n^2 times the number of free hyperparameters is at most 200,000 (n = 200: five),
+        a fit of a scikit-learn kernel goes scikit-learn's way, by L-BFGS between the bounds, and on by ``fit_mll``
+        where that does not arrive; ``solver``, float32, another device or a smaller ``settings.min_size`` ask for
+        ``fit_mll`` from the start.
     :param n_restarts_optimizer: further fits of a scikit-learn kernel from starts that are uniform between its bounds,
         as logarithms; the highest likelihood wins.
     :param normalize_y: whether targets are shifted to mean zero and scaled to variance one, and predictions back.
@@ -125,6 +130,9 @@ class RangeFormerRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
         self.y_train_ = np.array(targets) if self.copy_X_train else targets
         kernel, training = self._start(rows.shape[1]), self._training()
         if isinstance(kernel, sk.Kernel):
+            check_kernel(kernel, rows.shape[1])
+            if variances_of(kernel).smooth == 0:
+                raise KernelError("the kernel is nothing but WhiteKernel: add a kernel of the points")
             self._fit_theta(training, kernel)
         else:
             self._fit_module(training, kernel)
@@ -141,31 +149,32 @@ class RangeFormerRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
         self.kernel_: Any
         self.log_marginal_likelihood_value_: float
         self.fit_result_: FitResult | None = None
-        if self.optimizer is None or kernel.n_dims == 0:
+        theta = kernel.theta
+        if self.optimizer is None or len(theta) == 0:
             self.kernel_ = kernel
             self._posterior = self._made(training)
             self.log_marginal_likelihood_value_ = self._posterior.log_likelihood()
         else:
-            starts = [kernel.theta]
+            starts, bounds = [theta], kernel.bounds
             if self.n_restarts_optimizer > 0:
-                if not np.isfinite(kernel.bounds).all():
+                if not np.isfinite(bounds).all():
                     raise ValueError("n_restarts_optimizer > 0 draws starts between bounds: all of them must be finite")
-                rng, (lower, upper) = check_random_state(self.random_state), kernel.bounds.T
+                rng, (lower, upper) = check_random_state(self.random_state), bounds.T
                 starts += [rng.uniform(lower, upper) for _ in range(self.n_restarts_optimizer)]
-            theta, value, self.fit_result_ = best_theta(training, kernel, starts)
+            theta, value, self.fit_result_ = best_theta(training, kernel, starts, bounds)
             self.kernel_ = kernel.clone_with_theta(theta)
             self.log_marginal_likelihood_value_ = value
-            warn_at_bounds(self.kernel_)
+            warn_at_bounds(kernel, theta, bounds)
             self._posterior = self._made(training)
-        self.noise_level_ = self._posterior.white
+        self.noise_level_ = variances_of(self.kernel_).white or 0.0
 
     def _fit_module(self, training: Training, kernel: Kernel) -> None:
         """Of a GPyTorch kernel."""
         self.kernel_ = kernel
         translated = _beside_noise(kernel, _START_NOISE, fit=True)
         self.fit_result_ = None if self.optimizer is None else maximise(training, translated)
-        self._posterior = Posterior(training, translated)
-        self.noise_level_ = self._posterior.white
+        self._posterior = posterior = Posterior(training, translated)
+        self.noise_level_ = posterior.white
         self.log_marginal_likelihood_value_ = self._posterior.log_likelihood()
 
     def predict(self, X: Any, return_std: bool = False, return_cov: bool = False) -> Any:
@@ -179,11 +188,11 @@ class RangeFormerRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
         if not self.__sklearn_is_fitted__():
             return self._predict_prior(X, return_std, return_cov)
         rows: Any = validate_data(self, X, dtype=self._given("dtype"), reset=False)
-        mean, second = self._posterior.predict(self._tensor(rows), return_std, return_cov)
-        y = mean.cpu().numpy().T * self._y_std + self._y_mean
+        mean, second = self._posterior.predict(rows, return_std, return_cov)
+        y = mean * self._y_std + self._y_mean
         if second is None:
             return y
-        spread = _for_outputs(second.cpu().numpy(), self._y_std**2)
+        spread = _for_outputs(second, self._y_std**2)
         return y, spread if return_cov else np.sqrt(spread)
 
     def _predict_prior(self, X: Any, return_std: bool, return_cov: bool) -> Any:
@@ -197,7 +206,7 @@ class RangeFormerRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
         if isinstance(kernel, sk.Kernel):
             spread: Any = kernel(rows) if return_cov else kernel.diag(rows)
         else:
-            points = self._tensor(rows)
+            points = torch.tensor(rows, device=self.device)
             with torch.no_grad():
                 found = kernel.to(points)(points)
                 known = found.to_dense() if return_cov else found.diagonal(dim1=-1, dim2=-2)
@@ -235,9 +244,8 @@ class RangeFormerRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
         if not eval_gradient:
             return log_likelihood(training, self.kernel_, at)
         kernel: Any = self.kernel_.clone_with_theta(at)
-        translated = translate(kernel, training.x.shape[1], fit=False)
         try:
-            return Posterior(training, translated).log_likelihood_and_gradient()
+            return posterior_of(training, kernel).log_likelihood_and_gradient()
         except np.linalg.LinAlgError:
             return -math.inf, np.zeros_like(at)
 
@@ -256,20 +264,13 @@ class RangeFormerRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
 
     def _training(self) -> Training:
         """From what is kept."""
-        return Training(
-            self._tensor(self.X_train_),
-            self._tensor(self.y_train_.T).contiguous(),
-            self._tensor(variances(self._given("alpha"), len(self.X_train_))),
-            self._given("solver"),
-        )
+        noise = variances(self._given("alpha"), len(self.X_train_))
+        return Training(self.X_train_, self.y_train_, noise, self._given("solver"), self._given("device"))
 
-    def _tensor(self, values: NDArray[Any]) -> Tensor:
-        return torch.tensor(values, dtype=getattr(torch, self._given("dtype")), device=self._given("device"))
-
-    def _made(self, training: Training) -> Posterior:
+    def _made(self, training: Training) -> FewPoints | Posterior:
         """Of what was fitted."""
         if isinstance(self.kernel_, sk.Kernel):
-            return Posterior(training, translate(self.kernel_, training.x.shape[1], fit=False))
+            return posterior_of(training, self.kernel_)
         return Posterior(training, _beside_noise(self.kernel_, self.noise_level_, fit=False))
 
     def __getstate__(self) -> dict[str, Any]:

@@ -17,16 +17,11 @@ from torch import Tensor
 
 from gp_rangeformer.sklearn.host_kernels import DenseProductKernel, DotProductKernel, Level
 from gp_rangeformer.sklearn.log_scale import register
-
-_MOST_FACTORS = 16  # of a kernel to a power: each is evaluated
+from gp_rangeformer.sklearn.supported import check_kernel
 
 # A sum of products of numbers, each of them an attribute of a module.
 Number = tuple[Any, str]
 Polynomial = list[tuple[Number, ...]]
-
-
-class KernelError(ValueError):
-    """A kernel that this estimator cannot represent; the message names what it can."""
 
 
 @dataclass
@@ -50,8 +45,10 @@ class Translated:
         """The gradient that the parameters have, with respect to theta, where ``fit`` was False."""
         if not self.free:
             return np.array([])
-        found = [getattr(module, f"raw_{name}").grad for module, name in self.free]
-        return torch.cat([gradient.double().cpu().reshape(-1) for gradient in found]).numpy()
+        found = [getattr(module, f"raw_{name}") for module, name in self.free]
+        # A length scale of what white noise multiplies has no part in the result, and so no gradient.
+        parts = [torch.zeros_like(raw) if raw.grad is None else raw.grad for raw in found]
+        return torch.cat([part.double().cpu().reshape(-1) for part in parts]).numpy()
 
 
 def translate(kernel: sk.Kernel, columns: int, *, fit: bool) -> Translated:
@@ -61,7 +58,8 @@ def translate(kernel: sk.Kernel, columns: int, *, fit: bool) -> Translated:
         stored numbers of free parameters are theta.
     :raises KernelError: a kernel that has no counterpart; the message names it.
     """
-    return _Translation(columns, fit).of(kernel)
+    check_kernel(kernel, columns)
+    return _Translation(fit).of(kernel)
 
 
 def evaluate(polynomial: Polynomial) -> Tensor:
@@ -86,8 +84,8 @@ def _times(first: Polynomial, second: Polynomial) -> Polynomial:
 
 
 class _Translation:
-    def __init__(self, columns: int, fit: bool) -> None:
-        self._columns, self._fit = columns, fit
+    def __init__(self, fit: bool) -> None:
+        self._fit = fit
         self._leaves: dict[type, Callable[[Any], Translated]] = {
             sk.ConstantKernel: self._constant,
             sk.WhiteKernel: self._white,
@@ -110,12 +108,6 @@ class _Translation:
             return _product(self.of(kernel.k1), self.of(kernel.k2))
         if kind is sk.Exponentiation:
             return self._power(kernel)
-        if kind not in self._leaves:
-            known = ", ".join(leaf.__name__ for leaf in self._leaves)
-            raise KernelError(
-                f"{kind.__name__} has no counterpart here: take sums, products and whole powers of {known}; a GPyTorch "
-                "kernel; or scikit-learn's own GaussianProcessRegressor"
-            )
         return self._leaves[kind](kernel)
 
     def _constant(self, kernel: sk.ConstantKernel) -> Translated:
@@ -144,14 +136,10 @@ class _Translation:
     def _matern(self, kernel: sk.Matern) -> Translated:
         if kernel.nu == math.inf:
             return self._with_lengths(kernel, RBFKernel)
-        if kernel.nu not in (0.5, 1.5, 2.5):
-            raise KernelError(f"Matern with nu={kernel.nu}: nu may be 0.5, 1.5, 2.5 or infinity")
         return self._with_lengths(kernel, lambda **options: MaternKernel(nu=kernel.nu, **options))
 
     def _with_lengths(self, kernel: Any, host_kernel: Callable[..., Kernel]) -> Translated:
         lengths = np.size(kernel.length_scale)
-        if lengths not in (1, self._columns):
-            raise KernelError(f"{kernel} has {lengths} length scales, X has {self._columns} columns")
         host = host_kernel(ard_num_dims=lengths if lengths > 1 else None)
         return Translated(host, [()], free=self._placed(kernel, "length_scale", (host, "lengthscale")))
 
@@ -161,11 +149,6 @@ class _Translation:
         return Translated(host, [()], free=free + self._placed(kernel, "length_scale", (host, "lengthscale")))
 
     def _exp_sine_squared(self, kernel: sk.ExpSineSquared) -> Translated:
-        if self._columns != 1:
-            raise KernelError(
-                f"ExpSineSquared needs X of one column, got {self._columns}: the sine of a distance in several "
-                "dimensions is no covariance. A GPyTorch PeriodicKernel takes a product over the columns"
-            )
         host = PeriodicKernel()
         # GPyTorch's length is the square of this one.
         free = self._placed(kernel, "length_scale", (host, "lengthscale"), power=2)
@@ -176,12 +159,8 @@ class _Translation:
         return Translated(host, None, free=self._placed(kernel, "sigma_0", (host, "offset"), power=2))
 
     def _power(self, kernel: sk.Exponentiation) -> Translated:
-        exponent = kernel.exponent
-        if exponent != int(exponent) or not 1 <= exponent <= _MOST_FACTORS:
-            raise KernelError(f"exponent {exponent}: kernels may be raised to whole powers from 1 to {_MOST_FACTORS}")
-        base = self.of(kernel.kernel)
-        found = base
-        for _ in range(int(exponent) - 1):
+        found = base = self.of(kernel.kernel)
+        for _ in range(int(kernel.exponent) - 1):
             found = _product(found, Translated(base.covariance, base.diagonal, base.white))
         return found
 
@@ -199,8 +178,6 @@ class _Translation:
         if self._fit and not hyperparameter.fixed:
             limits = np.atleast_2d(hyperparameter.bounds)
             bounds = shaped(limits[:, 0]), shaped(limits[:, 1])
-            if not bool(((bounds[0] >= 0) & (bounds[0] < bounds[1])).all()):
-                raise KernelError(f"{name}_bounds of {kernel}: the lower bound is at least 0 and below the upper one")
         register(module, own_name, value, bounds, power, free=not hyperparameter.fixed)
         return [] if hyperparameter.fixed else [number]
 
@@ -217,8 +194,6 @@ def _product(first: Translated, second: Translated) -> Translated:
     kernels = [each.covariance for each in (first, second) if each.covariance is not None]
     white = _times(first.white, second.white)
     for one, other in ((first, second), (second, first)):
-        if one.white and other.diagonal is None:
-            raise KernelError("WhiteKernel times DotProduct is noise that grows with x: alpha takes given variances")
         white += _times(one.white, other.diagonal or [])
     diagonal = None
     if first.diagonal is not None and second.diagonal is not None:

@@ -23,9 +23,10 @@ from sklearn.preprocessing import StandardScaler
 
 import gp_rangeformer
 from gp_rangeformer import settings
-from gp_rangeformer.sklearn import RangeFormerRegressor
+from gp_rangeformer.sklearn import RangeFormerRegressor, training
+from gp_rangeformer.sklearn.negative_variances import not_negative
 from gp_rangeformer.sklearn.optimum import TOLERANCE
-from gp_rangeformer.sklearn.translation import KernelError
+from gp_rangeformer.sklearn.supported import KernelError
 
 RNG = np.random.default_rng(0)
 N = 60
@@ -44,6 +45,14 @@ ALPHAS = [1e-6, np.linspace(1e-3, 0.1, N)]
 ROUNDING = 1e-9
 
 
+@pytest.fixture(params=["few", "general"])
+def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By scikit-learn's own kernels, as so few points are, and by the plug-in's, as more are."""
+    if request.param == "general":
+        monkeypatch.setattr(training, "_FEW", 0)
+
+
+both_paths = pytest.mark.usefixtures("path")
 Gpr: Any = GaussianProcessRegressor  # whose defaults say less than its documentation of what it takes
 
 
@@ -54,6 +63,7 @@ def both(**options: Any) -> tuple[Any, RangeFormerRegressor]:
 @pytest.mark.parametrize("y", [Y[:, 0], Y], ids=["one", "two"])
 @pytest.mark.parametrize(("alpha", "normalize_y"), [(ALPHAS[0], False), (ALPHAS[1], True)], ids=["number", "array"])
 @pytest.mark.parametrize("kernel", KERNELS, ids=["ard", "dot product", "product"])
+@both_paths
 def test_numbers_at_the_same_theta_agree_to_rounding(kernel, alpha, normalize_y, y) -> None:
     theirs, ours = both(kernel=kernel, alpha=alpha, normalize_y=normalize_y)
     theirs.fit(X, y)
@@ -76,6 +86,7 @@ def test_numbers_at_the_same_theta_agree_to_rounding(kernel, alpha, normalize_y,
     assert samples.shape == theirs.sample_y(NEW, 3, random_state=1).shape
 
 
+@both_paths
 def test_predictions_at_the_training_points_are_those_of_scikit_learn() -> None:
     # One column of targets is one output.
     theirs, ours = (each.fit(X, Y[:, :1]) for each in both(kernel=KERNEL))
@@ -85,6 +96,7 @@ def test_predictions_at_the_training_points_are_those_of_scikit_learn() -> None:
 
 
 @pytest.mark.parametrize("y", [Y[:, 0], Y], ids=["one", "two"])
+@both_paths
 def test_a_fit_is_as_good(y) -> None:
     start = ConstantKernel() * RBF(np.ones(2).tolist()) + WhiteKernel()  # type: ignore[arg-type]
     theirs = Gpr(start, normalize_y=True).fit(X, y)
@@ -102,6 +114,7 @@ def test_a_fit_is_as_good(y) -> None:
     assert 0 < ours.noise_level_ < 0.1
 
 
+@both_paths
 def test_fixed_hyperparameters_stay_and_bounds_hold() -> None:
     kernel = ConstantKernel(1.7, "fixed") * RBF(1.3, (1.2, 1.4)) + WhiteKernel(0.1, (1e-3, 10))
     with pytest.warns(ConvergenceWarning, match=r"length_scale at 1\.[24]"):
@@ -114,6 +127,7 @@ def test_fixed_hyperparameters_stay_and_bounds_hold() -> None:
     np.testing.assert_allclose(found.theta, theirs.kernel_.theta, atol=1e-2)
 
 
+@both_paths
 def test_nothing_to_fit_is_left_as_it_is() -> None:
     kernel = ConstantKernel(1.7, "fixed") * RBF(1.3, "fixed")
     estimator = RangeFormerRegressor(kernel, alpha=0.1).fit(X, Y[:, 0])
@@ -123,6 +137,7 @@ def test_nothing_to_fit_is_left_as_it_is() -> None:
     assert kept.kernel_ == KERNEL
 
 
+@both_paths
 def test_restarts_find_what_the_first_start_does_not() -> None:
     x = np.linspace(0, 10, 40)[:, None]
     y = np.sin(3 * x[:, 0]) + 0.1 * np.random.default_rng(1).normal(size=40)
@@ -137,6 +152,7 @@ def test_restarts_find_what_the_first_start_does_not() -> None:
     assert several.log_marginal_likelihood_value_ >= theirs.log_marginal_likelihood_value_ - 40 * TOLERANCE
 
 
+@both_paths
 def test_a_kernel_by_name_is_learned_with_its_noise() -> None:
     estimator = RangeFormerRegressor("matern32", normalize_y=True).fit(X, Y[:, 0])
     kernel: Any = estimator.kernel_
@@ -202,6 +218,7 @@ def test_the_prior_of_a_gpytorch_kernel() -> None:
     np.testing.assert_allclose(deviation, np.sqrt(2), rtol=1e-7)
 
 
+@both_paths
 def test_samples_have_the_posterior_s_moments() -> None:
     estimator = RangeFormerRegressor(KERNEL, optimizer=None).fit(X, Y[:, 0])
     mean, deviation = estimator.predict(NEW, return_std=True)
@@ -212,6 +229,7 @@ def test_samples_have_the_posterior_s_moments() -> None:
     np.testing.assert_allclose(samples.std(1), deviation, rtol=5 / np.sqrt(2 * count))
 
 
+@both_paths
 def test_a_pickled_estimator_predicts_the_same() -> None:
     estimator = RangeFormerRegressor(KERNEL).fit(X, Y)
     for restored in (pickle.loads(pickle.dumps(estimator)), copy.deepcopy(estimator)):
@@ -307,6 +325,7 @@ def test_float32_is_near_float64() -> None:
         RangeFormerRegressor(ConstantKernel() * RBF(5.0), optimizer=None, dtype="float32").fit(X, Y[:, 0])
 
 
+@both_paths
 def test_rows_twice_without_noise_are_refused_with_remedies() -> None:
     twice, y = np.vstack([X, X]), np.concatenate([Y[:, 0], Y[:, 0] + 1])
     with pytest.raises(np.linalg.LinAlgError, match="alpha"):
@@ -321,6 +340,7 @@ def test_rows_twice_without_noise_are_refused_with_remedies() -> None:
     assert not gradient.any()
 
 
+@both_paths
 def test_a_fit_that_fails_leaves_no_earlier_one_behind() -> None:
     estimator = RangeFormerRegressor(KERNEL, optimizer=None).fit(X, Y[:, 0])
     with pytest.raises(KernelError):
@@ -329,6 +349,7 @@ def test_a_fit_that_fails_leaves_no_earlier_one_behind() -> None:
         estimator.log_marginal_likelihood()
 
 
+@both_paths
 def test_what_is_set_after_a_fit_is_for_the_next_one() -> None:
     X = np.linspace(0, 6, 40)[:, None]
     estimator = RangeFormerRegressor(RBF() + WhiteKernel(0.1), alpha=1e-6, optimizer=None).fit(X, np.sin(X[:, 0]))
@@ -356,6 +377,7 @@ def test_targets_far_from_zero_are_centred_before_they_are_float32() -> None:
     assert np.abs(far - near).max() < 1e-4
 
 
+@both_paths
 def test_equal_targets_are_normalised_to_zeros() -> None:
     estimator = RangeFormerRegressor(KERNEL, optimizer=None, normalize_y=True).fit(X, np.full(N, 0.1))
     # Their deviation is rounding, which is not scaled up.
@@ -364,14 +386,13 @@ def test_equal_targets_are_normalised_to_zeros() -> None:
 
 
 def test_negative_variances_beyond_rounding_are_said() -> None:
-    posterior = RangeFormerRegressor(RBF(0.5), alpha=0.1, optimizer=None).fit(X, Y[:, 0])._posterior
-    points = torch.tensor(NEW[:2])
-    rounded = torch.tensor([-1e-12, 0.5], dtype=torch.float64)
-    assert posterior._not_negative(rounded, points).tolist() == [0.0, 0.5]
+    rounded, prior = np.array([-1e-12, 0.5]), np.ones(2)
+    assert not_negative(rounded, prior).tolist() == [0.0, 0.5]
     with pytest.warns(UserWarning, match="nearly singular"):
-        assert posterior._not_negative(rounded * 1e9, points)[0] == 0
+        assert not_negative(rounded * 1e9, prior)[0] == 0
 
 
+@both_paths
 def test_where_float64_ends_a_warning_says_so() -> None:
     # Without noise but alpha, and targets whose variance asks for a scale that float64 has no digits for.
     y = 1e5 * (X @ [1.0, 2.0])
@@ -409,3 +430,29 @@ def test_both_spreads_at_once_are_refused() -> None:
         RangeFormerRegressor(KERNEL).predict(NEW, return_std=True, return_cov=True)
     with pytest.raises(ValueError, match="Gradient"):
         RangeFormerRegressor(KERNEL, optimizer=None).fit(X, Y).log_marginal_likelihood(eval_gradient=True)
+
+
+@both_paths
+@pytest.mark.parametrize(
+    "kernel",
+    [
+        WhiteKernel(0.3) * RBF(0.7) + RBF(1.3),
+        (RBF(1.3) + WhiteKernel(0.2)) * (ConstantKernel(1.4) * RBF(0.7)) ** 2,
+    ],
+    ids=["a factor of noise alone", "a factor of both"],
+)
+def test_likelihoods_of_products_with_noise_are_those_of_scikit_learn(kernel) -> None:
+    theirs, ours = (each.fit(X, Y[:, 0]) for each in both(kernel=kernel))
+    known, slope = theirs.log_marginal_likelihood(kernel.theta, eval_gradient=True)
+    value, gradient = ours.log_marginal_likelihood(kernel.theta, eval_gradient=True)
+    assert value == pytest.approx(known, rel=ROUNDING)
+    np.testing.assert_allclose(gradient, slope, rtol=1e-7, atol=1e-7)
+
+
+@both_paths
+def test_a_scale_that_only_noise_has_is_fitted() -> None:
+    # Nothing else can make noise of variance 1 as small as that of the targets.
+    kernel = (ConstantKernel(1.0) * RBF(1.0, "fixed")) * WhiteKernel(1.0, "fixed") + ConstantKernel() * RBF()
+    theirs, ours = Gpr(kernel).fit(X, Y[:, 0]), RangeFormerRegressor(kernel).fit(X, Y[:, 0])
+    assert ours.noise_level_ < 0.1
+    assert ours.log_marginal_likelihood_value_ >= theirs.log_marginal_likelihood_value_ - N * TOLERANCE

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import operator
 import pickle
 from typing import Any
 
@@ -26,9 +27,11 @@ from sklearn.gaussian_process.kernels import (
 
 from gp_rangeformer import settings
 from gp_rangeformer.plugin.recognition import recognise
+from gp_rangeformer.sklearn import supported
 from gp_rangeformer.sklearn.log_scale import LogScale
 from gp_rangeformer.sklearn.named import NAMES, named_kernel
-from gp_rangeformer.sklearn.translation import KernelError, evaluate, translate
+from gp_rangeformer.sklearn.supported import KernelError
+from gp_rangeformer.sklearn.translation import evaluate, translate
 
 LENGTHS: Any = [0.7, 2.0, 1.1]
 ONE: dict[str, Any] = {
@@ -94,19 +97,45 @@ def test_values_are_those_of_scikit_learn(kernel, x, z) -> None:
     np.testing.assert_allclose(diagonal + white, kernel.diag(x), rtol=ROUNDING, atol=ROUNDING)
 
 
-@pytest.mark.parametrize(("kernel", "x", "z"), CASES)
-def test_theta_and_its_gradient_are_those_of_scikit_learn(kernel, x, z) -> None:
+def check_whole(kernel: Any, x: np.ndarray) -> None:
+    """K with its noise, theta, and the gradient of a weighted sum of K's entries."""
     found = translate(kernel, x.shape[1], fit=False)
     np.testing.assert_allclose(found.theta(), kernel.theta, rtol=ROUNDING, atol=ROUNDING)
+    known, gradient = kernel(x, eval_gradient=True)
+    whole = evaluate(found.white) * torch.eye(len(x), dtype=torch.float64)
+    if found.covariance is not None:
+        whole = whole + found.covariance(torch.tensor(x)).to_dense()
+    np.testing.assert_allclose(whole.detach().numpy(), known, rtol=ROUNDING, atol=ROUNDING)
     weight = np.random.default_rng(2).normal(size=(len(x), len(x)))
-    _, gradient = kernel(x, eval_gradient=True)
-    assert found.covariance is not None
-    whole = found.covariance(torch.tensor(x)).to_dense() + evaluate(found.white) * torch.eye(
-        len(x), dtype=torch.float64
-    )
     (whole * torch.tensor(weight)).sum().backward()
     expected = np.einsum("ij,ijk->k", weight, gradient)
     np.testing.assert_allclose(found.theta_gradient(), expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize(("kernel", "x", "z"), CASES)
+def test_theta_and_its_gradient_are_those_of_scikit_learn(kernel, x, z) -> None:
+    check_whole(kernel, x)
+
+
+LEAVES = {name: ONE[name] for name in list(ONE)[: list(ONE).index("sum")]} | {"white": WhiteKernel(0.3)}
+
+
+def test_this_file_knows_every_kernel() -> None:
+    assert {type(leaf) for leaf in LEAVES.values()} == set(supported.LEAVES)
+
+
+@pytest.mark.parametrize("combined", [operator.add, operator.mul], ids=["+", "*"])
+@pytest.mark.parametrize("first", LEAVES)
+@pytest.mark.parametrize("second", LEAVES)
+def test_every_two_kernels_together_are_those_of_scikit_learn(first, second, combined) -> None:
+    kernel, x = combined(LEAVES[first], LEAVES[second]), X[:, :1]
+    for whole in (kernel, 2.0 * kernel, kernel + RBF(1.3), kernel * Matern(1.3, nu=1.5), kernel**2):
+        noise_times_squares = combined is operator.mul or isinstance(whole, Exponentiation)
+        if {first, second} == {"white", "dot product"} and noise_times_squares:
+            with pytest.raises(KernelError, match="grows with x"):
+                translate(whole, 1, fit=False)
+        else:
+            check_whole(whole, x)
 
 
 @pytest.mark.parametrize("name", [name for name in ONE if "dot" not in name and "product of" not in name])
