@@ -45,7 +45,7 @@ def fit_mll(
     max_evaluations: int = MAX_EVALUATIONS,
     timeout: float | None = None,
     callback: Callable[[Record], None] | None = None,
-    levels: bool = True,
+    levels: bool | int = True,
     seed: int = 0,
 ) -> FitResult:
     """Maximise ``mll`` over the model's free parameters, in place; constraints hold, priors count.
@@ -60,8 +60,9 @@ def fit_mll(
     :param tolerance: nats per data point that may be left to gain.
     :param max_evaluations: of the likelihood on all points. Some ten are usual.
     :param timeout: seconds after which no further evaluation begins.
-    :param callback: sees every evaluation, on subsets too. What it raises ends the fit.
-    :param levels: whether to begin on subsets; False starts on all points.
+    :param callback: sees every evaluation, on subsets too, while the model has its parameters. What it raises ends the
+        fit.
+    :param levels: whether to begin on subsets; False starts on all points, a number on subsets of at least so many.
     :param seed: of the subsets.
     :raises ValueError: an argument that cannot be, a model without training data or without free parameters.
     :raises FitError: an evaluation failed (of the first one: nothing was changed).
@@ -75,6 +76,8 @@ def fit_mll(
         _check_positive("timeout", timeout)
     if isinstance(max_evaluations, bool) or not isinstance(max_evaluations, int) or max_evaluations < 2:
         raise ValueError(f"max_evaluations must be an integer of at least 2, got {max_evaluations!r}")
+    if not isinstance(levels, int) or (levels is not False and levels < 1):
+        raise ValueError(f"levels must be True, False or a positive number of points, got {levels!r}")
     return _Fit(mll, float(tolerance), max_evaluations, timeout, callback, levels, seed).run()
 
 
@@ -91,7 +94,7 @@ class _Fit:
         max_evaluations: int,
         timeout: float | None,
         callback: Callable[[Record], None] | None,
-        levels: bool,
+        levels: bool | int,
         seed: int,
     ) -> None:
         self._mll: Any = mll  # whose parts GPyTorch types as modules
@@ -108,7 +111,7 @@ class _Fit:
         with torch.inference_mode(False), torch.enable_grad(), self._solver():
             targets = self._mll.model.train_targets
             self._wall = None if targets is None else Wall.of(targets.shape[-1], targets.dtype)
-            objective = Objective(self._mll, wall=self._wall)
+            self._objective = objective = Objective(self._mll, wall=self._wall)
             before = objective.parameters.raw_state()
             try:
                 ascent = self._from_start(objective)
@@ -132,11 +135,11 @@ class _Fit:
         if not (math.isfinite(best.value) and bool(best.gradient.isfinite().all())):
             raise FitError(f"log p(y)/n is {best.value} at the parameters as they are, or its gradient is not finite")
         self._note_evaluation(objective, best, True)
-        led = self._through_levels(start) if self._levels else None
-        if led is not None:
+        led = self._through_levels(start) if self._levels else start
+        if len(self._history) > 1:  # on subsets, which have moved the parameters
             best.seen = None  # which holds K
             found = objective(led)
-            better = found.value > best.value
+            better = led is start or found.value > best.value
             self._note_evaluation(objective, found, better)
             if not better:
                 found.seen = None
@@ -188,10 +191,10 @@ class _Fit:
         else:
             yield
 
-    def _through_levels(self, phi: Float64[Tensor, " p"]) -> Float64[Tensor, " p"] | None:
-        """Where nested subsets lead; None where there are none, or one fails."""
-        n = self._mll.model.train_targets.shape[-1]
-        sizes = level_sizes(n) if can_be_thinned(self._mll) else []
+    def _through_levels(self, start: Float64[Tensor, " p"]) -> Float64[Tensor, " p"]:
+        """Where nested subsets lead; ``start`` where there are none, or one fails."""
+        n, phi = self._mll.model.train_targets.shape[-1], start
+        sizes = [size for size in level_sizes(n) if size >= self._levels] if can_be_thinned(self._mll) else []
         order = torch.randperm(n, generator=torch.Generator().manual_seed(self._seed))
         anchor = Anchor(phi, _LEVEL_DEVIATION)
         for size in sizes:
@@ -199,18 +202,18 @@ class _Fit:
                 small = thinned(self._mll, order[:size])
             except Exception as error:  # whatever a model's own attributes raise when they are copied
                 self._notes.append(f"subsets left out: the model cannot be copied ({type(error).__name__})")
-                return None
+                return start
             try:
                 level = Objective(small, anchor, self._wall)
-                start = level(phi)
-                self._note_evaluation(level, start, True)
-                phi = self._ascend(level, start, _LEVEL_TOLERANCE, _LEVEL_EVALUATIONS).best.phi
+                first = level(phi)
+                self._note_evaluation(level, first, True)
+                phi = self._ascend(level, first, _LEVEL_TOLERANCE, _LEVEL_EVALUATIONS).best.phi
             except (*NUMERICAL, RuntimeError) as error:
                 if error is self._raised:
                     raise
                 self._notes.append(f"subsets left out: {type(error).__name__}")
-                return None
-        return phi if sizes else None
+                return start
+        return phi
 
     def _ascend(self, objective: Objective, start: Evaluated, tolerance: float, most: int) -> Ascent:
         return ascend(
@@ -229,6 +232,8 @@ class _Fit:
         record = Record(objective.points, seconds, evaluated.value, evaluated.error, accepted)
         self._history.append(record)
         if self._callback is not None:
+            if objective is not self._objective:
+                self._objective.parameters.write(evaluated.phi)
             try:
                 self._callback(record)
             except Exception as error:

@@ -19,6 +19,8 @@ from gpytorch.priors import GammaPrior, LogNormalPrior
 from gp_rangeformer import settings
 from gp_rangeformer.fit import FitError, Record, fit_mll
 from gp_rangeformer.fit.fit_mll import TOLERANCE
+from gp_rangeformer.fit.objective import Objective
+from gp_rangeformer.fit.parameters import FreeParameters
 from gp_rangeformer.fit.subsets import level_sizes, thinned
 from tests.fit.models import DIMENSIONS, Model, build, by_lbfgs, data, matern, value
 
@@ -202,6 +204,46 @@ def test_an_interrupt_leaves_the_best_so_far() -> None:
     assert value(mll) == pytest.approx(max(row.value for row in seen), abs=1e-9)
 
 
+def test_a_callback_finds_the_parameters_of_every_evaluation_in_the_model() -> None:
+    """On subsets too: what it is told is the likelihood of those points at those parameters."""
+    mll, seen, places = build(1100), [], set()
+    chosen = torch.randperm(1100, generator=torch.Generator().manual_seed(0))[:220]
+    start = FreeParameters(mll).read()
+
+    def see(record: Record) -> None:
+        phi = FreeParameters(mll).read()
+        if record.points == 220:
+            places.add(tuple(phi.tolist()))
+            expected = value(thinned(mll, chosen)) - 0.5 * float((phi - start).square().sum()) / 220  # near the start
+        else:
+            expected = value(mll)
+        seen.append((record.value, expected))
+
+    result = fit_mll(mll, callback=see)
+    assert len(places) > 3
+    assert result.evaluations[1100] > 3
+    for told, expected in seen:
+        assert told == pytest.approx(expected, abs=1e-9)
+    plain = build(1100)
+    assert fit_mll(plain).value == result.value
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(mll.parameters(), plain.parameters(), strict=True))
+
+
+def test_small_subsets_are_passed_over_when_asked() -> None:
+    assert level_sizes(6000) == [240, 1200]
+    points = []
+
+    def stop(record: Record) -> None:
+        points.append(record.points)
+        if record.points == 1200:
+            raise KeyboardInterrupt
+
+    mll = build(6000)
+    with settings.rangeformer(), pytest.raises(KeyboardInterrupt):
+        fit_mll(mll, callback=stop, levels=300)
+    assert points == [6000, 1200]
+
+
 @pytest.mark.parametrize("points", [220, 1100])
 def test_what_a_callback_raises_is_its_own(points) -> None:
     """On a subset too."""
@@ -221,6 +263,23 @@ def test_a_model_that_cannot_be_copied_is_fitted_without_subsets() -> None:
     result = fit_mll(mll, max_evaluations=3)
     assert set(result.evaluations) == {1100}
     assert "cannot be copied (TypeError)" in result.summary()
+
+
+def test_a_subset_that_fails_costs_an_evaluation_and_not_the_fit(monkeypatch) -> None:
+    original = Objective.__call__
+
+    def failing(self: Objective, phi: torch.Tensor) -> Any:
+        if self.points == 220 and self.evaluations == 2:
+            raise RuntimeError
+        return original(self, phi)
+
+    monkeypatch.setattr(Objective, "__call__", failing)
+    seen: list[Record] = []
+    result = fit_mll(build(1100), callback=seen.append)
+    assert "subsets left out: RuntimeError" in result.summary()
+    plain = fit_mll(build(1100), levels=False)
+    whole = [row.value for row in result.history if row.points == 1100]
+    assert whole[1:] == [row.value for row in plain.history]  # the first once more
 
 
 def test_a_failure_names_the_evaluation() -> None:
@@ -251,6 +310,8 @@ def test_time_and_evaluations_are_limits() -> None:
         ({"timeout": -1.0}, "timeout must be a positive number"),
         ({"max_evaluations": 1}, "at least 2"),
         ({"max_evaluations": True}, "at least 2"),
+        ({"levels": 0}, "levels must be True, False or a positive number"),
+        ({"levels": -1}, "levels must be True, False or a positive number"),
     ],
 )
 def test_bad_arguments(options, message) -> None:
