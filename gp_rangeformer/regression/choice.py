@@ -3,18 +3,21 @@ nat for every parameter (Akaike 1974): a kernel that contains another one must e
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from gp_rangeformer.fit import FitError, FitResult
+from gp_rangeformer.fit import FitError
 from gp_rangeformer.predict import leave_one_out
 from gp_rangeformer.regression.errors import KernelError
-from gp_rangeformer.regression.fitting import Watch, fitted
-from gp_rangeformer.regression.kernels import Covariance, Regression, check_name
+from gp_rangeformer.regression.fit_json import fit_from_json, fit_to_json
+from gp_rangeformer.regression.fitting import Fitted, Watch, fitted
+from gp_rangeformer.regression.kernels import Covariance, Regression, build, check_name
+from gp_rangeformer.regression.unfinished import Unfinished, parameters_from_json, parameters_to_json
 
 # Those that have a fused form: with others a large fit takes far longer.
 AUTO = ("matern12", "matern32", "matern52", "rbf", "rq")
@@ -24,8 +27,8 @@ MOST_ROWS = 1000
 @dataclass(frozen=True)
 class Candidate:
     """A kernel fitted to ``rows`` of the training rows, in standardised units and nats per point: the log likelihood
-    with half the width of its interval (0: exact), the leave-one-out score with its error, seconds, and whether the fit
-    converged. ``failure``: why there is no value; None where there is one."""
+    with half the width of its interval (0: exact), the leave-one-out score with its error, seconds, whether the fit
+    converged, and the number of the model's parameters. ``failure``: why there is no value; None where there is one."""
 
     kernel: str
     rows: int
@@ -36,14 +39,19 @@ class Candidate:
     converged: bool = False
     seconds: float = 0.0
     failure: str | None = None
+    parameters: int = 0
+
+    @property
+    def merit(self) -> float:
+        """What candidates are ranked by: nats per point, less one nat for every parameter."""
+        return -math.inf if self.value is None else self.value - self.parameters / self.rows
 
 
 class Choice(NamedTuple):
-    """The best candidate's name, all of them, best first, and its model and fit where that was fitted to all rows."""
+    """All candidates, best first, and the best one's model and fit where that was fitted to all rows."""
 
-    kernel: str
     candidates: tuple[Candidate, ...]
-    fitted: tuple[Regression, FitResult] | None
+    fitted: Fitted | None
 
 
 def kernel_names(text: str) -> tuple[str, ...]:
@@ -59,37 +67,59 @@ def kernel_names(text: str) -> tuple[str, ...]:
     return names
 
 
-def choose(x: Tensor, y: Tensor, starts: Sequence[Covariance], seed: int, watch: Watch) -> Choice:
+def choose(
+    x: Tensor, y: Tensor, starts: Sequence[Covariance], seed: int, watch: Watch, unfinished: Unfinished
+) -> Choice:
     """Fit each kernel to at most 1000 random rows, the same for all.
 
     :param x: n x d, standardised.
     :param y: n, standardised.
     :param starts: with different names.
+    :param unfinished: has those that were fitted before an interrupt, and keeps the others.
     :raises FitError: none of the fits came to an end.
     """
-    n = len(y)
-    rows = torch.randperm(n, generator=torch.Generator().manual_seed(seed))[:MOST_ROWS].sort().values.to(x.device)
-    found: list[tuple[float, Candidate]] = []
-    best: tuple[float, str, tuple[Regression, FitResult]] | None = None
+    rows = torch.randperm(len(y), generator=torch.Generator().manual_seed(seed))[:MOST_ROWS].sort().values.to(x.device)
+    whole = len(rows) == len(y)
+    found: list[tuple[Candidate, Fitted | None]] = []
     for start in starts:
+        kept = unfinished.compared(start)
+        if kept is not None:
+            found.append((Candidate(**kept["candidate"]), _restored(x, y, start, kept["fitted"]) if whole else None))
+            continue
         name = start.title
         try:
-            gp, result = fitted(x[rows], y[rows], start, seed, lambda record, name=name: watch(name, record))
+            fit = fitted(x[rows], y[rows], start, seed, lambda record, name=name: watch(name, record), unfinished)
         except FitError as error:
-            found.append((-float("inf"), Candidate(name, len(rows), failure=str(error))))
+            found.append((Candidate(name, len(rows), failure=str(error)), None))
             continue
-        parameters = sum(parameter.numel() for parameter in gp.parameters() if parameter.requires_grad)
-        merit = result.value - parameters / len(rows)
-        score, score_error = _left_out(gp)
-        values = result.value, result.error, score, score_error, result.converged, result.seconds
-        found.append((merit, Candidate(name, len(rows), *values)))
-        if best is None or merit > best[0]:
-            best = merit, name, (gp, result)
-    if best is None:
-        failures = "; ".join(f"{one.kernel}: {one.failure}" for _, one in found)
+        candidate = _candidate(name, len(rows), fit)
+        unfinished.keep_compared(start, {"candidate": asdict(candidate), "fitted": _plain(fit) if whole else None})
+        found.append((candidate, fit if whole else None))
+    found.sort(key=lambda one: one[0].merit, reverse=True)
+    candidates = tuple(candidate for candidate, _ in found)
+    if candidates[0].value is None:
+        failures = "; ".join(f"{one.kernel}: {one.failure}" for one in candidates)
         raise FitError(f"no kernel could be fitted: {failures}")
-    order = sorted(found, key=lambda ranked: ranked[0], reverse=True)
-    return Choice(best[1], tuple(one for _, one in order), best[2] if len(rows) == n else None)
+    return Choice(candidates, found[0][1])
+
+
+def _candidate(name: str, rows: int, fit: Fitted) -> Candidate:
+    gp, result, _ = fit
+    score, score_error = _left_out(gp)
+    parameters = sum(parameter.numel() for parameter in gp.parameters() if parameter.requires_grad)
+    values = result.value, result.error, score, score_error, result.converged, result.seconds
+    return Candidate(name, rows, *values, parameters=parameters)
+
+
+def _plain(fit: Fitted) -> dict[str, Any]:
+    return {"parameters": parameters_to_json(fit.gp), "fit": fit_to_json(fit.result), "level": fit.level}
+
+
+def _restored(x: Tensor, y: Tensor, start: Covariance, content: Mapping[str, Any]) -> Fitted:
+    """What :func:`_plain` was made of; the fit without its report."""
+    gp = build(x, y, start)
+    parameters_from_json(gp, content["parameters"])
+    return Fitted(gp, fit_from_json(content["fit"]), content["level"])
 
 
 def _left_out(gp: Regression) -> tuple[float | None, float | None]:

@@ -1,8 +1,8 @@
 """The files of a model's folder. It is two of them: ``model.safetensors`` and, with everything a reader wants to know,
 ``model.json``; others are written beside them.
 
-No pickle: reading a model runs no code. The JSON holds the digest of the tensors, so that a damaged or mismatched pair
-is noticed.
+No pickle: reading a model runs no code. The JSON holds the digests of the tensors and of itself, so that what is
+damaged, edited or of another model is noticed.
 """
 
 from __future__ import annotations
@@ -25,8 +25,9 @@ from gp_rangeformer.atomic import WriteError, write_bytes
 from gp_rangeformer.regression.errors import SavedModelError
 from gp_rangeformer.version import own_version
 
-FORMAT = 1
+FORMAT = 2
 TENSORS, DESCRIPTION = "model.safetensors", "model.json"
+_OF_TENSORS, _OF_ITSELF = "sha256 of model.safetensors", "sha256"
 UNFINISHED = "unfinished.json"  # of a fit that runs, or was interrupted
 HELD_OUT, NUMBERS, REPORT = "held_out.csv", "fit.json", "report.html"  # by the command line
 
@@ -55,13 +56,41 @@ def write_model(folder: Path, tensors: Mapping[str, Tensor], description: Mappin
     apart = {key: value.detach().cpu().clone().contiguous() for key, value in tensors.items()}
     weights = safetensors.torch.save(apart)
     versions = {"gp-rangeformer": own_version(), "torch": torch.__version__, "gpytorch": gpytorch.__version__}
-    digest = hashlib.sha256(weights).hexdigest()
-    content = {"format": FORMAT, "versions": versions, **description, "sha256": digest}
+    content = {"format": FORMAT, "versions": versions, **description, _OF_TENSORS: hashlib.sha256(weights).hexdigest()}
     write_bytes(folder / TENSORS, weights)
-    write_bytes(folder / DESCRIPTION, (json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
+    write_bytes(folder / DESCRIPTION, sealed(content))
     for former in (UNFINISHED, HELD_OUT, NUMBERS, REPORT):
         with contextlib.suppress(OSError):
             (folder / former).unlink()
+
+
+def is_unfinished(folder: Path) -> bool:
+    """Whether a fit runs there, or was interrupted."""
+    return (folder / UNFINISHED).is_file()
+
+
+def sealed(content: Mapping[str, Any]) -> bytes:
+    """As JSON, with a digest of the rest.
+
+    :raises ValueError: a number is not finite.
+    """
+    whole = {**content, _OF_ITSELF: _digest(content)}
+    return (json.dumps(whole, indent=1, allow_nan=False) + "\n").encode()
+
+
+def unsealed(file: bytes) -> dict[str, Any]:
+    """What was :func:`sealed`, however it is indented now.
+
+    :raises ValueError: it is damaged, or was changed.
+    """
+    content = json.loads(file.decode())
+    if not isinstance(content, dict) or content.pop(_OF_ITSELF, None) != _digest(content):
+        raise ValueError("it is not what was written")
+    return content
+
+
+def _digest(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def read_model(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -71,24 +100,20 @@ def read_model(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """
     for file in (folder / DESCRIPTION, folder / TENSORS):
         if not file.is_file():
+            begun = "; its fit was interrupted: the same fit once more goes on" if is_unfinished(folder) else ""
             raise SavedModelError(
-                f"{file} is missing: a model is a folder with {DESCRIPTION} and {TENSORS}, as `gp-rangeformer fit "
-                "--out` and TableRegression.save write it"
+                f"{file} is missing{begun}: a model is a folder with {DESCRIPTION} and {TENSORS}, as `gp-rangeformer "
+                "fit --out` and TableRegression.save write it"
             )
     described = folder / DESCRIPTION
+    file = described.read_bytes()
+    _check_format(described, file)
     try:
-        content = json.loads(described.read_text("utf-8"))
-        form, digest = content["format"], content["sha256"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise SavedModelError(f"{described} is damaged ({error!r}): restore it or fit again") from error
-    if form != FORMAT:
-        version = content.get("versions", {}).get("gp-rangeformer", "another version")
-        raise SavedModelError(
-            f"{described} has format {form}, of gp-rangeformer {version}; this version reads {FORMAT}: "
-            "pip install -U gp-rangeformer, or fit again"
-        )
+        content = unsealed(file)
+    except ValueError as error:
+        raise SavedModelError(f"{described} is damaged, or was edited ({error}): restore it or fit again") from error
     weights = (folder / TENSORS).read_bytes()
-    if hashlib.sha256(weights).hexdigest() != digest:
+    if hashlib.sha256(weights).hexdigest() != content[_OF_TENSORS]:
         raise SavedModelError(
             f"{folder / TENSORS} does not belong to the {DESCRIPTION} beside it, or is damaged: restore both or fit "
             "again"
@@ -97,3 +122,17 @@ def read_model(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         return safetensors.torch.load(weights), content
     except safetensors.SafetensorError as error:
         raise SavedModelError(f"{folder / TENSORS} is damaged ({error}): restore it or fit again") from error
+
+
+def _check_format(described: Path, file: bytes) -> None:
+    """Before its digest, which another version may make otherwise."""
+    try:
+        content = json.loads(file.decode())
+        form, version = content["format"], content["versions"]["gp-rangeformer"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise SavedModelError(f"{described} is damaged ({error!r}): restore it or fit again") from error
+    if form != FORMAT:
+        raise SavedModelError(
+            f"{described} has format {form}, of gp-rangeformer {version}; this version reads {FORMAT}: "
+            "pip install -U gp-rangeformer, or fit again"
+        )

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -12,13 +11,13 @@ from gpytorch.kernels import Kernel
 from torch import Tensor
 
 from gp_rangeformer import settings
-from gp_rangeformer.fit import FitResult, Record
+from gp_rangeformer.fit import FitResult
 from gp_rangeformer.regression.choice import Candidate
 from gp_rangeformer.regression.columns import Columns
 from gp_rangeformer.regression.errors import SavedModelError
+from gp_rangeformer.regression.fit_json import fit_from_json, fit_to_json
 from gp_rangeformer.regression.kernels import Covariance, Regression, build, covariance, hyperparameters
 from gp_rangeformer.regression.scaling import Scaling
-from gp_rangeformer.system.answers import Interval
 
 _PARAMETERS = "parameters/"
 _SHOWN = 5  # training rows, at most, whose kernel matrix tells one kernel from another
@@ -78,7 +77,7 @@ def description_of(state: State) -> dict[str, Any]:
         "dtype": str(gp.train_targets.dtype).removeprefix("torch."),
         "seed": state.seed,
         "hyperparameters": hyperparameters(state.gp, names),
-        "fit": None if state.fit_result is None else _fit_to_json(state.fit_result),
+        "fit": None if state.fit_result is None else fit_to_json(state.fit_result),
         "level": state.level,
         "candidates": [asdict(one) for one in state.candidates],
         "notes": list(state.notes),
@@ -113,7 +112,7 @@ def restored(tensors: Mapping[str, Tensor], content: Mapping[str, Any], kernel: 
             outputs,
             gp.eval(),
             start,
-            None if content["fit"] is None else _fit_from_json(content["fit"]),
+            None if content["fit"] is None else fit_from_json(content["fit"]),
             content["level"],
             tuple(Candidate(**one) for one in content["candidates"]),
             tuple(content["notes"]),
@@ -137,37 +136,3 @@ def _kernel(content: Mapping[str, Any], given: Kernel | None, d: int) -> Covaria
     if repr(start.kernel) != content["structure"]:
         raise SavedModelError(f"the kernel is not the one that was fitted, which is\n{content['structure']}")
     return start
-
-
-def _fit_to_json(result: FitResult) -> dict[str, Any]:
-    """Everything but the last report, of which its probability and summary stay."""
-    report = result.report
-    content = {field.name: getattr(result, field.name) for field in fields(result) if field.name != "report"}
-    return content | {
-        "certain": None if result.certain is None else [result.certain.lower, result.certain.upper],
-        "evaluations": {str(points): count for points, count in result.evaluations.items()},
-        "history": result.plain_history(),
-        "notes": list(result.notes),
-        "report": None if report is None else report.summary(),
-    }
-
-
-def _fit_from_json(content: Mapping[str, Any]) -> FitResult:
-    """Without a report.
-
-    :raises ValueError, KeyError, TypeError: it is none of :func:`_fit_to_json`.
-    """
-    history = [
-        Record(**{**one, "value": -math.inf if one["value"] is None else one["value"]}) for one in content["history"]
-    ]
-    certain = content["certain"]
-    return FitResult(
-        **{
-            **content,
-            "certain": None if certain is None else Interval(*certain),
-            "evaluations": {int(points): count for points, count in content["evaluations"].items()},
-            "history": tuple(history),
-            "notes": tuple(content["notes"]),
-            "report": None,
-        }
-    )

@@ -19,7 +19,7 @@ from gp_rangeformer import settings
 from gp_rangeformer.predict import LeaveOneOut, leave_one_out
 from gp_rangeformer.regression.choice import Candidate, choose, kernel_names
 from gp_rangeformer.regression.errors import TableError, TableWarning, import_pandas
-from gp_rangeformer.regression.files import prepared_folder, read_model, write_model
+from gp_rangeformer.regression.files import is_unfinished, prepared_folder, read_model, write_model
 from gp_rangeformer.regression.fitting import Watch, fitted
 from gp_rangeformer.regression.kernels import Covariance, covariance, default_dtype, hyperparameters
 from gp_rangeformer.regression.kinds import place
@@ -28,6 +28,7 @@ from gp_rangeformer.regression.prepared import prepared
 from gp_rangeformer.regression.relevance import inverse_squares
 from gp_rangeformer.regression.rows import Encode, Missing, check_option
 from gp_rangeformer.regression.saved import State, description_of, restored, tensors_of
+from gp_rangeformer.regression.unfinished import Unfinished
 from gp_rangeformer.regression.words import in_words
 
 if TYPE_CHECKING:
@@ -99,8 +100,8 @@ class TableRegression:
             the most frequent. Rows without a target are left out, and with "refuse" refused.
         :param dtype: None: float32, or float64 where the kernel asks for it.
         :param callback: sees the kernel's name and every evaluation. What it raises ends the fit.
-        :param folder: keeps the best parameters so far in ``unfinished.json``; the same call on the same data goes on
-            from there. :meth:`save` to it ends that.
+        :param folder: keeps the kernels that were compared and the best parameters so far in ``unfinished.json``; the
+            same call on the same data goes on from there, after a kill too. :meth:`save` to it ends that.
         :raises TableError: the table cannot be used as it is, naming row, column and remedy.
         :raises KernelError: there is no such kernel.
         :raises FitError: as :func:`gp_rangeformer.fit.fit_mll`.
@@ -124,13 +125,13 @@ class TableRegression:
         watch: Watch = callback or (lambda name, record: None)
         candidates: tuple[Candidate, ...] = ()
         done = None
+        unfinished = Unfinished(kept, x, y, seed, starts)
         if len(starts) > 1:
-            choice = choose(x, y, starts, seed, watch)
-            candidates, done = choice.candidates, choice.fitted
-            starts = [covariance(choice.kernel, data.x.shape[1], data.year)]
+            candidates, done = choose(x, y, starts, seed, watch, unfinished)
+            starts = [covariance(candidates[0].kernel, data.x.shape[1], data.year)]
         (start,) = starts
-        gp, result = done or fitted(x, y, start, seed, lambda record: watch(start.title, record), kept)
-        level = None if result.report is None else result.report.logdet_level
+        done = done or fitted(x, y, start, seed, lambda record: watch(start.title, record), unfinished)
+        gp, result, level = done
         return cls(
             State(
                 target, data.columns, data.inputs, data.outputs, gp, start, result, level, candidates, data.notes, seed
@@ -238,9 +239,14 @@ class TableRegression:
         """What :meth:`save` wrote.
 
         :param kernel: a fresh GPyTorch kernel like the one that was fitted, if it was given as a module.
-        :raises SavedModelError: a file is missing, damaged, of another model or of a newer version, naming the remedy.
+        A :class:`~gp_rangeformer.regression.TableWarning` says where a later fit to the folder has not ended.
+
+        :raises SavedModelError: a file is missing, damaged, edited, of another model or version, naming the remedy.
         """
         tensors, content = read_model(Path(folder))
+        if is_unfinished(Path(folder)):
+            said = "holds a later fit that runs, or was interrupted: this is the model from before it"
+            warnings.warn(f"{folder} {said}; the same fit once more goes on", TableWarning, stacklevel=2)
         return cls(restored(tensors, content, kernel, device))
 
 

@@ -17,7 +17,7 @@ from gp_rangeformer.fit import Record
 from gp_rangeformer.lab import cli
 from gp_rangeformer.lab.datasets import TableOptions, load_split
 from gp_rangeformer.regression import TableRegression, fitting
-from gp_rangeformer.regression.fitting import UNFINISHED
+from gp_rangeformer.regression.files import UNFINISHED
 
 ROWS = 120
 

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from gp_rangeformer.atomic import WriteError
-from gp_rangeformer.fit import FitError, Record
+from gp_rangeformer.fit import FitError
 from gp_rangeformer.predict import leave_one_out
 from gp_rangeformer.regression import (
     Candidate,
@@ -26,7 +26,9 @@ from gp_rangeformer.regression import (
     TableWarning,
 )
 from gp_rangeformer.regression import choice as choosing
-from gp_rangeformer.regression.fitting import UNFINISHED
+from gp_rangeformer.regression.files import sealed, unsealed
+from gp_rangeformer.regression.kernels import covariance
+from gp_rangeformer.regression.unfinished import Unfinished
 
 N = 60
 
@@ -200,6 +202,9 @@ def test_the_best_of_a_subset_is_fitted_to_all_rows(monkeypatch):
     assert len(found.leave_one_out().mean) == N
 
 
+X, Y, STARTS = torch.zeros(20, 1), torch.zeros(20), [covariance("rbf", 1)]
+
+
 def test_a_kernel_that_fails_is_told_and_the_others_are_compared(monkeypatch):
     original = choosing.fitted
 
@@ -214,13 +219,7 @@ def test_a_kernel_that_fails_is_told_and_the_others_are_compared(monkeypatch):
     assert found.kernel == "matern32"
     assert found.candidates[-1] == Candidate("rbf", N, failure="it broke")
     with pytest.raises(FitError, match="no kernel could be fitted: rbf: it broke"):
-        choosing.choose(torch.zeros(20, 1), torch.zeros(20), [choosing_start("rbf")], 0, lambda name, record: None)
-
-
-def choosing_start(name: str) -> Any:
-    from gp_rangeformer.regression.kernels import covariance
-
-    return covariance(name, 1)
+        choosing.choose(X, Y, [STARTS[0]], 0, lambda name, record: None, Unfinished(None, X, Y, 0, STARTS))
 
 
 def test_dates_alone_have_a_year_and_that_kernel_asks_for_float64():
@@ -294,7 +293,7 @@ def test_a_model_that_is_read_is_the_one_that_was_saved(model, folder):
 
 def test_a_model_that_was_read_can_be_saved_again(folder, tmp_path):
     TableRegression.load(folder).save(tmp_path / "again")
-    first, second = (json.loads((path / "model.json").read_text()) for path in (folder, tmp_path / "again"))
+    first, second = (unsealed((path / "model.json").read_bytes()) for path in (folder, tmp_path / "again"))
     assert {**first, "fit": {**first["fit"], "report": None}} == second
 
 
@@ -308,6 +307,12 @@ def test_the_description_can_be_read_by_people(model, folder):
 
 
 def rewrite(folder: Path, **changes: object) -> None:
+    """As whoever wrote it might have written it."""
+    path = folder / "model.json"
+    path.write_bytes(sealed({**unsealed(path.read_bytes()), **changes}))
+
+
+def edit(folder: Path, **changes: object) -> None:
     path = folder / "model.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
@@ -319,7 +324,10 @@ def rewrite(folder: Path, **changes: object) -> None:
         (lambda f: (f / "model.safetensors").unlink(), "model.safetensors is missing"),
         (lambda f: (f / "model.json").write_text("{"), "model.json is damaged"),
         (lambda f: (f / "model.json").write_text("[]"), "model.json is damaged"),
-        (lambda f: rewrite(f, format=2), "format 2.*this version reads 1: pip install -U"),
+        (lambda f: rewrite(f, format=3), "format 3.*this version reads 2: pip install -U"),
+        (lambda f: edit(f, format=1), "format 1, of gp-rangeformer .*this version reads 2"),
+        (lambda f: edit(f, target="z"), "model.json is damaged, or was edited .*: restore it or fit again"),
+        (lambda f: edit(f, sha256="0"), "model.json is damaged, or was edited"),
         (lambda f: (f / "model.safetensors").write_bytes(b"x"), "does not belong to the model.json beside it"),
         (lambda f: rewrite(f, columns={"missing": "drop", "inputs": []}), "does not fit this version.*fit again"),
         (
@@ -367,71 +375,6 @@ def test_a_folder_without_a_parent_is_refused_before_the_fit(tmp_path, model):
             fit(table(), target="y", kernel="rbf", folder=folder, callback=pytest.fail)
         with pytest.raises(WriteError, match="cannot write"):
             model.save(folder)
-
-
-# --------------------------------------------------------------------------------------------------------------------
-# Interrupts
-
-
-class Interrupting:
-    """Raises as Ctrl-C does, in the evaluation of this number."""
-
-    def __init__(self, number: int) -> None:
-        self.number, self.records = number, list[Record]()
-
-    def __call__(self, name: str, record: Record) -> None:
-        self.records.append(record)
-        if len(self.records) == self.number:
-            raise KeyboardInterrupt
-
-
-OPTIONS: dict[str, Any] = {"target": "y", "kernel": "rbf", "encode": "drop", "dtype": "float64"}
-
-
-def interrupted(folder: Path) -> float:
-    """The best value that was reached."""
-    stop = Interrupting(6)
-    with pytest.raises(KeyboardInterrupt):
-        fit(table(), **OPTIONS, folder=folder, callback=stop)
-    return max(record.value for record in stop.records if record.accepted)
-
-
-@pytest.mark.filterwarnings("ignore:left out, text")
-def test_a_fit_goes_on_from_where_it_was_interrupted(tmp_path):
-    best = interrupted(tmp_path / "m")
-    assert json.loads((tmp_path / "m" / UNFINISHED).read_text())["value"] == best
-    seen: list[Record] = []
-    with pytest.warns(TableWarning, match=rf"goes on from the parameters in .*, of log p\(y\)/n = {best:.4f}"):
-        found = fit(table(), **OPTIONS, folder=tmp_path / "m", callback=lambda name, record: seen.append(record))
-    assert seen[0].value == pytest.approx(best, abs=1e-6)  # whose mean is solved for anew
-    whole = fit(table(), **OPTIONS)
-    # Both are within 1e-4 nats per point of an optimum, here the same one.
-    assert found.fit_result.value == pytest.approx(whole.fit_result.value, abs=3e-4)
-    found.save(tmp_path / "m")
-    assert not (tmp_path / "m" / UNFINISHED).exists()
-
-
-@pytest.mark.filterwarnings("ignore:left out, text")
-def test_parameters_of_other_data_or_damaged_ones_are_not_gone_on_from(tmp_path):
-    interrupted(tmp_path)
-    other = table().assign(y=lambda frame: frame["y"] ** 2)
-    with pytest.warns(TableWarning, match="is of other data, another kernel or other options: the fit begins anew"):
-        found = fit(other, **OPTIONS, folder=tmp_path)
-    assert found.fit_result.value == fit(other, **OPTIONS).fit_result.value
-    (tmp_path / UNFINISHED).write_text("{")
-    with pytest.warns(TableWarning, match="cannot be read"):
-        fit(table(), **OPTIONS, folder=tmp_path)
-
-
-@pytest.mark.filterwarnings("ignore:left out, text")
-def test_a_full_disk_does_not_end_the_fit(tmp_path, monkeypatch):
-    def full(path: Path, content: bytes) -> None:
-        raise WriteError(28, "No space left on device", str(path))
-
-    monkeypatch.setattr("gp_rangeformer.regression.fitting.write_bytes", full)
-    with pytest.warns(TableWarning, match="No space left on device.*the fit goes on"):
-        found = fit(table(), **OPTIONS, folder=tmp_path)
-    assert found.fit_result.converged
 
 
 def test_a_kernel_that_shares_tensors_with_itself_is_kept(tmp_path):

@@ -259,9 +259,9 @@ def _start(names: tuple[str, ...], dataset: Dataset | None) -> Any:
 
 
 def _interrupted(out: Path | None) -> str:
-    from gp_rangeformer.regression.files import UNFINISHED
+    from gp_rangeformer.regression.files import UNFINISHED, is_unfinished
 
-    if out is not None and (out / UNFINISHED).is_file():
+    if out is not None and is_unfinished(out):
         return f"Interrupted; the best parameters so far are in {out / UNFINISHED}: the same command goes on from them."
     return "Interrupted; nothing was written."
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -149,13 +149,16 @@ def fit(
             callback=watch,
             folder=folder,
         )
+    # The model was given rows that are complete: what became of others belongs to it all the same.
+    model = TableRegression(replace(model._state, notes=(*split.notes, *model.notes)))
     found = model.fit_result
     assert found is not None
     result.peak_memory = memory.peak()
     end = Step(0, found.value, found.seconds, model.hyperparameters(), updated=False)
     account(result, end, list(reports), n)
     result.steps.append(end)
-    observer(model.kernel, seen[model.kernel], seen[model.kernel], found.reason)
+    done = seen.get(model.kernel, 0)  # 0: it was fitted before an interrupt
+    observer(model.kernel, done, done, found.reason)
     scale = float(model.outputs.scale)
     fitted = Fit(split, model.kernel, len(model.columns.names), scale, result, found.report, model=model)
     try:
