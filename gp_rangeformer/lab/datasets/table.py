@@ -45,13 +45,14 @@ class TableOptions:
 @dataclass(frozen=True, eq=False)
 class Split:
     """Training and held-out rows of a table, target and inputs in their own units, indexed by line or row of the file;
-    ``source``: one line, where they came from and what was left out."""
+    ``source``: one line, where they came from and what was left out; ``notes``: that, one sentence each."""
 
     name: str
     target: str
     train: pd.DataFrame
     held_out: pd.DataFrame
     source: str
+    notes: tuple[str, ...] = ()
 
 
 def load_split(
@@ -162,7 +163,7 @@ def _split(
     for note in notes:
         warnings.warn(f"{path.name}: {note}", TableWarning, stacklevel=stacklevel)
     source = f"{path.name}, random 90/10 split, seed {seed}, {total - count} of {total} rows dropped: missing values"
-    return Split(path.name, target, rows, unseen[known], source)
+    return Split(path.name, target, rows, unseen[known], source, tuple(notes))
 
 
 @contextlib.contextmanager
