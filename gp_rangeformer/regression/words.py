@@ -1,32 +1,99 @@
-"""What a fit's numbers promise, in words."""
+"""What a fit's numbers promise, in words: what is certain, what is likely and what is not covered."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from gp_rangeformer.fit import FitResult
+from gp_rangeformer.fit.result import AS_NEAR_AS_PROBES_ALLOW
 
 
-def in_words(result: FitResult, level: float | None) -> str:
-    """Whether the fit converged, the likelihood, and what its intervals cover; a sentence or two each line.
+@dataclass(frozen=True)
+class Statement:
+    """One number with what it means: a few words, and sentences."""
 
-    :param level: the probability of ``result.error``; None where the likelihood is exact.
+    title: str
+    text: str
+    doubtful: bool = False  # something that the reader should act on
+
+
+def in_words(fit: FitResult, level: float | None) -> str:
+    """The statements of a fit and of predictions, a line each, and its notes.
+
+    :param level: as :func:`of_fit` has it.
     """
-    left = f"about {max(result.decrement, 0.0):.1e} nats per point were left to gain, by its own estimate"
-    if result.converged:
-        ended = f"The fit converged: {left}."
-    elif result.settled:
-        ended = f"The fit ended where steps gained nothing more: {left}."
-    else:
-        ended = f"The fit has not converged ({result.reason}): the parameters are the best of those tried."
-    certain = "" if result.certain is None else f"[{result.certain.lower:.4f}, {result.certain.upper:.4f}]"
-    if level is None or result.error == 0:
-        known = f"log p(y)/n is {result.value:.4f}, by factorisation"
-        known += f"; rounding leaves it certainly in {certain}." if certain else ": exact to rounding."
-    else:
-        known = f"log p(y)/n is {result.value:.4f} +- {result.error:.4f} with a probability of {level:.0%}"
-        known += f", and certainly in {certain}." if certain else "."
-    known += " This is what the computation may be off at these parameters, and nothing else."
-    meant = (
-        "Predictions: the 95 % interval is to contain 95 of 100 new observations, noise included, if the kernel and "
-        "the noise describe the data; parameters are taken as they were fitted."
+    lines = [f"{one.title} {one.text}" for one in (*of_fit(fit, level), OF_PREDICTIONS)]
+    return "\n".join([*lines, *(f"Note: {note}." for note in fit.notes)])
+
+
+def of_fit(fit: FitResult, level: float | None) -> list[Statement]:
+    """Whether the fit has converged, how high the likelihood is, and how well that is known.
+
+    :param level: the probability of ``fit.error``; None where the likelihood is exact.
+    """
+    found = [_convergence(fit), _likelihood(fit), _likely(fit, level), _certain(fit)]
+    return [statement for statement in found if statement is not None]
+
+
+def _convergence(fit: FitResult) -> Statement:
+    left = f"Its last model of the likelihood has {max(fit.decrement, 0.0):.1e} nats per row left to gain"
+    if fit.noise:
+        left += f", of which the choice of probes alone explains {fit.noise:.1e}"
+    if fit.converged:
+        return Statement("The fit converged.", f"{left}. It is a maximum; whether there is a higher one is not known.")
+    if fit.reason == AS_NEAR_AS_PROBES_ALLOW:
+        return Statement("The fit ended as near to the maximum as the probes allow.", f"{left}.")
+    if fit.settled:
+        return Statement("The fit ended where steps gained nothing more.", f"{left}.")
+    remedy = "The parameters are the best of those that were tried; float64 may get further."
+    return Statement(f"The fit has not converged: {fit.reason}.", f"{left}. {remedy}", doubtful=True)
+
+
+def _likelihood(fit: FitResult) -> Statement:
+    text = "The log marginal likelihood of the standardised targets, in nats per row; larger is better."
+    if not fit.error:
+        text += " A Cholesky factorisation computed it."
+    return Statement(f"log p(y)/n is {fit.value:.{_decimals(fit)}f}.", text)
+
+
+def _likely(fit: FitResult, level: float | None) -> Statement | None:
+    if not fit.error or level is None:
+        return None
+    return Statement(
+        f"Likely, at {level:.0%}: about {fit.error:.{_decimals(fit)}f} to either side.",
+        "The log determinant is estimated, and this interval contains the exact value with that probability over the "
+        "choice of its random probe vectors. It says nothing about whether the model suits the data.",
     )
-    return "\n".join([ended, known, meant, *(f"Note: {note}." for note in result.notes)])
+
+
+def _certain(fit: FitResult) -> Statement:
+    if fit.certain is None:
+        return Statement(
+            "No certain interval is known.",
+            "The last evaluation stated none"
+            + (": its error is a likely one." if fit.error else "; it is exact to rounding."),
+        )
+    places = _decimals(fit)
+    text = "This interval contains the exact value, rounding included. "
+    if fit.error:
+        text = "This interval contains the exact value whatever the probes were, and may be far wider. "
+    return Statement(
+        f"Certain: between {fit.certain.lower:.{places}f} and {fit.certain.upper:.{places}f}.",
+        f"{text}It is about the kernel matrix with its entries as they were computed: what was lost inside the "
+        "kernel's own evaluation is not covered.",
+    )
+
+
+def _decimals(fit: FitResult) -> int:
+    """So that half of the likely interval shows two digits, within reason."""
+    for places in range(3, 7):
+        if fit.error >= 10.0 ** (1 - places):
+            return places
+    return 6 if fit.error else 4
+
+
+OF_PREDICTIONS = Statement(
+    "The interval of a prediction is about a new observation.",
+    "It is to contain 95 of 100 new observations. Noise is in it, and what the rows leave open about the function, "
+    "with the hyperparameters as they are: their own uncertainty is not in it.",
+)

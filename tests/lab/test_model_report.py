@@ -30,6 +30,7 @@ from gp_rangeformer.lab.model_report.training import magnified_end, whole_fit
 from gp_rangeformer.predict import LeaveOneOut
 from gp_rangeformer.regression import TableRegression
 from gp_rangeformer.regression.predictions import beside
+from gp_rangeformer.regression.words import of_fit
 from gp_rangeformer.system.answers import Interval
 
 TAGS = {
@@ -188,6 +189,59 @@ def test_bars_are_as_long_as_relevance_is_large(page: str, mixed: TableRegressio
     np.testing.assert_allclose(lengths, 100 * relevance / relevance[0], rtol=1e-12)
 
 
+def test_scores_stand_in_one_unit_on_the_page(page: str, mixed: TableRegression) -> None:
+    best, scores = mixed.candidates[0], mixed.leave_one_out()
+    # Standardised targets have a density larger by their scale; the model is the candidate that was fitted to all rows.
+    score = scores.score + math.log(float(mixed.outputs.scale))
+    assert best.leave_one_out == pytest.approx(score, abs=1e-5)
+    words_of_page = Page(page).text
+    assert f"leave-one-out score, standardised {score:.4f} nats per row" in words_of_page
+    assert f"{best.leave_one_out:.4f} 80" in words_of_page
+    assert words_of_page.count("leave-one-out score") == 2
+    assert words_of_page.count("leave-one-out score, standardised") == 2
+
+
+@pytest.mark.parametrize("zone", [None, "UTC"])
+@pytest.mark.parametrize(
+    ("ends", "years"),
+    [
+        (("2020-01-01", "9999-12-31"), (2020, 10000)),
+        (("0001-01-01", "2020-01-01"), (1, 2020)),
+        (("-0044-03-15", "12020-01-01"), (-43.8, 12020)),
+        (("9999-12-20", "9999-12-31"), (9999.97, 10000)),
+        (("1677-09-22", "2262-04-11"), None),
+    ],
+)
+@pytest.mark.parametrize("alone", [True, False])
+def test_dates_of_any_year_are_drawn_and_named(
+    ends: tuple[str, str], years: tuple[float, float] | None, alone: bool, zone: str | None
+) -> None:
+    random = np.random.default_rng(0)
+    low, high = (np.datetime64(end, "us") for end in ends)
+    days = low + (high - low) * random.integers(0, 9, 38) // 8
+    frame = pd.DataFrame({"day": pd.Series([low, high, *days], dtype="datetime64[us]").dt.tz_localize(zone)})
+    if not alone:
+        frame["x"] = random.normal(size=40)
+    frame["y"] = random.normal(size=40)
+    frame.loc[0, "y"] = 99.0  # farthest out
+    model = TableRegression.fit(frame, target="y", kernel="rbf")
+    parsed = Page(render(model))
+    assert f"day {ends[0]}" in parsed.text
+    assert len(parsed.images) == 5 + len(frame.columns) - 1
+    kept = model.training_frame()
+    (found,) = effects(model, kept, ["day"])
+    figure = effect_figure(found, kept, "y", found.ends)
+    figure.canvas.draw()
+    (axes,) = figure.axes
+    if years is None:
+        assert "1700" in [label.get_text() for label in axes.get_xticklabels()]
+    else:
+        assert axes.get_xlabel() == "year"
+        line = axes.get_lines()[0].get_xdata()
+        # To a day, as years differ in length.
+        assert (line[0], line[-1]) == (pytest.approx(years[0], abs=0.01), pytest.approx(years[1], abs=0.01))
+
+
 def test_the_rows_farthest_out_are_named(page: str, mixed: TableRegression) -> None:
     scores, frame = mixed.leave_one_out(), mixed.training_frame()
     standard = (scores.targets - scores.mean) / scores.variance.sqrt()
@@ -318,7 +372,7 @@ def test_the_end_is_drawn_at_the_scale_of_its_interval() -> None:
 
 
 def test_the_certificate_in_words_has_both_intervals_and_what_they_cover() -> None:
-    converged, value, likely, certain = words.of_fit(a_fit(), 0.95, "float32")
+    converged, value, likely, certain = of_fit(a_fit(), 0.95)
     assert converged.title == "The fit converged."
     assert not converged.doubtful
     assert "-0.7990" in value.title
@@ -327,23 +381,53 @@ def test_the_certificate_in_words_has_both_intervals_and_what_they_cover() -> No
     assert "95%" in likely.title
     assert "probe" in likely.text
     assert "-0.8500 and 7.0000" in certain.title
-    assert "float32" in certain.text
 
 
 def test_an_exact_likelihood_has_no_likely_interval() -> None:
-    titles = [one.title for one in words.of_fit(a_fit(error=0.0), None, "float64")]
+    titles = [one.title for one in of_fit(a_fit(error=0.0), None)]
     assert not [title for title in titles if "Likely" in title]
     assert len(titles) == 3
 
 
+def test_where_no_certain_interval_is_known_that_is_said() -> None:
+    for error, words_of_it in ((0.0, "exact to rounding"), (0.003, "likely")):
+        last = of_fit(a_fit(certain=None, error=error), 0.95)[-1]
+        assert last.title == "No certain interval is known."
+        assert words_of_it in last.text
+
+
+def test_the_page_and_the_certificate_say_the_same(page: str, mixed: TableRegression) -> None:
+    text = Page(page).text
+    assert mixed.fit_result is not None
+    assert not mixed.fit_result.notes
+    for line in mixed.certificate().splitlines():
+        assert line in text
+
+
+def test_certificates_say_which_evaluation_they_come_from(mixed: TableRegression, page: str, tmp_path: Path) -> None:
+    assert mixed.fit_result is not None
+    assert mixed.fit_result.report is not None
+    where = "They come from the evaluation where the fit ended, on 80 rows. The solver's report of it"
+    assert f"{where}: {mixed.fit_result.report.summary()}." in Page(page).text
+    mixed.save(tmp_path)
+    kept = Page(render(TableRegression.load(tmp_path))).text
+    assert f"{where} is not known" in kept
+    assert mixed.certificate().splitlines()[0] in kept
+
+
+def test_a_model_that_was_not_fitted_to_convergence_has_no_certificate(dated: TableRegression) -> None:
+    plain = TableRegression(dataclasses.replace(dated._state, fit_result=None))
+    assert "not fitted to convergence. No certificates of the likelihood are known." in Page(render(plain)).text
+
+
 @pytest.mark.parametrize(("left", "doubtful"), [(1e-3, False), (2.2, True)])
 def test_steps_that_gain_nothing_more_are_an_end_where_little_is_left(left: float, doubtful: bool) -> None:
-    first, *_ = words.of_fit(a_fit(converged=False, reason="no further gain", decrement=left), 0.95, "float32")
+    first, *_ = of_fit(a_fit(converged=False, reason="no further gain", decrement=left), 0.95)
     assert first.doubtful == doubtful
 
 
 def test_a_fit_that_has_not_converged_says_so() -> None:
-    first, *_ = words.of_fit(a_fit(converged=False, reason="evaluations used up"), 0.95, "float32")
+    first, *_ = of_fit(a_fit(converged=False, reason="evaluations used up"), 0.95)
     assert first.doubtful
     assert "not converged: evaluations used up" in first.title
 
@@ -414,6 +498,23 @@ def test_a_path_that_cannot_be_written_is_refused_before_anything_is_computed(fo
     result = invoke("report", folder, "--out", tmp_path / "none" / "r.html")
     assert result.exit_code == 2
     assert f"there is no folder {tmp_path / 'none'}" in result.stderr
+
+
+def test_rows_that_were_dropped_before_the_split_are_on_the_page(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    frame = pd.DataFrame({"a": random.normal(size=60), "b": random.normal(size=60)})
+    frame["y"] = frame["a"] + 0.1 * random.normal(size=60)
+    frame.loc[:6, "b"] = None
+    frame.to_csv(tmp_path / "table.csv", index=False)
+    result = invoke("fit", tmp_path / "table.csv", "--target", "y", "--kernel", "rbf", "--out", tmp_path / "model")
+    assert result.exit_code == 0, result.output
+    note = "dropped 7 of 60 rows with missing values; most are missing in column 'b'"
+    for arguments in ([], ["report", tmp_path / "model"]):
+        assert not arguments or invoke(*arguments).exit_code == 0
+        text = Page((tmp_path / "model" / "report.html").read_text("utf-8")).text
+        assert note in text
+        assert "Nothing was left out" not in text
+    assert TableRegression.load(tmp_path / "model").notes == (note,)
 
 
 def test_a_fit_that_is_kept_asks_for_its_report_which_costs_nothing_else(

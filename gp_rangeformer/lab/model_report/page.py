@@ -17,9 +17,9 @@ from gp_rangeformer.lab.compare.machine import versions
 from gp_rangeformer.lab.model_report import calibration, residuals, training, words
 from gp_rangeformer.lab.model_report.drawing import as_image
 from gp_rangeformer.lab.model_report.effects import Effect, effect_figure, effects
-from gp_rangeformer.lab.model_report.words import Statement
 from gp_rangeformer.predict import LeaveOneOut
 from gp_rangeformer.regression import TableRegression
+from gp_rangeformer.regression.words import OF_PREDICTIONS, Statement, of_fit
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -28,6 +28,8 @@ _MOST_EFFECTS = 8
 _PREDICTED = ("mean", "sd", "lower95", "upper95")
 _SURPRISES = 5  # rows that lie farthest out
 _NAMED = 3  # columns that say which row it is
+_SCORE = "leave-one-out score, standardised"
+_MINUTE = 60  # seconds
 
 
 @dataclass(frozen=True)
@@ -74,12 +76,12 @@ def render(model: TableRegression, held_out: pd.DataFrame | None = None) -> str:
         facts=_facts(model, frame, scores),
         fit_statements=_fit_statements(model),
         fit_figures=_fit_figures(model.fit_result),
-        calibration_statements=[*words.of_calibration(scores), words.OF_PREDICTIONS],
+        calibration_statements=[*words.of_calibration(scores), OF_PREDICTIONS],
         coverage=_coverage(scores),
         held_out=None if held_out is None else _held_out(held_out, model.target),
         calibration_figures=_calibration_figures(scores),
         residual_figures=_residual_figures(scores, model.target),
-        surprises=_surprises(frame.loc[:, shown[:_NAMED]], scores),
+        surprises=_surprises(_rounded(frame.loc[:, shown[:_NAMED]], model.dtype), scores),
         relevance_text=relevance_text,
         relevance=_bars(ranked),
         effect_statements=[words.of_effects(found[0].variance_error)],
@@ -101,7 +103,8 @@ def _facts(model: TableRegression, frame: pd.DataFrame, scores: LeaveOneOut) -> 
         ("precision", model.dtype),
         ("leave-one-out RMSE", f"{scores.rmse:.4g}"),
         ("variance explained", f"{explained:.1%}"),
-        ("leave-one-out score", f"{scores.score:.4f} nats per row"),
+        # In the unit of the likelihoods and of the kernels' scores.
+        (_SCORE, f"{scores.score + math.log(float(model.outputs.scale)):.4f} nats per row"),
     ]
     if model.fit_result is not None:
         found.append(("time of the fit", f"{model.fit_result.seconds:.1f} s"))
@@ -110,8 +113,8 @@ def _facts(model: TableRegression, frame: pd.DataFrame, scores: LeaveOneOut) -> 
 
 def _fit_statements(model: TableRegression) -> list[Statement]:
     if model.fit_result is None:
-        return [Statement(model.certificate(), "", doubtful=True)]
-    return words.of_fit(model.fit_result, model.level, model.dtype)
+        return [Statement(model.certificate(), "No certificates of the likelihood are known.", doubtful=True)]
+    return [*of_fit(model.fit_result, model.level), words.of_evaluation(model.fit_result)]
 
 
 def _fit_figures(fit: FitResult | None) -> list[Drawn]:
@@ -194,10 +197,23 @@ def _surprises(named: pd.DataFrame, scores: LeaveOneOut) -> Table:
     return Table(("largest residuals", "observed", "predicted", "deviations"), rows)
 
 
+def _rounded(named: pd.DataFrame, dtype: str) -> pd.DataFrame:
+    """Dates to a minute, or to a day where standardised inputs resolve no minutes."""
+    import pandas as pd
+
+    found = named.copy()
+    for name, column in named.items():
+        if pd.api.types.is_datetime64_any_dtype(column):
+            span = (column.max() - column.min()).total_seconds()
+            resolved = np.finfo(dtype).eps * span < 0.5 * _MINUTE
+            found[name] = column.dt.round("min" if resolved else "D")
+    return found
+
+
 def _shown(cell: Any) -> str:
-    if hasattr(cell, "isoformat"):
-        cell = cell.round("min")  # float32 inputs keep no seconds
-        return cell.strftime("%Y-%m-%d" if cell == cell.normalize() else "%Y-%m-%d %H:%M")
+    if hasattr(cell, "isoformat"):  # a date of any year; strftime knows four digits
+        day = f"{cell.year:0{4 + (cell.year < 0)}d}-{cell.month:02d}-{cell.day:02d}"
+        return day if cell == cell.normalize() else f"{day} {cell.hour:02d}:{cell.minute:02d}"
     return f"{cell:.5g}" if isinstance(cell, float) else str(cell)
 
 
@@ -234,7 +250,7 @@ def _candidates(model: TableRegression) -> Table | None:
         margin = f" \N{PLUS-MINUS SIGN} {one.error:.4f}" if one.error else ""
         value = one.failure if one.value is None else f"{one.value:.4f}{margin}"
         rows.append((one.kernel, value, left_out, f"{one.rows:,}", f"{one.seconds:.1f}"))
-    return Table(("kernel", "log p(y)/n", "leave-one-out score", "rows", "seconds"), rows)
+    return Table(("kernel", "log p(y)/n", _SCORE, "rows", "seconds"), rows)
 
 
 def _hyperparameters(model: TableRegression) -> Table:

@@ -1,86 +1,23 @@
-"""What is certain, what is likely and what is not covered, in sentences."""
+"""Where certificates come from, whether predictions keep what they promise, and what effects mean, in sentences."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from gp_rangeformer.fit import FitResult
-from gp_rangeformer.fit.result import AS_NEAR_AS_PROBES_ALLOW
 from gp_rangeformer.predict.leave_one_out import Coverage, LeaveOneOut
+from gp_rangeformer.regression.words import Statement
 
 _DEVIATIONS = 3.0  # of chance: three levels together are further out once in a hundred calibrated models
 
 
-@dataclass(frozen=True)
-class Statement:
-    """One number with what it means: a few words, and sentences."""
-
-    title: str
-    text: str
-    doubtful: bool = False  # something that the reader should act on
-
-
-def of_fit(fit: FitResult, level: float | None, dtype: str) -> list[Statement]:
-    """Whether the fit has converged, how high the likelihood is, and how well that is known.
-
-    :param level: the probability of ``fit.error``; None where the likelihood is exact.
-    """
-    found = [_convergence(fit), _likelihood(fit), _likely(fit, level), _certain(fit, dtype)]
-    return [statement for statement in found if statement is not None]
-
-
-def _convergence(fit: FitResult) -> Statement:
-    left = f"Its last model of the likelihood has {fit.decrement:.1e} nats per row left to gain"
-    if fit.noise:
-        left += f", of which the choice of probes alone explains {fit.noise:.1e}"
-    if fit.converged:
-        return Statement("The fit converged.", f"{left}. It is a maximum; whether there is a higher one is not known.")
-    if fit.reason == AS_NEAR_AS_PROBES_ALLOW:
-        return Statement("The fit ended as near to the maximum as the probes allow.", f"{left}.")
-    if fit.settled:
-        return Statement("The fit ended where steps gained nothing more.", f"{left}.")
-    remedy = "The parameters are the best of those that were tried; float64 may get further."
-    return Statement(f"The fit has not converged: {fit.reason}.", f"{left}. {remedy}", doubtful=True)
-
-
-def _likelihood(fit: FitResult) -> Statement:
-    text = "The log marginal likelihood of the standardised targets, in nats per row; larger is better."
-    if not fit.error:
-        text += " A Cholesky factorisation computed it."
-    return Statement(f"log p(y)/n is {fit.value:.{_decimals(fit)}f}.", text)
-
-
-def _likely(fit: FitResult, level: float | None) -> Statement | None:
-    if not fit.error or level is None:
-        return None
-    return Statement(
-        f"Likely, at {level:.0%}: about {fit.error:.{_decimals(fit)}f} to either side.",
-        "The log determinant is estimated, and this interval contains the exact value with that probability over the "
-        "choice of its random probe vectors. It says nothing about whether the model suits the data.",
-    )
-
-
-def _certain(fit: FitResult, dtype: str) -> Statement | None:
-    if fit.certain is None:
-        return None
-    places = _decimals(fit)
-    text = "This interval contains the exact value, rounding included. "
-    if fit.error:
-        text = "This interval contains the exact value whatever the probes were, and may be far wider. "
-    return Statement(
-        f"Certain: between {fit.certain.lower:.{places}f} and {fit.certain.upper:.{places}f}.",
-        f"{text}It is about the kernel matrix with its entries as computed in {dtype}: what was lost inside the "
-        "kernel's own evaluation is not covered.",
-    )
-
-
-def _decimals(fit: FitResult) -> int:
-    """So that half of the likely interval shows two digits, within reason."""
-    for places in range(3, 7):
-        if fit.error >= 10.0 ** (1 - places):
-            return places
-    return 6 if fit.error else 4
+def of_evaluation(fit: FitResult) -> Statement:
+    """Where the numbers about the likelihood come from."""
+    rows = max(fit.evaluations, default=0)
+    title = f"They come from the evaluation where the fit ended, on {rows:,} rows."
+    if fit.report is None:
+        return Statement(title, "The solver's report of it is not known: a model that is kept has its numbers alone.")
+    return Statement(title, f"The solver's report of it: {fit.report.summary()}.")
 
 
 def of_calibration(scores: LeaveOneOut) -> list[Statement]:
@@ -118,13 +55,6 @@ _WIDE = "Fewer rows fall outside than should: predictions are surer than they sa
 
 def _levels(coverage: Sequence[Coverage]) -> str:
     return ", ".join(f"{one.level:.0%}" for one in coverage)
-
-
-OF_PREDICTIONS = Statement(
-    "The interval of a prediction is about a new observation.",
-    "It contains noise and what the rows leave open about the function, with the hyperparameters as they are: their "
-    "own uncertainty is not in it.",
-)
 
 
 _VISIBLE = 0.001  # of an observation's variance
