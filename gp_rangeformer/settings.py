@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import inspect
 import sys
 from collections.abc import Callable
@@ -22,6 +23,27 @@ import torch
 from linear_operator.settings import _feature_flag, _value_context
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
+
+
+def _goes_on(func: Any) -> bool:
+    """Whether it, what it wraps, or the method that calls it is a generator or a coroutine."""
+    inside = _innermost(func)
+    return any(
+        goes_on(each)
+        for goes_on in (inspect.isgeneratorfunction, inspect.iscoroutinefunction, inspect.isasyncgenfunction)
+        for each in (func, inside, type(inside).__call__)
+    )
+
+
+def _innermost(func: Any) -> Any:
+    """What decorators and partial objects were made of."""
+    while True:
+        if isinstance(func, functools.partial):
+            func = func.func
+        elif hasattr(func, "__wrapped__"):
+            func = inspect.unwrap(func)
+        else:
+            return func
 
 
 class _setting(contextlib.ContextDecorator):
@@ -38,20 +60,28 @@ class _setting(contextlib.ContextDecorator):
         cls(*arguments, **changes).__enter__()
 
     def __call__(self, func: _Function) -> _Function:
-        """``func`` with this setting during each of its calls.
+        """``func`` with this setting during each of its calls: a function, class method, static method or any other
+        callable.
 
-        :raises TypeError: a class, or a function that goes on after its call has returned: a generator, a coroutine.
+        :raises TypeError: a class, what cannot be called, or what goes on after its call has returned: a generator, a
+            coroutine, or what such a one was made of.
         """
         decorator = f"@settings.{type(self).__name__}(...)"
         if isinstance(func, type):
             raise TypeError(f"{decorator} is for functions: put it on the methods of {func.__name__}")
-        if any(
-            goes_on(func)
-            for goes_on in (inspect.isgeneratorfunction, inspect.iscoroutinefunction, inspect.isasyncgenfunction)
-        ):
+        if isinstance(func, classmethod | staticmethod):
+            found: Any = type(func)(self(func.__func__))
+            return found
+        if not callable(func):
+            kind = type(func).__name__
             raise TypeError(
-                f"{decorator} ends when the call returns, and {func.__qualname__} goes on after it: write "
-                f"`with {decorator[1:]}:` inside, around what computes"
+                f"{decorator} is for functions, got a {kind}: put it directly above `def`, below the others"
+            )
+        if _goes_on(func):
+            name = getattr(_innermost(func), "__qualname__", type(_innermost(func)).__qualname__)
+            raise TypeError(
+                f"{decorator} ends when the call returns, and {name} goes on after it: write `with {decorator[1:]}:` "
+                "inside, around what computes"
             )
         return super().__call__(func)
 
@@ -164,7 +194,8 @@ class _checked_value(_setting, _value_context):
 
     @classmethod
     def _refuse(cls, value: Any, expected: str) -> None:
-        raise ValueError(f"settings.{cls.__name__} must be {expected}, got {value!r}")
+        hint = f"; as a decorator it is @settings.{cls.__name__}(...)" if inspect.isroutine(value) else ""
+        raise ValueError(f"settings.{cls.__name__} must be {expected}, got {value!r}{hint}")
 
 
 class _count(_checked_value):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import functools
 import importlib
 import math
 import threading
@@ -204,24 +206,120 @@ def test_a_context_puts_back_what_was_there_when_it_was_entered() -> None:
         assert settings.min_size.value() == 9
 
 
-def test_what_goes_on_after_its_call_is_not_decorated() -> None:
-    def generator():
+def size_and(*arguments: Any) -> tuple[Any, ...]:
+    return settings.min_size.value(), *arguments
+
+
+class Called:
+    def __call__(self, *arguments: Any) -> tuple[Any, ...]:
+        return size_and(*arguments)
+
+
+class Methods:
+    @settings.min_size(7)
+    def own(self, value: int) -> tuple[Any, ...]:
+        return size_and(value)
+
+    @settings.min_size(7)
+    @classmethod
+    def outside_class(cls, value: int) -> tuple[Any, ...]:
+        return size_and(cls, value)
+
+    @classmethod
+    @settings.min_size(7)
+    def inside_class(cls, value: int) -> tuple[Any, ...]:
+        return size_and(cls, value)
+
+    @settings.min_size(7)
+    @staticmethod
+    def outside_static(value: int) -> tuple[Any, ...]:
+        return size_and(value)
+
+    @property
+    @settings.min_size(7)
+    def inside_property(self) -> tuple[Any, ...]:
+        return size_and()
+
+
+@pytest.mark.parametrize(
+    "function",
+    [size_and, Called(), functools.partial(size_and), functools.lru_cache(size_and), Called().__call__, Methods().own,
+     functools.partial(Called())],
+)  # fmt: skip
+def test_whatever_can_be_called_is_decorated(function: Any) -> None:
+    before = settings.min_size.value()
+    assert settings.min_size(7)(function)(3) == (7, 3)
+    assert settings.min_size.value() == before
+
+
+def test_methods_of_classes_and_static_ones_are_decorated_on_either_side() -> None:
+    before = settings.min_size.value()
+    for owner in (Methods, Methods()):
+        assert owner.outside_class(3) == owner.inside_class(3) == (7, Methods, 3)
+        assert owner.outside_static(3) == (7, 3)
+    assert Methods().own(3) == (7, 3)
+    assert Methods().inside_property == (7,)
+    assert settings.min_size.value() == before
+
+
+def generator(*arguments: Any) -> Iterator[int]:
+    yield 1
+
+
+async def coroutine() -> None: ...
+
+
+async def both():
+    yield 1
+
+
+class Generating:
+    def __call__(self):
         yield 1
 
-    async def coroutine() -> None: ...
+    async def asynchronous(self) -> None: ...
 
-    async def both():
-        yield 1
 
-    class Model: ...
+@functools.wraps(generator)
+def around(*arguments: Any) -> Any:
+    return generator(*arguments)
 
-    for function in (generator, coroutine, both):
-        with pytest.raises(TypeError, match=rf"{function.__name__} goes on after it: write `with settings\.min_size"):
-            settings.min_size(7)(function)
-    with pytest.raises(TypeError, match="put it on the methods of Model"):
-        settings.rangeformer()(Model)
-    with pytest.raises(ValueError, match=r"as a decorator it is @settings\.rangeformer\(\)"):
-        settings.rangeformer(generator)  # type: ignore[arg-type]
+
+@pytest.mark.parametrize(
+    ("function", "name"),
+    [
+        (generator, "generator"),
+        (coroutine, "coroutine"),
+        (both, "both"),
+        (functools.partial(functools.partial(generator)), "generator"),
+        (functools.partial(Generating()), "Generating"),
+        (Generating(), "Generating"),
+        (Generating().asynchronous, "Generating.asynchronous"),
+        (classmethod(generator), "generator"),
+        (staticmethod(coroutine), "coroutine"),
+        (contextlib.contextmanager(generator), "generator"),
+        (around, "generator"),
+    ],
+)
+def test_what_goes_on_after_its_call_is_not_decorated(function: Any, name: str) -> None:
+    with pytest.raises(TypeError, match=rf"{name} goes on after it: write `with settings\.min_size"):
+        settings.min_size(7)(function)
+
+
+@pytest.mark.parametrize(
+    "thing", [property(size_and), functools.cached_property(size_and), functools.partialmethod(size_and), 3, None]
+)
+def test_what_cannot_be_called_is_not_decorated(thing: Any) -> None:
+    with pytest.raises(TypeError, match=r"directly above `def`"):
+        settings.min_size(7)(thing)
+
+
+def test_a_class_is_not_decorated_and_a_setting_is_not_without_its_parentheses() -> None:
+    with pytest.raises(TypeError, match="put it on the methods of Called"):
+        settings.rangeformer()(Called)
+    for name in everything():
+        with pytest.raises(ValueError, match=rf"as a decorator it is @settings\.{name}\("):
+            getattr(settings, name)(size_and)
 
 
 def test_a_setting_is_seen_from_other_threads_as_the_hosts_are() -> None:

@@ -237,7 +237,7 @@ def test_dates_of_any_year_are_drawn_and_named(
         assert "1700" in [label.get_text() for label in axes.get_xticklabels()]
     else:
         assert axes.get_xlabel() == "year"
-        line = axes.get_lines()[0].get_xdata()
+        line = np.asarray(axes.get_lines()[0].get_xdata())
         # To a day, as years differ in length.
         assert (line[0], line[-1]) == (pytest.approx(years[0], abs=0.01), pytest.approx(years[1], abs=0.01))
 
