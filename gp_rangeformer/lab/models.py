@@ -14,6 +14,7 @@ from gp_rangeformer.lab.datasets import Dataset
 from gp_rangeformer.regression import kernels
 from gp_rangeformer.regression.errors import KernelError
 from gp_rangeformer.regression.kernels import (
+    DEFAULT,
     PARTS,
     TREND_SEASONAL,
     Covariance,
@@ -50,9 +51,9 @@ def year_length(dataset: Dataset) -> float:
     return float(week) * _DAYS_PER_YEAR / 7
 
 
-def default_kernel(dataset: Dataset) -> str:
-    """``trend-seasonal`` for the data set co2, ``matern32`` for every other."""
-    return TREND_SEASONAL if dataset.name == "co2" else "matern32"
+def default_kernel(dataset: Dataset | None) -> str:
+    """``trend-seasonal`` for the data set co2, ``matern32`` for every other and for tables (None)."""
+    return TREND_SEASONAL if dataset is not None and dataset.name == "co2" else DEFAULT
 
 
 def default_dtype(dataset: Dataset, kernel: str | None) -> str:

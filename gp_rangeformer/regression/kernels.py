@@ -22,6 +22,7 @@ from torch import Tensor
 from gp_rangeformer.regression.errors import KernelError
 
 TREND_SEASONAL = "trend-seasonal"
+DEFAULT = "matern32"  # of the command line, where none is named
 
 
 class Regression(gpytorch.models.ExactGP):

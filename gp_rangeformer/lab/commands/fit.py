@@ -21,6 +21,7 @@ from gp_rangeformer.lab.commands.console import (
     show_status,
 )
 from gp_rangeformer.lab.commands.options import (
+    DEFAULT_KERNEL,
     Data,
     DataDir,
     DayFirst,
@@ -72,7 +73,7 @@ def fit(
         typer.Option(
             help="matern12, matern32, matern52, rbf, rq, periodic, linear, trend-seasonal (of dates); a sum, as in "
             "linear+rbf; several to compare, as in rbf,matern32; auto compares the first five.",
-            show_default="trend-seasonal for co2, else matern32",
+            show_default=DEFAULT_KERNEL,
         ),
     ] = None,
     sep: Sep = None,
@@ -240,7 +241,7 @@ def _kernels(kernel: str | None, dataset: Dataset | None, by_adam: bool) -> tupl
     from gp_rangeformer.lab.models import check_kernel, default_kernel
     from gp_rangeformer.regression.choice import kernel_names
 
-    names = kernel_names(kernel or ("matern32" if dataset is None else default_kernel(dataset)))
+    names = kernel_names(kernel or default_kernel(dataset))
     if dataset is not None:
         for name in names:
             check_kernel(name, dataset)

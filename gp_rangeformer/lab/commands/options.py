@@ -26,11 +26,12 @@ Data = Annotated[
 Target = Annotated[str | None, typer.Option(help="Column of DATA.csv to predict.")]
 N = Annotated[int | None, typer.Option(min=2, help="Training rows; all of them, or 2000 from a simulator.")]
 NTest = Annotated[int, typer.Option(min=1, help="At most this many test rows.")]
+DEFAULT_KERNEL = "trend-seasonal for co2, else matern32"  # as lab.models has it, whose PyTorch help does not wait for
 KernelName = Annotated[
     str | None,
     typer.Option(
         help="matern32, matern12, matern52, rbf, rq, periodic, linear+rbf, or trend-seasonal for co2.",
-        show_default="trend-seasonal for co2, else matern32",
+        show_default=DEFAULT_KERNEL,
     ),
 ]
 Steps = Annotated[int, typer.Option(min=1, help="Adam steps.")]

@@ -15,6 +15,7 @@ from gp_rangeformer import SolveReport, clear_memory, collect_reports, last_repo
 from gp_rangeformer.fit import FitResult, Record
 from gp_rangeformer.lab.compare import machine
 from gp_rangeformer.lab.compare.instruments import PeakMemory, synchronize
+from gp_rangeformer.lab.compare.remaining import Remaining, about
 from gp_rangeformer.lab.compare.result import SolverResult, Step, write_text
 from gp_rangeformer.lab.compare.run import silent
 from gp_rangeformer.lab.compare.solvers import SolverSpec
@@ -23,6 +24,7 @@ from gp_rangeformer.lab.datasets import Dataset, Split, TableOptions
 from gp_rangeformer.lab.models import build_model, default_kernel
 from gp_rangeformer.predict import LeaveOneOut, leave_one_out
 from gp_rangeformer.regression import TableRegression
+from gp_rangeformer.regression.choice import kernel_names
 from gp_rangeformer.regression.kernels import Covariance, build, covariance
 from gp_rangeformer.regression.predictions import beside, with_interval
 
@@ -129,12 +131,14 @@ def fit(
     run.memory = memory = PeakMemory(place)
     memory.start()
     n, seen, most = len(split.train), {}, {}
+    remaining = Remaining((kernel.title,) if isinstance(kernel, Covariance) else kernel_names(kernel), n)
 
     def watch(name: str, record: Record) -> None:
         seen[name] = seen.get(name, 0) + 1
         most[name] = max(most.get(name, 1), seen[name] + 1)
         status = f"{record.value:.4f} +- {record.error:.4f} nats/point on {record.points} rows, {record.seconds:.1f} s"
-        observer(name, seen[name], most[name], status)
+        left = remaining(name, record)
+        observer(name, seen[name], most[name], f"{status}, {left}" if left else status)
 
     with spec.active(), collect_reports() as reports:
         model = TableRegression.fit(
@@ -223,7 +227,13 @@ def fit_by_adam(
     data = dataset.to(spec.torch_dtype, device)
     run = Run(SolverResult.of(spec))
     initial = build_model(dataset, kernel)[0].state_dict()
-    model = train(run, spec, data, kernel, initial, Schedule(steps, lr), seed, observer)
+    started = time.perf_counter()
+
+    def watch(solver: str, done: int, total: int, status: str) -> None:
+        left = (time.perf_counter() - started) / max(done, 1) * (total - done)
+        observer(solver, done, total, f"{status}, {about(left)} left" if 0 < done < total else status)
+
+    model = train(run, spec, data, kernel, initial, Schedule(steps, lr), seed, watch)
     report, d, scale = last_report(), dataset.train_x.shape[1], dataset.target_scale
     predictions, left_out = None, None
     try:
