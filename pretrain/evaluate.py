@@ -4,11 +4,14 @@
 
 Held-out families (identity, diagonal, Toeplitz), fresh draws of the training families, and every .mtx(.gz) file of DIR.
 For each: relative error of lambda_max, error of log|A| per point, relative residual and error (norm of A) of a solve,
-and the trace that the range misses over the least that rank r can miss. Beside them, at the same number of products:
+and the trace that the range's best r directions miss over the least that rank r can miss, r the columns of a loop.
+Beside them, at the same number of products:
 
-* "subspace": the same loop with an untrained network, that is a randomised subspace iteration with Galerkin solves in
-  its range; its lambda_max is the largest Ritz value, its log|A| the upper bound that the range proves.
-* "cg": conjugate gradients after as many iterations as there are loops, and after as many products with single columns.
+* "untrained": the same loop with an untrained network, that is a block Krylov method with Galerkin solves in its range;
+  its lambda_max is the largest Ritz value, its log|A| a Lanczos quadrature whose probes are the first columns.
+* "bound": log|A| as the range proves it from above.
+* "cg": conjugate gradients after as many iterations as there are loops; "cg_equal_columns", "jacobi_equal_columns":
+  after as many products with single columns, the latter preconditioned by the diagonal.
 
 The result file is written after every source of matrices; all numbers are medians over seeds (and draws).
 """
@@ -39,6 +42,7 @@ from pretrain.baselines.classical import conjugate_gradients
 from pretrain.baselines.untrained import untrained
 from pretrain.matrices import HELD_OUT, STRUCTURED, list_matrices, load
 
+KEYS = ("lambda_max", "logdet", "logdet_bound", "missed_trace", "residual", "energy")
 _DENSE_SPECTRUM = 1200  # up to here the whole spectrum by LAPACK, above its ends by Lanczos
 
 
@@ -54,8 +58,8 @@ def main() -> None:
     parser.add_argument(
         "--precision",
         default="float64",
-        choices=("float64", "float32", "bfloat16"),
-        help="of the model; bfloat16: of its own layers, beside float32 products",
+        choices=("float64", "float32"),
+        help="of the model's layers and its products with A; its range is float64",
     )
     parser.add_argument("--loops", type=int, help="instead of the model's default")
     arguments = parser.parse_args()
@@ -102,19 +106,19 @@ def run(
     facts: dict[str, Any],
 ) -> list[dict[str, Any]]:
     """Evaluate everything, a row per (kind, name), and keep the file up to date."""
-    dtype, bfloat16 = torch.float64 if precision == "float64" else torch.float32, precision == "bfloat16"
+    dtype = torch.float64 if precision == "float64" else torch.float32
     model = model.to(dtype).eval()
     control = untrained(model.config, dtype=dtype)
     rows: dict[tuple[str, str], list[dict[str, Any]]] = {}
     skipped: list[str] = []
     for kind, name, matrix in matrices:
         try:
-            truth = truth_of(matrix, model.config.rank)
+            truth = truth_of(matrix, model.config.width)
         except torch.linalg.LinAlgError:
             skipped.append(f"{name}: not positive definite to rounding")
             continue
         for seed in range(seeds):
-            result = evaluate_matrix(model, control, matrix, truth, loops, seed, bfloat16)
+            result = evaluate_matrix(model, control, matrix, truth, loops, seed)
             rows.setdefault((kind, name), []).append(result)
         if path is not None:
             write_json(
@@ -157,39 +161,42 @@ def evaluate_matrix(
     truth: Truth,
     loops: int,
     seed: int,
-    bfloat16: bool = False,
 ) -> dict[str, Any]:
     """One matrix, one right-hand side, one draw of codes. The models' dtype is that of their products with A."""
     generator = torch.Generator().manual_seed(seed)
-    n, rank = len(matrix), model.config.rank
+    n = len(matrix)
     exact = torch.randn(n, generator=generator, dtype=torch.float64)
     rhs = matrix @ exact
-    operator = DenseOperator(matrix.to(model.embedding.mix.weight.dtype))
+    operator = DenseOperator(matrix.to(model.embedding.like.dtype))
     codes = model.embedding.codes(operator, generator)
     started = time.perf_counter()
-    outputs = model(operator, rhs[None, :, None], loops=loops, codes=codes, bfloat16=bfloat16)
+    outputs = model(operator, rhs[None, :, None], loops=loops, codes=codes)
     seconds = time.perf_counter() - started
-    untrained = control(operator, rhs[None, :, None], loops=loops, codes=codes)
-    columns = model.config.dim + loops * (rank + 1)
-    over_loops = [errors(output, matrix, rhs, exact, truth) for output in outputs]
-    subspace = errors(untrained[-1], matrix, rhs, exact, truth)
-    ritz = float(untrained[-1].eigenpairs()[0][0, 0])
+    bare = control(operator, rhs[None, :, None], loops=loops, codes=codes)
+    columns = outputs[-1].basis.shape[-1]
+    width = model.config.width
+    over_loops = [errors(output, matrix, rhs, exact, truth, width) for output in outputs]
+    root = matrix.diagonal().sqrt()
+    scaled = conjugate_gradients(matrix / root / root.unsqueeze(-1), rhs / root, columns) / root
     return {
         "truth": asdict(truth),
         "rangeformer": over_loops[-1],
         "loops": over_loops,
-        "subspace": {**subspace, "lambda_max": abs(ritz / truth.lambda_max - 1), "logdet": subspace["logdet_bound"]},
+        "untrained": errors(bare[-1], matrix, rhs, exact, truth, width),
         "cg": solve_errors(conjugate_gradients(matrix, rhs, loops), matrix, rhs, exact),
         "cg_equal_columns": solve_errors(conjugate_gradients(matrix, rhs, columns), matrix, rhs, exact),
+        "jacobi_equal_columns": solve_errors(scaled, matrix, rhs, exact),
         "seconds": seconds,
     }
 
 
-def errors(output: RangeFormerOutput, matrix: Tensor, rhs: Tensor, exact: Tensor, truth: Truth) -> dict[str, float]:
+def errors(
+    output: RangeFormerOutput, matrix: Tensor, rhs: Tensor, exact: Tensor, truth: Truth, width: int
+) -> dict[str, float]:
     """What is wrong with one loop's output for one matrix; see the module's text for the units."""
     n = truth.size
     assert output.solution is not None
-    missed = truth.trace - float((output.basis[0].double() * output.image[0].double()).sum())
+    missed = truth.trace - float(output.eigenpairs()[0][0, :width].sum())
     return {
         "lambda_max": abs(float(output.lambda_max) / truth.lambda_max - 1),
         "logdet": abs(float(output.logdet) - truth.logdet) / n,
@@ -219,13 +226,18 @@ def summary(kind: str, name: str, results: list[dict[str, Any]]) -> dict[str, An
         "n": results[0]["truth"]["size"],
         "condition": statistics.median(conditions) if conditions else None,
         "evaluations": len(results),
-        **{key: medians(key) for key in ("rangeformer", "subspace", "cg", "cg_equal_columns")},
+        **{key: medians(key) for key in ("rangeformer", "untrained", "cg", "cg_equal_columns", "jacobi_equal_columns")},
         "over_loops": [
-            {what: statistics.median(result["loops"][loop][what] for result in results) for what in loops}
-            for loop, loops in enumerate(results[0]["loops"])
+            # A range of all n columns ends the loops: what it said last is what further ones would have said.
+            {what: statistics.median(_at(result["loops"], loop)[what] for result in results) for what in KEYS}
+            for loop in range(max(len(result["loops"]) for result in results))
         ],
         "seconds": statistics.median(result["seconds"] for result in results),
     }
+
+
+def _at(loops: list[dict[str, float]], loop: int) -> dict[str, float]:
+    return loops[min(loop, len(loops) - 1)]
 
 
 def table(rows: list[dict[str, Any]]) -> Table:
@@ -244,11 +256,11 @@ def table(rows: list[dict[str, Any]]) -> Table:
         view.add_column(column, justify="left" if column in ("kind", "matrix") else "right")
     for row in rows:
         pairs = [
-            f"{row['rangeformer'][what]:.2g} | {row['subspace'][what]:.2g}"
+            f"{row['rangeformer'][what]:.2g} | {row['untrained'][what]:.2g}"
             for what in ("lambda_max", "logdet", "missed_trace", "energy")
         ]
         condition = "-" if row["condition"] is None else f"{row['condition']:.0e}"
-        view.add_row(row["kind"], row["name"], condition, *pairs, f"{row['cg']['energy']:.2g}")
+        view.add_row(row["kind"], row["name"], condition, *pairs, f"{row['cg_equal_columns']['energy']:.2g}")
     return view
 
 

@@ -74,11 +74,15 @@ def train(config: TrainConfig, out: Path, fabric: Fabric, until: int | None = No
     for step in range(start, end):
         batch = draw_batch(config, mixture, step, fabric.global_rank)
         answers = batch.answers
-        operator = DenseOperator(fabric.to_device(answers.matrices.float()))
+        operator = DenseOperator(fabric.to_device(answers.matrices))
         codes = bare.embedding.codes(operator, torch.Generator().manual_seed(batch.codes_seed))
         floor = None if batch.floor is None else fabric.to_device(batch.floor.float())
-        outputs = model(operator, fabric.to_device(answers.rhs.float()), loops=batch.loops, floor=floor, codes=codes)
-        terms = losses(outputs, answers)
+        rhs = fabric.to_device(answers.rhs.float())
+        asked = {"loops": batch.loops, "width": batch.width, "floor": floor, "codes": codes}
+        outputs = model(operator, rhs, **asked, jacobi=True)
+        with torch.no_grad():
+            others = bare(operator, rhs, **asked, jacobi=False)
+        terms = losses(outputs, others, answers)
         loss = torch.stack([terms[task].mean() for task in TASKS]).sum()
         if not bool(loss.isfinite()):
             raise FloatingPointError(f"the loss is {loss.item()} at step {step}: lower the learning rate and resume")
@@ -125,6 +129,7 @@ class Batch:
     answers: Answers
     families: Tensor  # index into the mixture's families, per matrix
     loops: int
+    width: int
     floor: Tensor | None
     codes_seed: int
 
@@ -136,13 +141,14 @@ def draw_batch(config: TrainConfig, mixture: Mixture, step: int, process: int = 
     stage = stage_at(config, step)
     n = int(torch.randint(stage.lower, stage.upper + 1, (), generator=shared))
     loops = int(torch.randint(config.loops[0], config.loops[1] + 1, (), generator=shared))
+    width = int(torch.randint(config.widths[0], config.widths[1] + 1, (), generator=shared))
     told = float(torch.rand((), generator=shared)) < config.known_floor
     matrices, families = mixture.sample(stage.batch, n, own)
     rhs = torch.randn(stage.batch, n, config.right_hand_sides, generator=own, dtype=torch.float64)
-    answers = Answers.of(matrices, rhs, config.model.rank)
+    answers = Answers.of(matrices, rhs)
     # A lower bound, seldom a tight one: between 1/30 of the smallest eigenvalue and that eigenvalue.
-    floor = answers.eigenvalues[:, -1] * 30 ** -torch.rand(stage.batch, generator=own, dtype=torch.float64)
-    return Batch(answers, families, loops, floor if told else None, _mix(config.seed, step, process) + 1)
+    floor = answers.smallest * 30 ** -torch.rand(stage.batch, generator=own, dtype=torch.float64)
+    return Batch(answers, families, loops, width, floor if told else None, _mix(config.seed, step, process) + 1)
 
 
 def stage_at(config: TrainConfig, step: int) -> Stage:

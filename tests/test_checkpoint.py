@@ -20,7 +20,7 @@ from gp_rangeformer.rangeformer.pretrained import load_pretrained
 from gp_rangeformer.rangeformer.rangeformer import RangeFormer, RangeFormerConfig
 from gp_rangeformer.version import own_version
 
-CONFIG = RangeFormerConfig(dim=16, rank=4, heads=2, loops=2)
+CONFIG = RangeFormerConfig(dim=16, sketch=4, width=4, heads=2, loops=2)
 
 
 @pytest.fixture
@@ -71,7 +71,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "newer": (lambda path: _edit(path, format=99), "upgrade gp-rangeformer"),
     "unknown model": (lambda path: _edit(path, model="Other"), "holds a Other, which is not one of RangeFormer"),
     "unknown field": (lambda path: _edit(path, config={"sizes": 3}), "does not fit"),
-    "other sizes": (lambda path: _edit(path, config={"dim": 32, "rank": 4, "heads": 2}), "does not fit"),
+    "other sizes": (lambda path: _edit(path, config={"dim": 32, "sketch": 4, "heads": 2}), "does not fit"),
     "surplus entry": (lambda path: _edit(path, colour="blue"), "does not fit"),
 }
 
@@ -128,7 +128,8 @@ def test_a_checkpoint_of_another_class_is_not_taken_for_the_one_that_was_asked_f
         load_checkpoint(saved, LogDetTail)
 
 
-def test_files_that_say_they_hold_no_head_are_read(saved: Path) -> None:
+def test_a_file_of_a_former_model_says_that_it_has_to_be_trained_again(saved: Path) -> None:
     config = json.loads(saved.with_suffix(".json").read_text())["config"]
-    _edit(saved, config=config | {"tail": None})
-    assert load_checkpoint(saved, RangeFormer)[0].config == CONFIG
+    _edit(saved, config=config | {"rank": 16})
+    with pytest.raises(CheckpointError, match="train again"):
+        load_checkpoint(saved, RangeFormer)

@@ -35,12 +35,15 @@ class RangeProposal(Protocol):
 
 @dataclass(frozen=True)
 class ProposedTestMatrix:
-    """An arbitrary n x r test matrix Omega, e.g. from a network: one pass over K."""
+    """An arbitrary n x r test matrix Omega, e.g. from a network: one pass over K, and none where ``image``, A Omega, is
+    known."""
 
     omega: Float[Tensor, "n r"]
+    image: Float[Tensor, "n r"] | None = None
 
     def sketch(self, system: LinearSystem) -> tuple[Float[Tensor, "n r"], Float[Tensor, "r r"]]:
-        product = system.matmul(self.omega) - system.noise.unsqueeze(-1) * self.omega
+        image = system.matmul(self.omega) if self.image is None else self.image
+        product = image - system.noise.unsqueeze(-1) * self.omega
         return product, self.omega.mT @ product
 
 

@@ -23,12 +23,15 @@ from gp_rangeformer.preconditioner.nystrom import (
 from gp_rangeformer.rangeformer import answer
 from gp_rangeformer.rangeformer.answer import Answer
 from gp_rangeformer.recycling.memory import Memory
+from gp_rangeformer.solvers.arguments import check_count
 from gp_rangeformer.solvers.certified import Certified
 from gp_rangeformer.solvers.exact import Exact
 from gp_rangeformer.solvers.gradient_weight import GradientWeight
 from gp_rangeformer.system.answers import Evaluation, Interval, LogDet, Solution
 from gp_rangeformer.system.linear_system import LinearSystem
 from gp_rangeformer.system.reason import Reason
+
+_RECURRENCE = 0.9  # of the tolerance is asked of residuals that are not recomputed
 
 
 @dataclass(frozen=True)
@@ -38,14 +41,18 @@ class Direct:
 
     :param certified: whose probes and tolerances these are.
     :param network: ``network(system, rhs) -> Answer``; None for the shipped RangeFormer, seeded as ``certified`` is.
+    :param columns: of the shipped network's range, at most: it grows until all residuals are within tolerance, or so
+        far. O(n columns^2) a call.
     """
 
     certified: Certified = field(default_factory=Certified)
     network: Callable[[LinearSystem, Tensor], Answer] | None = None
+    columns: int = 1024
 
     def __post_init__(self) -> None:
         if not isinstance(self.certified, Certified):
             raise ValueError(f"certified of Direct must be a Certified, got {self.certified!r}")
+        check_count(self, "columns", 1)
         if self.network is not None and (isinstance(self.network, type) or not callable(self.network)):
             raise ValueError(f"network of Direct must be a function of a system and right-hand sides: {self.network!r}")
 
@@ -63,13 +70,17 @@ class Direct:
 
     @property
     def thin_columns(self) -> int:
-        return self.certified.thin_columns
+        """n-vectors beside K in a training step: the range, its image and its root in float64, and room to grow."""
+        return self.certified.thin_columns + 8 * self.columns
 
-    def ask(self, system: LinearSystem, rhs: Float[Tensor, "n m"]) -> Answer:
-        """The network's answer, unverified."""
+    def ask(self, system: LinearSystem, rhs: Float[Tensor, "n m"], probes: int = 0) -> Answer:
+        """The network's answer, unverified. ``probes``: how many of the right-hand sides, the last, are."""
         if self.network is not None:
             return self.network(system, rhs)
-        return answer.answer(system, rhs, seed=self.certified.seed)
+        certified = self.certified
+        # Residuals by recurrence, which those that are measured may exceed by rounding.
+        tolerance = _RECURRENCE * certified.tolerance if rhs.shape[1] else None
+        return answer.answer(system, rhs, columns=self.columns, tolerance=tolerance, probes=probes, seed=certified.seed)
 
     def prepare(self, system: LinearSystem, memory: Memory | None = None) -> DirectPrepared:
         """No other work yet than looking for NaN: the network sees matrix and right-hand sides together.
@@ -107,7 +118,7 @@ class DirectPrepared:
         system, m = self.system, rhs.shape[1]
         certified = self.solver.certified
         probes = certified.probe_vectors(system) if with_logdet else rhs.new_empty(system.size, 0)
-        solution, preconditioner, found = self._measured(torch.cat([rhs, probes], dim=1))
+        solution, preconditioner, found = self._measured(torch.cat([rhs, probes], dim=1), probes.shape[1])
         value = solution.value
         logdet = self._logdet(preconditioner, found) if with_logdet else None
         outside = logdet is not None and not logdet.rigorous.contains(logdet.value)
@@ -123,14 +134,14 @@ class DirectPrepared:
             inv_quad=quadratic.to(rhs.dtype),
         )
 
-    def _measured(self, rhs: Tensor) -> tuple[Solution, NystromPreconditioner | None, Answer]:
+    def _measured(self, rhs: Tensor, probes: int = 0) -> tuple[Solution, NystromPreconditioner | None, Answer]:
         system, before = self.system, self.system.passes
-        found = self.solver.ask(system, rhs)
+        found = self.solver.ask(system, rhs, probes)
         value = found.solution
         residual = rhs - system.matmul(value) if rhs.shape[1] else rhs
         relative = relative_residual(system, rhs, value, residual)
         try:
-            preconditioner = nystrom_preconditioner(system, ProposedTestMatrix(found.range))
+            preconditioner = nystrom_preconditioner(system, ProposedTestMatrix(found.range, found.image))
             quadratic, bounds = inv_quad_bounds(system, preconditioner, rhs, value, residual)
         except PreconditionerError:
             preconditioner, quadratic = None, (rhs.double() * value.double()).sum(0).cpu()

@@ -1,8 +1,8 @@
-"""The range embedding X = A Gamma with a projection that is learned, yet has no size in it.
+"""The range embedding X = A Gamma: tokens for the rows of a matrix from one product with random columns.
 
-A learned N x D matrix Gamma serves one N. Here row i of Gamma is made from a fresh Gaussian code and from what is known
-of row i (its diagonal entry) by learned weights, so that one set of weights serves every n, and permuting the rows of A
-with their codes permutes X.
+Gamma has no weights, so that one network serves every n, permuting the rows of A with their codes permutes X, and the
+columns are what else they are needed for: the beginning of a range and, their entries being independent of A, probes of
+its log determinant. (One that was learned, a gate of codes by the diagonal, moved neither the range nor the solves.)
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ import math
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Float64
 from torch import Tensor, nn
 
 from gp_rangeformer.rangeformer.operator import MatrixOperator
 
-_ROW_FEATURES = 3  # diagonal entry, norm of the embedded row, log n
+ROW_FEATURES = 3  # diagonal entry, norm of the embedded row, log n
 
 
 @dataclass
@@ -24,57 +24,45 @@ class Embedded:
     """Gamma, A Gamma / scale, features per row, and the scale that was divided out."""
 
     projection: Float[Tensor, "b n d"]
-    image: Float[Tensor, "b n d"]
+    image: Float64[Tensor, "b n d"]
     features: Float[Tensor, "b n f"]
     scale: Float[Tensor, " b"]
 
 
 class RangeEmbedding(nn.Module):
-    """Tokens for the rows of a matrix from one product with an n x dim block.
+    """``dim`` Gaussian codes and A's image of them. No parameters."""
 
-    ``scale`` estimates the root mean square eigenvalue, |A Gamma| / |Gamma| in the Frobenius norm: everything that
-    follows sees A / scale, so that A -> c A changes ``scale`` and nothing else.
-    """
+    like: Tensor
 
     def __init__(self, dim: int) -> None:
         super().__init__()
         self.dim = dim
-        self.mix = nn.Linear(dim, dim, bias=False)
-        nn.init.orthogonal_(self.mix.weight)
-        self.gate = nn.Sequential(nn.Linear(2, dim), nn.Tanh(), nn.Linear(dim, dim))
-        last = self.gate[-1]
-        assert isinstance(last, nn.Linear)
-        nn.init.zeros_(last.weight)
-        nn.init.zeros_(last.bias)
-
-    @property
-    def features(self) -> int:
-        return _ROW_FEATURES
+        # Of no elements: it follows the network's dtype and device.
+        self.register_buffer("like", torch.empty(0), persistent=False)
 
     def codes(self, operator: MatrixOperator, generator: torch.Generator | None = None) -> Float[Tensor, "b n d"]:
         """Fresh Gaussian codes; drawn on the CPU, so that a seed means the same on every device."""
         shape = (operator.batch, operator.size, self.dim)
-        weight = self.mix.weight
-        return torch.randn(shape, generator=generator).to(device=weight.device, dtype=weight.dtype)
+        return torch.randn(shape, generator=generator).to(self.like)
 
     def forward(self, operator: MatrixOperator, codes: Float[Tensor, "b n d"]) -> Embedded:
-        diagonal = operator.diagonal().to(codes.dtype)
-        size = torch.full_like(diagonal, math.log(operator.size))
-        typical = diagonal.square().mean(-1, keepdim=True).sqrt().clamp_min(torch.finfo(codes.dtype).tiny)
-        gate = self.gate(torch.stack([(diagonal / typical).clamp(-10, 10), 0.1 * size], dim=-1))
-        projection = self.mix(codes) * (1 + gate)
-        image = operator.matmul(projection)
-        scale = torch.linalg.matrix_norm(image) / torch.linalg.matrix_norm(projection)
-        # A zero matrix has no scale: it is embedded as it is, and everything linear in it comes out as zero.
-        scale = torch.where(scale > 0, scale, torch.ones_like(scale))
-        image = image / scale[:, None, None]
-        row_norm = torch.linalg.vector_norm(image, dim=-1) / self.dim**0.5
-        features = torch.stack(
-            [
-                (diagonal / scale[:, None]).clamp(-10, 10),
-                (row_norm + 1e-6).log(),
-                0.1 * size,
-            ],
-            dim=-1,
-        )
-        return Embedded(projection, image, features, scale)
+        return embed(operator, codes)
+
+
+def embed(operator: MatrixOperator, projection: Float[Tensor, "b n d"]) -> Embedded:
+    """One product, in the precision of the operator.
+
+    ``scale`` estimates the root mean square eigenvalue, |A Gamma| / |Gamma| in the Frobenius norm: everything that
+    follows sees A / scale, so that A -> c A changes ``scale`` and nothing else.
+    """
+    dtype = projection.dtype
+    diagonal = operator.diagonal().to(dtype)
+    image = operator.matmul(projection.double())
+    scale = (torch.linalg.matrix_norm(image) / torch.linalg.matrix_norm(projection)).to(dtype)
+    # A zero matrix has no scale: it is embedded as it is, and everything linear in it comes out as zero.
+    scale = torch.where(scale > 0, scale, torch.ones_like(scale))
+    image = image / scale[:, None, None]
+    row_norm = torch.linalg.vector_norm(image, dim=-1).to(dtype) / projection.shape[-1] ** 0.5
+    size = torch.full_like(diagonal, 0.1 * math.log(operator.size))
+    rows = [(diagonal / scale[:, None]).clamp(-10, 10), (row_norm + 1e-6).log(), size]
+    return Embedded(projection, image, torch.stack(rows, dim=-1), scale)

@@ -1,9 +1,10 @@
 """Read-outs: each scalar starts from what the range already proves, the network adds the part that it cannot see.
 
-With U the orthonormal range, theta the Ritz values (eigenvalues of U'AU) and rho = (tr A - sum theta) / (n - r) the
-mean eigenvalue outside: lambda_max >= max theta, and Fischer's and Hadamard's inequalities give
-log|A| <= sum log theta + (n - r) log rho. The learned terms have the sign that these bounds leave, and vanish where the
-range shows that there is nothing to add: a Ritz pair without residual, a spectrum without spread outside.
+For the range U with T = U'AU, what is left is the Schur complement S of T, an (n - k) x (n - k) matrix whose trace is
+known, so that log|A| = log|T| + log|S| <= log|T| + (n - k) log(tr S / (n - k)). Below, S has no eigenvalue under A's
+smallest. Between the two, the random columns that the range began with are probes of a stochastic Lanczos quadrature
+that costs no product: log|A| ~ n mean_j u_j' log(U T U') u_j. The network starts from that estimate. lambda_max is at
+least the largest Ritz value.
 """
 
 from __future__ import annotations
@@ -14,102 +15,137 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from gp_rangeformer.rangeformer.embedding import Embedded
+from gp_rangeformer.rangeformer.subspace import GrowingRange
 
 _SMALLEST = 1e-12  # of A / scale: eigenvalues below are rounding
-_SPREAD = 0.05  # relative variance outside at which the learned tail is halved
-_FURTHER = 5  # features besides the Ritz values
+_BELOW = 0.1  # of the smallest Ritz value: where A's smallest eigenvalue is guessed to lie if nothing is known of it
+_FOUND = 0.1  # relative residual of a Ritz pair that counts as an eigenpair
+_QUANTILES = 12  # of the Ritz values, and of the conditional variances
+_FURTHER = 14  # features besides
+_UNITS = 4  # by which the quadrature is moved at most
 
 
 @dataclass
 class RangeStatistics:
-    """What a range knows about A / scale, independent of the order of rows and columns; float64."""
+    """What a range knows about A / scale, independent of the order of rows and columns; float64, without gradients.
 
-    ritz: Float[Tensor, "b r"]  # descending
-    residual: Float[Tensor, " b"]  # |A u - theta u| of the first Ritz pair, relative to theta
-    outside: Float[Tensor, " b"]  # mean eigenvalue outside the range
-    spread: Float[Tensor, " b"]  # relative variance of the eigenvalues outside, estimated from the embedding
-    rank: int
-    size: int
+    Logarithms of determinants are in nats per point.
+    """
+
+    largest: Float[Tensor, " b"]  # Ritz value
+    residual: Float[Tensor, " b"]  # |A u - theta u| of its pair, relative to theta
+    upper: Float[Tensor, " b"]  # of log|A|: certain for positive definite A
+    lower: Float[Tensor, " b"]  # certain where a floor is known
+    quadrature: Float[Tensor, " b"]  # between the two
+    unit: Float[Tensor, " b"]  # in which its error is counted: of its probes, and of what has not converged
+    features: Float[Tensor, "b f"]
+
+    @staticmethod
+    def width() -> int:
+        """Of ``features``."""
+        return 2 * _QUANTILES + _FURTHER
 
     @classmethod
+    @torch.no_grad()
     def of(
         cls,
-        basis: Float[Tensor, "b n r"],
-        image: Float[Tensor, "b n r"],
-        embedded: Embedded,
-        mean_eigenvalue: Float[Tensor, " b"],
+        grown: GrowingRange,
+        trace: Float[Tensor, " b"],
+        probes: Float[Tensor, "b n p"],
+        floor: Float[Tensor, "b 2"],
     ) -> RangeStatistics:
-        """No further product with A: (I - UU') A (I - UU') Gamma follows from A Gamma and A U. O(n r dim)."""
-        core = basis.mT.double() @ image.double()
-        core = 0.5 * (core + core.mT)
-        ritz, vectors = torch.linalg.eigh(core)
-        # Gradients of eigenvectors do not exist where eigenvalues meet: none are taken.
-        ritz, first = ritz.flip(-1), vectors[..., -1:].detach().to(basis.dtype)
-        size, rank = basis.shape[-2], basis.shape[-1]
-        if rank >= size:  # the range is everything; the Ritz values of surplus columns are zero
-            ritz, rank = ritz[:, :size], size
-        with torch.no_grad():
-            residual = (image @ first).double() - ritz[:, None, :1] * (basis @ first).double()
-            residual = residual.flatten(1).norm(dim=-1) / ritz[:, 0].abs().clamp_min(_SMALLEST)
-        outside = (mean_eigenvalue.double() * size - ritz.sum(-1)) / max(size - rank, 1)
-        inside = basis.mT @ embedded.projection
-        projection = embedded.projection - basis @ inside
-        product = embedded.image - image @ inside
-        product = product - basis @ (basis.mT @ product)
-        square = product.double().square().sum((-1, -2)) / projection.double().square().sum((-1, -2)).clamp_min(1e-30)
-        spread = (square / outside.clamp_min(_SMALLEST).square() - 1).clamp(0, 1e6)
-        return cls(ritz, residual, outside, spread, rank, size)
+        """O(k^3 + n k p).
 
-    def features(self, width: int) -> Float[Tensor, "b w"]:
-        """Logarithms of the Ritz values (padded to ``width``), of the mean and spread outside, and of n; the share
-        inside; the logarithm of the residual."""
-        logs = self.ritz.clamp_min(_SMALLEST).log()
-        logs = nn.functional.pad(logs, (0, width - logs.shape[-1]))
-        size = torch.full_like(self.outside, float(self.size)).log()
-        share = torch.full_like(self.outside, self.rank / self.size)
+        :param trace: of A / scale.
+        :param probes: random columns z with E zz' = I that the range grew from.
+        :param floor: (log of a known lower bound of A's eigenvalues, 1), or (0, 0) where none is known.
+        """
+        n, k = grown.basis.shape[-2:]
+        values, vectors = grown.ritz()
+        values = values.clamp_min(_SMALLEST)
+        logs = values.log()
+        rest = grown.image @ vectors - (grown.basis @ vectors) * values.unsqueeze(-2)
+        residuals = torch.linalg.vector_norm(rest, dim=-2)
+        inside = logs.sum(-1)
+        outside = grown.conditional.sum(-1).clamp_min(_SMALLEST) / max(n - k, 1)
+        known = floor[:, 1].double() > 0
+        least = torch.where(known, floor[:, 0].double().exp(), _BELOW * values[:, 0])
+        least = torch.minimum(least, outside).clamp_min(_SMALLEST)
+        upper = (inside + (n - k) * outside.log()) / n
+        lower = (inside + (n - k) * least.log()) / n
+
+        # z' f(A) z / z'z, as if what the range has not seen of z were an eigenvector of the mean of what it has not.
+        weights = (vectors.mT @ (grown.basis.mT @ probes)).square() / probes.square().sum(-2)[:, None, :]
+        # Eigenpairs that have converged are known, and need no probes: those speak of the complement alone.
+        found = (residuals <= _FOUND * (values - values[:, :1])).double()
+        others = weights * (1 - found).unsqueeze(-1)
+        unseen = (1 - weights.sum(-2)).clamp_min(0)
+        share = (others.sum(-2) + unseen).mean(-1).clamp_min(_SMALLEST)
+
+        def of(numbers: Tensor, beyond: Tensor) -> tuple[Tensor, Tensor]:
+            """tr f(A) / n from f of the Ritz values, and its standard error over the probes."""
+            each = ((others * numbers.unsqueeze(-1)).sum(-2) + unseen * beyond.unsqueeze(-1)) / share.unsqueeze(-1)
+            complement = (n - found.sum(-1)) / n
+            error = complement * each.std(-1, correction=0) / each.shape[-1] ** 0.5
+            return (found * numbers).sum(-1) / n + complement * each.mean(-1), error
+
+        quadrature, error = of(logs, outside.log())
+        seen_trace, _ = of(values, outside)
+        # Where the probes' eigenvalues have not converged, the quadrature is not the whole of what can be known.
+        open_ = (weights.mean(-1) * (residuals / values).clamp_max(1)).sum(-1) + unseen.mean(-1)
+        unit = error + open_ * (upper - lower)
+        mean = (trace / n).clamp_min(_SMALLEST)
+        conditional = (grown.conditional / mean[:, None]).clamp_min(_SMALLEST).log()
         further = [
-            self.outside.clamp_min(_SMALLEST).log(),
-            (self.spread + 1e-3).log(),
-            size,
-            share,
-            (self.residual + 1e-8).log(),
+            outside.log(),
+            least.log(),
+            mean.log(),
+            (seen_trace / mean).clamp_min(_SMALLEST).log(),
+            (residuals[:, -1] / values[:, -1] + 1e-8).log(),
+            torch.full_like(outside, n).log(),
+            10 * torch.full_like(outside, k / n),
+            torch.full_like(outside, k).log(),
+            5 * ((quadrature - lower) / (upper - lower).clamp_min(_SMALLEST)).clamp(-1, 2),
+            (upper - lower + 1e-6).log(),
+            (error + 1e-6).log(),
+            (open_ + 1e-6).log(),
+            10 * found.mean(-1),
+            5 * floor[:, 1].double(),
         ]
-        return torch.cat([logs, torch.stack(further, dim=-1)], dim=-1)
-
-    def logdet_per_point_bound(self) -> Float[Tensor, " b"]:
-        """Upper bound of log|A / scale| / n for positive definite A."""
-        inside = self.ritz.clamp_min(_SMALLEST).log().sum(-1)
-        rest = (self.size - self.rank) * self.outside.clamp_min(_SMALLEST).log()
-        return (inside + rest) / self.size
+        places = torch.linspace(0, 1, _QUANTILES, dtype=values.dtype, device=values.device)
+        quantiles = [torch.quantile(numbers, places, dim=-1).mT for numbers in (logs, conditional)]
+        features = torch.cat([*quantiles, torch.stack(further, dim=-1)], dim=-1)
+        quadrature = torch.minimum(torch.maximum(quadrature, lower), upper)
+        return cls(values[:, -1], residuals[:, -1] / values[:, -1], upper, lower, quadrature, unit, features)
 
 
 class ScalarHeads(nn.Module):
-    """lambda_max and log|A| per point of A / scale, from pooled tokens and :class:`RangeStatistics`."""
+    """lambda_max and log|A| per point of A / scale, from pooled tokens and :class:`RangeStatistics`.
 
-    def __init__(self, dim: int, rank: int, hidden: int) -> None:
+    Untrained: the largest Ritz value, and the quadrature.
+    """
+
+    def __init__(self, dim: int, hidden: int) -> None:
         super().__init__()
-        self.rank = rank
         self.network = nn.Sequential(
-            nn.Linear(2 * dim + rank + _FURTHER + 2, hidden),
+            nn.Linear(2 * dim + RangeStatistics.width(), hidden),
             nn.GELU(),
             nn.Linear(hidden, hidden),
             nn.GELU(),
             nn.Linear(hidden, 2),
         )
+        last = self.network[-1]
+        assert isinstance(last, nn.Linear)
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
 
     def forward(
-        self, tokens: Float[Tensor, "b n d"], statistics: RangeStatistics, floor: Float[Tensor, "b 2"]
+        self, tokens: Float[Tensor, "b n d"], statistics: RangeStatistics
     ) -> tuple[Float[Tensor, " b"], Float[Tensor, " b"]]:
-        """(lambda_max, log|A| / n), both for A / scale.
-
-        :param floor: (log of a known lower bound of the eigenvalues, 1), or (0, 0) where none is known.
-        """
-        features = statistics.features(self.rank).to(tokens.dtype)
+        """(lambda_max, log|A| / n), both for A / scale, the latter between ``lower`` and ``upper``."""
         pooled = [tokens.mean(-2), tokens.square().mean(-2).add(1e-6).sqrt()]
-        inputs = torch.cat([*pooled, 0.2 * features, 0.2 * floor], dim=-1)
-        excess, tail = nn.functional.softplus(self.network(inputs).double()).unbind(-1)
-        largest = statistics.ritz[:, 0].clamp_min(_SMALLEST) * (1 + statistics.residual * excess)
-        outside = 1 - statistics.rank / statistics.size  # nothing is hidden from a range that is everything
-        spread = statistics.spread / (statistics.spread + _SPREAD)
-        return largest, statistics.logdet_per_point_bound() - outside * spread * tail
+        inputs = torch.cat([*pooled, 0.2 * statistics.features.to(tokens.dtype)], dim=-1)
+        excess, shift = self.network(inputs).double().unbind(-1)
+        largest = statistics.largest * (1 + statistics.residual * excess.clamp_min(0))
+        moved = statistics.quadrature + _UNITS * torch.tanh(shift / _UNITS) * statistics.unit
+        return largest, moved.clamp(statistics.lower, statistics.upper)

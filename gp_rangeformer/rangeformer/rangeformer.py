@@ -1,16 +1,20 @@
-"""RangeFormer: a weight-tied transformer block, looped over the rows of a matrix, that proposes ranges.
+"""RangeFormer: a looped linear-attention transformer whose tokens are the rows of a matrix, and whose range grows.
 
-    X = A Gamma                      range embedding: one token per row, one product
-    repeat T times:
-        U = orth(U W1 + A U W2 + X W3)     the range, r columns
-        Y = A U                            one product with r columns ("operator mode")
-        X = block(norm(X) + W [X_0, U, Y, row features])
-    heads read X and (U, Y)
+    Gamma from random codes, X = tokens(Gamma, A Gamma, diagonal)     the range embedding: one product
+    U = orth(Gamma)                                                   and A U with it
+    repeat T times, or until every residual meets a tolerance:
+        X = block(X + W [what the range says of every row])
+        P = [R or R / diagonal, A W_last]       proposals: the residuals, and further directions of A
+        W = orth((I - UU') P)                   one product, A W
+        U = [U, W]                              every product that was ever paid is kept
+    solves, Ritz values and log|A| are read off U and A U
 
-Everything is equivariant to the order of the rows and exactly homogeneous in the scale of A; the number of loops is
-free at inference. The heads use what the range proves (:mod:`gp_rangeformer.rangeformer.heads`) and solve inside it
-(:mod:`gp_rangeformer.rangeformer.subspace`): the network's part is to make the range good and to guess what lies
-outside.
+One block for all loops, whose weights know nothing of n, of the number of loops or of a loop's columns. Everything is
+equivariant to the order of the rows and exactly homogeneous in the scale of A. The answers are Galerkin's in the range
+(:mod:`gp_rangeformer.rangeformer.subspace`), so that whatever is learned, the error of a solve in the norm of A falls
+from loop to loop; with an untrained network the loop is a block Krylov method. The network's part is to decide whether
+the diagonal preconditions the residuals (:mod:`gp_rangeformer.rangeformer.proposal`), and to say what the range has not
+seen (:mod:`gp_rangeformer.rangeformer.heads`).
 
 After "Understanding and Relaxing the Limitations of Transformers for Linear Algebra" (ICLR 2026).
 """
@@ -22,29 +26,31 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Float64
 from torch import Tensor, nn
 
 from gp_rangeformer.rangeformer.attention import FeatureMap
 from gp_rangeformer.rangeformer.block import Block
-from gp_rangeformer.rangeformer.embedding import Embedded, RangeEmbedding
+from gp_rangeformer.rangeformer.embedding import ROW_FEATURES, RangeEmbedding
+from gp_rangeformer.rangeformer.growth import Growth
 from gp_rangeformer.rangeformer.heads import RangeStatistics, ScalarHeads
 from gp_rangeformer.rangeformer.operator import MatrixOperator
-from gp_rangeformer.rangeformer.subspace import SolveState, galerkin_correction, orthonormalise
+from gp_rangeformer.rangeformer.proposal import Proposal, precondition
+
+_RANGE_FEATURES = 4  # of Growth.row_features
 
 
 @dataclass(frozen=True)
 class RangeFormerConfig:
     """Sizes of a RangeFormer; none of them depends on n."""
 
-    dim: int = 64  # width of a token and of the range embedding
-    rank: int = 16  # columns of the range
+    dim: int = 64  # width of a token
+    sketch: int = 16  # columns of the range embedding
+    width: int = 8  # columns that a loop adds, where no other number is asked for
     heads: int = 4
     head_dim: int = 8  # of queries and keys; the Taylor map squares it
     feature_map: FeatureMap = "taylor"
-    loops: int = 8  # default number of loops
-    tied: bool = True  # one block for all loops; False: ``loops`` different blocks, and no more loops than that
-    operator: bool = True  # the loop sees A U; False: it thinks about the embedding alone, only the heads multiply by A
+    loops: int = 16  # where no other number is asked for
 
 
 @dataclass
@@ -55,17 +61,18 @@ class RangeFormerOutput:
     lambda_max: Float[Tensor, " b"]
     logdet: Float[Tensor, " b"]
     logdet_upper: Float[Tensor, " b"]  # what the range proves for positive definite A: ``logdet`` never exceeds it
-    basis: Float[Tensor, "b n r"]  # orthonormal, nested: its first k columns are the range of rank k
-    image: Float[Tensor, "b n r"]  # A basis
-    scores: Float[Tensor, "b n"]  # sampling probabilities of the rows
+    logdet_quadrature: Float[Tensor, " b"]  # the estimate that ``logdet`` starts from
+    basis: Float64[Tensor, "b n k"]  # orthonormal
+    image: Float64[Tensor, "b n k"]  # A basis
     solution: Float[Tensor, "*rhs"] | None = None  # of the shape of the right-hand sides, as the residual
     residual: Float[Tensor, "*rhs"] | None = None  # b - A solution, by recurrence
+    jacobi: Float[Tensor, " b"] | None = None  # logarithm of the odds that dividing residuals by the diagonal pays
 
-    def eigenpairs(self) -> tuple[Float[Tensor, "b r"], Float[Tensor, "b n r"]]:
-        """Ritz values, descending, and vectors: the best approximations of eigenpairs within the range. O(n r^2)."""
-        core = self.basis.mT.double() @ self.image.double()
+    def eigenpairs(self) -> tuple[Float64[Tensor, "b k"], Float64[Tensor, "b n k"]]:
+        """Ritz values, descending, and vectors: the best approximations of eigenpairs within the range. O(n k^2)."""
+        core = self.basis.mT @ self.image
         values, rotation = torch.linalg.eigh(0.5 * (core + core.mT))
-        return values.flip(-1), self.basis @ rotation.flip(-1).to(self.basis.dtype)
+        return values.flip(-1), self.basis @ rotation.flip(-1)
 
 
 class RangeFormer(nn.Module):
@@ -73,34 +80,23 @@ class RangeFormer(nn.Module):
 
     def __init__(self, config: RangeFormerConfig) -> None:
         super().__init__()
-        if config.loops < 1 or not 1 <= config.rank <= config.dim:
-            raise ValueError(f"RangeFormer needs loops >= 1 and 1 <= rank <= dim, got {config}")
+        if min(config.loops, config.sketch, config.width) < 1:
+            raise ValueError(f"RangeFormer needs loops, sketch and width of at least 1, got {config}")
         self.config = config
-        dim, rank = config.dim, config.rank
-        self.embedding = RangeEmbedding(dim)
-        features = self.embedding.features + 2
-        self.token = nn.Linear(2 * dim + features, dim)
-        self.inject = nn.Linear(2 * dim + 2 * rank + features, dim)
-        self.blocks = nn.ModuleList(
-            Block(dim, config.heads, config.head_dim, config.feature_map)
-            for _ in range(1 if config.tied else config.loops)
-        )
+        dim = config.dim
+        self.embedding = RangeEmbedding(config.sketch)
+        given = ROW_FEATURES + 2
+        self.token = nn.Linear(2 * config.sketch + given, dim)
         self.state_norm = nn.RMSNorm(dim)
-        # Initially the range is a subspace iteration started from A Gamma: U <- orth(A U + X W3), with W3 = 0.
-        self.first_range = nn.Linear(dim, rank, bias=False)
-        self.keep = nn.Parameter(torch.zeros(rank, rank))
-        self.power = nn.Parameter(torch.eye(rank))
-        self.propose = nn.Linear(dim, rank, bias=False)
-        nn.init.zeros_(self.propose.weight)
-        self.scalars = ScalarHeads(dim, rank, hidden=2 * dim)
-        self.score = nn.Linear(dim, 1)
+        self.inject = nn.Linear(given + _RANGE_FEATURES, dim)
+        self.block = Block(dim, config.heads, config.head_dim, config.feature_map)
+        self.proposal = Proposal(dim)
+        self.scalars = ScalarHeads(dim, hidden=2 * dim)
 
     @classmethod
     def from_config(cls, values: Mapping[str, Any]) -> RangeFormer:
         """A fresh network; the inverse of ``dataclasses.asdict(config)``."""
-        # Files from before the log determinant's head had one of its own say that they hold none.
-        own = {name: value for name, value in values.items() if name != "tail"}
-        return cls(RangeFormerConfig(**own))
+        return cls(RangeFormerConfig(**values))
 
     def forward(
         self,
@@ -108,87 +104,91 @@ class RangeFormer(nn.Module):
         rhs: Float[Tensor, "*rhs"] | None = None,
         *,
         loops: int | None = None,
+        columns: int | None = None,
+        width: int | None = None,
+        tolerance: float | None = None,
         floor: Float[Tensor, "*b"] | None = None,
         codes: Float[Tensor, "b n d"] | None = None,
         generator: torch.Generator | None = None,
-        bfloat16: bool = False,
+        isotropic: int = 0,
+        jacobi: bool | None = None,
+        last_only: bool = False,
     ) -> list[RangeFormerOutput]:
         """One output per loop, the last is the answer.
 
         :param rhs: right-hand sides of ``solve``, b x n x m; for a single matrix also n x m or n. None leaves solution
             and residual out.
-        :param loops: T; any number for a tied model.
+        :param loops: T, at most; None for the configuration's, or for as many as ``columns`` or ``tolerance`` ask for.
+        :param columns: of the range, at most, and never more than n.
+        :param width: columns that a loop adds: a residual for each right-hand side, and from A's image of the last
+            columns what fills them up. More right-hand sides than that take a column each and leave nothing to fill.
+        :param tolerance: end when every residual is at most so large, relative to its right-hand side. For a single
+            matrix, a right-hand side that has got there proposes no further columns.
         :param floor: a known lower bound of A's eigenvalues (the noise of a Gaussian process), one number or b.
         :param codes: the random codes of :meth:`RangeEmbedding.codes`, to repeat or permute them.
-        :param bfloat16: run the transformer's own layers in bfloat16; products with A and everything that is solved
-            from them keep their precision. For float32 models.
-        :raises ValueError: loops < 1, or more loops than an untied model has blocks; right-hand sides or a floor that
-            do not fit the matrices.
-        Cost: one product with dim columns, then per loop one with ``rank + m`` columns, and O(n dim^2).
+        :param isotropic: how many of the right-hand sides, the last, are random with E zz' = I: the quadrature of
+            log|A| then takes them as its probes, instead of the codes.
+        :param jacobi: whether residuals are divided by the diagonal, instead of what the network decides.
+        :param last_only: read the scalars once, at the end, instead of after every loop.
+        :raises ValueError: loops < 1 or width < 1; right-hand sides or a floor that do not fit the matrices.
+        Cost: products with A of ``sketch`` columns and then of ``width`` a loop, and O(n k^2) for k columns in all.
         """
-        loops = self.config.loops if loops is None else loops
-        if loops < 1 or (not self.config.tied and loops > len(self.blocks)):
-            raise ValueError(f"loops must be at least 1, and at most {self.config.loops} for an untied model: {loops}")
+        size = operator.size
+        if loops is None:
+            loops = self.config.loops if columns is None and tolerance is None else size
+        width = self.config.width if width is None else width
+        most = size if columns is None else min(columns, size)
+        if min(loops, width, most) < 1:
+            raise ValueError(f"loops, width and columns must be at least 1, got {loops}, {width} and {most}")
         right = None if rhs is None else _batched(rhs, operator)
         if floor is not None and floor.shape not in ((), (operator.batch,)):
             raise ValueError(f"floor must be one number or {operator.batch}, one per matrix, got {tuple(floor.shape)}")
         codes = self.embedding.codes(operator, generator) if codes is None else codes
         embedded = self.embedding(operator, codes)
-        scale = embedded.scale
-        diagonal = operator.diagonal().double()
-        mean_eigenvalue = (diagonal.mean(-1) / scale).to(codes.dtype)
-        known = self._floor(floor, scale)
-        size = operator.size
-        features = torch.cat([embedded.features, known.unsqueeze(1).expand(-1, size, -1)], dim=-1)
-        given = torch.cat([embedded.projection, embedded.image, features], dim=-1)
-        tokens = self.token(given)
-        first = basis = orthonormalise(self.first_range(embedded.image))
-        solve = None if right is None else SolveState.start(right.to(codes.dtype))
+        known = self._floor(floor, embedded.scale)
+        given = torch.cat([embedded.features, known.unsqueeze(1).expand(-1, size, -1)], dim=-1)
+        tokens = self.token(torch.cat([embedded.projection, embedded.image.to(codes.dtype), given], dim=-1))
+        growth = Growth.start(operator, embedded, right, most)
+        first = growth.range.basis
+        probes = first if growth.rhs is None or not isotropic else growth.rhs[..., -isotropic:]
 
+        odds = None
         outputs = []
         for loop in range(loops):
-            image = operator.matmul(basis) / scale[:, None, None]
-            # Columns of unit length have entries of size n^-1/2; tokens want entries of size 1.
-            products = size**0.5 * torch.cat([basis, image], dim=-1)
-            products = products if self.config.operator else torch.zeros_like(products)
-            with torch.autocast(codes.device.type, torch.bfloat16, enabled=bfloat16):
-                tokens = self.state_norm(tokens) + self.inject(torch.cat([given, products], dim=-1))
-                tokens = self.blocks[0 if self.config.tied else loop](tokens)
-            tokens = tokens.to(codes.dtype)
-            if solve is not None:
-                solve = galerkin_correction(operator, solve, basis, image, scale)
-            output = self._read(tokens, basis, image, embedded, mean_eigenvalue, known)
-            if solve is not None and rhs is not None:
-                # The state solves (A / scale) x = b.
-                output.solution = (solve.solution / scale[:, None, None]).reshape(rhs.shape)
-                output.residual = solve.residual.reshape(rhs.shape)
-            outputs.append(output)
-            iterated = basis @ self.keep + image @ self.power if self.config.operator else first
-            basis = orthonormalise(iterated + self.propose(tokens) / size**0.5)
+            tokens = self.state_norm(tokens) + self.inject(torch.cat([given, growth.row_features().to(given)], dim=-1))
+            tokens = self.block(tokens)
+            odds = self.proposal(tokens, growth.diagonal) if odds is None else odds
+            chosen = odds > 0 if jacobi is None else torch.full_like(odds, jacobi, dtype=torch.bool)
+            residuals = growth.directions(growth.unsolved(tolerance))
+            growth.add(precondition(residuals, growth.diagonal, chosen), width)
+            solved = tolerance is not None and right is not None and not bool(growth.unsolved(tolerance).any())
+            last = solved or growth.ended or loop == loops - 1
+            if last or not last_only:
+                output = self._read(tokens, growth, probes, known)
+                output.jacobi = odds
+                if rhs is not None and growth.solve is not None:
+                    solution = growth.solution()
+                    assert solution is not None
+                    output.solution = solution.to(rhs.dtype).reshape(rhs.shape)
+                    output.residual = growth.solve.residual.to(rhs.dtype).reshape(rhs.shape)
+                outputs.append(output)
+            if last:
+                break
         return outputs
 
-    def _read(
-        self,
-        tokens: Tensor,
-        basis: Tensor,
-        image: Tensor,
-        embedded: Embedded,
-        mean_eigenvalue: Tensor,
-        floor: Tensor,
-    ) -> RangeFormerOutput:
-        statistics = RangeStatistics.of(basis, image, embedded, mean_eigenvalue)
-        largest, logdet = self.scalars(tokens, statistics, floor)
-        scale = embedded.scale
-        scale64 = scale.double()
-        size = basis.shape[-2]
+    def _read(self, tokens: Tensor, growth: Growth, probes: Tensor, floor: Tensor) -> RangeFormerOutput:
+        trace = growth.diagonal.sum(-1)
+        statistics = RangeStatistics.of(growth.range, trace, probes, floor)
+        largest, logdet = self.scalars(tokens, statistics)
+        size, scale = tokens.shape[-2], growth.scale
         return RangeFormerOutput(
-            trace=size * mean_eigenvalue.double() * scale64,
-            lambda_max=largest * scale64,
-            logdet=size * (logdet + scale64.log()),
-            logdet_upper=size * (statistics.logdet_per_point_bound() + scale64.log()),
-            basis=basis,
-            image=image * scale[:, None, None],
-            scores=self.score(tokens).squeeze(-1).softmax(-1),
+            trace=trace * scale,
+            lambda_max=largest * scale,
+            logdet=size * (logdet + scale.log()),
+            logdet_upper=size * (statistics.upper + scale.log()),
+            logdet_quadrature=size * (statistics.quadrature + scale.log()),
+            basis=growth.range.basis,
+            image=growth.range.image * scale[:, None, None],
         )
 
     @staticmethod

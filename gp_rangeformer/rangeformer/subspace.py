@@ -1,7 +1,13 @@
-"""Closed-form linear algebra inside a proposed range, differentiable: orthonormal bases and Galerkin corrections.
+"""A range that grows, and what it answers in closed form: Galerkin solves, Ritz values, what of A it leaves.
 
-The network proposes columns, these two functions do with them the best that can be done: whatever the columns, the
-error of a solve in the norm of A never grows.
+With U (orthonormal, n x k), T = U'AU = L L' and Y = A U L^-T, the approximation Y Y' <= A is A's Nystrom approximation
+on span U, and everything follows from blocks of new columns alone. When [U, W] is the new range,
+
+    L21 = W'Y,   L22 L22' = W'AW - L21 L21',   Y2 = (A W - Y L21') L22^-T,
+
+the best solution in the norm of A moves by the part of the residual that W sees: y2 = L22^-1 W' r, r <- r - Y2 y2,
+and x = U L^-T y. So a solve costs no product with A beside those that made the range, the error in the norm of A never
+grows, and a residual within the range's Krylov space falls as that of block conjugate gradients.
 """
 
 from __future__ import annotations
@@ -9,80 +15,163 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float64
 from torch import Tensor
 
-from gp_rangeformer.rangeformer.operator import MatrixOperator
-
-_JITTER = 1e-10  # of float64 Gram matrices of unit columns
-
-
-def orthonormalise(block: Float[Tensor, "b n r"]) -> Float[Tensor, "b n r"]:
-    """Orthonormal columns with the same (nested) spans, by Cholesky QR, twice, in float64. O(n r^2). Differentiable.
-
-    The first time nearly dependent columns come out short; the second time they are made unit vectors of what is left.
-    With r > n the surplus columns, which have nothing left, stay short.
-    """
-    wide = block.double()
-    for _ in range(2):
-        norm = torch.linalg.vector_norm(wide, dim=-2, keepdim=True)
-        wide = wide / norm.clamp_min(torch.finfo(wide.dtype).tiny)
-        gram = wide.mT @ wide
-        jitter = _JITTER * torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
-        factor = torch.linalg.cholesky(gram + jitter)
-        wide = torch.linalg.solve_triangular(factor.mT, wide, upper=True, left=False)
-    return wide.to(block.dtype)
+# Relative length below which what is left of a proposed column, the range projected out, is rounding.
+_FRESH = 1e-6
+# Of the length of a right-hand side.
+_ROUNDING = 1e-14
+# Of the mean of W'AW: below, a Schur complement is rounding and its directions say nothing new.
+_PIVOT = 1e-13
 
 
 @dataclass
-class SolveState:
-    """A solution in progress for m right-hand sides: x, r = b - A x, and the last correction p with A p."""
+class GrowingRange:
+    """A range of a batch of scaled matrices, float64. ``conditional``: the diagonal of A - Y Y'."""
 
-    solution: Float[Tensor, "b n m"]
-    residual: Float[Tensor, "b n m"]
-    step: Float[Tensor, "b n m"]
-    step_image: Float[Tensor, "b n m"]
+    basis: Float64[Tensor, "b n k"]  # U
+    image: Float64[Tensor, "b n k"]  # A U
+    core: Float64[Tensor, "b k k"]  # T
+    factor: Float64[Tensor, "b k k"]  # L
+    root: Float64[Tensor, "b n k"]  # Y
+    conditional: Float64[Tensor, "b n"]
 
     @classmethod
-    def start(cls, rhs: Float[Tensor, "b n m"]) -> SolveState:
-        zero = torch.zeros_like(rhs)
-        return cls(zero, rhs, zero, zero)
+    def empty(cls, diagonal: Float64[Tensor, "b n"]) -> GrowingRange:
+        """The range of no columns."""
+        b, n = diagonal.shape
+        tall, square = diagonal.new_zeros(b, n, 0), diagonal.new_zeros(b, 0, 0)
+        return cls(tall, tall, square, square, tall, diagonal)
+
+    @property
+    def columns(self) -> int:
+        return self.basis.shape[-1]
+
+    def outside(self, block: Float64[Tensor, "b n w"]) -> Float64[Tensor, "b n w"]:
+        """(I - U U') block, twice: once leaves the rounding of what was taken away. O(n k w)."""
+        for _ in range(2):
+            block = block - self.basis @ (self.basis.mT @ block)
+        return block
+
+    def fresh(self, block: Float64[Tensor, "b n w"], noise: Float64[Tensor, "b n w"]) -> Float64[Tensor, "b n w"]:
+        """W with W'W = I and U'W = 0 whose leading columns span those of ``block`` outside U, to a millionth.
+
+        A column of which nothing is left becomes one of ``noise``: the range grows by w columns whatever is proposed.
+        O(n k w + n w^2).
+        """
+        block = self.outside(_unit(block))
+        length = torch.linalg.vector_norm(block, dim=-2, keepdim=True)
+        noise = _unit(self.outside(_unit(noise)))
+        block = torch.where(length > _FRESH, block / length.clamp_min(_FRESH), noise) + _FRESH * noise
+        return _cholesky_qr(self.outside(_cholesky_qr(block)[0]))[0]
+
+    def grow(self, new: Float64[Tensor, "b n w"], image: Float64[Tensor, "b n w"]) -> tuple[GrowingRange, NewColumns]:
+        """The range [U, W], given A W. O(n k w + k^2 w)."""
+        cross = self.basis.mT @ image
+        lower = new.mT @ self.root
+        own = new.mT @ image
+        own = 0.5 * (own + own.mT)
+        schur = own - lower @ lower.mT
+        corner, usable = _factor(schur, own)
+        root = (image - self.root @ lower.mT) @ _inverse(corner).mT * usable
+        columns = NewColumns(new, root, corner, usable)
+        b, k, w = cross.shape
+        grown = GrowingRange(
+            torch.cat([self.basis, new], dim=-1),
+            torch.cat([self.image, image], dim=-1),
+            torch.cat([torch.cat([self.core, cross], dim=-1), torch.cat([cross.mT, own], dim=-1)], dim=-2),
+            torch.cat(
+                [torch.cat([self.factor, cross.new_zeros(b, k, w)], dim=-1), torch.cat([lower, corner], dim=-1)],
+                dim=-2,
+            ),
+            torch.cat([self.root, root], dim=-1),
+            (self.conditional - root.square().sum(-1)).clamp_min(0),
+        )
+        return grown, columns
+
+    def ritz(self) -> tuple[Float64[Tensor, "b k"], Float64[Tensor, "b k k"]]:
+        """Eigenvalues of T, ascending, and its eigenvectors. O(k^3)."""
+        return torch.linalg.eigh(self.core)
 
 
-def galerkin_correction(
-    operator: MatrixOperator,
-    state: SolveState,
-    basis: Float[Tensor, "b n r"],
-    image: Float[Tensor, "b n r"],
-    scale: Float[Tensor, " b"],
-) -> SolveState:
-    """The correction in span{basis, r, p} that is best in the norm of A, for each right-hand side.
+@dataclass
+class NewColumns:
+    """What one growth adds: W, Y2, L22, and whether its factorisation exists (1 or 0 per matrix)."""
 
-    With an empty basis this is the conjugate gradient method (locally optimal three-term form); the basis deflates it.
-    One product with m columns for A r; A p and A basis are known. O(n (r + m) r) besides.
+    basis: Float64[Tensor, "b n w"]
+    root: Float64[Tensor, "b n w"]
+    corner: Float64[Tensor, "b w w"]
+    usable: Float64[Tensor, "b 1 1"]
 
-    :param image: A basis / scale, as the network's loop has computed it.
+
+@dataclass
+class GalerkinSolve:
+    """Solutions in a growing range of A x = b, by residual and coefficients: x = U L^-T y."""
+
+    residual: Float64[Tensor, "b n m"]
+    coefficients: Float64[Tensor, "b k m"]
+
+    @classmethod
+    def start(cls, rhs: Float64[Tensor, "b n m"]) -> GalerkinSolve:
+        return cls(rhs, rhs.new_zeros(rhs.shape[0], 0, rhs.shape[-1]))
+
+    def correct(self, new: NewColumns) -> GalerkinSolve:
+        """The best solution in the grown range. O(n w m)."""
+        inside = _inverse(new.corner) @ (new.basis.mT @ self.residual) * new.usable
+        return GalerkinSolve(self.residual - new.root @ inside, torch.cat([self.coefficients, inside], dim=-2))
+
+    def directions(self, aim: Float64[Tensor, "b m"]) -> Float64[Tensor, "b n m"]:
+        """Residuals of unit length, zero where only rounding of right-hand sides of length ``aim`` is left."""
+        length = torch.linalg.vector_norm(self.residual, dim=-2)
+        left = length > _ROUNDING * aim
+        inverse = torch.where(left, 1 / length.clamp_min(torch.finfo(length.dtype).tiny), 0.0)
+        return self.residual * inverse.unsqueeze(-2)
+
+    def solution(self, grown: GrowingRange) -> Float64[Tensor, "b n m"]:
+        """x. O(k^2 m + n k m)."""
+        return grown.basis @ torch.linalg.solve_triangular(grown.factor.mT, self.coefficients, upper=True)
+
+
+def orthonormal(
+    block: Float64[Tensor, "b n w"], image: Float64[Tensor, "b n w"]
+) -> tuple[Float64[Tensor, "b n w"], Float64[Tensor, "b n w"]]:
+    """Orthonormal columns W = block R^-1, and image R^-1: A W without another product where image = A block.
+
+    For columns that are independent, as Gaussian ones are; w <= n. O(n w^2).
     """
-    b, n, m = state.residual.shape
-    length = torch.linalg.vector_norm(state.residual, dim=-2, keepdim=True)
-    direction = state.residual / length.clamp_min(torch.finfo(length.dtype).tiny)
-    own = torch.stack([direction, state.step], dim=-1)  # b n m 2
-    own_image = torch.stack([operator.matmul(direction) / scale[:, None, None], state.step_image], dim=-1)
-    columns = torch.cat([basis.unsqueeze(2).expand(b, n, m, -1), own], dim=-1).permute(0, 2, 1, 3).double()
-    images = torch.cat([image.unsqueeze(2).expand(b, n, m, -1), own_image], dim=-1).permute(0, 2, 1, 3).double()
-    core = columns.mT @ images
-    core = 0.5 * (core + core.mT)
-    size = core.diagonal(dim1=-2, dim2=-1).abs().clamp_min(1e-30)
-    root = size.rsqrt()
-    scaled = root.unsqueeze(-1) * core * root.unsqueeze(-2)
-    scaled = scaled + 1e-7 * torch.eye(core.shape[-1], dtype=core.dtype, device=core.device)
-    moment = root.unsqueeze(-1) * (columns.mT @ state.residual.mT.unsqueeze(-1).double())
-    factor, failed = torch.linalg.cholesky_ex(scaled)
-    # Not positive definite (A is not, or rounding): no correction for that right-hand side.
-    usable = (failed == 0)[..., None, None]
-    identity = torch.eye(core.shape[-1], dtype=core.dtype, device=core.device)
-    factor = torch.where(usable, factor, identity)
-    weights = torch.where(usable, root.unsqueeze(-1) * torch.cholesky_solve(moment, factor), 0.0)
-    step = (columns @ weights).squeeze(-1).mT.to(state.solution.dtype)
-    step_image = (images @ weights).squeeze(-1).mT.to(state.solution.dtype)
-    return SolveState(state.solution + step, state.residual - step_image, step, step_image)
+    for _ in range(2):
+        block, triangle = _cholesky_qr(block)
+        image = torch.linalg.solve_triangular(triangle, image, upper=True, left=False)
+    return block, image
+
+
+def _unit(block: Tensor) -> Tensor:
+    length = torch.linalg.vector_norm(block, dim=-2, keepdim=True)
+    return block / length.clamp_min(torch.finfo(block.dtype).tiny)
+
+
+def _cholesky_qr(block: Tensor) -> tuple[Tensor, Tensor]:
+    gram = block.mT @ block
+    jitter = (
+        1e-14
+        * gram.diagonal(dim1=-2, dim2=-1).mean(-1)[:, None, None]
+        * torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
+    )
+    upper = torch.linalg.cholesky(gram + jitter).mT
+    return torch.linalg.solve_triangular(upper, block, upper=True, left=False), upper
+
+
+def _factor(schur: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:
+    """A Cholesky factor of ``schur`` and 1, or the identity and 0 where A is not positive definite to rounding."""
+    factor, failed = torch.linalg.cholesky_ex(schur)
+    least = factor.diagonal(dim1=-2, dim2=-1).square().amin(-1)
+    good = (failed == 0) & (least > _PIVOT * own.diagonal(dim1=-2, dim2=-1).mean(-1))
+    identity = torch.eye(schur.shape[-1], dtype=schur.dtype, device=schur.device)
+    usable = good[:, None, None]
+    return torch.where(usable, factor, identity), usable.to(schur.dtype)
+
+
+def _inverse(lower: Tensor) -> Tensor:
+    identity = torch.eye(lower.shape[-1], dtype=lower.dtype, device=lower.device).expand_as(lower)
+    return torch.linalg.solve_triangular(lower, identity, upper=False)

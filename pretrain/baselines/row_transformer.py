@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from gp_rangeformer.rangeformer.attention import FeatureMap
 from gp_rangeformer.rangeformer.block import Block
-from gp_rangeformer.rangeformer.embedding import RangeEmbedding
 from gp_rangeformer.rangeformer.operator import DenseOperator
+from pretrain.baselines.range_embedding import LearnedRangeEmbedding
 from pretrain.baselines.read_out import SOLVE, ReadOut, unit_rhs
 
 
@@ -50,7 +50,7 @@ class RowTransformer(nn.Module):
         super().__init__()
         self.config = config
         dim = config.dim
-        self.embedding = RangeEmbedding(dim)
+        self.embedding = LearnedRangeEmbedding(dim)
         given = 2 * dim + self.embedding.features + (SOLVE in config.tasks)
         self.token = nn.Linear(given, dim)
         self.blocks = nn.ModuleList(
@@ -100,7 +100,7 @@ class RowTransformer(nn.Module):
         rhs, rhs_length = unit_rhs(rhs, config.tasks)
         operator = DenseOperator(matrices) if config.diagonal_feature else _HiddenDiagonal(matrices)
         embedded = self.embedding(operator, self.embedding.codes(operator, generator) if codes is None else codes)
-        channels = [embedded.projection, embedded.image, embedded.features]
+        channels = [embedded.projection, embedded.image.to(embedded.projection.dtype), embedded.features]
         given = torch.cat(channels if rhs is None else [*channels, rhs.unsqueeze(-1)], dim=-1)
         tokens = self.token(given)
         if not config.looped:

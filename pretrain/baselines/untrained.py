@@ -8,7 +8,7 @@ from gp_rangeformer.rangeformer.rangeformer import RangeFormer, RangeFormerConfi
 
 
 def untrained(config: RangeFormerConfig, seed: int = 0, dtype: torch.dtype = torch.float64) -> RangeFormer:
-    """A randomised subspace iteration with Galerkin solves in its range, in eval mode and without gradients."""
+    """A block Krylov method with Galerkin solves in its range, in eval mode and without gradients."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return RangeFormer(config).to(dtype).eval().requires_grad_(False)

@@ -5,7 +5,8 @@ from pretrain.configs.config import Stage, TrainConfig
 
 CONFIG = TrainConfig(
     name="base",
-    model=RangeFormerConfig(dim=64, rank=16, heads=4, loops=8),
-    steps=9_000,
-    curriculum=(Stage(0.4, 20, 48, 32), Stage(0.7, 24, 96, 24), Stage(0.85, 32, 192, 12), Stage(1.0, 64, 512, 4)),
+    model=RangeFormerConfig(dim=64, sketch=16, width=8, heads=4, loops=16),
+    steps=3_000,
+    curriculum=(Stage(0.3, 20, 96, 16), Stage(0.6, 32, 192, 8), Stage(0.85, 64, 448, 4), Stage(1.0, 128, 1000, 2)),
+    loops=(3, 10),
 )

@@ -30,6 +30,7 @@ class TrainConfig:
     without: tuple[str, ...] = ()  # structured families to leave out, by name
     right_hand_sides: int = 2
     loops: tuple[int, int] = (3, 8)  # drawn per step, ends included
+    widths: tuple[int, int] = (2, 16)  # of a loop, likewise: narrow ranges leave something to say of small matrices
     known_floor: float = 0.5  # share of steps in which the model is told a lower bound of the eigenvalues
     learning_rate: float = 2e-3
     warmup: int = 200

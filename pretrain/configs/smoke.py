@@ -5,7 +5,7 @@ from pretrain.configs.config import Stage, TrainConfig
 
 CONFIG = TrainConfig(
     name="smoke",
-    model=RangeFormerConfig(dim=32, rank=8, heads=2, loops=4),
+    model=RangeFormerConfig(dim=32, sketch=4, width=4, heads=2, loops=4),
     steps=150,
     curriculum=(Stage(1.0, 12, 24, 16),),
     loops=(2, 4),

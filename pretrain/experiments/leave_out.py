@@ -38,10 +38,11 @@ SIZES = (40, 120)
 METRICS = {"logdet": "error of log|A| per point", "missed_trace": "missed trace / least", "energy": "error of a solve"}
 BASE = TrainConfig(
     name="leave-out",
-    model=RangeFormerConfig(dim=48, rank=12, heads=4, loops=6),
+    model=RangeFormerConfig(dim=48, sketch=12, width=6, heads=4, loops=6),
     steps=500,
     curriculum=(Stage(1.0, 20, 48, 24),),
     loops=(2, 6),
+    widths=(2, 8),
     warmup=50,
     checkpoint_every=250,
 )
@@ -59,11 +60,13 @@ def test(model: RangeFormer, family: MatrixFamily, n: int, draws: int, seed: int
     control = untrained(model.config, seed)
     matrices = family.sample(draws, n, torch.Generator().manual_seed(9_000_000 + n))
     results = [
-        evaluate_matrix(model.double(), control, matrix, truth_of(matrix, model.config.rank), model.config.loops, index)
+        evaluate_matrix(
+            model.double(), control, matrix, truth_of(matrix, model.config.width), model.config.loops, index
+        )
         for index, matrix in enumerate(matrices)
     ]
     found = {metric: statistics.median(result["rangeformer"][metric] for result in results) for metric in METRICS}
-    bare = {f"untrained {metric}": statistics.median(r["subspace"][metric] for r in results) for metric in METRICS}
+    bare = {f"untrained {metric}": statistics.median(r["untrained"][metric] for r in results) for metric in METRICS}
     return found | bare
 
 

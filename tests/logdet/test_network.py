@@ -18,7 +18,7 @@ from gp_rangeformer.logdet.reader import TailReader
 from gp_rangeformer.rangeformer.rangeformer import RangeFormerConfig
 
 CONFIG = LogDetTailConfig(scalars=5, token_features=3, dim=8, hidden=16)
-RANGEFORMER = RangeFormerConfig(dim=16, rank=4, heads=2, loops=2)
+RANGEFORMER = RangeFormerConfig(dim=16, sketch=4, width=4, heads=2, loops=2)
 BATCH = 64
 
 

@@ -8,8 +8,8 @@
 * "block Krylov": span{A Omega, ..., A^q Omega} with r columns each and the network's number of columns; the best r
   directions inside (Musco and Musco 2015).
 * "rpcholesky": r columns of A itself, chosen by randomly pivoted Cholesky, as in a Nystrom approximation; no product.
-* "untrained": the last basis of an untrained RangeFormer.
-* "rangeformer": the last basis of the checkpoint.
+* "untrained": the best r directions of an untrained RangeFormer's range.
+* "rangeformer": those of the checkpoint's.
 
 All but the network's are float64 and dense; each returns the image of its range too, as an SVD needs it.
 """
@@ -48,8 +48,8 @@ Finder = Callable[[Tensor, torch.Generator], Found]
 
 def finders(model: RangeFormer, control: RangeFormer) -> dict[str, Finder]:
     """The methods by name, ours last; ``control`` is the untrained one."""
-    rank, loops = model.config.rank, model.config.loops
-    spent = model.config.dim + loops * rank
+    rank, loops = model.config.width, model.config.loops
+    spent = network_columns(model)
     return {
         "gaussian": lambda matrix, generator: subspace_iteration(matrix, rank, 0, generator),
         "gaussian + 1 power step": lambda matrix, generator: subspace_iteration(matrix, rank, 1, generator),
@@ -102,10 +102,15 @@ def pivoted_columns(matrix: Float64[Tensor, "n n"], rank: int, generator: torch.
 
 @torch.no_grad()
 def network_range(model: RangeFormer, matrix: Float64[Tensor, "n n"], generator: torch.Generator) -> Found:
-    """The basis of the last loop and the image that the loop has computed. No rotation: its columns are nested."""
-    output = model(DenseOperator(matrix), generator=generator)[-1]
-    config = model.config
-    return Found(output.basis.squeeze(0), output.image.squeeze(0), config.dim + config.loops * config.rank)
+    """The best directions of the last loop's range, by the images that the loops have computed."""
+    output = model(DenseOperator(matrix), generator=generator, last_only=True)[-1]
+    basis, image = output.basis.squeeze(0), output.image.squeeze(0)
+    return _best(basis, image, model.config.width, 0)
+
+
+def network_columns(model: RangeFormer) -> int:
+    """That the default number of loops multiplies A with."""
+    return model.config.sketch + model.config.loops * model.config.width
 
 
 def projection_errors(matrix: Float64[Tensor, "n n"], basis: Float64[Tensor, "n k"]) -> tuple[float, float]:

@@ -15,6 +15,7 @@ import gpytorch
 import torch
 from jaxtyping import Float
 from linear_operator.utils.errors import NanError, NotPSDError
+from scipy.optimize import minimize_scalar
 from torch import Tensor
 
 from gp_rangeformer import clear_memory, collect_reports, settings
@@ -22,12 +23,11 @@ from gp_rangeformer.lab.datasets import Dataset
 from gp_rangeformer.lab.models import Regression, hyperparameters
 from gp_rangeformer.rangeformer import answer
 from gp_rangeformer.rangeformer.direct import Direct
-from gp_rangeformer.rangeformer.operator import DenseOperator
 from gp_rangeformer.rangeformer.rangeformer import RangeFormer
 from gp_rangeformer.report import OutsideToleranceWarning
 from gp_rangeformer.solvers.certified import Certified
 
-Method = Literal["exact", "direct", "differentiated"]
+Method = Literal["exact", "direct"]
 
 
 @dataclass
@@ -58,13 +58,13 @@ def exactly() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def directly(model: RangeFormer, seed: int) -> Iterator[None]:
+def directly(model: RangeFormer, seed: int, tolerance: float = 0.01) -> Iterator[None]:
     """The flag in direct mode at every n, with ``model`` as its network, which the setting knows by name only."""
     with contextlib.ExitStack() as stack:
         stack.enter_context(mock.patch.object(answer, "pretrained", return_value=model))
         for setting in (
             settings.rangeformer(),
-            settings.solver(Direct(Certified(seed=seed))),
+            settings.solver(Direct(Certified(seed=seed, tolerance=tolerance))),
             settings.exact_size(1),
             settings.min_size(1),
         ):
@@ -92,12 +92,7 @@ def train(
         with directly(network, seed) if method == "direct" else exactly(), collect_reports() as reports:
             started = time.perf_counter()
             optimiser.zero_grad()
-            if method == "differentiated":
-                objective, residual = network_likelihood_per_point(model, network, seed)
-                run.residuals.append(residual)
-            else:
-                objective = likelihood_per_point(model)
-            loss = -objective
+            loss = -likelihood_per_point(model)
             loss.backward()
             evaluated = time.perf_counter()
         value = -loss.item()
@@ -131,27 +126,33 @@ def likelihood_per_point(model: Regression) -> Float[Tensor, ""]:
     return mll(model(*model.train_inputs), model.train_targets)  # type: ignore[return-value]
 
 
-def network_likelihood_per_point(model: Regression, network: RangeFormer, seed: int) -> tuple[Float[Tensor, ""], float]:
-    """log p(y) / n with y' A^-1 y and log|A| of the network's last loop, differentiable, and y's relative residual."""
-    likelihood, inputs, targets = model.likelihood, model.train_inputs, model.train_targets
-    assert isinstance(likelihood, gpytorch.likelihoods.GaussianLikelihood)
-    assert inputs is not None
-    assert isinstance(targets, Tensor)
-    marginal = likelihood(model(*inputs))
-    assert isinstance(marginal, gpytorch.distributions.MultivariateNormal)
-    rhs = targets - marginal.mean
-    output = network(
-        DenseOperator(marginal.covariance_matrix),
-        rhs[None, :, None],
-        floor=likelihood.noise.detach(),
-        generator=torch.Generator().manual_seed(seed),
-    )[-1]
-    assert output.solution is not None
-    assert output.residual is not None
-    quadratic = rhs @ output.solution[0, :, 0]
-    n = len(targets)
-    value = -0.5 * (quadratic + output.logdet[0] + n * math.log(2 * math.pi)) / n
-    return value, float(output.residual.detach().norm() / rhs.detach().norm())
+@dataclass(frozen=True)
+class LengthScale:
+    """One length-scale, found by values of the likelihood alone: no gradient, no probes."""
+
+    value: float
+    evaluations: int
+    likelihood: float  # nats per point, as the method knows it
+
+
+def set_length_scale(model: Regression, value: float) -> None:
+    """Of a model of :func:`build`."""
+    kernel = model.covar_module
+    assert isinstance(kernel, gpytorch.kernels.ScaleKernel)
+    kernel.base_kernel.initialize(lengthscale=value)  # type: ignore[operator]
+
+
+@torch.no_grad()
+def find_length_scale(model: Regression, method: Method, network: RangeFormer, seed: int) -> LengthScale:
+    """Maximise log p(y) over the length-scale in 0.05 to 20 by Brent's method; ``model`` keeps all else, and it."""
+
+    def loss(log_length: float) -> float:
+        set_length_scale(model, math.exp(log_length))
+        with directly(network, seed) if method == "direct" else exactly():
+            return -float(likelihood_per_point(model.train()))
+
+    found = minimize_scalar(loss, bounds=(math.log(0.05), math.log(20)), method="bounded", options={"xatol": 1e-4})
+    return LengthScale(math.exp(found.x), found.nfev, -loss(found.x))
 
 
 @torch.no_grad()

@@ -82,9 +82,9 @@ def run(plan: Plan, model: RangeFormer, folder: Path | None) -> dict[str, Any]:
     methods = finders(model, untrained(model.config))
     rows = []
     for name in plan.matrices:
-        rows.append(_matrix(name, make_matrix(name, plan, folder), plan, methods, model.config.rank))
+        rows.append(_matrix(name, make_matrix(name, plan, folder), plan, methods, model.config.width))
         print(f"svd: {name}", flush=True)
-    return {"methods": list(methods), "rank": model.config.rank, "matrices": rows}
+    return {"methods": list(methods), "rank": model.config.width, "matrices": rows}
 
 
 def _matrix(name: str, matrix: Tensor, plan: Plan, methods: dict[str, Finder], rank: int) -> dict[str, Any]:

@@ -10,7 +10,7 @@ leaves 1e-16 times the condition number). Methods:
 * "rangeformer": CG from the checkpoint's solution.
 
 Reported until a relative residual of 1e-6 and of 1e-10: iterations; products of A with single columns, among them the
-network's dim + loops * (rank + 1) and one for the residual of a start that is not 0; seconds, the network's included.
+network's and one for the residual of a start that is not 0; seconds, the network's included.
 All products are sparse, the network's too. A residual that CG's recurrence claims is recomputed before it counts; that
 product is not charged, unless it finds the claim wrong and CG goes on from it.
 """
@@ -35,6 +35,7 @@ from gp_rangeformer.rangeformer.rangeformer import RangeFormer
 from pretrain.baselines.untrained import untrained
 from pretrain.experiments.downstream.descent import Crossing, Start, conjugate_gradients, network_start
 from pretrain.experiments.downstream.dot_plot import dots
+from pretrain.experiments.downstream.finders import network_columns
 from pretrain.experiments.downstream.matrices import named_matrix
 
 METHODS = ("zero", "diagonal", "jacobi", "untrained", "rangeformer")
@@ -71,13 +72,9 @@ def run(plan: Plan, model: RangeFormer, folder: Path | None) -> dict[str, Any]:
     for name in plan.systems:
         rows.append(_system(name, named_matrix(name, folder, plan.size), plan, model, control))
         print(f"cg: {name}", flush=True)
-    config = model.config
     return {
         "methods": list(METHODS),
-        "network_columns": config.dim + config.loops * (config.rank + 1),
-        # One call for all right-hand sides of a matrix: the embedding and the ranges are then paid once.
-        "network_columns_each_when_shared": (config.dim + config.loops * config.rank) / plan.right_hand_sides
-        + config.loops,
+        "network_columns": network_columns(model),
         "systems": rows,
     }
 
