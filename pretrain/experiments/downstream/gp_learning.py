@@ -57,7 +57,7 @@ class Plan:
     test_rows: int = 1000
     steps: int = 40
     learning_rate: float = 0.1
-    seeds: int = 3  # of the data, and of the network's codes and the gradient's probes
+    seeds: int = 2  # of the data, and of the network's codes and the gradient's probes
 
     @classmethod
     def quick(cls, folder: Path | None) -> Plan:
