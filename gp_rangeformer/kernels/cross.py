@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
-from jaxtyping import Bool, Float, Float64, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from gp_rangeformer.kernels.bind import KernelTiles, bind
@@ -168,7 +168,7 @@ def strip_product(strip: Float[Tensor, "c n"], vectors: Float[Tensor, "n k"]) ->
     return multiply_wide(strip, vectors)[0]
 
 
-def _pulled(cross: CrossKernel, left: Float[Tensor, "t k"], right: Float[Tensor, "n k"]) -> list[Float64[Tensor, ...]]:
+def _pulled(cross: CrossKernel, left: Float[Tensor, "t k"], right: Float[Tensor, "n k"]) -> list[Tensor]:
     """d sum(left right' * K(others, points)) for every argument."""
     tiles = cross._tiles()
     compiled = library_on(cross.device) is not None

@@ -123,7 +123,7 @@ class FusedKernel:
         with torch.no_grad():
             return evaluate_arguments(self.expression, self.arguments, self.n, self.dtype)
 
-    def contract_symmetric(self, weight: Float[Tensor, "*1 n n"]) -> tuple[Tensor, ...]:
+    def contract_symmetric(self, weight: Float[Tensor, "*batch n n"]) -> tuple[Tensor, ...]:
         """d sum(W * K) for a W that is symmetric, alone or as a batch of one: on a CPU half of the pairs, and no tile
         of the weight."""
         native = self._native
