@@ -30,7 +30,18 @@ def transforming() -> bool:
 
 def saving_elsewhere() -> bool:
     """Whether what autograd saves is handed to somebody else: a checkpoint that is not reentrant, or save_on_cpu."""
-    return torch._C._autograd._top_saved_tensors_default_hooks(False) is not None  # type: ignore[attr-defined]
+    autograd = torch._C._autograd  # type: ignore[attr-defined]
+    if hasattr(autograd, "_top_saved_tensors_default_hooks"):
+        return autograd._top_saved_tensors_default_hooks(False) is not None
+    if not autograd._saved_tensors_hooks_is_enabled():  # they can be disabled only while there are none
+        return False
+    try:  # PyTorch 2.4 to 2.7 tell only by refusing
+        autograd._saved_tensors_hooks_disable("")
+    except RuntimeError:
+        return True
+    finally:
+        autograd._saved_tensors_hooks_enable()
+    return False
 
 
 def batched(gradient: Tensor) -> bool:
