@@ -81,4 +81,5 @@ class Posterior:
                 prior: Any = self.mll.model.covariance(points, diag=True)
                 own = found[0].lazy_covariance_matrix.diagonal(dim1=-1, dim2=-2)
                 second = torch.from_numpy(not_negative(own.cpu().numpy(), prior.cpu().numpy())).to(mean) + white
-        return mean.cpu().numpy(), None if second is None else second.cpu().numpy()
+        # In float64, also where they are not: NumPy 1 would scale them back in float32.
+        return mean.double().cpu().numpy(), None if second is None else second.double().cpu().numpy()
