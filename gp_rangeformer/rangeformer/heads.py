@@ -22,6 +22,7 @@ _BELOW = 0.1  # of the smallest Ritz value: where A's smallest eigenvalue is gue
 _FOUND = 0.1  # relative residual of a Ritz pair that counts as an eigenpair
 _QUANTILES = 12  # of the Ritz values, and of the conditional variances
 _FURTHER = 14  # features besides
+_NEAR = 10  # relative residuals below 1 / 10 count as near convergence
 _UNITS = 4  # by which the quadrature is moved at most
 
 
@@ -146,6 +147,8 @@ class ScalarHeads(nn.Module):
         pooled = [tokens.mean(-2), tokens.square().mean(-2).add(1e-6).sqrt()]
         inputs = torch.cat([*pooled, 0.2 * statistics.features.to(tokens.dtype)], dim=-1)
         excess, shift = self.network(inputs).double().unbind(-1)
-        largest = statistics.largest * (1 + statistics.residual * excess.clamp_min(0))
+        # A Rayleigh quotient is off by the residual's square: near convergence nothing else is left to add.
+        residual = statistics.residual * (_NEAR * statistics.residual).clamp_max(1)
+        largest = statistics.largest * (1 + residual * excess.clamp_min(0))
         moved = statistics.quadrature + _UNITS * torch.tanh(shift / _UNITS) * statistics.unit
         return largest, moved.clamp(statistics.lower, statistics.upper)

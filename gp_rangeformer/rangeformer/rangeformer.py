@@ -12,9 +12,9 @@
 One block for all loops, whose weights know nothing of n, of the number of loops or of a loop's columns. Everything is
 equivariant to the order of the rows and exactly homogeneous in the scale of A. The answers are Galerkin's in the range
 (:mod:`gp_rangeformer.rangeformer.subspace`), so that whatever is learned, the error of a solve in the norm of A falls
-from loop to loop; with an untrained network the loop is a block Krylov method. The network's part is to decide whether
-the diagonal preconditions the residuals (:mod:`gp_rangeformer.rangeformer.proposal`), and to say what the range has not
-seen (:mod:`gp_rangeformer.rangeformer.heads`).
+from loop to loop; with an untrained network the loop is a block Krylov method. The network's part is to say what the
+range has not seen (:mod:`gp_rangeformer.rangeformer.heads`); that it can also decide whether the diagonal preconditions
+the residuals (:mod:`gp_rangeformer.rangeformer.proposal`) has not paid.
 
 After "Understanding and Relaxing the Limitations of Transformers for Linear Algebra" (ICLR 2026).
 """
@@ -111,7 +111,7 @@ class RangeFormer(nn.Module):
         codes: Float[Tensor, "b n d"] | None = None,
         generator: torch.Generator | None = None,
         isotropic: int = 0,
-        jacobi: bool | None = None,
+        jacobi: bool | None = True,
         last_only: bool = False,
     ) -> list[RangeFormerOutput]:
         """One output per loop, the last is the answer.
@@ -128,7 +128,8 @@ class RangeFormer(nn.Module):
         :param codes: the random codes of :meth:`RangeEmbedding.codes`, to repeat or permute them.
         :param isotropic: how many of the right-hand sides, the last, are random with E zz' = I: the quadrature of
             log|A| then takes them as its probes, instead of the codes.
-        :param jacobi: whether residuals are divided by the diagonal, instead of what the network decides.
+        :param jacobi: whether residuals are divided by the diagonal; None: as the network decides. What it has learned
+            of that holds within the training families and not beyond them (pretrain/README.md): it is not asked.
         :param last_only: read the scalars once, at the end, instead of after every loop.
         :raises ValueError: loops < 1 or width < 1; right-hand sides or a floor that do not fit the matrices.
         Cost: products with A of ``sketch`` columns and then of ``width`` a loop, and O(n k^2) for k columns in all.
