@@ -59,7 +59,7 @@ def maximise_between_bounds(
     objective: Any = _Objective(points, n)
     ended = minimize(objective, start, jac=True, method="L-BFGS-B", bounds=bounds)
     theta, best = objective.best
-    points.move(theta)
+    points.move(theta, best)
     lower, upper = bounds.T
     held = ((theta <= lower) & (best.gradient < 0)) | ((theta >= upper) & (best.gradient > 0))
     decrement = 0.0 if held.all() else points.quadratic_model(best, ~held).newton_decrement()

@@ -15,7 +15,7 @@ from sklearn.gaussian_process import kernels as sk
 
 from gp_rangeformer.fit.trust_region import QuadraticModel
 from gp_rangeformer.fit.wall import Wall
-from gp_rangeformer.sklearn.flag import not_definite
+from gp_rangeformer.sklearn.flag import NOT_FINITE, not_definite
 from gp_rangeformer.sklearn.negative_variances import not_negative
 from gp_rangeformer.sklearn.supported import leaves, variances_of
 from gp_rangeformer.sklearn.training import Training
@@ -45,13 +45,16 @@ class FewPoints:
         self._kernel: Any = kernel
         self._factored: tuple[Array, Array] | None = None
 
-    def move(self, theta: Array) -> None:
-        """Set the hyperparameters of the kernel itself."""
+    def move(self, theta: Array, known: Evaluation | None = None) -> None:
+        """Set the hyperparameters of the kernel itself.
+
+        :param known: an evaluation there.
+        """
         values, at = np.exp(theta), 0
         for part, name, size in self._free:
             setattr(part, name, values[at] if size == 1 else values[at : at + size])
             at += size
-        self._factored = None
+        self._factored = None if known is None else (known.factor, known.solution)
 
     @functools.cached_property
     def _free(self) -> list[tuple[Any, str, int]]:
@@ -65,15 +68,16 @@ class FewPoints:
 
     def evaluate(self) -> Evaluation:
         """:raises LinAlgError: A is not positive definite, or the result is not finite."""
-        matrix, derivatives = self._kernel(self._x, eval_gradient=True)
-        self._factored = factor, solution = self._solved(matrix)
-        inverse = _inverse(factor, lower=1)[0]
-        lower = np.tril(solution @ solution.T - solution.shape[1] * inverse)
-        weights = lower + np.tril(lower, -1).T
-        gradient = 0.5 * weights.reshape(-1) @ derivatives.reshape(weights.size, -1)
-        value = self._value(factor, solution)
+        with np.errstate(over="ignore", invalid="ignore"):
+            matrix, derivatives = self._kernel(self._x, eval_gradient=True)
+            self._factored = factor, solution = self._solved(matrix)
+            inverse = _inverse(factor, lower=1)[0]
+            lower = np.tril(solution @ solution.T - solution.shape[1] * inverse)
+            weights = lower + np.tril(lower, -1).T
+            gradient = 0.5 * weights.reshape(-1) @ derivatives.reshape(weights.size, -1)
+            value = self._value(factor, solution)
         if not (math.isfinite(value) and np.isfinite(gradient).all()):
-            raise not_definite(ValueError("the likelihood is not finite"))
+            raise LinAlgError(NOT_FINITE)
         return Evaluation(value, gradient, factor, solution, derivatives)
 
     def log_likelihood(self) -> float:

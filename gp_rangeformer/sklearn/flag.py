@@ -18,6 +18,7 @@ from gp_rangeformer import settings
 
 # Settings are the process's: estimators that joblib fits in threads take turns.
 _TURN = threading.RLock()
+NOT_FINITE = "the likelihood is not finite with these hyperparameters: scale X and y, or start with others"
 _JITTER = "A not p.d., added jitter"  # what the host says then
 
 
@@ -48,6 +49,7 @@ def not_definite(error: Exception) -> np.linalg.LinAlgError:
 
 @contextlib.contextmanager
 def likelihoods() -> Iterator[None]:
-    """Inside :func:`flag`: the plug-in answers at every size, and says where a matrix is not positive definite."""
-    with settings.exact_size(1), host_settings.cholesky_max_tries(0):
+    """Inside :func:`flag`: the plug-in answers at every size, and says where a matrix is not positive definite. What is
+    not finite then is for the caller to refuse."""
+    with settings.exact_size(1), host_settings.cholesky_max_tries(0), np.errstate(over="ignore", invalid="ignore"):
         yield

@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from linear_operator.utils.errors import NanError, NotPSDError
 from numpy.typing import NDArray
 from sklearn.exceptions import ConvergenceWarning
@@ -16,7 +17,7 @@ from sklearn.exceptions import ConvergenceWarning
 from gp_rangeformer.fit import FitError, FitResult, fit_mll
 from gp_rangeformer.sklearn.bounded import METHOD, maximise_between_bounds
 from gp_rangeformer.sklearn.few_points import FewPoints
-from gp_rangeformer.sklearn.flag import flag, likelihoods, not_definite
+from gp_rangeformer.sklearn.flag import NOT_FINITE, flag, likelihoods, not_definite
 from gp_rangeformer.sklearn.posterior import Posterior
 from gp_rangeformer.sklearn.training import Training
 from gp_rangeformer.sklearn.translation import Translated, translate
@@ -37,8 +38,10 @@ def maximise(training: Training, kernel: Translated) -> FitResult:
         try:
             result = fit_mll(mll, tolerance=TOLERANCE)
         except FitError as error:
-            if isinstance(error.__cause__, NotPSDError | NanError | None):
+            if isinstance(error.__cause__, NotPSDError | NanError):
                 raise not_definite(error) from error
+            if isinstance(error.__cause__, torch.linalg.LinAlgError | None):
+                raise np.linalg.LinAlgError(f"{NOT_FINITE} ({error})") from error
             raise
     if not result.settled or any(_END_OF_DTYPE in note for note in result.notes):
         warnings.warn(f"the fit did not converge: {result.summary()}", ConvergenceWarning, stacklevel=2)
@@ -49,11 +52,12 @@ Array = NDArray[np.float64]
 
 
 class Optimum(NamedTuple):
-    """``value``: log p(y) at ``theta``."""
+    """``value``: log p(y) at ``theta``; ``points``: those of the fit, there, if it was one of few."""
 
     theta: Array
     value: float
     result: FitResult
+    points: FewPoints | None = None
 
 
 def best_theta(training: Training, kernel: Any, starts: Iterable[Array], bounds: Array) -> Optimum:
@@ -83,7 +87,7 @@ def _from_start(training: Training, kernel: Any, start: Array, bounds: Array) ->
         theta, value, result = maximise_between_bounds(points, len(training.x), start, bounds, TOLERANCE)
         if points.resolved():
             if result.settled:
-                return Optimum(theta, value, result)
+                return Optimum(theta, value, result, points)
             start, notes = theta, (f"began where {METHOD} ended: {result.reason}",)
     translated = translate(kernel.clone_with_theta(start), training.x.shape[1], fit=True)
     result = maximise(training, translated)
@@ -119,6 +123,14 @@ def log_likelihood(training: Training, kernel: Any, theta: Array) -> float:
         return posterior_of(training, kernel.clone_with_theta(theta)).log_likelihood()
     except np.linalg.LinAlgError:
         return -math.inf
+
+
+def log_likelihood_and_gradient(training: Training, kernel: Any, theta: Array) -> tuple[float, Array]:
+    """At ``theta``; -infinity and zeros where the matrix is not positive definite."""
+    try:
+        return posterior_of(training, kernel.clone_with_theta(theta)).log_likelihood_and_gradient()
+    except np.linalg.LinAlgError:
+        return -math.inf, np.zeros_like(theta)
 
 
 def warn_at_bounds(kernel: Any, theta: Array, bounds: Array) -> None:

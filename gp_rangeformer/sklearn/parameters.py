@@ -6,6 +6,7 @@ import numbers
 from typing import Any
 
 import numpy as np
+import torch
 from gpytorch.kernels import Kernel
 from numpy.typing import NDArray
 from sklearn.gaussian_process import kernels as sk
@@ -36,6 +37,13 @@ def check_parameters(estimator: Any) -> None:
             continue
         if isinstance(value, bool) or not isinstance(value, numbers.Integral) or int(value) < least:
             raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")
+    for name in ("normalize_y", "copy_X_train"):
+        if not isinstance(getattr(estimator, name), bool | np.bool_):
+            raise ValueError(f"{name} must be True or False, got {getattr(estimator, name)!r}")
+    try:
+        torch.empty(0, device=estimator.device)
+    except (RuntimeError, AssertionError, TypeError) as error:
+        raise ValueError(f"device={estimator.device!r} is none that PyTorch has here: {error}") from error
     if isinstance(kernel, Kernel) and estimator.n_restarts_optimizer > 0:
         raise ValueError("n_restarts_optimizer > 0 needs a kernel of scikit-learn: GPyTorch's have no bounds")
     if estimator.solver is not None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from typing import Any
 
 import numpy as np
@@ -14,19 +13,26 @@ from sklearn.base import BaseEstimator, MultiOutputMixin, RegressorMixin, clone
 from sklearn.exceptions import NotFittedError
 from sklearn.gaussian_process import kernels as sk
 from sklearn.utils import check_random_state
-from sklearn.utils.validation import validate_data
+from sklearn.utils.validation import check_array, validate_data
 
 from gp_rangeformer.fit import FitResult
 from gp_rangeformer.sklearn.few_points import FewPoints
 from gp_rangeformer.sklearn.named import named_kernel
-from gp_rangeformer.sklearn.optimum import best_theta, log_likelihood, maximise, posterior_of, warn_at_bounds
+from gp_rangeformer.sklearn.optimum import (
+    best_theta,
+    log_likelihood,
+    log_likelihood_and_gradient,
+    maximise,
+    posterior_of,
+    warn_at_bounds,
+)
 from gp_rangeformer.sklearn.parameters import FIT_MLL, check_parameters, variances
 from gp_rangeformer.sklearn.posterior import Posterior
+from gp_rangeformer.sklearn.prior import START_NOISE, prior_spread
 from gp_rangeformer.sklearn.supported import KernelError, check_kernel, variances_of
+from gp_rangeformer.sklearn.targets import for_outputs, targets_of
 from gp_rangeformer.sklearn.training import Training
 from gp_rangeformer.sklearn.translation import Translated, translate
-
-_START_NOISE = 1.0  # beside a GPyTorch kernel, of normalised targets
 
 
 class RangeFormerRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
@@ -106,28 +112,17 @@ class RangeFormerRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
         """
         check_parameters(self)
         # A fit that fails leaves nothing of an earlier one that could be taken for its own.
-        for name in ("_posterior", "_fitted_with", "kernel_"):
-            self.__dict__.pop(name, None)
+        self._fitted_with: dict[str, Any] | None = None
+        self.__dict__.pop("kernel_", None)
         rows: Any
-        targets: Any
-        rows, targets = validate_data(self, X, y, multi_output=True, y_numeric=True, dtype=self.dtype)
-        targets = np.asarray(targets, np.float64)  # also where they are float32 later: they are centred first
-        if targets.ndim == 2 and targets.shape[1] == 1:
-            targets = targets[:, 0]
-        outputs = 1 if targets.ndim == 1 else targets.shape[1]
+        rows, targets = validate_data(self, X, y, multi_output=True, y_numeric=True)
+        rows = self._in_dtype(rows)
+        values, self._y_mean, self._y_std = targets_of(targets, bool(self.normalize_y))
+        outputs = 1 if values.ndim == 1 else values.shape[1]
         if self.n_targets not in (None, outputs):
             raise ValueError(f"y has {outputs} outputs, n_targets is {self.n_targets}")
-        if self.normalize_y:
-            self._y_mean, deviation = targets.mean(0), targets.std(0)
-            # Of equal numbers it is rounding.
-            rounding = 10 * np.finfo(np.float64).eps * np.abs(self._y_mean)
-            self._y_std = np.where(deviation > rounding, deviation, 1.0)
-            targets = (targets - self._y_mean) / self._y_std
-        else:
-            self._y_mean, self._y_std = np.zeros(targets.shape[1:]), np.ones(targets.shape[1:])
-        targets = targets.astype(self.dtype)
         self.X_train_ = np.array(rows) if self.copy_X_train else rows
-        self.y_train_ = np.array(targets) if self.copy_X_train else targets
+        self.y_train_ = values.astype(self.dtype, copy=bool(self.copy_X_train))
         kernel, training = self._start(rows.shape[1]), self._training()
         if isinstance(kernel, sk.Kernel):
             check_kernel(kernel, rows.shape[1])
@@ -142,7 +137,13 @@ class RangeFormerRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
 
     def _given(self, name: str) -> Any:
         """A parameter as it was when the model was fitted, if it is."""
-        return self.__dict__.get("_fitted_with", {}).get(name, getattr(self, name))
+        return (self.__dict__.get("_fitted_with") or {}).get(name, getattr(self, name))
+
+    def _in_dtype(self, rows: Any) -> NDArray[Any]:
+        """What scikit-learn takes for numbers; it would convert text, were it asked for a dtype."""
+        dtype = self._given("dtype")
+        with np.errstate(over="ignore", invalid="ignore"):  # what is not finite then is refused
+            return rows if rows.dtype == dtype else check_array(rows, dtype=dtype, input_name="X", estimator=self)
 
     def _fit_theta(self, training: Training, kernel: Any) -> None:
         """Of a scikit-learn kernel."""
@@ -161,17 +162,23 @@ class RangeFormerRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
                     raise ValueError("n_restarts_optimizer > 0 draws starts between bounds: all of them must be finite")
                 rng, (lower, upper) = check_random_state(self.random_state), bounds.T
                 starts += [rng.uniform(lower, upper) for _ in range(self.n_restarts_optimizer)]
-            theta, value, self.fit_result_ = best_theta(training, kernel, starts, bounds)
-            self.kernel_ = kernel.clone_with_theta(theta)
-            self.log_marginal_likelihood_value_ = value
-            warn_at_bounds(kernel, theta, bounds)
-            self._posterior = self._made(training)
+            best = best_theta(training, kernel, starts, bounds)
+            self.fit_result_, self.log_marginal_likelihood_value_ = best.result, best.value
+            self.kernel_ = kernel.clone_with_theta(best.theta)
+            warn_at_bounds(kernel, best.theta, bounds)
+            self._posterior = best.points or self._made(training)
         self.noise_level_ = variances_of(self.kernel_).white or 0.0
 
     def _fit_module(self, training: Training, kernel: Kernel) -> None:
         """Of a GPyTorch kernel."""
         self.kernel_ = kernel
-        translated = _beside_noise(kernel, _START_NOISE, fit=True)
+        point, columns = training.tensor(training.x[:1]), training.x.shape[1]
+        try:
+            with torch.no_grad():
+                kernel.to(point)(point).to_dense()
+        except (RuntimeError, IndexError, ValueError) as error:
+            raise KernelError(f"the GPyTorch kernel cannot be evaluated at X of {columns} columns: {error}") from error
+        translated = _beside_noise(kernel, START_NOISE, fit=True)
         self.fit_result_ = None if self.optimizer is None else maximise(training, translated)
         self._posterior = posterior = Posterior(training, translated)
         self.noise_level_ = posterior.white
@@ -182,36 +189,32 @@ class RangeFormerRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
         ``return_cov`` also covariances, t x t or t x t x q. Before ``fit``: of the prior.
 
         :raises RuntimeError: both are asked for.
+        :raises NotFittedError: the last fit failed.
         """
         if return_std and return_cov:
             raise RuntimeError("At most one of return_std or return_cov can be requested.")
         if not self.__sklearn_is_fitted__():
             return self._predict_prior(X, return_std, return_cov)
-        rows: Any = validate_data(self, X, dtype=self._given("dtype"), reset=False)
+        rows = self._in_dtype(validate_data(self, X, reset=False))
         mean, second = self._posterior.predict(rows, return_std, return_cov)
         y = mean * self._y_std + self._y_mean
         if second is None:
             return y
-        spread = _for_outputs(second, self._y_std**2)
+        spread = for_outputs(second, self._y_std**2)
         return y, spread if return_cov else np.sqrt(spread)
 
     def _predict_prior(self, X: Any, return_std: bool, return_cov: bool) -> Any:
+        if "_fitted_with" in self.__dict__:
+            raise NotFittedError(f"the last fit of this {type(self).__name__} failed: fit it again, or clone it")
         check_parameters(self)
-        rows: Any = validate_data(self, X, dtype=self.dtype, reset=False)
-        kernel, t, outputs = self._start(rows.shape[1]), len(rows), self.n_targets or 1
+        rows = self._in_dtype(validate_data(self, X, reset=False))
+        outputs = self.n_targets or 1
         shape = (outputs,) if outputs > 1 else ()
-        mean = np.zeros((t, *shape))
+        mean = np.zeros((len(rows), *shape))
         if not (return_std or return_cov):
             return mean
-        if isinstance(kernel, sk.Kernel):
-            spread: Any = kernel(rows) if return_cov else kernel.diag(rows)
-        else:
-            points = torch.tensor(rows, device=self.device)
-            with torch.no_grad():
-                found = kernel.to(points)(points)
-                known = found.to_dense() if return_cov else found.diagonal(dim1=-1, dim2=-2)
-            spread = known.cpu().numpy() + _START_NOISE * (np.eye(t) if return_cov else 1.0)
-        spread = _for_outputs(spread, np.ones(shape))
+        spread = prior_spread(self._start(rows.shape[1]), rows, return_cov, self.device)
+        spread = for_outputs(spread, np.ones(shape))
         return mean, spread if return_cov else np.sqrt(spread)
 
     def sample_y(self, X: Any, n_samples: int = 1, random_state: Any = 0) -> NDArray[np.floating]:
@@ -240,14 +243,8 @@ class RangeFormerRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
             return self.log_marginal_likelihood_value_
         if not isinstance(self.kernel_, sk.Kernel):
             raise ValueError("theta belongs to kernels of scikit-learn: of a GPyTorch kernel the fitted value is known")
-        at, training = np.asarray(theta, np.float64), self._training()
-        if not eval_gradient:
-            return log_likelihood(training, self.kernel_, at)
-        kernel: Any = self.kernel_.clone_with_theta(at)
-        try:
-            return posterior_of(training, kernel).log_likelihood_and_gradient()
-        except np.linalg.LinAlgError:
-            return -math.inf, np.zeros_like(at)
+        asked = log_likelihood_and_gradient if eval_gradient else log_likelihood
+        return asked(self._training(), self.kernel_, np.asarray(theta, np.float64))
 
     @property
     def log_marginal_likelihood_(self) -> float:
@@ -280,11 +277,11 @@ class RangeFormerRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        if hasattr(self, "kernel_"):
+        if self.__sklearn_is_fitted__():
             self._posterior = self._made(self._training())
 
     def __sklearn_is_fitted__(self) -> bool:
-        return hasattr(self, "_posterior")
+        return bool(self.__dict__.get("_fitted_with"))
 
     def _check_fitted(self) -> None:
         # Not by scikit-learn's function, which lets estimators pass that predict before they are fitted.
@@ -301,8 +298,3 @@ def _beside_noise(kernel: Kernel, noise: float, *, fit: bool) -> Translated:
     """A GPyTorch kernel as it is, and noise as scikit-learn's WhiteKernel has it."""
     white = translate(sk.WhiteKernel(noise), 1, fit=fit)
     return Translated(kernel, None, white.white)
-
-
-def _for_outputs(values: NDArray[Any], scales: NDArray[Any]) -> NDArray[Any]:
-    """Times the scale of every output, if there are several in a last axis of their own."""
-    return values * scales if scales.ndim == 0 else values[..., np.newaxis] * scales

@@ -76,7 +76,8 @@ def _check_leaf(kernel: Any, columns: int) -> None:
         lower, upper = np.atleast_2d(hyperparameter.bounds).T
         if not bool(((lower >= 0) & (lower < upper)).all()):
             raise KernelError(
-                f"{hyperparameter.name}_bounds of {kernel}: the lower bound is at least 0 and below the upper one"
+                f"{hyperparameter.name}_bounds of {kernel}: the lower bound is at least 0 and below the upper one; "
+                '"fixed" keeps a value'
             )
 
 

@@ -35,9 +35,10 @@ class Training:
         """
         n = len(self.x)
         asked = self.solver is not None or n >= settings.min_size.value_on(torch.device("cpu"))
-        elsewhere = self.x.dtype != np.float64 or self.device != "cpu"
+        elsewhere = self.x.dtype != np.float64 or torch.device(self.device).type != "cpu"
         return not (asked or elsewhere) and n * n * max(free, 1) <= _FEW
 
     def tensor(self, values: NDArray[Any]) -> Tensor:
         """A copy, in the dtype and on the device of the computation."""
-        return torch.tensor(values, dtype=getattr(torch, self.x.dtype.name), device=self.device)
+        plain = np.array(values)  # PyTorch knows no negative strides
+        return torch.tensor(plain, dtype=getattr(torch, self.x.dtype.name), device=self.device)

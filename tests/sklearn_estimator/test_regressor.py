@@ -23,7 +23,7 @@ from sklearn.preprocessing import StandardScaler
 
 import gp_rangeformer
 from gp_rangeformer import settings
-from gp_rangeformer.sklearn import RangeFormerRegressor, training
+from gp_rangeformer.sklearn import RangeFormerRegressor
 from gp_rangeformer.sklearn.negative_variances import not_negative
 from gp_rangeformer.sklearn.optimum import TOLERANCE
 from gp_rangeformer.sklearn.supported import KernelError
@@ -43,13 +43,6 @@ KERNELS = [
 ALPHAS = [1e-6, np.linspace(1e-3, 0.1, N)]
 # Conditions of the systems here: variances of some units over noise of 1e-2.
 ROUNDING = 1e-9
-
-
-@pytest.fixture(params=["few", "general"])
-def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By scikit-learn's own kernels, as so few points are, and by the plug-in's, as more are."""
-    if request.param == "general":
-        monkeypatch.setattr(training, "_FEW", 0)
 
 
 both_paths = pytest.mark.usefixtures("path")
@@ -415,6 +408,9 @@ def test_where_float64_ends_a_warning_says_so() -> None:
         ({"n_restarts_optimizer": 1, "kernel": ConstantKernel(1.0, (0.0, 10.0)) * RBF()}, "finite"),
         ({"n_targets": 3}, "n_targets"),
         ({"n_targets": 0}, "n_targets"),
+        ({"normalize_y": "yes"}, "normalize_y must be True or False"),
+        ({"copy_X_train": 1}, "copy_X_train must be True or False"),
+        ({"device": "gpu"}, "device='gpu' is none that PyTorch has"),
         ({"solver": "exact"}, "solver"),
         ({"kernel": WhiteKernel()}, "nothing but WhiteKernel"),
         ({"kernel": gpytorch.kernels.RBFKernel(batch_shape=torch.Size([2]))}, "batch shape"),
