@@ -9,12 +9,14 @@ from pathlib import Path
 
 import torch
 
-_PACKAGES = ("gp-rangeformer", "torch", "gpytorch", "linear-operator", "numpy")
+_PACKAGES = ("gp-rangeformer", "gpytorch", "linear-operator", "numpy")
 
 
 def versions() -> dict[str, str]:
     """Installed versions of this package and what its numbers depend on."""
-    return {"python": platform.python_version(), **{name: _version(name) for name in _PACKAGES}}
+    # PyTorch's own word tells its builds apart, 2.13.0+cpu from +cu130; the metadata of some wheels does not.
+    known = {"python": platform.python_version(), "torch": str(torch.__version__)}
+    return {**known, **{name: _version(name) for name in _PACKAGES}}
 
 
 def _version(name: str) -> str:
