@@ -6,6 +6,7 @@ import base64
 import dataclasses
 import math
 import re
+import shutil
 import xml.etree.ElementTree as ET
 from collections.abc import Sequence
 from html.parser import HTMLParser
@@ -485,6 +486,51 @@ def test_the_command_writes_beside_the_model_with_held_out_rows(folder: Path) ->
     inside = float(np.mean((held["lower95"] <= held["distance"]) & (held["distance"] <= held["upper95"])))
     text = Page(written.read_text("utf-8")).text
     assert f"On 30 held-out rows the RMSE is {error:.4g}. {inside:.1%} of them" in text
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda rows: rows.drop(columns="lower95"), "have no column 'lower95'"),
+        (lambda rows: rows.drop(columns="distance"), "have no column 'distance'"),
+        (lambda rows: rows.assign(mean="much"), "column 'mean' holds 'much'"),
+        (lambda rows: rows.assign(upper95=math.inf), "column 'upper95' is infinite"),
+    ],
+)
+def test_held_out_rows_that_were_changed_are_refused_by_name(
+    folder: Path, tmp_path: Path, change: Any, said: str
+) -> None:
+    path = tmp_path / "model"
+    shutil.copytree(folder, path)
+    change(pd.read_csv(path / "held_out.csv", index_col="line")).to_csv(path / "held_out.csv")
+    result = invoke("report", path)
+    assert result.exit_code == 2
+    assert said in result.stderr
+    assert "leave the table as it was written, or remove it" in result.stderr
+
+
+def test_held_out_rows_with_a_missing_cell_are_not_counted(folder: Path, tmp_path: Path) -> None:
+    path = tmp_path / "model"
+    shutil.copytree(folder, path)
+    rows = pd.read_csv(path / "held_out.csv", index_col="line")
+    for number, name in enumerate(("distance", "mean", "lower95")):
+        rows.iloc[number, rows.columns.get_loc(name)] = None
+    rows.to_csv(path / "held_out.csv")
+    assert invoke("report", path).exit_code == 0
+    assert "On 27 held-out rows" in Page((path / "report.html").read_text("utf-8")).text
+
+
+@pytest.mark.parametrize("scale", [1e-300, 1e100])
+def test_the_share_that_is_explained_does_not_depend_on_the_unit(scale: float) -> None:
+    random = np.random.default_rng(0)
+    frame = pd.DataFrame({"a": random.normal(size=40)})
+    frame["y"] = (frame["a"] + random.normal(size=40)) * scale
+    other = frame.assign(y=frame["y"] / scale)
+    texts = [Page(render(TableRegression.fit(each, target="y", kernel="rbf"))).text for each in (frame, other)]
+    found = [re.search(r"variance explained ([\d.]+)%", text) for text in texts]
+    assert found[0] is not None
+    assert found[1] is not None
+    assert float(found[0][1]) == pytest.approx(float(found[1][1]), abs=0.11)
 
 
 def test_the_command_refuses_what_is_no_model(tmp_path: Path) -> None:

@@ -18,7 +18,8 @@ from gp_rangeformer.lab.model_report import calibration, residuals, training, wo
 from gp_rangeformer.lab.model_report.drawing import as_image
 from gp_rangeformer.lab.model_report.effects import Effect, effect_figure, effects
 from gp_rangeformer.predict import LeaveOneOut
-from gp_rangeformer.regression import TableRegression
+from gp_rangeformer.regression import TableError, TableRegression
+from gp_rangeformer.regression.kinds import as_numbers, column_of
 from gp_rangeformer.regression.words import OF_PREDICTIONS, Statement, of_fit
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ _SURPRISES = 5  # rows that lie farthest out
 _NAMED = 3  # columns that say which row it is
 _SCORE = "leave-one-out score, standardised"
 _MINUTE = 60  # seconds
+_LEFT_ALONE = "leave the table as it was written, or remove it"
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,7 @@ def render(model: TableRegression, held_out: pd.DataFrame | None = None) -> str:
     """The report of ``model`` as one HTML page, which needs no other file, no network and no script.
 
     :param held_out: rows that it was not fitted to, with the target, ``mean``, ``sd``, ``lower95`` and ``upper95``.
+    :raises TableError: ``held_out`` has no such columns, or they hold no numbers.
     :raises NotPSDError: as :func:`gp_rangeformer.predict.leave_one_out`.
     """
     frame, scores = model.training_frame(), model.leave_one_out()
@@ -95,7 +98,9 @@ def render(model: TableRegression, held_out: pd.DataFrame | None = None) -> str:
 
 
 def _facts(model: TableRegression, frame: pd.DataFrame, scores: LeaveOneOut) -> list[tuple[str, str]]:
-    explained = 1 - (scores.rmse / float(scores.targets.std(correction=0))) ** 2
+    scale = float(model.outputs.scale)  # in whose units nothing overflows
+    missed, targets = (scores.targets - scores.mean) / scale, scores.targets / scale
+    explained = 1 - float(missed.square().mean() / targets.var(correction=0))
     found = [
         ("rows", f"{len(frame):,}"),
         ("columns, inputs", f"{len(model.columns.inputs)}, {len(model.columns.names)}"),
@@ -104,7 +109,7 @@ def _facts(model: TableRegression, frame: pd.DataFrame, scores: LeaveOneOut) -> 
         ("leave-one-out RMSE", f"{scores.rmse:.4g}"),
         ("variance explained", f"{explained:.1%}"),
         # In the unit of the likelihoods and of the kernels' scores.
-        (_SCORE, f"{scores.score + math.log(float(model.outputs.scale)):.4f} nats per row"),
+        (_SCORE, f"{scores.score + math.log(scale):.4f} nats per row"),
     ]
     if model.fit_result is not None:
         found.append(("time of the fit", f"{model.fit_result.seconds:.1f} s"))
@@ -166,13 +171,23 @@ def _coverage(scores: LeaveOneOut) -> Table:
 
 
 def _held_out(rows: pd.DataFrame, target: str) -> Statement:
-    """Of rows that the model has not seen."""
+    """Of rows that the model has not seen.
+
+    :raises TableError: they are not as ``fit --out`` writes them.
+    """
     target = f"{target} (target)" if target in _PREDICTED else target  # as tables of predictions have it
-    known = rows.dropna(subset=[target, "mean"])
-    n = len(known)
+    cells = []
+    for name in (target, "mean", "lower95", "upper95"):
+        if name not in rows.columns:
+            raise TableError(f"the held-out rows have no column {name!r}: {_LEFT_ALONE}")
+        try:
+            cells.append(as_numbers(column_of(rows, name), "number"))
+        except TableError as error:
+            raise TableError(f"the held-out rows, {error}: {_LEFT_ALONE}") from error
+    observed, mean, lower, upper = np.stack(cells)[:, ~np.isnan(cells).any(axis=0)]
+    n = len(observed)
     if n == 0:
-        return Statement("No held-out row has a prediction.", "Every one has a missing cell.")
-    observed, mean, _, lower, upper = (known[name].to_numpy(dtype=float) for name in (target, *_PREDICTED))
+        return Statement("No held-out row has a prediction.", "There is none, or every one has a missing cell.")
     error = float(np.sqrt(np.mean((observed - mean) ** 2)))
     inside = float(np.mean((lower <= observed) & (observed <= upper)))
     deviation = math.sqrt(0.95 * 0.05 / n)
