@@ -35,16 +35,16 @@ from pretrain.matrices import Diagonal, Toeplitz
 style.use_in_notebooks()
 
 # %% tags=["parameters"] small={"DRAWS": 3, "LOOPS": 4, "SYSTEMS": 2, "N": 300}
-DRAWS, LOOPS, WIDTH = 60, 16, 4  # matrices of every family and size; loops, and the columns each of them adds
+DRAWS, LOOPS, WIDTH = 30, 16, 4  # matrices of every family and size; loops, and the columns each of them adds
 SYSTEMS, N = 24, 1000  # kernel matrices of the head, and their points
 
 # %% [markdown]
 # ## Part 1: a transformer whose tokens are the rows of a matrix
 #
 # One token for every row, from one product of the matrix with random columns. Then one block, with the same weights in
-# every loop: let the rows attend to each other, propose a few columns, make them orthonormal to all before, multiply the
-# matrix with them. Every product that was ever paid is kept, and every answer is the best in the range of all of them.
-# No weight has the size n, and no entry of the matrix is ever read but those of its diagonal.
+# every loop: let the rows attend to each other, propose a few columns, make them orthonormal to all before, multiply
+# the matrix with them. Every product that was ever paid is kept, and every answer is the best in the range of all of
+# them. No weight has the size n, and no entry of the matrix is ever read but those of its diagonal.
 
 # %%
 network = gp_rangeformer.load_pretrained("base").double().requires_grad_(False)

@@ -17,6 +17,7 @@ from gp_rangeformer.regression.kinds import (
     as_dates,
     as_numbers,
     as_texts,
+    check_frame,
     column_of,
     first_text,
     is_zoned,
@@ -114,6 +115,7 @@ class Columns:
         :raises TableError: as :meth:`Column.encoded`; a column is missing, or a cell where that was to be refused; two
             columns have one name.
         """
+        check_frame(frame)
         check_unique(list(frame.columns))
         for column in self.inputs:
             if column.name not in frame.columns:

@@ -98,12 +98,15 @@ def read_model(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
     :raises SavedModelError: a file is missing, damaged, of another model or of a newer version.
     """
+    if folder.is_file():
+        raise SavedModelError(f"{folder} is a file: name the folder that it is in")
     for file in (folder / DESCRIPTION, folder / TENSORS):
         if not file.is_file():
-            begun = "; its fit was interrupted: the same fit once more goes on" if is_unfinished(folder) else ""
+            if is_unfinished(folder):
+                raise SavedModelError(f"{file} is missing: the fit has not ended; the same fit once more goes on")
             raise SavedModelError(
-                f"{file} is missing{begun}: a model is a folder with {DESCRIPTION} and {TENSORS}, as `gp-rangeformer "
-                "fit --out` and TableRegression.save write it"
+                f"{file} is missing: a model is a folder with {DESCRIPTION} and {TENSORS}, as `gp-rangeformer fit "
+                "--out` and TableRegression.save write it"
             )
     described = folder / DESCRIPTION
     file = described.read_bytes()

@@ -29,6 +29,12 @@ def place(frame: pd.DataFrame | pd.Series, at: int) -> str:
     return f"{frame.index.name or 'row'} {frame.index[at]}"
 
 
+def check_frame(frame: object) -> None:
+    """:raises TableError: it is none of pandas'."""
+    if not isinstance(frame, import_pandas().DataFrame):
+        raise TableError(f"a table is a pandas.DataFrame, not a {type(frame).__name__}: convert it, with column names")
+
+
 def column_of(frame: pd.DataFrame, name: str) -> pd.Series:
     """One column; names are known to be of one each."""
     found: Any = frame[name]
@@ -64,7 +70,7 @@ def kind_of(column: pd.Series) -> Kind | None:
     if kind is not None:
         return kind
     if inferred.startswith("mixed") and any(isinstance(cell, str) for cell in column):
-        at, why = first_text(column, "drop the column or encode it as numbers; other cells of it are no text")
+        at, why = first_text(column, "drop the column or encode it as numbers, with empty cells for missing ones")
         raise TableError(f"{place(column, at)}: column {column.name!r} holds text, {shown(column, at)}: {why}")
     raise TableError(
         f"column {column.name!r} holds values of kind {inferred} ({column.dtype}): numbers, true and false, dates and "

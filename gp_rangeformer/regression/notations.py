@@ -30,7 +30,8 @@ class Notation:
     """How numbers and dates are written, as :func:`pandas.read_csv` has it.
 
     ``decimal``: between whole and fraction. ``thousands``: between groups of three digits, or None; a space stands for
-    narrow and fixed ones too. ``dayfirst``: whether 3/4/2024 is the third of April; None: such dates are text.
+    narrow and fixed ones too, and where it is a point 0.123 is no number. ``dayfirst``: whether 3/4/2024 is the third
+    of April; None: such dates are text.
 
     :raises TableError: a sign is not one character, or cannot be told from a number's others.
     """
@@ -76,7 +77,7 @@ class Notation:
         """Of other numbers than Python's."""
         if self.decimal == "." and self.thousands is None:
             return None
-        groups = "" if self.thousands is None else rf"|\d{{1,3}}(?:{self._between}\d{{3}})+"
+        groups = "" if self.thousands is None else rf"|[1-9]\d{{0,2}}(?:{self._between}\d{{3}})+"
         point = re.escape(self.decimal)
         return re.compile(rf"[+-]?(?={point}?\d)(?:\d+{groups})?(?:{point}\d*)?([eE][+-]?\d+)?")
 

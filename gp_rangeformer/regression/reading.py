@@ -11,7 +11,6 @@ import gzip
 import math
 import warnings
 import zlib
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from numbers import Real
 from pathlib import Path
@@ -20,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from gp_rangeformer.regression.errors import INSTALL, TableError, TableWarning, argument, import_pandas
 from gp_rangeformer.regression.kinds import mixed_zones, place
 from gp_rangeformer.regression.notations import Notation, has_zone
-from gp_rangeformer.regression.rows import closest
+from gp_rangeformer.regression.rows import UNNAMED, check_unique, closest
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -38,14 +37,16 @@ def read_table(
     decimal: str = ".",
     thousands: str | None = None,
     dayfirst: bool | None = None,
+    encoding: str = "utf-8",
     sheet: str | None = None,
 ) -> pd.DataFrame:
-    """A table with a header line: CSV, TSV and the like (UTF-8, plain or gzip), a sheet of an Excel file, or Parquet.
+    """A table with a header line: CSV, TSV and the like (plain or gzip), a sheet of an Excel file, or Parquet.
 
     Cells of text, in Excel files too, are numbers (1.5, 4e-3), true and false, dates (2024-01-31, 2024-01-31 12:00,
     2024/01/31), missing (empty, NA, N/A, NaN, null, ?) or text; a column is of numbers, of booleans or of dates if all
     of its cells are, and else of text. The index is named ``line``, the line of the file that a row ends in, or ``row``
-    (of Excel: as it shows them, of Parquet: counted from 1).
+    (of Excel: as it shows them, of Parquet: counted from 1). A column without a name is called as pandas does:
+    ``Unnamed: 0`` is the first one.
 
     :param sep: what stands between cells of a text file; None: a comma, semicolon, tab or bar, whichever the header
         has most of.
@@ -53,18 +54,19 @@ def read_table(
     :param decimal: between whole and fraction, as pandas has it; ``","`` reads 1,5.
     :param thousands: between groups of three digits; ``"."`` reads 1.000 as a thousand.
     :param dayfirst: True reads 31.1.2024 and 31/1/2024, False 1/31/2024; None: such dates are text.
+    :param encoding: of a text file; those of Windows are often "cp1252".
     :param sheet: of an Excel file; None: the first one, and a :class:`~gp_rangeformer.regression.TableWarning` names
         the others.
-    :raises TableError: the file is missing, empty or damaged, a row has too many or too few cells, a column has no name
-        or the name of another, one of dates has some with and some without a time zone.
+    :raises TableError: the file is missing, empty or damaged, a row has too many or too few cells, a column has the
+        name of another, one of dates has some with and some without a time zone.
     :raises ImportError: pandas, or what it needs for this kind of file, is not installed.
     """
     path, notation = Path(path), Notation(decimal, thousands, dayfirst)
     if sep is not None and len(sep) != 1:
         raise TableError(f"separator {sep!r} is not one character")
     kind = path.suffix.lower()
-    if sep is not None and kind in (*_EXCEL, *_PARQUET):
-        raise TableError(f"{path.name} is no text file: a separator says nothing of it")
+    if (sep is not None or encoding != "utf-8") and kind in (*_EXCEL, *_PARQUET):
+        raise TableError(f"{path.name} is no text file: a separator or an encoding says nothing of it")
     if notation != Notation() and kind in _PARQUET:
         raise TableError(f"{path.name} is no text file: how numbers and dates are written says nothing of it")
     if sheet is not None and kind not in _EXCEL:
@@ -77,12 +79,19 @@ def read_table(
     try:
         with path.open("rb") as raw:
             zipped = raw.read(2) == b"\x1f\x8b"
-        with (gzip.open if zipped else open)(path, "rt", newline="", encoding="utf-8-sig") as lines:
+        found = "utf-8-sig" if encoding.lower() in ("utf-8", "utf8") else encoding  # without a byte order mark
+        with (gzip.open if zipped else open)(path, "rt", newline="", encoding=found) as lines:
             header, numbers, rows = _split(path.name, lines, sep)
     except FileNotFoundError as error:
         raise TableError(f"no file {path}: check the path") from error
-    except UnicodeDecodeError as error:
-        raise TableError(f"{path.name} is not UTF-8 text ({error}): save it as UTF-8 CSV") from error
+    except UnicodeError as error:
+        named = f"{argument('encoding', 'cp1252')}, {argument('encoding', 'utf-16')}"
+        raise TableError(
+            f"{path.name} is not {encoding.upper()} text ({error}): save it as UTF-8 CSV, .xlsx or .parquet, or name "
+            f"its encoding ({named})"
+        ) from error
+    except LookupError as error:
+        raise TableError(f"{argument('encoding', encoding)}: there is no such encoding") from error
     except csv.Error as error:
         raise TableError(f"{path.name} is not well-formed CSV ({error}): check quotes and line ends") from error
     except (OSError, EOFError, zlib.error) as error:
@@ -101,7 +110,7 @@ def _split(name: str, lines: Iterable[str], sep: str | None) -> tuple[list[str],
     # An empty line; of a table with one column that would be a missing cell, but such a table has no inputs.
     filled = ((line, cells) for line, cells in stripped if cells not in ([], [""]))
     _, header = next(filled, (0, []))
-    _check_header(name, header)
+    header = _named(name, header)
     numbers, rows = [], []
     for line, cells in filled:
         if len(cells) != len(header):
@@ -114,16 +123,19 @@ def _split(name: str, lines: Iterable[str], sep: str | None) -> tuple[list[str],
     return header, numbers, rows
 
 
-def _check_header(name: str, header: list[str]) -> None:
-    if not header:
+def _named(name: str, header: list[str]) -> list[str]:
+    """With names for those that have none, as pandas makes them.
+
+    :raises TableError: there is no header, or a name occurs twice.
+    """
+    if not any(header):
         raise TableError(f"{name} is empty: it needs a header line and at least 10 rows")
     if all(Notation().number(column) is not None for column in header):
         raise TableError(f"{name} has no header: its first line holds only numbers; put column names above it")
-    twice = [column for column, count in Counter(header).items() if count > 1]
-    if "" in header:
-        raise TableError(f"{name}: column {header.index('') + 1} has no name: name it, or drop it (a row index?)")
-    if twice:
-        raise TableError(f"{name}: column name {twice[0]!r} occurs more than once: rename or drop the duplicates")
+    header = [column or f"{UNNAMED}{at}" for at, column in enumerate(header)]
+    with _naming(name):
+        check_unique(header)
+    return header
 
 
 def _frame(
@@ -208,9 +220,16 @@ def _dates(name: str, column: pd.Series, cells: list[str | None], notation: Nota
 def _read_parquet(path: Path) -> pd.DataFrame:
     pd = import_pandas()
     with _reading(path, "a Parquet file", "pyarrow"):
+        import pyarrow.parquet
+
+        with _naming(path.name):
+            check_unique(pyarrow.parquet.read_schema(path).names)
         frame = pd.read_parquet(path)
-    # An index that has a name is a column like the others.
-    frame = frame.reset_index(drop=all(name is None for name in frame.index.names))
+        # An index that has a name is a column like the others.
+        named = [name for name in frame.index.names if name is not None]
+        with _naming(path.name):
+            check_unique([*named, *frame.columns])
+        frame = frame.reset_index(drop=not named)
     frame.index = pd.RangeIndex(1, len(frame) + 1, name="row")
     return frame
 
@@ -222,15 +241,26 @@ def _read_excel(path: Path, sheet: str | None, notation: Notation, text: Sequenc
         if sheet is not None and sheet not in names:
             raise TableError(f"{path.name} has no sheet {sheet!r}{closest(sheet, names)}; sheets: {', '.join(names)}")
         # Without its own header pandas renames duplicates.
-        cells = pd.read_excel(book, sheet_name=sheet or names[0], header=None, keep_default_na=False, na_values=[""])
+        cells = pd.read_excel(
+            book, sheet_name=sheet or names[0], header=None, dtype=object, keep_default_na=False, na_values=[""]
+        )
     if sheet is None and len(names) > 1:
         others = f"{', '.join(names[1:])} ({argument('sheet', names[1])})"
         warnings.warn(f"{path.name}: read the sheet {names[0]!r}; others: {others}", TableWarning, stacklevel=3)
-    header = ["" if pd.isna(cell) else str(cell).strip() for cell in (cells.iloc[0] if len(cells) else [])]
-    _check_header(path.name, header)
     cells.index = pd.RangeIndex(1, len(cells) + 1, name="row")
-    frame = cells.iloc[1:].set_axis(header, axis=1).dropna(how="all")
+    cells = cells.dropna(how="all").dropna(how="all", axis=1)
+    header = ["" if pd.isna(cell) else str(cell).strip() for cell in (cells.iloc[0] if len(cells) else [])]
+    header = _named(path.name, header)
+    frame = cells.iloc[1:].set_axis(header, axis=1)
     return pd.DataFrame({name: _typed(path.name, frame[name], notation, name in text) for name in header})
+
+
+@contextlib.contextmanager
+def _naming(file: str) -> Iterator[None]:
+    try:
+        yield
+    except TableError as error:
+        raise TableError(f"{file}: {error}") from error
 
 
 @contextlib.contextmanager

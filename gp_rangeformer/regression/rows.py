@@ -9,7 +9,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from gp_rangeformer.regression.errors import TableError, argument
-from gp_rangeformer.regression.kinds import as_numbers, column_of, first_text, kind_of, place, refuse_missing, shown
+from gp_rangeformer.regression.kinds import (
+    as_numbers,
+    check_frame,
+    column_of,
+    first_text,
+    kind_of,
+    place,
+    refuse_missing,
+    shown,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -19,6 +28,7 @@ Missing = Literal["drop", "mean", "refuse"]
 ENCODE: tuple[Encode, ...] = ("refuse", "one-hot", "drop")
 MISSING: tuple[Missing, ...] = ("drop", "mean", "refuse")
 FEWEST = 10  # rows
+UNNAMED = "Unnamed: "  # what pandas calls a column without a name, before its number
 
 
 @dataclass(frozen=True)
@@ -41,11 +51,14 @@ def usable(
 
     :raises TableError: as :meth:`gp_rangeformer.regression.TableRegression.fit`.
     """
+    check_frame(frame)
     check_option("encode", encode, ENCODE)
     check_option("missing", missing, MISSING)
     _check_columns(frame, target, drop)
     notes: list[str] = []
     frame = frame.drop(columns=[name for name in drop if name in frame.columns])
+    if not len(frame):
+        raise TableError(f"there are no rows; at least {FEWEST} complete ones are needed")
     frame = _without_columns(frame, target, encode, notes)
     if frame.shape[1] == 1:
         raise TableError(f"there is only the target column {target!r}: add at least one feature column")
@@ -79,6 +92,9 @@ def _check_columns(frame: pd.DataFrame, target: str, drop: Sequence[str]) -> Non
     check_unique(names)
     if frame.index.has_duplicates:
         raise TableError("two rows have the same label: frame.reset_index(drop=True) numbers them")
+    if names != [target] and len(names) == 1:
+        separator = f"is the separator another ({argument('sep', ';')})?"
+        raise TableError(f"there is only one column, {names[0]!r}: {separator}")
     for name in (target, *drop):
         if name not in names:
             raise TableError(f"no column {name!r}{closest(name, names)}; its columns: {', '.join(names)}")
@@ -102,6 +118,11 @@ def _without_columns(frame: pd.DataFrame, target: str, encode: Encode, notes: li
             raise TableError(f"the target {target!r} holds no value: a regression needs numbers")
         at, why = first_text(cells, "a regression needs numbers")
         raise TableError(f"{place(frame, at)}: the target {target!r} holds {shown(cells, at)}: {why}")
+    for name, kind in kinds.items():
+        number = name.removeprefix(UNNAMED)
+        if kind is not None and name != number and number.isdigit():
+            remedy = f"name it, or leave it out ({argument('drop', [name])})"
+            raise TableError(f"column {int(number) + 1} has no name, as a row index has none: {remedy}")
     empty = [name for name, kind in kinds.items() if kind is None]
     if empty:
         notes.append(f"left out, without a single value: {_listed(empty)}")
@@ -131,7 +152,9 @@ def check_option(name: str, value: object, allowed: Sequence[str]) -> None:
 
 def closest(name: str, names: Iterable[str]) -> str:
     """A guess at what was meant, for an error message."""
-    close = difflib.get_close_matches(name, names, n=1)
+    names = list(names)
+    close = [one for one in names if one.casefold() == name.strip().casefold()]
+    close = close or difflib.get_close_matches(name, names, n=1)
     return f", did you mean {close[0]!r}?" if close else ""
 
 

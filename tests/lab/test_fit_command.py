@@ -154,6 +154,17 @@ def test_an_interrupted_fit_is_gone_on_with_by_the_same_command(table, tmp_path,
     assert UNFINISHED not in {path.name for path in out.iterdir()}
 
 
+def test_predictions_beside_a_later_fit_say_that_they_are_of_the_former_model(table, tmp_path):
+    out = tmp_path / "model"
+    assert invoke("fit", table, "--target", "y", "--out", out, "--encode", "drop", "--kernel", "rbf").exit_code == 0
+    (out / UNFINISHED).write_text("{}")
+    result = invoke("predict", out, table, "--out", tmp_path / "p.csv")
+    assert result.exit_code == 0, result.output
+    assert f"Warning: {out} holds a later fit that runs, or was interrupted: this is the model from before it" in said(
+        result
+    )
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -164,7 +175,7 @@ def test_an_interrupted_fit_is_gone_on_with_by_the_same_command(table, tmp_path,
             "line 6: column 'a' is missing: --missing drop leaves such rows out",
         ),
         (("--sep", "::"), "--sep '::': one character, or tab"),
-        (("--sep", "tab"), "no column 'y'"),
+        (("--sep", "tab"), "there is only one column, 'a;city;flag;when;same;y': is the separator another (--sep ';')"),
         (("--drop", "b"), "no column 'b'"),
         (("--decimal", ".,"), "--decimal .,: one character"),
         (("--sheet", "data"), "t.csv is no Excel file"),

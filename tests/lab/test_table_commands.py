@@ -92,3 +92,47 @@ def test_one_of_two_columns_with_a_name_is_not_taken_for_the_other(frame, tmp_pa
         assert result.exit_code == 2
         assert f"column name {header.split(',')[-1]!r} occurs more than once" in said(result)
         assert "Traceback" not in result.output
+
+
+def test_a_table_is_not_written_over(frame, tmp_path):
+    frame.to_csv(tmp_path / "t.csv", index=False)
+    before = (tmp_path / "t.csv").read_bytes()
+    assert invoke("fit", tmp_path / "t.csv", "--target", "y", "--kernel", "rbf", "--out", tmp_path / "m").exit_code == 0
+    for command in (
+        ("predict", tmp_path / "m", tmp_path / "t.csv", "--out", tmp_path / "t.csv"),
+        ("fit", tmp_path / "t.csv", "--target", "y", "--predictions", tmp_path / "m" / ".." / "t.csv"),
+        ("fit", tmp_path / "t.csv", "--target", "y", "--json", tmp_path / "t.csv"),
+    ):
+        result = invoke(*command)
+        assert result.exit_code == 2
+        assert "is the table itself" in said(result)
+        assert (tmp_path / "t.csv").read_bytes() == before
+    result = invoke("predict", tmp_path / "m" / "model.json", tmp_path / "t.csv", "--out", tmp_path / "p.csv")
+    assert "model.json is a file: name the folder that it is in" in said(result)
+
+
+def test_what_pandas_writes_can_be_predicted_and_its_row_index_is_no_input(frame, tmp_path):
+    frame.to_csv(tmp_path / "t.csv")
+    refused = invoke("fit", tmp_path / "t.csv", "--target", "y")
+    assert refused.exit_code == 2
+    assert "column 1 has no name, as a row index has none: name it, or leave it out (--drop 'Unnamed: 0')" in said(
+        refused
+    )
+    fitted = invoke(
+        "fit", tmp_path / "t.csv", "--target", "y", "--kernel", "rbf", "--drop", "Unnamed: 0", "--out", tmp_path / "m"
+    )
+    assert fitted.exit_code == 0, fitted.output
+    assert invoke("predict", tmp_path / "m", tmp_path / "t.csv", "--out", tmp_path / "p.csv").exit_code == 0
+    assert len(read_table(tmp_path / "p.csv")) == ROWS
+
+
+def test_a_reader_that_goes_away_does_not_cost_the_training(frame, tmp_path, monkeypatch):
+    """As in ``gp-rangeformer fit ... | head``."""
+
+    def gone(fitted: object) -> None:
+        raise BrokenPipeError
+
+    monkeypatch.setattr("gp_rangeformer.lab.commands.fit._print", gone)
+    frame.to_csv(tmp_path / "t.csv", index=False)
+    invoke("fit", tmp_path / "t.csv", "--target", "y", "--kernel", "rbf", "--out", tmp_path / "m")
+    assert TableRegression.load(tmp_path / "m").target == "y"

@@ -246,13 +246,25 @@ def test_a_column_of_another_kind_or_none_is_refused():
         (lambda f: f.rename(columns={"x": 0}), {}, "column 0 has no text for a name"),
         (lambda f: pd.concat([f, f["x"]], axis=1), {}, "'x' occurs more than once"),
         (lambda f: pd.concat([f, f]), {}, "two rows have the same label"),
-        (lambda f: f.rename(columns={"y": "Y"}), {}, "no column 'y'; its columns: x, flag, when, city, Y"),
+        (
+            lambda f: f.rename(columns={"y": "Y"}),
+            {},
+            "no column 'y', did you mean 'Y'.; its columns: x, flag, when, city, Y",
+        ),
         (lambda f: f, {"drop": ("z",)}, "no column 'z'"),
         (lambda f: f, {"drop": ("y",)}, "'y' is among the columns to drop"),
         (lambda f: f, {"drop": ("x", "flag", "when", "city")}, "only the target column 'y'"),
         (lambda f: f.assign(y=f["city"]), {}, "the target 'y' holds 'Oslo'"),
         (lambda f: f.assign(y=None), {}, "the target 'y' holds no value"),
         (lambda f: f.iloc[:9], {}, "9 complete rows"),
+        (lambda f: f.iloc[:0], {}, "there are no rows; at least 10"),
+        (
+            lambda f: f.assign(**{"Unnamed: 3": range(ROWS)}),
+            {},
+            r"column 4 has no name, as a row index has none: name it, or leave it out \(drop=\['Unnamed: 3'\]\)",
+        ),
+        (lambda f: f[["x"]], {}, r"there is only one column, 'x': is the separator another \(sep=';'\)"),
+        (lambda f: f.rename(columns={"y": "Y"})[["x", "Y"]], {}, "no column 'y', did you mean 'Y'"),
     ],
 )
 def test_tables_that_cannot_be_used_are_refused(change, options, said):
@@ -262,6 +274,21 @@ def test_tables_that_cannot_be_used_are_refused(change, options, said):
         return
     with pytest.raises(TableError, match=said):
         learn(frame, **options)
+
+
+@pytest.mark.parametrize("other", [ONE_OF_EACH.to_numpy(), ONE_OF_EACH.to_dict(), ONE_OF_EACH["x"]], ids=type)
+def test_what_is_no_table_of_pandas_is_refused(other: Any):
+    with pytest.raises(TableError, match=f"not a {type(other).__name__}: convert it"):
+        usable(other, "y")
+    with pytest.raises(TableError, match=f"not a {type(other).__name__}: convert it"):
+        learn(ONE_OF_EACH).encoded(other)
+
+
+def test_columns_without_name_and_cells_are_left_out_and_others_when_asked():
+    frame = ONE_OF_EACH.assign(**{"Unnamed: 5": None, "Unnamed: 6": range(ROWS)})
+    found = usable(frame, "y", encode="one-hot", drop=("Unnamed: 6",))
+    assert list(found.frame.columns) == list(ONE_OF_EACH.columns)
+    assert found.notes == ("left out, without a single value: 'Unnamed: 5'",)
 
 
 def test_text_columns_are_dropped_when_asked():

@@ -39,6 +39,7 @@ def test_a_number_is_read_as_it_was_written(value, signs):
         (Notation(","), "-inf", -float("inf")),
         (Notation(thousands=" "), "12\u202f345", 12345.0),
         (Notation(thousands=" "), "12 34", None),
+        (Notation(",", "."), "0.123", None),
         (Notation(), "1_000", None),
         (Notation(), "\u0661", None),
     ],
@@ -84,6 +85,7 @@ def test_dates_become_iso(dayfirst, cell, date):
         (["1.2.24"], 0, "two digits for a year"),
         (["1.5", None], 0, "stored as text"),
         (["1,5", "2,5", "-"], 0, "decimal=','"),
+        (["0,123", "0,5"], 0, "a comma for the decimal point (read the table with decimal=',')"),
     ],
 )  # fmt: skip
 def test_what_is_written_otherwise_is_named_with_what_reads_it(cells, at, said):

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pyarrow
+import pyarrow.parquet
 import pytest
 
 from gp_rangeformer.regression import TableError, TableWarning, read_table
@@ -132,7 +134,6 @@ def test_parquet_and_excel_hold_the_same_table(tmp_path):
     [
         ("", "t.csv is empty"),
         ("1,2\n3,4\n", "its first line holds only numbers"),
-        ("a,,y\n1,2,3\n", "column 2 has no name"),
         ("a,b,a\n1,2,3\n", "'a' occurs more than once"),
         ("a,y\n1,2\n3\n", "t.csv, line 3: 1 cells under 2 columns"),
         ("a,y\n1,2\n\n3,4,5\n", "t.csv, line 4: 3 cells under 2 columns"),
@@ -149,7 +150,7 @@ def test_files_that_cannot_be_read_are_refused(tmp_path):
     for name, content, said in (
         ("absent.csv", None, "no file"),
         ("absent.xlsx", None, "no file"),
-        ("t.csv", "a,y\n1,2\n".encode("utf-16"), "is not UTF-8 text"),
+        ("t.csv", "a,y\n1,2\n".encode("utf-16"), r"is not UTF-8 text .* \(encoding='cp1252', encoding='utf-16'\)"),
         ("t.csv.gz", gzip.compress(b"a,y\n" * 5000)[:-30], "cannot read"),
         ("t.xlsx", b"a,y\n1,2\n", "cannot read .* as an Excel file"),
         ("t.parquet", b"a,y\n1,2\n", "cannot read .* as a Parquet file"),
@@ -160,10 +161,48 @@ def test_files_that_cannot_be_read_are_refused(tmp_path):
             read_table(tmp_path / name)
     with pytest.raises(TableError, match="is not one character"):
         read_table(tmp_path / "t.csv", ";;")
-    wanted: tuple[dict[str, Any], ...] = ({"sep": ";"}, {"decimal": ","}, {"dayfirst": True})
+    wanted: tuple[dict[str, Any], ...] = ({"sep": ";"}, {"decimal": ","}, {"dayfirst": True}, {"encoding": "cp1252"})
     for options in wanted:
         with pytest.raises(TableError, match="is no text file"):
             read_table(tmp_path / "t.parquet", **options)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "cp1252", "latin-1"])
+def test_encodings_are_read_when_named(tmp_path, encoding):
+    path = tmp_path / "t.csv"
+    path.write_bytes("größe,y\nkühl,2\n".encode(encoding))
+    table = read_table(path, encoding=encoding)
+    assert (list(table.columns), table["größe"].tolist()) == (["größe", "y"], ["kühl"])
+    if encoding.startswith("utf-8"):
+        pd.testing.assert_frame_equal(read_table(path), table)
+    with pytest.raises(TableError, match="encoding='klingon': there is no such encoding"):
+        read_table(path, encoding="klingon")
+
+
+def test_columns_without_a_name_are_called_as_pandas_does(tmp_path):
+    path = write(tmp_path / "t.csv", ",a,\n0,1,\n1,2,\n")
+    found = read_table(path)
+    assert list(found.columns) == list(pd.read_csv(path).columns) == ["Unnamed: 0", "a", "Unnamed: 2"]
+    assert bool(found["Unnamed: 2"].isna().all())
+
+
+def test_a_table_of_excel_may_begin_anywhere(tmp_path):
+    frame = pd.DataFrame({"a": [1, None], 2024: [1.5, 2.5]})
+    frame.to_excel(tmp_path / "t.xlsx", index=False, startrow=2, startcol=1)
+    found = read_table(tmp_path / "t.xlsx")
+    assert list(found.columns) == ["a", "2024"]
+    assert list(found.index) == [4, 5]
+    assert found["2024"].tolist() == [1.5, 2.5]
+
+
+def test_names_of_parquet_that_occur_twice_are_refused(tmp_path):
+    cells = pyarrow.array([1.0, 2.0])
+    pyarrow.parquet.write_table(pyarrow.table([cells, cells], names=["a", "a"]), tmp_path / "t.parquet")
+    frame = pd.DataFrame({"a": [1.0, 2.0]}, index=pd.Index([5, 6], name="a"))
+    frame.to_parquet(tmp_path / "index.parquet")
+    for name in ("t.parquet", "index.parquet"):
+        with pytest.raises(TableError, match=f"{name}: column name 'a' occurs more than once"):
+            read_table(tmp_path / name)
 
 
 def test_an_excel_header_is_checked_as_others_are(tmp_path):

@@ -182,7 +182,5 @@ def test_a_model_beside_a_later_fit_that_has_not_ended_is_called_the_former(tmp_
         former = TableRegression.load(tmp_path)
     assert len(former.training_frame()) == N
     interrupted(tmp_path / "new")
-    with pytest.raises(
-        SavedModelError, match=r"model.json is missing; its fit was interrupted: the same fit once more"
-    ):
+    with pytest.raises(SavedModelError, match=r"model.json is missing: the fit has not ended; the same fit once more"):
         TableRegression.load(tmp_path / "new")

@@ -24,6 +24,7 @@ from gp_rangeformer.lab.commands.options import (
     Device,
     Drop,
     Encode,
+    Encoding,
     KernelName,
     MinSize,
     Missing,
@@ -61,6 +62,7 @@ def compare(
     decimal: Decimal = ".",
     thousands: Thousands = None,
     dayfirst: DayFirst = None,
+    encoding: Encoding = "utf-8",
     sheet: Sheet = None,
     drop: Drop = "",
     encode: Encode = "refuse",
@@ -110,7 +112,15 @@ def compare(
         check_device(device)
         parse_solvers(solvers, dtype or "float32", timing_only, min_size)
         options = table_options(
-            sep, drop, encode, missing, decimal=decimal, thousands=thousands, dayfirst=dayfirst, sheet=sheet
+            sep,
+            drop,
+            encode,
+            missing,
+            decimal=decimal,
+            thousands=thousands,
+            dayfirst=dayfirst,
+            encoding=encoding,
+            sheet=sheet,
         )
         loaded = load(data, target, dataset, n, n_test, seed, data_dir, options)
         for each in loaded:

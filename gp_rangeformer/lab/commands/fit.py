@@ -29,6 +29,7 @@ from gp_rangeformer.lab.commands.options import (
     Device,
     Drop,
     Encode,
+    Encoding,
     MinSize,
     Missing,
     N,
@@ -80,6 +81,7 @@ def fit(
     decimal: Decimal = ".",
     thousands: Thousands = None,
     dayfirst: DayFirst = None,
+    encoding: Encoding = "utf-8",
     sheet: Sheet = None,
     drop: Drop = "",
     encode: Encode = "refuse",
@@ -126,13 +128,21 @@ def fit(
         from gp_rangeformer.regression.kernels import default_dtype
 
         options = table_options(
-            sep, drop, encode, missing, decimal=decimal, thousands=thousands, dayfirst=dayfirst, sheet=sheet
+            sep,
+            drop,
+            encode,
+            missing,
+            decimal=decimal,
+            thousands=thousands,
+            dayfirst=dayfirst,
+            encoding=encoding,
+            sheet=sheet,
         )
         if kernel is not None:
             kernel_names(kernel)
         check_dtype(dtype or "float32")
         check_device(device)
-        _check_outputs(out, predictions, json)
+        _check_outputs(out, predictions, json, data)
         loaded, split = _load(data, target, dataset, n, n_test, seed, data_dir, options)
         names = _kernels(kernel, loaded, by_adam)
         if by_adam and loaded is None:
@@ -165,13 +175,14 @@ def fit(
         open_console(stderr=True).print(f"Training failed: {error}", style="red", markup=False, soft_wrap=True)
         raise typer.Exit(FAILED) from None
 
-    _print(fitted)
     outputs = Outputs()
     if out is not None and fitted.model is not None:
+        # First: who reads what is printed may go away (``| head``), which must not cost the training.
         outputs.write(out, partial(fitted.model.save, out))
         if fitted.predictions is not None:
             outputs.write(out / HELD_OUT, partial(fitted.write_predictions, out / HELD_OUT))
         outputs.write_json(out / NUMBERS, fitted.to_json(spec, seed, device))
+    _print(fitted)
     if predictions is not None and fitted.predictions is not None:
         outputs.write(predictions, partial(fitted.write_predictions, predictions))
     if json is not None:
@@ -196,7 +207,7 @@ def _write_report(model: TableRegression, path: Path, held_out: pd.DataFrame) ->
         raise OSError(f"{path} was not written: {error}") from error
 
 
-def _check_outputs(out: Path | None, predictions: Path | None, json: Path | None) -> None:
+def _check_outputs(out: Path | None, predictions: Path | None, json: Path | None, data: Path | None) -> None:
     """The folder is made: files may be asked for in it."""
     from gp_rangeformer.atomic import WriteError
     from gp_rangeformer.regression.files import prepared_folder
@@ -206,8 +217,8 @@ def _check_outputs(out: Path | None, predictions: Path | None, json: Path | None
             prepared_folder(out)
         except WriteError as error:
             refuse(f"--out {out}: {error}")
-    check_output("--predictions", predictions)
-    check_output("--json", json)
+    check_output("--predictions", predictions, data)
+    check_output("--json", json, data)
 
 
 def _load(

@@ -49,6 +49,7 @@ DayFirst = Annotated[
         "--dayfirst/--no-dayfirst", help="Read dates like 31.1.2024, or else 1/31/2024.", show_default="as text"
     ),
 ]
+Encoding = Annotated[str, typer.Option(help="Of a text file; of Windows often cp1252.")]
 Sheet = Annotated[str | None, typer.Option(help="Of an Excel file.", show_default="the first")]
 Drop = Annotated[
     str, typer.Option(help='Columns to leave out, separated by commas; "quoted" those with a comma in their name.')
@@ -112,6 +113,7 @@ def table_options(
     decimal: str,
     thousands: str | None,
     dayfirst: bool | None,
+    encoding: str,
     sheet: str | None,
 ) -> TableOptions:
     from gp_rangeformer.lab.datasets import TableOptions
@@ -122,7 +124,8 @@ def table_options(
             refuse(f"{option} {value!r}: {', '.join(allowed)}")
     names = next(csv.reader([drop], skipinitialspace=True), [])
     left_out = tuple(name.strip() for name in names if name.strip())
-    return TableOptions(separator(sep), left_out, encode, missing, decimal, thousands, dayfirst, sheet)  # type: ignore[arg-type]
+    found = (separator(sep), left_out, encode, missing, decimal, thousands, dayfirst, encoding, sheet)
+    return TableOptions(*found)  # type: ignore[arg-type]
 
 
 def separator(sep: str | None) -> str | None:
@@ -133,14 +136,16 @@ def separator(sep: str | None) -> str | None:
     return found
 
 
-def check_output(option: str, path: Path | None) -> None:
-    """Whether the file can be written, before anything is computed for it."""
+def check_output(option: str, path: Path | None, data: Path | None = None) -> None:
+    """Whether the file can be written, before anything is computed for it, and is not the table itself."""
     if path is None:
         return
     if not path.parent.is_dir():
         refuse(f"{option} {path}: there is no folder {path.parent}: make it, or choose another path")
     if path.is_dir():
         refuse(f"{option} {path} is a folder: name a file in it")
+    if data is not None and path.exists() and data.exists() and path.samefile(data):
+        refuse(f"{option} {path} is the table itself: choose another path")
     if not os.access(path if path.exists() else path.parent, os.W_OK):
         refuse(f"{option} {path} cannot be written: choose a path that you may write to")
 

@@ -20,6 +20,7 @@ from gp_rangeformer.lab.commands.options import (
     DayFirst,
     Decimal,
     Device,
+    Encoding,
     Sep,
     Sheet,
     Thousands,
@@ -44,6 +45,7 @@ def predict(
     decimal: Decimal = ".",
     thousands: Thousands = None,
     dayfirst: DayFirst = None,
+    encoding: Encoding = "utf-8",
     sheet: Sheet = None,
     device: Device = "cpu",
 ) -> None:
@@ -56,9 +58,11 @@ def predict(
     from gp_rangeformer.regression.predictions import beside
 
     check_device(device)
-    check_output("--out", out)
+    check_output("--out", out, data)
     try:
-        options = table_options(sep, decimal=decimal, thousands=thousands, dayfirst=dayfirst, sheet=sheet)
+        options = table_options(
+            sep, decimal=decimal, thousands=thousands, dayfirst=dayfirst, encoding=encoding, sheet=sheet
+        )
         with saying_warnings():
             kept = TableRegression.load(model, device=device)
             frame = options.read(data, text=kept.columns.texts)

@@ -34,12 +34,21 @@ class TableOptions:
     decimal: str = "."
     thousands: str | None = None
     dayfirst: bool | None = None
+    encoding: str = "utf-8"
     sheet: str | None = None
 
     def read(self, path: Path, text: Sequence[str] = ()) -> pd.DataFrame:
         """As :func:`gp_rangeformer.regression.read_table`."""
-        notation = {"decimal": self.decimal, "thousands": self.thousands, "dayfirst": self.dayfirst}
-        return read_table(path, self.sep, text, sheet=self.sheet, **notation)
+        return read_table(
+            path,
+            self.sep,
+            text,
+            decimal=self.decimal,
+            thousands=self.thousands,
+            dayfirst=self.dayfirst,
+            encoding=self.encoding,
+            sheet=self.sheet,
+        )
 
 
 @dataclass(frozen=True, eq=False)
