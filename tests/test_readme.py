@@ -100,7 +100,7 @@ def test_the_network_of_the_guide_answers() -> None:
     for block in blocks(GUIDE / "papers.md"):
         exec(block, names)
     answers = names["answers"]
-    for name in ("lambda_max", "logdet", "basis", "scores", "solution", "residual"):
+    for name in ("lambda_max", "logdet", "basis", "image", "solution", "residual"):
         assert getattr(answers, name).isfinite().all()
 
 

@@ -76,7 +76,7 @@ class RangeFormerOutput:
 
 
 class RangeFormer(nn.Module):
-    """See the module's text. About 90,000 parameters at the default configuration."""
+    """See the module's text. About 70,000 parameters at the default configuration."""
 
     def __init__(self, config: RangeFormerConfig) -> None:
         super().__init__()
