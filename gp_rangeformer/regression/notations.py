@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from gp_rangeformer.regression.errors import TableError, argument
 
-_TIME = r"(?:[ T]\d\d:\d\d(?::\d\d(?:\.\d+)?)?(?:Z|[+-]\d\d:?\d\d)?)?"
+_TIME = r"(?:[ T]\d?\d:\d\d(?::\d\d(?:\.\d+)?)?(?:Z|[+-]\d\d:?\d\d)?)?"
 _YEAR_FIRST = re.compile(rf"(\d{{4}})([-/.])(\d\d)\2(\d\d)({_TIME})")
 _YEAR_LAST = re.compile(rf"(\d{{1,2}})([-/.])(\d{{1,2}})\2(\d{{4}})({_TIME})")
 _TWO_DIGITS = re.compile(r"(\d{1,2})([-/.])(\d{1,2})\2(\d\d)")
@@ -66,6 +66,7 @@ class Notation:
             day, month = (first, second) if self.dayfirst else (second, first)
         else:
             return None
+        time = time if time[2:3] != ":" else f"{time[0]}0{time[1:]}"  # 9:30 is 09:30
         return f"{year}-{month:0>2}-{day:0>2}{time}"
 
     @property

@@ -102,6 +102,12 @@ def read_table(
 def _split(name: str, lines: Iterable[str], sep: str | None) -> tuple[list[str], list[int], list[list[str]]]:
     """Header, the line that each row ends in, and the rows, all as long as the header."""
     whole = list(lines)
+    binary = next((number for number, line in enumerate(whole, 1) if "\0" in line), None)
+    if binary is not None:
+        raise TableError(
+            f"{name}, line {binary} holds a zero byte: it is text of another encoding ({argument('encoding', 'utf-16')}"
+            "), or no text file; of others .xlsx and .parquet are read"
+        )
     first = next((line for line in whole if line.strip()), "")
     # strict: an unclosed quote would otherwise swallow the rest of the file as one cell.
     delimiter = sep or max(_SEPARATORS, key=first.count)

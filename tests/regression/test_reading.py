@@ -151,6 +151,7 @@ def test_files_that_cannot_be_read_are_refused(tmp_path):
         ("absent.csv", None, "no file"),
         ("absent.xlsx", None, "no file"),
         ("t.csv", "a,y\n1,2\n".encode("utf-16"), r"is not UTF-8 text .* \(encoding='cp1252', encoding='utf-16'\)"),
+        ("t.csv", "a,y\n1,2\n".encode("utf-16-le"), r"t.csv, line 1 holds a zero byte: .* \(encoding='utf-16'\)"),
         ("t.csv.gz", gzip.compress(b"a,y\n" * 5000)[:-30], "cannot read"),
         ("t.xlsx", b"a,y\n1,2\n", "cannot read .* as an Excel file"),
         ("t.parquet", b"a,y\n1,2\n", "cannot read .* as a Parquet file"),

@@ -75,6 +75,23 @@ def test_a_fit_ends_where_that_of_scikit_learn_does_after_no_more_evaluations(
     assert result.evaluations == {n: len(result.history)}
     assert max(record.value for record in result.history) == result.value
     assert str(n) in result.summary()
+    # Predictions are those of where it ended, which need not be where it looked last.
+    again = RangeFormerRegressor(ours.kernel_, optimizer=None).fit(x, y)
+    for mine, its in zip(ours.predict(x, return_std=True), again.predict(x, return_std=True), strict=True):
+        np.testing.assert_allclose(mine, its, rtol=1e-6)
+
+
+def test_where_rounding_is_as_large_as_the_noise_the_other_fit_begins_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, y = problem(50)
+    for alpha, resolved in ((1e-10, True), (1e-14, False)):
+        points = FewPoints(training.Training(x, y, np.full(50, alpha)), ConstantKernel(100.0) * RBF())
+        # eps times the largest variance times the square root of n: 1.6e-13.
+        assert points.resolved() is resolved
+    assert FewPoints(training.Training(x, y, np.zeros(50)), 100.0 * RBF() + WhiteKernel(1e-10)).resolved()
+    monkeypatch.setattr(FewPoints, "resolved", lambda self: False)
+    result = RangeFormerRegressor(KERNELS["ard"]).fit(x, y).fit_result_
+    assert result is not None
+    assert (result.method, result.converged, result.notes) == ("average information", True, ())
 
 
 @pytest.mark.parametrize("outputs", [1, 2])

@@ -64,7 +64,9 @@ def test_frames_are_asked_for_by_name_and_order_as_scikit_learn_does() -> None:
 def test_rows_in_any_layout_are_the_same_rows(kernel: Any) -> None:
     plain = RangeFormerRegressor(kernel, optimizer=None, alpha=0.1).fit(X, Y[:, 0])
     mean, deviation = plain.predict(NEW, return_std=True)
-    for rows, new in ((np.asfortranarray(X), np.asfortranarray(NEW)), (X[:, ::-1][:, ::-1], NEW[:, ::-1][:, ::-1])):
+    backwards = [np.array(each[::-1, ::-1])[::-1, ::-1] for each in (X, NEW)]
+    assert backwards[0].strides[0] < 0
+    for rows, new in ((np.asfortranarray(X), np.asfortranarray(NEW)), backwards):
         for copied in (True, False):
             other = RangeFormerRegressor(kernel, optimizer=None, alpha=0.1, copy_X_train=copied).fit(rows, Y[:, 0])
             np.testing.assert_allclose(other.predict(new), mean, rtol=1e-10)
