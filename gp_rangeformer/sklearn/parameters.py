@@ -62,4 +62,4 @@ def variances(alpha: Any, n: int) -> NDArray[np.float64]:
     if found.ndim > 1 or found.size not in (1, n) or not bool((np.isfinite(found) & (found >= 0)).all()):
         shown = repr(alpha) if found.size == 1 else f"an array of shape {found.shape}"
         raise ValueError(f"alpha must be a number of at least 0, or {n} of them for the {n} rows of X, got {shown}")
-    return np.broadcast_to(found.reshape(-1), n).copy()
+    return np.broadcast_to(found.reshape(-1), n)

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy.optimize import minimize
 from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import (
     RBF,
@@ -19,7 +20,7 @@ from sklearn.gaussian_process.kernels import (
 )
 
 from gp_rangeformer import Exact, collect_reports, settings
-from gp_rangeformer.sklearn import RangeFormerRegressor, training
+from gp_rangeformer.sklearn import RangeFormerRegressor, bounded, training
 from gp_rangeformer.sklearn.bounded import METHOD
 from gp_rangeformer.sklearn.few_points import FewPoints
 from gp_rangeformer.sklearn.optimum import TOLERANCE
@@ -75,9 +76,21 @@ def test_a_fit_ends_where_that_of_scikit_learn_does_after_no_more_evaluations(
     assert result.evaluations == {n: len(result.history)}
     assert max(record.value for record in result.history) == result.value
     assert str(n) in result.summary()
-    # Predictions are those of where it ended, which need not be where it looked last.
-    again = RangeFormerRegressor(ours.kernel_, optimizer=None).fit(x, y)
-    for mine, its in zip(ours.predict(x, return_std=True), again.predict(x, return_std=True), strict=True):
+
+
+def test_predictions_are_of_the_best_point_also_where_the_search_looked_at_another_one_last(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def looking_back(objective: Any, start: Any, **options: Any) -> Any:
+        ended = minimize(objective, start, **options)
+        objective(start)
+        return ended
+
+    monkeypatch.setattr(bounded, "minimize", looking_back)
+    x, y = problem(30)
+    estimator = RangeFormerRegressor(KERNELS["ard"]).fit(x, y)
+    again = RangeFormerRegressor(estimator.kernel_, optimizer=None).fit(x, y)
+    for mine, its in zip(estimator.predict(x, return_std=True), again.predict(x, return_std=True), strict=True):
         np.testing.assert_allclose(mine, its, rtol=1e-6)
 
 
