@@ -17,6 +17,7 @@ from statistics import median
 from typing import Any
 
 from gp_rangeformer.atomic import write_bytes
+from gp_rangeformer.lab.grid import Grid
 from gp_rangeformer.lab.guide.pages import fill
 
 FOLDER = Path(__file__).parent
@@ -34,27 +35,27 @@ def evaluation() -> str:
     """Medians per group of matrices with more rows than the range has columns: the network, the untrained one, and what
     needs neither."""
     rows = _beyond_the_range(_read("evaluation"))
-    columns = {
-        "lambda_max, relative": ("rangeformer", "lambda_max"),
-        "untrained ": ("untrained", "lambda_max"),
-        "log\\|A\\|, nats per point": ("rangeformer", "logdet"),
-        "untrained  ": ("untrained", "logdet"),
-        "the range's bound": ("rangeformer", "logdet_bound"),
-        "solve, norm of A": ("rangeformer", "energy"),
-        "untrained   ": ("untrained", "energy"),
-        "CG, as many iterations": ("cg", "energy"),
-        "CG, as many products": ("cg_equal_columns", "energy"),
-        "Jacobi-CG, as many products": ("jacobi_equal_columns", "energy"),
-    }
+    columns = (
+        ("lambda_max, relative", "rangeformer", "lambda_max"),
+        ("untrained", "untrained", "lambda_max"),
+        ("log|A|, nats per point", "rangeformer", "logdet"),
+        ("untrained", "untrained", "logdet"),
+        ("the range's bound", "rangeformer", "logdet_bound"),
+        ("solve, norm of A", "rangeformer", "energy"),
+        ("untrained", "untrained", "energy"),
+        ("CG, as many iterations", "cg", "energy"),
+        ("CG, as many products", "cg_equal_columns", "energy"),
+        ("Jacobi-CG, as many products", "jacobi_equal_columns", "energy"),
+    )
     lines = []
     for label, (kind, prefix) in GROUPS.items():
         group = [row for row in rows if row["kind"] == kind and row["name"].startswith(prefix)]
         sizes = [row["n"] for row in group]
         if group:
-            numbers = [_short(median(row[who][what] for row in group)) for who, what in columns.values()]
+            numbers = [_short(median(row[who][what] for row in group)) for _, who, what in columns]
             span = f"{min(sizes)} to {max(sizes)}" if min(sizes) < max(sizes) else str(min(sizes))
             lines.append([f"{label}, n = {span}, {len(group)} of them", *numbers])
-    return _table(["", *columns], lines)
+    return _table(["", *(name for name, *_ in columns)], lines)
 
 
 def over_loops() -> str:
@@ -63,7 +64,7 @@ def over_loops() -> str:
     lines = []
     for what, label in (
         ("energy", "solve, norm of A"),
-        ("logdet", "log\\|A\\|, nats per point"),
+        ("logdet", "log|A|, nats per point"),
         ("lambda_max", "lambda_max"),
     ):
         # A range of all n columns ends the loops.
@@ -119,7 +120,7 @@ def length_scale() -> str:
                 ]
             )
     return _table(
-        ["", "length-scale, Cholesky", "by the network", "test RMSE, Cholesky", "by the network "],
+        ["", "length-scale, Cholesky", "by the network", "test RMSE, Cholesky", "by the network"],
         lines,
     )
 
@@ -219,9 +220,8 @@ def _short(value: float) -> str:
     return f"{value:.0e}" if abs(value) < 1e-3 else f"{value:.2g}"
 
 
-def _table(header: list[str], rows: list[list[str]]) -> str:
-    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
-    return "\n".join("| " + " | ".join(cell.strip() for cell in line) + " |" for line in lines)
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    return Grid("", tuple(header), tuple(map(tuple, rows))).to_markdown(titled=False)
 
 
 if __name__ == "__main__":

@@ -28,9 +28,9 @@ class Grid:
     notes: tuple[str, ...] = ()
     keys: int = 1
 
-    def to_markdown(self) -> str:
-        """A GitHub table under its title; a pipe inside a cell is escaped."""
-        lines = [f"**{self.title}**", "", _line(self.headers)]
+    def to_markdown(self, *, titled: bool = True) -> str:
+        """A GitHub table, ``titled`` under its title; a pipe inside a cell is escaped."""
+        lines = [*([f"**{self.title}**", ""] if titled else []), _line(self.headers)]
         lines.append("|" + "|".join([" --- ", *[" ---: "] * (len(self.headers) - 1)]) + "|")
         lines.extend(_line(row) for row in self.rows)
         if self.notes:

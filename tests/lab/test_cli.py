@@ -15,12 +15,12 @@ from pathlib import Path
 import pytest
 import torch
 from rich.console import Console
-from typer.testing import CliRunner
 
 import gp_rangeformer
-from gp_rangeformer.lab import cli, datasets
+from gp_rangeformer.lab import datasets
 from gp_rangeformer.lab.commands import console
 from gp_rangeformer.lab.compare import machine, tables, training
+from tests.lab.commands import invoke
 
 SMALL = ["--n", "150", "--n-test", "30", "--steps", "2"]
 
@@ -35,10 +35,6 @@ def table(tmp_path: Path) -> Path:
     path = tmp_path / "table.csv"
     path.write_text("\n".join(["a,b,y", *rows, "0.5,,1.0"]) + "\n")
     return path
-
-
-def invoke(*arguments: object):
-    return CliRunner().invoke(cli.app, [str(argument) for argument in arguments])
 
 
 # --------------------------------------------------------------------------------------------------------------------

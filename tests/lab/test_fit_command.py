@@ -11,23 +11,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from typer.testing import CliRunner
 
 from gp_rangeformer.fit import Record
-from gp_rangeformer.lab import cli
 from gp_rangeformer.lab.datasets import TableOptions, load_split
 from gp_rangeformer.regression import TableRegression, fitting
 from gp_rangeformer.regression.files import UNFINISHED
+from tests.lab.commands import invoke, said
 
 ROWS = 120
-
-
-def invoke(*arguments: object):
-    return CliRunner().invoke(cli.app, [str(argument) for argument in arguments])
-
-
-def said(result) -> str:
-    return " ".join(result.output.split())
 
 
 @pytest.fixture

@@ -18,11 +18,10 @@ import pandas as pd
 import pytest
 import torch
 from gpytorch.kernels import LinearKernel
-from typer.testing import CliRunner
 
 from gp_rangeformer import Certified, settings
 from gp_rangeformer.fit import FitResult, Record
-from gp_rangeformer.lab import cli, datasets
+from gp_rangeformer.lab import datasets
 from gp_rangeformer.lab.model_report import render, words, writing
 from gp_rangeformer.lab.model_report.drawing import as_image
 from gp_rangeformer.lab.model_report.effects import effect_figure, effects
@@ -33,6 +32,7 @@ from gp_rangeformer.regression import TableRegression
 from gp_rangeformer.regression.predictions import beside
 from gp_rangeformer.regression.words import of_fit
 from gp_rangeformer.system.answers import Interval
+from tests.lab.commands import invoke
 
 TAGS = {
     "html", "head", "meta", "title", "style", "body", "h1", "h2", "p", "strong", "dl", "div", "dt", "dd", "figure",
@@ -470,10 +470,6 @@ def test_what_chance_would_move_is_no_verdict() -> None:
 
 # --------------------------------------------------------------------------------------------------------------------
 # the command
-
-
-def invoke(*arguments: object) -> Any:
-    return CliRunner().invoke(cli.app, [str(argument) for argument in arguments])
 
 
 def test_the_command_writes_beside_the_model_with_held_out_rows(folder: Path) -> None:

@@ -8,20 +8,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from typer.testing import CliRunner
 
-from gp_rangeformer.lab import cli
 from gp_rangeformer.regression import TableError, TableRegression, fitting, read_table
+from tests.lab.commands import invoke, said
 
 ROWS = 40
-
-
-def invoke(*arguments: object):
-    return CliRunner().invoke(cli.app, [str(argument) for argument in arguments])
-
-
-def said(result) -> str:
-    return " ".join(result.output.split())
 
 
 @pytest.fixture

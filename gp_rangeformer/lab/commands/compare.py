@@ -111,17 +111,7 @@ def compare(
         check_dtype(dtype or "float32")
         check_device(device)
         parse_solvers(solvers, dtype or "float32", timing_only, min_size)
-        options = table_options(
-            sep,
-            drop,
-            encode,
-            missing,
-            decimal=decimal,
-            thousands=thousands,
-            dayfirst=dayfirst,
-            encoding=encoding,
-            sheet=sheet,
-        )
+        options = table_options(sep, drop, encode, missing, decimal, thousands, dayfirst, encoding, sheet)
         loaded = load(data, target, dataset, n, n_test, seed, data_dir, options)
         for each in loaded:
             check_kernel(kernel, each)

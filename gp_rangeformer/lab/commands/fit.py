@@ -127,17 +127,7 @@ def fit(
         from gp_rangeformer.regression.files import HELD_OUT, NUMBERS, REPORT
         from gp_rangeformer.regression.kernels import default_dtype
 
-        options = table_options(
-            sep,
-            drop,
-            encode,
-            missing,
-            decimal=decimal,
-            thousands=thousands,
-            dayfirst=dayfirst,
-            encoding=encoding,
-            sheet=sheet,
-        )
+        options = table_options(sep, drop, encode, missing, decimal, thousands, dayfirst, encoding, sheet)
         if kernel is not None:
             kernel_names(kernel)
         check_dtype(dtype or "float32")

@@ -109,13 +109,13 @@ def table_options(
     drop: str = "",
     encode: str = "refuse",
     missing: str = "drop",
-    *,
-    decimal: str,
-    thousands: str | None,
-    dayfirst: bool | None,
-    encoding: str,
-    sheet: str | None,
+    decimal: str = ".",
+    thousands: str | None = None,
+    dayfirst: bool | None = None,
+    encoding: str = "utf-8",
+    sheet: str | None = None,
 ) -> TableOptions:
+    """In the order of :class:`~gp_rangeformer.lab.datasets.TableOptions`."""
     from gp_rangeformer.lab.datasets import TableOptions
     from gp_rangeformer.regression.rows import ENCODE, MISSING
 

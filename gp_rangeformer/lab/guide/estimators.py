@@ -11,7 +11,7 @@ def estimators_table(results: Results) -> str:
     """Without a title: the page has one."""
     run = results.estimators
     note = f"float64, seed {run.seed}; {results.machine('sklearn')}"
-    return grid(run.cells, note).to_markdown().partition("\n\n")[2]
+    return grid(run.cells, note).to_markdown(titled=False)
 
 
 def estimators_sentence(results: Results) -> str:

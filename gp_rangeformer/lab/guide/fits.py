@@ -37,7 +37,7 @@ def fits_tables(results: Results) -> str:
 def _table(run: FitRuns, machine: str) -> str:
     what = f"Matern-3/2 with a length-scale per dimension, {run.dtype}, seed {run.seed}"
     note = f"{what}, stopped after {run.patience:g} s; {machine}"
-    return grid(run.cells, note).to_markdown().partition("\n\n")[2]
+    return grid(run.cells, note).to_markdown(titled=False)
 
 
 def line_searches_table(results: Results) -> str:
@@ -68,7 +68,7 @@ def large_fits_table(results: Results) -> str:
         "set, n", "evaluations on all points", "fit, s", "prediction, s (points)", "peak MiB (one K)", "log p(y)/n",
         "left to gain", "test RMSE", "test NLL", "leave-one-out NLL",
     )  # fmt: skip
-    return Grid("", headers, tuple(rows), tuple(dict.fromkeys(machines))).to_markdown().partition("\n\n")[2]
+    return Grid("", headers, tuple(rows), tuple(dict.fromkeys(machines))).to_markdown(titled=False)
 
 
 def fits_sentence(results: Results) -> str:

@@ -19,7 +19,7 @@ _GAIN = 1.1
 def stages_table(results: Results) -> str:
     """One column per size."""
     where = f"kin40k, float32, seed 0; {results.machine('stages')}"
-    return stages_grid(results.stages, where).to_markdown().partition("\n\n")[2]
+    return stages_grid(results.stages, where).to_markdown(titled=False)
 
 
 def stages_sentence(results: Results) -> str:
@@ -73,7 +73,7 @@ def small_sentence(results: Results) -> str:
 
 def contention_table(results: Results) -> str:
     """Solvers by conditions."""
-    return contention.grid(results.contention, results.machine("contention")).to_markdown().partition("\n\n")[2]
+    return contention.grid(results.contention, results.machine("contention")).to_markdown(titled=False)
 
 
 def contention_sentence(results: Results) -> str:
@@ -107,7 +107,7 @@ def logdet_table(results: Results) -> str:
         "nats per point, kernels of UCI sets that were not seen in training; the stated 90 % interval of the learned "
         f"value contains the exact one in {covered[0]:.0%} and {covered[1]:.0%} of them",
     )
-    return Grid("", headers, tuple(rows), notes).to_markdown().partition("\n\n")[2]
+    return Grid("", headers, tuple(rows), notes).to_markdown(titled=False)
 
 
 def networks(results: Results) -> str:

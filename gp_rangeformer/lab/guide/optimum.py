@@ -39,7 +39,7 @@ def optimum_table(results: Results) -> str:
         "step, contenders in turn",
         "errors: means, relative and in nats per point, against exact float64 at the same hyperparameters",
     )
-    return Grid("", _HEADERS, tuple(rows), notes).to_markdown().partition("\n\n")[2]
+    return Grid("", _HEADERS, tuple(rows), notes).to_markdown(titled=False)
 
 
 def optimum_sentence(results: Results) -> str:

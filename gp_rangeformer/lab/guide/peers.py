@@ -127,7 +127,7 @@ def series_by_name(run: PeerRun) -> dict[str, dict[int, float]]:
 
 def _markdown(grid: Grid) -> str:
     """Without a title: the page has one."""
-    return grid.to_markdown().partition("\n\n")[2]
+    return grid.to_markdown(titled=False)
 
 
 def _columns(sizes: Sequence[Size]) -> tuple[str, ...]:

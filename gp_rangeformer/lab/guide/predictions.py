@@ -83,7 +83,7 @@ def paths_sentence(results: Results) -> str:
 
 def _markdown(results: Results, grid: Callable[[Sequence[Cell], Plan, str], Grid], cells: Sequence[Cell]) -> str:
     """Without a title: the page has one."""
-    return grid(cells, results.predictions.plan, results.machine("predictions")).to_markdown().partition("\n\n")[2]
+    return grid(cells, results.predictions.plan, results.machine("predictions")).to_markdown(titled=False)
 
 
 def _calls(cell: Cell, name: str, t: int) -> Calls:

@@ -34,7 +34,7 @@ def settings_section() -> str:
     """A table of all settings, then what each docstring says."""
     described = {name: _split(found) for name, found in setting_classes().items()}
     rows = tuple((f"[`{name}`](#{name})", f"`{default}`") for name, (_, default) in described.items())
-    parts = [Grid("", ("setting", "default"), rows).to_markdown().partition("\n\n")[2].replace("---:", "---")]
+    parts = [Grid("", ("setting", "default"), rows).to_markdown(titled=False).replace("---:", "---")]
     for name, (text, default) in described.items():
         parts += [f"### {name}", f"Default: `{default}`", _paragraphs(text)]
     return "\n\n".join(parts)
