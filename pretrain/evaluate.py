@@ -42,7 +42,6 @@ from pretrain.baselines.classical import conjugate_gradients
 from pretrain.baselines.untrained import untrained
 from pretrain.matrices import HELD_OUT, STRUCTURED, list_matrices, load
 
-KEYS = ("lambda_max", "logdet", "logdet_bound", "missed_trace", "residual", "energy")
 _DENSE_SPECTRUM = 1200  # up to here the whole spectrum by LAPACK, above its ends by Lanczos
 
 
@@ -229,7 +228,10 @@ def summary(kind: str, name: str, results: list[dict[str, Any]]) -> dict[str, An
         **{key: medians(key) for key in ("rangeformer", "untrained", "cg", "cg_equal_columns", "jacobi_equal_columns")},
         "over_loops": [
             # A range of all n columns ends the loops: what it said last is what further ones would have said.
-            {what: statistics.median(_at(result["loops"], loop)[what] for result in results) for what in KEYS}
+            {
+                what: statistics.median(_at(each["loops"], loop)[what] for each in results)
+                for what in results[0]["loops"][0]
+            }
             for loop in range(max(len(result["loops"]) for result in results))
         ],
         "seconds": statistics.median(result["seconds"] for result in results),

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from gp_rangeformer.rangeformer.embedding import Embedded
 from gp_rangeformer.rangeformer.operator import MatrixOperator
-from gp_rangeformer.rangeformer.subspace import GalerkinSolve, GrowingRange, NewColumns, orthonormal
+from gp_rangeformer.rangeformer.subspace import GalerkinSolve, GrowingRange, orthonormal
 
 
 @dataclass
@@ -29,6 +29,7 @@ class Growth:
     most: int
     range: GrowingRange = field(init=False)
     solve: GalerkinSolve | None = field(init=False, default=None)
+    lengths: Float64[Tensor, "b m"] | None = field(init=False, default=None)  # of the right-hand sides
     pool: Float64[Tensor, "b n w"] = field(init=False)  # where the Krylov space goes on
     noise_drawn: int = field(init=False, default=0)
 
@@ -50,6 +51,7 @@ class Growth:
         growth.pool = image
         if growth.rhs is not None:
             growth.solve = GalerkinSolve.start(growth.rhs).correct(new)
+            growth.lengths = torch.linalg.vector_norm(growth.rhs, dim=-2)
         return growth
 
     @property
@@ -58,18 +60,17 @@ class Growth:
 
     def unsolved(self, tolerance: float | None) -> Bool[Tensor, " m"]:
         """Which right-hand sides, of any matrix, have a relative residual above ``tolerance``; all for None."""
-        if self.solve is None or self.rhs is None:
+        if self.solve is None or self.lengths is None:
             return torch.zeros(0, dtype=torch.bool, device=self.diagonal.device)
         if tolerance is None:
-            return torch.ones(self.rhs.shape[-1], dtype=torch.bool, device=self.rhs.device)
-        lengths = (torch.linalg.vector_norm(block, dim=-2) for block in (self.solve.residual, self.rhs))
-        return (next(lengths) > tolerance * next(lengths)).any(0)
+            return torch.ones(self.lengths.shape[-1], dtype=torch.bool, device=self.lengths.device)
+        return (torch.linalg.vector_norm(self.solve.residual, dim=-2) > tolerance * self.lengths).any(0)
 
     def directions(self, which: Bool[Tensor, " m"]) -> Float64[Tensor, "b n c"]:
         """Residuals of unit length of some right-hand sides; no columns without any."""
-        if self.solve is None or self.rhs is None:
+        if self.solve is None or self.lengths is None:
             return self.diagonal.new_zeros(*self.diagonal.shape, 0)
-        return self.solve.directions(torch.linalg.vector_norm(self.rhs, dim=-2))[..., which]
+        return self.solve.directions(self.lengths)[..., which]
 
     def add(self, proposals: Float64[Tensor, "b n p"], width: int) -> None:
         """The range with ``proposals`` and what fills them up to ``width`` columns. One product; O(n k width)."""
@@ -80,7 +81,6 @@ class Growth:
             return
         block = self.range.fresh(block, self._noise(block.shape[-1]))
         image = self.operator.matmul(block) / self.scale[:, None, None]
-        new: NewColumns
         self.range, new = self.range.grow(block, image)
         self.pool = image[..., asked:]
         if self.solve is not None:

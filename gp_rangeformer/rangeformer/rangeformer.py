@@ -153,16 +153,16 @@ class RangeFormer(nn.Module):
         first = growth.range.basis
         probes = first if growth.rhs is None or not isotropic else growth.rhs[..., -isotropic:]
 
-        odds = None
+        odds, unsolved = None, growth.unsolved(tolerance)
         outputs = []
         for loop in range(loops):
             tokens = self.state_norm(tokens) + self.inject(torch.cat([given, growth.row_features().to(given)], dim=-1))
             tokens = self.block(tokens)
             odds = self.proposal(tokens, growth.diagonal) if odds is None else odds
             chosen = odds > 0 if jacobi is None else torch.full_like(odds, jacobi, dtype=torch.bool)
-            residuals = growth.directions(growth.unsolved(tolerance))
-            growth.add(precondition(residuals, growth.diagonal, chosen), width)
-            solved = tolerance is not None and right is not None and not bool(growth.unsolved(tolerance).any())
+            growth.add(precondition(growth.directions(unsolved), growth.diagonal, chosen), width)
+            unsolved = growth.unsolved(tolerance)
+            solved = tolerance is not None and right is not None and not bool(unsolved.any())
             last = solved or growth.ended or loop == loops - 1
             if last or not last_only:
                 output = self._read(tokens, growth, probes, known)

@@ -13,18 +13,17 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from gp_rangeformer.rangeformer.embedding import ROW_FEATURES, Embedded, embed
+from gp_rangeformer.rangeformer.embedding import ROW_FEATURES, Embedded, RangeEmbedding, embed
 from gp_rangeformer.rangeformer.operator import MatrixOperator
 
 
-class LearnedRangeEmbedding(nn.Module):
-    """Tokens for the rows of a matrix from one product with an n x dim block."""
+class LearnedRangeEmbedding(RangeEmbedding):
+    """Tokens for the rows of a matrix from one product with an n x dim block that learned weights make of the codes."""
 
     features = ROW_FEATURES
 
     def __init__(self, dim: int) -> None:
-        super().__init__()
-        self.dim = dim
+        super().__init__(dim)
         self.mix = nn.Linear(dim, dim, bias=False)
         nn.init.orthogonal_(self.mix.weight)
         self.gate = nn.Sequential(nn.Linear(2, dim), nn.Tanh(), nn.Linear(dim, dim))
@@ -32,12 +31,6 @@ class LearnedRangeEmbedding(nn.Module):
         assert isinstance(last, nn.Linear)
         nn.init.zeros_(last.weight)
         nn.init.zeros_(last.bias)
-
-    def codes(self, operator: MatrixOperator, generator: torch.Generator | None = None) -> Float[Tensor, "b n d"]:
-        """Fresh Gaussian codes; drawn on the CPU, so that a seed means the same on every device."""
-        shape = (operator.batch, operator.size, self.dim)
-        weight = self.mix.weight
-        return torch.randn(shape, generator=generator).to(device=weight.device, dtype=weight.dtype)
 
     def forward(self, operator: MatrixOperator, codes: Float[Tensor, "b n d"]) -> Embedded:
         diagonal = operator.diagonal().to(codes.dtype)
