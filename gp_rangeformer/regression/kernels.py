@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -174,11 +175,12 @@ def build(train_x: Tensor, train_y: Tensor, start: Covariance) -> Regression:
 
     :param train_x: n x d.
     :param train_y: n.
+    :param start: its kernel stays as it is: the model trains a copy.
     """
     likelihood = gpytorch.likelihoods.GaussianLikelihood()
     if start.noise is not None:
         likelihood.noise = torch.tensor(start.noise)
-    model = Regression(train_x, train_y, likelihood, start.kernel, start.part_names)
+    model = Regression(train_x, train_y, likelihood, copy.deepcopy(start.kernel), start.part_names)
     return model.to(dtype=train_x.dtype, device=train_x.device)
 
 

@@ -93,7 +93,7 @@ class TableRegression:
 
         :param kernel: "auto" compares matern12, matern32, matern52, rbf and rq by their certified likelihood, less one
             nat a parameter, on at most 1000 rows; a name, a sum of names ("linear+rbf"), several of them to compare
-            ("rbf,matern32"), or a fresh GPyTorch kernel on the d inputs.
+            ("rbf,matern32"), or a GPyTorch kernel on the d inputs, of which a copy is trained.
         :param drop: columns to leave out.
         :param encode: what becomes of text columns. "one-hot": an input for each of at most 20 texts.
         :param missing: what becomes of rows with missing cells; "mean" puts the column's mean, of texts and booleans

@@ -368,6 +368,22 @@ def test_a_kernel_that_was_given_is_given_again(tmp_path):
     pd.testing.assert_frame_equal(again.predict(frame), found.predict(frame), rtol=1e-6)
 
 
+def test_a_kernel_that_is_given_twice_makes_two_models(tmp_path):
+    """The fit of other targets moves neither the first model nor the kernel; nor does reading a model with it."""
+    frame = table()[["a", "b", "y"]]
+    kernel = gpytorch.kernels.ScaleKernel(gpytorch.kernels.RBFKernel(ard_num_dims=2))
+    before = {name: value.clone() for name, value in kernel.state_dict().items()}
+    first = fit(frame, target="y", kernel=kernel)
+    predicted = first.predict(frame)
+    fit(frame.assign(y=frame["b"]), target="y", kernel=kernel)
+    pd.testing.assert_frame_equal(first.predict(frame), predicted)
+    first.save(tmp_path / "m")
+    pd.testing.assert_frame_equal(
+        TableRegression.load(tmp_path / "m", kernel=kernel).predict(frame), predicted, rtol=1e-6
+    )
+    assert all(torch.equal(value, before[name]) for name, value in kernel.state_dict().items())
+
+
 def test_a_folder_without_a_parent_is_refused_before_the_fit(tmp_path, model):
     for folder in (tmp_path / "no" / "folder", tmp_path / "file" / "model"):
         (tmp_path / "file").touch()
