@@ -83,16 +83,21 @@ def _host_state() -> dict[str, object]:
 
 @pytest.fixture(autouse=True)
 def isolated() -> Iterator[None]:
-    """Seeded, with empty memories and the host's defaults; fails the test if it leaves a setting changed."""
+    """Seeded, with empty memories and the host's defaults; fails the test if it leaves a setting changed. What a test
+    set for the whole process to what held before is unset again."""
     torch.manual_seed(0)
     torch.set_num_threads(1)  # a fixture of a whole module may have run a command that sets them
     gp_rangeformer.clear_memory()
     for setting, attribute, value in HOST_DEFAULTS:
         setattr(setting, attribute, value)
     before, host_before = settings.current(), _host_state()
+    stored = {name: getattr(settings, name)._stored() for name in before}
     yield
     gp_rangeformer.clear_memory()
-    assert settings.current() == before, "the test leaves a gp_rangeformer setting changed"
+    after = settings.current()
+    for name, value in stored.items():
+        getattr(settings, name)._store(value)
+    assert after == before, "the test leaves a gp_rangeformer setting changed"
     assert _host_state() == host_before, "the test leaves a gpytorch or linear_operator setting changed"
 
 

@@ -135,15 +135,6 @@ def present(name: str) -> Any:
     return setting.on() if issubclass(setting, _feature_flag) else setting.value()
 
 
-@pytest.fixture
-def unset() -> Iterator[None]:
-    """Afterwards every setting is what it was, also where that was nothing."""
-    stored = {name: getattr(settings, name)._stored() for name in everything()}
-    yield
-    for name, value in stored.items():
-        getattr(settings, name)._store(value)
-
-
 contexts = pytest.mark.parametrize(("name", "argument", "value"), every_context(), ids=[c[0] for c in every_context()])
 
 
@@ -174,9 +165,7 @@ def test_a_decorated_function_has_the_setting_in_each_of_its_calls(name: str, ar
 
 
 @contexts
-def test_a_setting_for_the_whole_process_holds_until_it_is_set_again(
-    name: str, argument: Any, value: Any, unset: None
-) -> None:
+def test_a_setting_for_the_whole_process_holds_until_it_is_set_again(name: str, argument: Any, value: Any) -> None:
     setting, before = getattr(settings, name), present(name)
     assert value != before
     setting.set_global(argument)
@@ -191,11 +180,13 @@ def test_a_setting_for_the_whole_process_holds_until_it_is_set_again(
     assert present(name) == before
 
 
-def test_the_flag_for_the_whole_process_is_on_without_an_argument(unset: None) -> None:
-    settings.rangeformer.set_global()
-    settings.solver.set_global(rank=9)
-    assert settings.rangeformer.on()
-    assert settings.solver.value() == Certified(rank=9)
+def test_the_flag_for_the_whole_process_is_on_without_an_argument() -> None:
+    with settings.rangeformer(False), settings.solver(Certified()):
+        settings.rangeformer.set_global()
+        settings.solver.set_global(rank=9)
+        assert settings.rangeformer.on()
+        assert settings.solver.value() == Certified(rank=9)
+    assert settings.rangeformer.off()
 
 
 def test_a_context_puts_back_what_was_there_when_it_was_entered() -> None:
