@@ -27,7 +27,7 @@ from gp_rangeformer.regression.kinds import (
     shown,
 )
 from gp_rangeformer.regression.rows import MISSING, Missing, check_unique, closest
-from gp_rangeformer.regression.scaling import moments
+from gp_rangeformer.regression.scaling import check_digits, moments
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -155,7 +155,8 @@ def learned(frame: pd.DataFrame, target: str, missing: Missing) -> tuple[Columns
     """The columns of ``frame`` (:func:`gp_rangeformer.regression.rows.usable`) as inputs, and the constant ones left
     out, with what they hold.
 
-    :raises TableError: a text column has more than 20 different texts; a number is infinite; every column is constant.
+    :raises TableError: a text column has more than 20 different texts; a number is infinite; every column is constant;
+        numbers have lost digits that they differ in.
     """
     columns, constant = [], []
     for name in frame.columns:
@@ -189,6 +190,7 @@ def _column(cells: pd.Series, missing: Missing) -> Column | None:
         return Column(name, kind, categories, fill) if len(categories) > 1 else None
     values = as_numbers(cells, kind)
     values = values[~np.isnan(values)]
+    check_digits(name, values)
     mean, scale = moments(torch.from_numpy(values)[:, None])
     if float(scale) == 0:
         return None

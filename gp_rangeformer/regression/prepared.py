@@ -13,7 +13,7 @@ from gp_rangeformer.regression.columns import Columns, learned
 from gp_rangeformer.regression.errors import TableError
 from gp_rangeformer.regression.kinds import as_numbers, column_of
 from gp_rangeformer.regression.rows import Encode, Missing, usable
-from gp_rangeformer.regression.scaling import Scaling
+from gp_rangeformer.regression.scaling import Scaling, check_digits
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -45,7 +45,9 @@ def prepared(frame: pd.DataFrame, target: str, drop: Sequence[str], encode: Enco
     found = usable(frame, target, drop=drop, encode=encode, missing=missing)
     columns, constant = learned(found.frame, target, missing)
     raw_x = columns.encoded(found.frame)
-    raw_y = torch.tensor(as_numbers(column_of(found.frame, target), "number"))[:, None]
+    targets = as_numbers(column_of(found.frame, target), "number")
+    check_digits(target, targets)
+    raw_y = torch.tensor(targets)[:, None]
     inputs, outputs = Scaling.of(raw_x), Scaling.of(raw_y)
     if float(outputs.scale) == 0:
         constantly = f"{float(outputs.mean):g}, over the {len(raw_y)} training rows"

@@ -4,8 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
+
+from gp_rangeformer.regression.errors import TableError
+
+_DIGITS = 1e4  # differences that float64 knows to fewer parts than this are not what was written
+_EXACT_INTEGERS = 2.0**53
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,3 +46,18 @@ def moments(columns: Tensor) -> tuple[Tensor, Tensor]:
     eps = torch.finfo(columns.dtype).eps
     constant = columns.amax(dim=0) - columns.amin(dim=0) <= 8 * eps * columns.abs().amax(dim=0)
     return mean, torch.where(constant, torch.zeros_like(scale), scale)
+
+
+def check_digits(name: str, values: np.ndarray) -> None:
+    """:raises TableError: numbers, float64, so large beside their differences that a part of those is lost, as in long
+    integer keys; what differs by rounding alone is constant."""
+    low, high = float(values.min()), float(values.max())
+    largest = max(abs(low), abs(high))
+    spacing = float(np.spacing(largest))
+    rounding = largest < _EXACT_INTEGERS and high - low <= 8 * spacing
+    if high == low or rounding or high - low >= _DIGITS * spacing:
+        return
+    raise TableError(
+        f"column {name!r} holds numbers near {low:.4g} that differ by {high - low:.3g} at most, and float64 tells "
+        f"such numbers apart in steps of {spacing:.1g}: subtract a constant from them where the table is made"
+    )

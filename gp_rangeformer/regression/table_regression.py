@@ -193,13 +193,22 @@ class TableRegression:
         return pd.Series(found, name="relevance").sort_values(ascending=False, kind="stable")
 
     def leave_one_out(self) -> LeaveOneOut:
-        """Of the training rows, in the target's unit, else as :func:`gp_rangeformer.predict.leave_one_out`."""
+        """Of the training rows, in the target's unit, else as :func:`gp_rangeformer.predict.leave_one_out`.
+
+        :raises OverflowError: variances leave the range of float64 in that unit.
+        """
         found, mean, scale = leave_one_out(self.gp), float(self.outputs.mean), float(self.outputs.scale)
+        variance = found.variance * scale * scale
+        if not bool(((variance > 0) & variance.isfinite()).all()):
+            raise OverflowError(
+                f"a target with deviation {scale:.3g} has variances that leave the range of float64: fit to the target "
+                "in another unit"
+            )
         return replace(
             found,
             targets=found.targets * scale + mean,
             mean=found.mean * scale + mean,
-            variance=found.variance * scale**2,
+            variance=variance,
             log_density=found.log_density - np.log(scale),
         )
 

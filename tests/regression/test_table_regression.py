@@ -259,11 +259,21 @@ def test_what_cannot_be_fitted_is_refused(options, error, said):
         (lambda f: f.assign(y=3.0), "target 'y' is constant, 3"),
         (lambda f: f.assign(a=np.where(np.arange(N) % 2, 1.7e308, -1.7e308)), "overflows float64: rescale"),
         (lambda f: f[["y"]].assign(a=1.0), "every column but 'y' is constant"),
+        (lambda f: f.assign(a=2**60 + 1000 * np.arange(N)), "column 'a' holds numbers near .* subtract a constant"),
+        (lambda f: f.assign(y=2**60 + 1000 * np.arange(N)), "column 'y' holds numbers near .* subtract a constant"),
     ],
 )
 def test_tables_that_cannot_be_standardised_are_refused(change, said):
     with pytest.raises(TableError, match=said), np.errstate(over="ignore"):
         fit(change(table()), target="y", kernel="rbf", encode="one-hot")
+
+
+@pytest.mark.parametrize("unit", [1e200, 1e-200])
+def test_variances_that_float64_cannot_hold_are_an_error(unit):
+    frame = table()[["a", "y"]]
+    found = fit(frame.assign(y=unit * frame["y"]), target="y", kernel="rbf")
+    with pytest.raises(OverflowError, match="fit to the target in another unit"):
+        found.leave_one_out()
 
 
 def test_the_global_generator_is_left_as_it_is():
