@@ -40,6 +40,16 @@ def table(frame, tmp_path: Path) -> Path:
     return tmp_path / "t.csv"
 
 
+@pytest.mark.parametrize("kept", [False, True])
+def test_a_command_that_ends_early_leaves_no_folder_that_it_made(table, tmp_path, kept):
+    out = tmp_path / "model"
+    if kept:
+        out.mkdir()
+    result = invoke("fit", table, "--target", "nothing", "--out", out)
+    assert result.exit_code == 2
+    assert out.exists() is kept
+
+
 def test_a_table_becomes_a_folder_that_predicts(table, frame, tmp_path):
     out = tmp_path / "model"
     options = ("--encode", "one-hot", "--kernel", "rbf,matern32", "--dtype", "float64")

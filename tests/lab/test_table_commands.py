@@ -123,7 +123,7 @@ def test_a_reader_that_goes_away_does_not_cost_the_training(frame, tmp_path, mon
     def gone(fitted: object) -> None:
         raise BrokenPipeError
 
-    monkeypatch.setattr("gp_rangeformer.lab.commands.fit._print", gone)
+    monkeypatch.setattr("gp_rangeformer.lab.commands.fit.print_fit", gone)
     frame.to_csv(tmp_path / "t.csv", index=False)
     invoke("fit", tmp_path / "t.csv", "--target", "y", "--kernel", "rbf", "--out", tmp_path / "m")
     assert TableRegression.load(tmp_path / "m").target == "y"
