@@ -19,8 +19,7 @@ HEAVY = (
     "matplotlib",
     "pandas",
     "sklearn",
-    "scipy.optimize",
-    "scipy.stats",
+    "scipy",
     "gp_rangeformer.regression",
     "gp_rangeformer.lab.compare",
 )

@@ -9,7 +9,6 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Float, Float64
 from numpy.typing import NDArray
-from scipy.special import erf
 from torch import Tensor, nn
 
 from gp_rangeformer.logdet.features import LOG_SIZE
@@ -74,6 +73,8 @@ def _apply(layer: _Layer, rows: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _gelu(x: NDArray[np.float64]) -> NDArray[np.float64]:
+    from scipy.special import erf  # when first needed: a third of the package's own time of import
+
     return 0.5 * x * (1 + erf(x / 2**0.5))
 
 
