@@ -254,13 +254,13 @@ def fitted_bytes() -> int:
 
 
 def keep_at_most(limit: int) -> None:
-    """Bytes, with what training remembers: what was solved for other models goes first."""
-    total = remembered_bytes() + fitted_bytes()
+    """Bytes, with what training remembers: what was solved for other models goes first, and of each its factor."""
+    others = remembered_bytes()
     for strategy, known in list(_fitted.items()):
-        if total <= limit:
-            return
-        total -= known.nbytes
-        del _fitted[strategy]
+        if others + fitted_bytes() > limit:
+            known.factor = None
+        if others + fitted_bytes() > limit:
+            del _fitted[strategy]
 
 
 def forget_fitted() -> None:

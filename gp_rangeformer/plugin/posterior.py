@@ -175,6 +175,8 @@ class Posterior:
             )
             if fitted.audit is not None:
                 notes.append(fitted.audit)
+        if solver == "exact" and fitted.factor is None:
+            notes.append("the factorisation was not kept for a next call: settings.memory_limit is too small for it")
         if solver == "exact" and reason is Reason.CONVERGED:
             small = cross.n < settings.min_size.value_on(cross.device)
             asked = not isinstance(fitted.solver, Certified)

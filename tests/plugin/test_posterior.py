@@ -245,7 +245,22 @@ def test_predictions_and_what_training_remembers_share_one_limit() -> None:
         assert 0 < remembered < both
         with settings.memory_limit(both - 1):
             problem.predict(x)
+            assert memory_bytes() == remembered + 500 * 8, "a solution without its factor"
+        with settings.memory_limit(remembered):
+            problem.predict(x)
     assert memory_bytes() == remembered
+
+
+def test_a_model_whose_factor_is_not_kept_keeps_its_solution_and_says_so() -> None:
+    problem, x = build("ard", n=500), further_points()
+    with settings.memory_limit(500 * 500 * 4), served() as reports:
+        first = problem.predict(x)
+        mean, variance = first.mean, first.variance
+        again = problem.model(x)
+        assert torch.equal(again.mean, mean)
+        assert torch.equal(again.variance, variance)
+    assert [report.operation for report in reports] == ["solve", "predictive_variance", "predictive_variance"]
+    assert ["settings.memory_limit" in " ".join(report.notes) for report in reports] == [False, True, True]
 
 
 def test_given_noise_that_changes_is_noticed() -> None:
