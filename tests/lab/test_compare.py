@@ -20,6 +20,7 @@ from gp_rangeformer.lab.compare import (
     SolverError,
     State,
     compare,
+    instruments,
     parse_solvers,
     write_json,
 )
@@ -266,6 +267,16 @@ def test_peak_memory_sees_a_matrix_that_is_gone_again():
         pytest.skip("this platform has no /proc/self/clear_refs")
     torch.ones(64 * 2**20 // 4)
     assert 60 < (memory.peak() or 0) < 200
+
+
+def test_peak_memory_does_not_fall_where_the_kernels_counters_do(monkeypatch):
+    readings = iter([100.0, 130.0, 129.9])
+    monkeypatch.setattr(instruments, "_status", lambda field: next(readings))
+    memory = PeakMemory(torch.device("cpu"))
+    memory.start()
+    if memory._held is None:
+        pytest.skip("this platform has no /proc/self/clear_refs")
+    assert [memory.peak(), memory.peak()] == [30.0, 30.0]
 
 
 # --------------------------------------------------------------------------------------------------------------------

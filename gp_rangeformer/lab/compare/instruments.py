@@ -91,12 +91,14 @@ class PeakMemory:
     """Highest memory since :meth:`start`, above what was held then, in MiB.
 
     CUDA: what the allocator handed out, all of it. Linux: resident memory of the process, by the kernel's high-water
-    mark. Elsewhere :meth:`peak` is None.
+    mark, of which every reading is the sum of approximate counters: the highest of them counts. Elsewhere :meth:`peak`
+    is None.
     """
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._held: float | None = None
+        self._highest = 0.0
 
     def start(self) -> None:
         gc.collect()
@@ -108,13 +110,16 @@ class PeakMemory:
         # "5" resets the high-water mark to what is resident now (proc(5)).
         with contextlib.suppress(OSError):
             Path("/proc/self/clear_refs").write_text("5")
-            self._held = _status("VmRSS")
+            self._held, self._highest = _status("VmRSS"), 0.0
 
     def peak(self) -> float | None:
         if self._device.type == "cuda":
             return torch.cuda.max_memory_allocated(self._device) / _MIB
         highest = _status("VmHWM")
-        return None if highest is None or self._held is None else max(0.0, highest - self._held)
+        if highest is None or self._held is None:
+            return None
+        self._highest = max(self._highest, highest - self._held)
+        return self._highest
 
 
 def _status(field: str) -> float | None:
