@@ -77,12 +77,9 @@ def train(config: TrainConfig, out: Path, fabric: Fabric, until: int | None = No
         operator = DenseOperator(fabric.to_device(answers.matrices))
         codes = bare.embedding.codes(operator, torch.Generator().manual_seed(batch.codes_seed))
         floor = None if batch.floor is None else fabric.to_device(batch.floor.float())
-        rhs = fabric.to_device(answers.rhs.float())
-        asked = {"loops": batch.loops, "width": batch.width, "floor": floor, "codes": codes}
-        outputs = model(operator, rhs, **asked, jacobi=True)
-        with torch.no_grad():
-            others = bare(operator, rhs, **asked, jacobi=False)
-        terms = losses(outputs, others, answers)
+        rhs = fabric.to_device(batch.rhs.float())
+        outputs = model(operator, rhs, loops=batch.loops, width=batch.width, floor=floor, codes=codes)
+        terms = losses(outputs, answers)
         loss = torch.stack([terms[task].mean() for task in TASKS]).sum()
         if not bool(loss.isfinite()):
             raise FloatingPointError(f"the loss is {loss.item()} at step {step}: lower the learning rate and resume")
@@ -127,6 +124,7 @@ class Batch:
     """What one step trains on."""
 
     answers: Answers
+    rhs: Tensor
     families: Tensor  # index into the mixture's families, per matrix
     loops: int
     width: int
@@ -145,10 +143,10 @@ def draw_batch(config: TrainConfig, mixture: Mixture, step: int, process: int = 
     told = float(torch.rand((), generator=shared)) < config.known_floor
     matrices, families = mixture.sample(stage.batch, n, own)
     rhs = torch.randn(stage.batch, n, config.right_hand_sides, generator=own, dtype=torch.float64)
-    answers = Answers.of(matrices, rhs)
+    answers = Answers.of(matrices)
     # A lower bound, seldom a tight one: between 1/30 of the smallest eigenvalue and that eigenvalue.
     floor = answers.smallest * 30 ** -torch.rand(stage.batch, generator=own, dtype=torch.float64)
-    return Batch(answers, families, loops, width, floor if told else None, _mix(config.seed, step, process) + 1)
+    return Batch(answers, rhs, families, loops, width, floor if told else None, _mix(config.seed, step, process) + 1)
 
 
 def stage_at(config: TrainConfig, step: int) -> Stage:

@@ -31,6 +31,7 @@ from gp_rangeformer.system.answers import Evaluation, Interval, LogDet, Solution
 from gp_rangeformer.system.linear_system import LinearSystem
 from gp_rangeformer.system.reason import Reason
 
+_LOGARITHM = 1e-13  # rounding of one logarithm: its range is orthonormal to 1e-14
 _RECURRENCE = 0.9  # of the tolerance is asked of residuals that are not recomputed
 
 
@@ -104,7 +105,11 @@ class DirectPrepared:
         """Nothing is factorised."""
 
     def solve(self, rhs: Float[Tensor, "n m"]) -> Solution:
-        """The network's A^-1 rhs with its true residual; the reason is CONVERGED only within tolerance."""
+        """The network's A^-1 rhs with its true residual; the reason is CONVERGED only within tolerance.
+
+        :raises ValueError: ``rhs`` holds NaN or infinity.
+        :raises torch.linalg.LinAlgError: the shipped network finds A indefinite.
+        """
         solution, _, _ = self._measured(rhs)
         return solution
 
@@ -114,14 +119,15 @@ class DirectPrepared:
         return self._logdet(preconditioner, found)
 
     def evaluate(self, rhs: Float[Tensor, "n m"], with_logdet: bool = True) -> Evaluation:
-        """Quadratic forms, log|A| and the gradient of both, from the network's solutions for [rhs, probes]."""
+        """Quadratic forms, log|A| and the gradient of both, from the network's solutions for [rhs, probes]. Raises as
+        :meth:`solve`."""
         system, m = self.system, rhs.shape[1]
         certified = self.solver.certified
         probes = certified.probe_vectors(system) if with_logdet else rhs.new_empty(system.size, 0)
         solution, preconditioner, found = self._measured(torch.cat([rhs, probes], dim=1), probes.shape[1])
         value = solution.value
         logdet = self._logdet(preconditioner, found) if with_logdet else None
-        outside = logdet is not None and not logdet.rigorous.contains(logdet.value)
+        outside = logdet is not None and not _widened(logdet.rigorous, system.size).contains(logdet.value)
         reason = Reason.DIRECT if outside else solution.reason
         weight = _gradient_weight(preconditioner, system.noise, value[:, :m], probes, value[:, m:])
         # The network's own value, uncorrected.
@@ -136,6 +142,8 @@ class DirectPrepared:
 
     def _measured(self, rhs: Tensor, probes: int = 0) -> tuple[Solution, NystromPreconditioner | None, Answer]:
         system, before = self.system, self.system.passes
+        if not bool(rhs.isfinite().all()):
+            raise ValueError("the right-hand side holds NaN or infinity: clean the targets")
         found = self.solver.ask(system, rhs, probes)
         value = found.solution
         residual = rhs - system.matmul(value) if rhs.shape[1] else rhs
@@ -154,6 +162,12 @@ class DirectPrepared:
         everything = Interval(-float("inf"), float("inf"))
         rigorous = everything if preconditioner is None else logdet_bounds(self.system, preconditioner)
         return LogDet(value=found.logdet, rigorous=rigorous)
+
+
+def _widened(certain: Interval, size: int) -> Interval:
+    """By the rounding of a sum of ``size`` logarithms of Ritz values in float64."""
+    margin = _LOGARITHM * size
+    return Interval(certain.lower - margin, certain.upper + margin)
 
 
 def _gradient_weight(

@@ -26,7 +26,7 @@ class Embedded:
     projection: Float[Tensor, "b n d"]
     image: Float64[Tensor, "b n d"]
     features: Float[Tensor, "b n f"]
-    scale: Float[Tensor, " b"]
+    scale: Float64[Tensor, " b"]  # 1 for a zero matrix, which has none
 
 
 class RangeEmbedding(nn.Module):
@@ -56,13 +56,16 @@ def embed(operator: MatrixOperator, projection: Float[Tensor, "b n d"]) -> Embed
     follows sees A / scale, so that A -> c A changes ``scale`` and nothing else.
     """
     dtype = projection.dtype
-    diagonal = operator.diagonal().to(dtype)
     image = operator.matmul(projection.double())
-    scale = (torch.linalg.matrix_norm(image) / torch.linalg.matrix_norm(projection)).to(dtype)
-    # A zero matrix has no scale: it is embedded as it is, and everything linear in it comes out as zero.
-    scale = torch.where(scale > 0, scale, torch.ones_like(scale))
-    image = image / scale[:, None, None]
+    # Of entries near 1, whose squares neither overflow nor vanish.
+    peak = image.abs().amax((-2, -1))
+    peak = torch.where(peak > 0, peak, 1.0)
+    image = image / peak[:, None, None]
+    relative = torch.linalg.matrix_norm(image) / torch.linalg.matrix_norm(projection.double())
+    # A zero matrix is embedded as it is, and everything linear in it comes out as zero.
+    relative = torch.where(relative > 0, relative, 1.0)
+    image, scale = image / relative[:, None, None], peak * relative
     row_norm = torch.linalg.vector_norm(image, dim=-1).to(dtype) / projection.shape[-1] ** 0.5
-    size = torch.full_like(diagonal, 0.1 * math.log(operator.size))
-    rows = [(diagonal / scale[:, None]).clamp(-10, 10), (row_norm + 1e-6).log(), size]
+    diagonal = (operator.diagonal().double() / scale[:, None]).clamp(-10, 10).to(dtype)
+    rows = [diagonal, (row_norm + 1e-6).log(), torch.full_like(diagonal, 0.1 * math.log(operator.size))]
     return Embedded(projection, image, torch.stack(rows, dim=-1), scale)

@@ -1,6 +1,7 @@
 """The state of the loop but for its tokens: a range that grows by blocks of columns, and the solves in it.
 
-Columns are proposed by right-hand sides that are not solved, by their residuals, and where those leave room by A's
+Columns are proposed by right-hand sides that are not solved, by their residuals with every row divided by A's diagonal
+(Jacobi's preconditioner: what rows of different sizes need), and where those leave room by A's
 image of the last columns that were not theirs, so that the range holds a block Krylov space of the first columns too.
 """
 
@@ -25,11 +26,12 @@ class Growth:
     scale: Float64[Tensor, " b"]
     diagonal: Float64[Tensor, "b n"]
     codes: Float64[Tensor, "b n d"]
-    rhs: Float64[Tensor, "b n m"] | None
     most: int
     range: GrowingRange = field(init=False)
     solve: GalerkinSolve | None = field(init=False, default=None)
-    lengths: Float64[Tensor, "b m"] | None = field(init=False, default=None)  # of the right-hand sides
+    rhs: Float64[Tensor, "b n m"] | None = field(init=False, default=None)  # each over its largest entry
+    unit: Float64[Tensor, "b m"] | None = field(init=False, default=None)  # those entries
+    lengths: Float64[Tensor, "b m"] | None = field(init=False, default=None)  # of ``rhs``
     pool: Float64[Tensor, "b n w"] = field(init=False)  # where the Krylov space goes on
     noise_drawn: int = field(init=False, default=0)
 
@@ -42,14 +44,18 @@ class Growth:
         most: int,
     ) -> Growth:
         """The range of the embedding's columns, whose image is known: no product. O(n d^2)."""
-        scale = embedded.scale.double()
+        scale = embedded.scale
         diagonal = operator.diagonal().double() / scale[:, None]
         codes = embedded.projection.double()
-        growth = cls(operator, scale, diagonal, codes, None if rhs is None else rhs.double(), most)
+        growth = cls(operator, scale, diagonal, codes, most)
         first, image = orthonormal(codes[..., :most], embedded.image[..., :most])
         growth.range, new = GrowingRange.empty(diagonal).grow(first, image)
         growth.pool = image
-        if growth.rhs is not None:
+        if rhs is not None:
+            # Squares of entries near 1 neither overflow nor vanish.
+            peak = rhs.double().abs().amax(-2)
+            growth.unit = torch.where(peak > 0, peak, 1.0)
+            growth.rhs = rhs.double() / growth.unit.unsqueeze(-2)
             growth.solve = GalerkinSolve.start(growth.rhs).correct(new)
             growth.lengths = torch.linalg.vector_norm(growth.rhs, dim=-2)
         return growth
@@ -67,10 +73,12 @@ class Growth:
         return (torch.linalg.vector_norm(self.solve.residual, dim=-2) > tolerance * self.lengths).any(0)
 
     def directions(self, which: Bool[Tensor, " m"]) -> Float64[Tensor, "b n c"]:
-        """Residuals of unit length of some right-hand sides; no columns without any."""
+        """Residuals of unit length of some right-hand sides, divided by the diagonal; no columns without any."""
         if self.solve is None or self.lengths is None:
             return self.diagonal.new_zeros(*self.diagonal.shape, 0)
-        return self.solve.directions(self.lengths)[..., which]
+        # Where a row of a singular matrix is zero the diagonal preconditions nothing.
+        usable = (self.diagonal > 0).all(-1, keepdim=True)
+        return self.solve.directions(self.lengths)[..., which] / torch.where(usable, self.diagonal, 1.0).unsqueeze(-1)
 
     def add(self, proposals: Float64[Tensor, "b n p"], width: int) -> None:
         """The range with ``proposals`` and what fills them up to ``width`` columns. One product; O(n k width)."""
@@ -86,11 +94,17 @@ class Growth:
         if self.solve is not None:
             self.solve = self.solve.correct(new)
 
-    def solution(self) -> Float64[Tensor, "b n m"] | None:
-        """Of A x = rhs, in the units of A."""
-        if self.solve is None:
-            return None
-        return self.solve.solution(self.range) / self.scale[:, None, None]
+    def solution(self) -> Float64[Tensor, "b n m"]:
+        """Of A x = the right-hand sides that there were, in the units of both."""
+        assert self.solve is not None
+        assert self.unit is not None
+        return self.solve.solution(self.range) * (self.unit / self.scale[:, None]).unsqueeze(-2)
+
+    def residual(self) -> Float64[Tensor, "b n m"]:
+        """What :meth:`solution` leaves of the right-hand sides, by recurrence."""
+        assert self.solve is not None
+        assert self.unit is not None
+        return self.solve.residual * self.unit.unsqueeze(-2)
 
     def row_features(self) -> Float64[Tensor, "b n 4"]:
         """Per row: the logarithm of A's diagonal, the share of the row that lies in the range, the logarithm of the

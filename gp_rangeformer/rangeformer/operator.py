@@ -27,8 +27,8 @@ class MatrixOperator(Protocol):
 class DenseOperator:
     """A batch of stored matrices.
 
-    :param matrices: b x n x n or n x n, float32 or float64, symmetric.
-    :raises ValueError: not square, empty, not floating point, or not finite.
+    :param matrices: b x n x n or n x n, float32 or float64, symmetric to half their digits.
+    :raises ValueError: not square, empty, not floating point, not finite, or not symmetric.
     """
 
     def __init__(self, matrices: Tensor) -> None:
@@ -38,6 +38,9 @@ class DenseOperator:
             raise ValueError(f"matrices must be float32 or float64, got {matrices.dtype}: convert them first")
         if not bool(matrices.sum(dtype=torch.float64).isfinite()):
             raise ValueError("matrices hold NaN or infinite entries")
+        apart = float((matrices - matrices.mT).abs().max())
+        if apart > torch.finfo(matrices.dtype).eps ** 0.5 * float(matrices.abs().max()):
+            raise ValueError(f"matrices must be symmetric, got entries (i, j) and (j, i) that are {apart:.2g} apart")
         self.matrices = matrices if matrices.dim() == 3 else matrices.unsqueeze(0)
 
     @property

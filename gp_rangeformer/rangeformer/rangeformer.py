@@ -4,7 +4,7 @@
     U = orth(Gamma)                                                   and A U with it
     repeat T times, or until every residual meets a tolerance:
         X = block(X + W [what the range says of every row])
-        P = [R or R / diagonal, A W_last]       proposals: the residuals, and further directions of A
+        P = [R / diagonal, A W_last]            proposals: Jacobi's residuals, and further directions of A
         W = orth((I - UU') P)                   one product, A W
         U = [U, W]                              every product that was ever paid is kept
     solves, Ritz values and log|A| are read off U and A U
@@ -13,8 +13,7 @@ One block for all loops, whose weights know nothing of n, of the number of loops
 equivariant to the order of the rows and exactly homogeneous in the scale of A. The answers are Galerkin's in the range
 (:mod:`gp_rangeformer.rangeformer.subspace`), so that whatever is learned, the error of a solve in the norm of A falls
 from loop to loop; with an untrained network the loop is a block Krylov method. The network's part is to say what the
-range has not seen (:mod:`gp_rangeformer.rangeformer.heads`); that it can also decide whether the diagonal preconditions
-the residuals (:mod:`gp_rangeformer.rangeformer.proposal`) has not paid.
+range has not seen (:mod:`gp_rangeformer.rangeformer.heads`).
 
 After "Understanding and Relaxing the Limitations of Transformers for Linear Algebra" (ICLR 2026).
 """
@@ -29,13 +28,13 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor, nn
 
+from gp_rangeformer.rangeformer import arguments
 from gp_rangeformer.rangeformer.attention import FeatureMap
 from gp_rangeformer.rangeformer.block import Block
 from gp_rangeformer.rangeformer.embedding import ROW_FEATURES, RangeEmbedding
 from gp_rangeformer.rangeformer.growth import Growth
 from gp_rangeformer.rangeformer.heads import RangeStatistics, ScalarHeads
 from gp_rangeformer.rangeformer.operator import MatrixOperator
-from gp_rangeformer.rangeformer.proposal import Proposal, precondition
 
 _RANGE_FEATURES = 4  # of Growth.row_features
 
@@ -55,7 +54,10 @@ class RangeFormerConfig:
 
 @dataclass
 class RangeFormerOutput:
-    """Answers after one loop, in the units of A. Scalars are float64, one per matrix of the batch."""
+    """Answers after one loop, in the units of A. Scalars are float64, one per matrix of the batch.
+
+    Eigenvalues below 1e-12 of A's size count as so large: log|A| of a singular matrix is finite, that of zero is not.
+    """
 
     trace: Float[Tensor, " b"]
     lambda_max: Float[Tensor, " b"]
@@ -66,7 +68,6 @@ class RangeFormerOutput:
     image: Float64[Tensor, "b n k"]  # A basis
     solution: Float[Tensor, "*rhs"] | None = None  # of the shape of the right-hand sides, as the residual
     residual: Float[Tensor, "*rhs"] | None = None  # b - A solution, by recurrence
-    jacobi: Float[Tensor, " b"] | None = None  # logarithm of the odds that dividing residuals by the diagonal pays
 
     def eigenpairs(self) -> tuple[Float64[Tensor, "b k"], Float64[Tensor, "b n k"]]:
         """Ritz values, descending, and vectors: the best approximations of eigenpairs within the range. O(n k^2)."""
@@ -90,7 +91,6 @@ class RangeFormer(nn.Module):
         self.state_norm = nn.RMSNorm(dim)
         self.inject = nn.Linear(given + _RANGE_FEATURES, dim)
         self.block = Block(dim, config.heads, config.head_dim, config.feature_map)
-        self.proposal = Proposal(dim)
         self.scalars = ScalarHeads(dim, hidden=2 * dim)
 
     @classmethod
@@ -111,7 +111,6 @@ class RangeFormer(nn.Module):
         codes: Float[Tensor, "b n d"] | None = None,
         generator: torch.Generator | None = None,
         isotropic: int = 0,
-        jacobi: bool | None = True,
         last_only: bool = False,
     ) -> list[RangeFormerOutput]:
         """One output per loop, the last is the answer.
@@ -126,12 +125,14 @@ class RangeFormer(nn.Module):
             matrix, a right-hand side that has got there proposes no further columns.
         :param floor: a known lower bound of A's eigenvalues (the noise of a Gaussian process), one number or b.
         :param codes: the random codes of :meth:`RangeEmbedding.codes`, to repeat or permute them.
-        :param isotropic: how many of the right-hand sides, the last, are random with E zz' = I: the quadrature of
-            log|A| then takes them as its probes, instead of the codes.
-        :param jacobi: whether residuals are divided by the diagonal; None: as the network decides. What it has learned
-            of that holds within the training families and not beyond them (pretrain/README.md): it is not asked.
+        :param isotropic: how many of the right-hand sides, the last, are random with E zz' = I. They are then the
+            probes of the quadrature, instead of the codes, and log|A| is the quadrature itself: on it the network, also
+            one that was trained with such probes, does not improve (pretrain/README.md).
         :param last_only: read the scalars once, at the end, instead of after every loop.
-        :raises ValueError: loops < 1 or width < 1; right-hand sides or a floor that do not fit the matrices.
+        :raises ValueError: loops < 1 or width < 1; right-hand sides, a floor or codes that do not fit the matrices or
+            are not finite; a tolerance, or probes, without right-hand sides.
+        :raises torch.linalg.LinAlgError: a negative entry of the diagonal, or a Ritz value that is negative beyond
+            rounding.
         Cost: products with A of ``sketch`` columns and then of ``width`` a loop, and O(n k^2) for k columns in all.
         """
         size = operator.size
@@ -141,74 +142,63 @@ class RangeFormer(nn.Module):
         most = size if columns is None else min(columns, size)
         if min(loops, width, most) < 1:
             raise ValueError(f"loops, width and columns must be at least 1, got {loops}, {width} and {most}")
-        right = None if rhs is None else _batched(rhs, operator)
-        if floor is not None and floor.shape not in ((), (operator.batch,)):
-            raise ValueError(f"floor must be one number or {operator.batch}, one per matrix, got {tuple(floor.shape)}")
+        right = None if rhs is None else arguments.batched(rhs, operator)
+        arguments.check_probes(isotropic, right)
+        arguments.check_tolerance(tolerance, right)
+        arguments.check_floor(floor, operator)
         codes = self.embedding.codes(operator, generator) if codes is None else codes
+        arguments.check_codes(codes, operator, self.config.sketch)
         embedded = self.embedding(operator, codes)
         known = self._floor(floor, embedded.scale)
-        given = torch.cat([embedded.features, known.unsqueeze(1).expand(-1, size, -1)], dim=-1)
+        given = torch.cat([embedded.features, known.to(codes).unsqueeze(1).expand(-1, size, -1)], dim=-1)
         tokens = self.token(torch.cat([embedded.projection, embedded.image.to(codes.dtype), given], dim=-1))
         growth = Growth.start(operator, embedded, right, most)
         first = growth.range.basis
-        probes = first if growth.rhs is None or not isotropic else growth.rhs[..., -isotropic:]
+        probes = None if growth.rhs is None or not isotropic else growth.rhs[..., -isotropic:]
 
-        odds, unsolved = None, growth.unsolved(tolerance)
+        unsolved = growth.unsolved(tolerance)
         outputs = []
         for loop in range(loops):
             tokens = self.state_norm(tokens) + self.inject(torch.cat([given, growth.row_features().to(given)], dim=-1))
             tokens = self.block(tokens)
-            odds = self.proposal(tokens, growth.diagonal) if odds is None else odds
-            chosen = odds > 0 if jacobi is None else torch.full_like(odds, jacobi, dtype=torch.bool)
-            growth.add(precondition(growth.directions(unsolved), growth.diagonal, chosen), width)
+            growth.add(growth.directions(unsolved), width)
             unsolved = growth.unsolved(tolerance)
             solved = tolerance is not None and right is not None and not bool(unsolved.any())
             last = solved or growth.ended or loop == loops - 1
             if last or not last_only:
-                output = self._read(tokens, growth, probes, known)
-                output.jacobi = odds
+                output = self._read(tokens, growth, first, probes, known)
                 if rhs is not None and growth.solve is not None:
-                    solution = growth.solution()
-                    assert solution is not None
-                    output.solution = solution.to(rhs.dtype).reshape(rhs.shape)
-                    output.residual = growth.solve.residual.to(rhs.dtype).reshape(rhs.shape)
+                    output.solution = growth.solution().to(rhs.dtype).reshape(rhs.shape)
+                    output.residual = growth.residual().to(rhs.dtype).reshape(rhs.shape)
                 outputs.append(output)
             if last:
                 break
         return outputs
 
-    def _read(self, tokens: Tensor, growth: Growth, probes: Tensor, floor: Tensor) -> RangeFormerOutput:
+    def _read(
+        self, tokens: Tensor, growth: Growth, first: Tensor, probes: Tensor | None, floor: Tensor
+    ) -> RangeFormerOutput:
         trace = growth.diagonal.sum(-1)
-        statistics = RangeStatistics.of(growth.range, trace, probes, floor)
+        ritz = growth.range.ritz()
+        arguments.check_definite(growth.diagonal, ritz[0])
+        statistics = RangeStatistics.of(growth.range, ritz, trace, first, probes, floor)
         largest, logdet = self.scalars(tokens, statistics)
+        logdet = logdet if probes is None else statistics.quadrature
         size, scale = tokens.shape[-2], growth.scale
+        log_scale = torch.where(trace > 0, scale.log(), -torch.inf)  # of a zero matrix
         return RangeFormerOutput(
             trace=trace * scale,
             lambda_max=largest * scale,
-            logdet=size * (logdet + scale.log()),
-            logdet_upper=size * (statistics.upper + scale.log()),
-            logdet_quadrature=size * (statistics.quadrature + scale.log()),
+            logdet=size * (logdet + log_scale),
+            logdet_upper=size * (statistics.upper + log_scale),
+            logdet_quadrature=size * (statistics.quadrature + log_scale),
             basis=growth.range.basis,
             image=growth.range.image * scale[:, None, None],
         )
 
     @staticmethod
-    def _floor(floor: Tensor | None, scale: Tensor) -> Tensor:
+    def _floor(floor: Tensor | None, scale: Tensor) -> Float64[Tensor, "b 2"]:
         if floor is None:
-            return torch.zeros(scale.shape[0], 2, dtype=scale.dtype, device=scale.device)
+            return scale.new_zeros(scale.shape[0], 2)
         log = (floor.to(scale) / scale).clamp(1e-12, 1e3).log()
         return torch.stack([log, torch.ones_like(log)], dim=-1)
-
-
-def _batched(rhs: Float[Tensor, "*rhs"], operator: MatrixOperator) -> Float[Tensor, "b n m"]:
-    """``rhs`` as b x n x m. A single matrix takes a vector or a block as it is."""
-    batch, size = operator.batch, operator.size
-    block = rhs.unsqueeze(-1) if batch == 1 and rhs.dim() == 1 else rhs
-    block = block.unsqueeze(0) if batch == 1 and block.dim() == 2 else block
-    if block.dim() != 3 or block.shape[:2] != (batch, size):
-        wanted = f"{size}, {size} x m or 1 x {size} x m" if batch == 1 else f"{batch} x {size} x m"
-        raise ValueError(
-            f"right-hand sides must be {wanted}, as the matrices are {batch} x {size} x {size}: got "
-            f"{' x '.join(map(str, rhs.shape)) or 'a scalar'}"
-        )
-    return block

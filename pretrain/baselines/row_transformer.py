@@ -100,19 +100,20 @@ class RowTransformer(nn.Module):
         rhs, rhs_length = unit_rhs(rhs, config.tasks)
         operator = DenseOperator(matrices) if config.diagonal_feature else _HiddenDiagonal(matrices)
         embedded = self.embedding(operator, self.embedding.codes(operator, generator) if codes is None else codes)
+        scale = embedded.scale.to(embedded.projection.dtype)
         channels = [embedded.projection, embedded.image.to(embedded.projection.dtype), embedded.features]
         given = torch.cat(channels if rhs is None else [*channels, rhs.unsqueeze(-1)], dim=-1)
         tokens = self.token(given)
         if not config.looped:
             for block in self.blocks:
                 tokens = block(tokens)
-            return [self.read_out(tokens, tokens, embedded.scale, rhs_length)]
+            return [self.read_out(tokens, tokens, scale, rhs_length)]
         answers = []
         for _ in range(config.depth if loops is None else loops):
             state = self.state_norm(tokens)
-            seen = [given, *self._products(operator, state, embedded.scale)] if config.operator else [given]
+            seen = [given, *self._products(operator, state, scale)] if config.operator else [given]
             tokens = self.blocks[0](state + self.inject(torch.cat(seen, dim=-1)))
-            answers.append(self.read_out(tokens, tokens, embedded.scale, rhs_length))
+            answers.append(self.read_out(tokens, tokens, scale, rhs_length))
         return answers
 
     def _products(self, operator: DenseOperator, state: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:

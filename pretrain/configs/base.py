@@ -1,4 +1,4 @@
-"""The weights that the package ships: half an hour on one CPU core."""
+"""The weights that the package ships: a quarter of an hour on one CPU core."""
 
 from gp_rangeformer.rangeformer.rangeformer import RangeFormerConfig
 from pretrain.configs.config import Stage, TrainConfig
