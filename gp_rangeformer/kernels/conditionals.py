@@ -33,7 +33,9 @@ class OrderedPoints:
     """
 
     def __init__(self, expression: Expression, arguments: tuple[Tensor, ...], n: int, dtype: torch.dtype) -> None:
-        self._expression, self._arguments, self._n, self._dtype = expression, arguments, n, dtype
+        self._expression, self._n, self._dtype = expression, n, dtype
+        # Coordinates as the tiles of K see them.
+        self._arguments = tuple(a.to(dtype).to(a.dtype) if a.dim() == 2 else a for a in arguments)
         tiles = bind(expression, arguments, n, dtype, 1)
         self._native = tiles if isinstance(tiles, NativeTiles) else None
 

@@ -82,6 +82,30 @@ def test_matern_kernels_are_those_of_coordinate_differences(nu) -> None:
     torch.testing.assert_close(ours.gradients["raw_lengthscale"], g_raw, rtol=1e-10, atol=0)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("nu", PROFILES)
+def test_entries_of_near_points_far_from_the_middle_are_at_rounding_level(nu, dtype) -> None:
+    """Coordinates reach 300 length-scales; float32's |z|^2 eps, 0.01, would show in every entry."""
+    near = points(300, torch.float64)
+    x = torch.cat([near, near + 0.002 * points(300, torch.float64, seed=1)]).to(dtype)
+    fused = recognised(matern(nu, 0.01, dtype), x)
+    z = fused.arguments[0].detach().to(dtype).double()  # as the tiles see them
+    exact = PROFILES[nu]((z[:, None] - z[None]).square().sum(-1).sqrt())
+    # Distances are off by eps64 |z|^2 / r; entries, at most 1, are rounded a few times.
+    off = torch.finfo(torch.float64).eps * z.square().sum(-1).max() / 0.01
+    torch.testing.assert_close(
+        fused.dense().detach().double(), exact, rtol=0, atol=float(off) + 8 * torch.finfo(dtype).eps
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("name", ["matern12", "matern52", "rq", "sum_of_products"])
+def test_duplicates_far_from_the_middle_are_coincident(name, dtype) -> None:
+    distinct = 300 * points(150, dtype)
+    matrix = recognised(make(name, dtype), torch.cat([distinct, distinct])).dense()
+    assert torch.equal(matrix[:150, 150:].diagonal(), matrix.diagonal()[:150])
+
+
 @pytest.mark.parametrize("name", sorted(KERNELS))
 def test_thin_factors_give_the_gradient_of_their_dense_product(name) -> None:
     kernel, x = make(name), points(300)

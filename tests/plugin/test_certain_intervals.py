@@ -100,6 +100,19 @@ def assert_inside(report: SolveReport, covariance: Tensor, y: Tensor) -> None:
 SMOOTH: dict[str, Callable[[], Kernel]] = {"matern52": lambda: MaternKernel(2.5), "rbf": RBFKernel}
 
 
+@pytest.mark.parametrize("how", ["compiled", "tensors"])
+@pytest.mark.parametrize("name", ["matern12", "matern52"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_duplicates_many_length_scales_apart_stay_inside(dtype, name, how, systems) -> None:
+    """Neighbours bound log|A| by entries of their own, which are to be those of K."""
+    distinct = torch.randn(83, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    x = distinct[torch.arange(502) % 83].to(dtype)
+    kernel = scaled({"matern12": MaternKernel(0.5), "matern52": MaternKernel(2.5)}[name], 0.0823, 0.8)
+    with settings.solver(num_probes=4, tolerance=0.1), settings.fused_kernels(how):
+        report = step(problem_of(kernel, x, torch.sin(9 * x[:, 0]), 1e-3))
+    assert_inside(report, systems[0].to_dense(torch.float64), torch.sin(9 * x[:, 0]))
+
+
 @may_fall_back
 @pytest.mark.parametrize("offset", [-999.3, 1e5, 0.0])
 @pytest.mark.parametrize("lengthscale", [0.3, 30.0])

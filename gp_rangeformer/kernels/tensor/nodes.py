@@ -15,9 +15,9 @@ from torch import Tensor
 
 from gp_rangeformer.kernels.expression import Constant, Expression, Scale, Stationary, Sum
 from gp_rangeformer.kernels.gpu.device_tiles import DeviceTiles, device_tiles
+from gp_rangeformer.kernels.tensor.distances import SquaredDistances
 from gp_rangeformer.kernels.tensor.profiles import (
     RBF,
-    SMALLEST,
     Buffers,
     Opened,
     largest_squared_distance,
@@ -103,12 +103,7 @@ class _StationaryNode:
         points = coordinates.to(like.dtype)
         self._points = points.double()  # as the tiles see them: sums of differences then cancel to the last bit
         squares = self._points.square().sum(-1, keepdim=True)
-        norms, ones = squares.to(like.dtype), torch.ones_like(squares, dtype=like.dtype)
-        # [-2 z, |z|^2, 1] . [z', 1, |z'|^2] = |z - z'|^2. The norms last, as in GPyTorch: first they cost up to three
-        # times the rounding error (measured, d = 8 to 50).
-        self._left = torch.cat([-2 * points, norms, ones], dim=-1)
-        self._right = torch.cat([points, ones, norms], dim=-1).mT.contiguous()
-        self._points_and_ones = self._right[:-1]
+        self._points_and_ones = torch.cat([points, torch.ones_like(points[:, :1])], dim=-1).mT.contiguous()
         unresolved = unresolved_distance(squares, like.dtype)
         self._profile = profile(expression.kind, alpha, unresolved)
         self._largest = largest_squared_distance(self._profile, like.dtype)
@@ -119,6 +114,7 @@ class _StationaryNode:
         self._alpha_gradient = None if alpha is None else self._sums.new_zeros(())
         self._opened: Opened | None = None
         self._device_tiles = device_tiles(expression.kind, points, alpha, unresolved)
+        self._squares = None if self._device_tiles is not None else SquaredDistances(self._points, like.dtype, size)
 
     def value(self, block: Block, out: Tensor) -> None:
         if self._device_tiles is not None:
@@ -166,10 +162,9 @@ class _StationaryNode:
 
     def _distances(self, block: Block) -> Buffers:
         buffers = self._buffers(block)
-        torch.mm(self._left[block.rows], self._right[:, block.columns], out=buffers.first)
-        buffers.first.clamp_(SMALLEST, self._largest)
-        if block.on_diagonal:
-            buffers.first.diagonal().fill_(SMALLEST)
+        assert self._squares is not None
+        self._squares.write(block, buffers.first)
+        buffers.first.clamp_max_(self._largest)
         return buffers
 
 

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from gp_rangeformer.kernels.expression import Constant, Expression, Scale, Stationary, Sum
+from gp_rangeformer.kernels.tensor.distances import coincident_square
 
 _PROFILES: dict[str, Callable[[Tensor], Tensor]] = {
     "matern12": lambda r: (-r).exp(),
@@ -53,7 +54,8 @@ def _matrix(expression: Expression, arguments: Iterator[Tensor], n: int) -> Tens
 def _squared_distances(points: Float[Tensor, "*batch n d"]) -> Float[Tensor, "*batch n n"]:
     norms = points.square().sum(-1)
     squares = norms.unsqueeze(-1) + norms.unsqueeze(-2) - 2 * points @ points.mT
-    return (squares * (1 - torch.eye(points.shape[-2], dtype=points.dtype, device=points.device))).clamp_min(0)
+    apart = squares > coincident_square(norms, points.shape[-1])
+    return torch.where(apart, squares, torch.zeros_like(squares))
 
 
 def _root(squares: Float[Tensor, "*batch n n"]) -> Float[Tensor, "*batch n n"]:
