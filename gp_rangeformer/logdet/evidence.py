@@ -184,16 +184,17 @@ def _measurements(
     return (
         weighted,
         sizes.reshape(2, p),
-        gap.sort().values[_around_quantiles(len(gap))],
+        gap.sort().values.index_select(0, _around_quantiles(len(gap), gap.device)),
         (gap / (1 + gap)).mean(),
         (preconditioner.leverage / system.noise).sum(),
     )
 
 
-def _around_quantiles(n: int) -> list[int]:
+@functools.lru_cache(maxsize=8)
+def _around_quantiles(n: int, device: torch.device) -> Int[Tensor, " twelve"]:
     """Places in an ordered list of n numbers between which the quantiles lie, two for each."""
     places = [q * (n - 1) for q in GAP_QUANTILES]
-    return [index for place in places for index in (math.floor(place), math.ceil(place))]
+    return torch.tensor([index for place in places for index in (math.floor(place), math.ceil(place))]).to(device)
 
 
 def _moments(
