@@ -6,6 +6,7 @@ python -m tests.device_cost [-v]
 from __future__ import annotations
 
 import sys
+from contextlib import AbstractContextManager
 from typing import Any
 from unittest import mock
 
@@ -27,7 +28,7 @@ def warm_step(n: int = 2000, kind: str = "matern32") -> tuple[Counts, SolveRepor
     problem = build(kind, n=n, dtype=torch.float32)
     with (
         StandIn() as device,
-        mock.patch.object(recognition, "_DEVICES", ("cpu", DEVICE.type)),
+        recognised(),
         settings.rangeformer(),
         collect_reports() as reports,
     ):
@@ -41,6 +42,11 @@ def warm_step(n: int = 2000, kind: str = "matern32") -> tuple[Counts, SolveRepor
         counts = device.start()
         there.loss().backward()
     return counts, reports[-1]
+
+
+def recognised() -> AbstractContextManager[object]:
+    """Kernels on the stand-in are recognised, as on CUDA."""
+    return mock.patch.object(recognition, "_DEVICES", ("cpu", DEVICE.type))
 
 
 def on_device(problem: Problem) -> Problem:

@@ -14,10 +14,10 @@ def test_a_warm_step_starts_few_operations_and_waits_for_few_numbers(capsys: pyt
     found, report = warm_step()
     with capsys.disabled():
         print("\n" + found.summary())
-    assert (report.solver, report.logdet_method, report.iterations) == ("rangeformer", "learned", 2)
+    assert (report.solver, report.logdet_method, report.iterations) == ("rangeformer", "learned", 3)
     # What it is today; what it is to become: 150 and 2.
-    assert found.starts.total() <= 436
-    assert found.transfers.total() <= 30
+    assert found.starts.total() <= 284
+    assert found.transfers.total() <= 9
 
 
 def test_operations_views_and_transfers_are_told_apart() -> None:
@@ -30,4 +30,4 @@ def test_operations_views_and_transfers_are_told_apart() -> None:
         assert there.cpu().tolist() == [0, 1, 2, 3, 4, 5]
         assert counts.transfers.total() == 2
         with pytest.raises(RuntimeError, match="mixes"):
-            there + torch.ones(6)
+            there.add(torch.ones(6))
