@@ -31,7 +31,10 @@ WAITING = {
     "_linalg_solve_ex", "linalg_qr", "_linalg_check_errors",
 }  # fmt: skip
 _HANDS = {"small_cores.py"}  # who only carries out what others ask for
-_ALLOCATING = {"detach", "alias", "empty", "empty_strided", "new_empty", "new_empty_strided", "empty_like"}
+# No work either: memory, and a view that autograd may take for its own.
+_ALLOCATING = {
+    "detach", "alias", "empty", "empty_strided", "new_empty", "new_empty_strided", "empty_like", "_unsafe_view",
+}  # fmt: skip
 
 
 class DeviceTensor(Tensor):
