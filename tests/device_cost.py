@@ -20,7 +20,7 @@ from tests.plugin.market import Problem, build
 from tests.stand_in import DEVICE, Counts, StandIn
 
 _WARM = 5  # steps before the one that is counted
-_STEP = 0.1  # of every raw parameter: as large as those of a fit's first iterations
+_STEP = 0.05  # of every raw parameter: as large as those of a fit's first iterations
 
 
 def warm_step(n: int = 2000, kind: str = "matern32") -> tuple[Counts, SolveReport]:

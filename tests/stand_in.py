@@ -8,8 +8,10 @@ of them is a single kernel.
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -79,12 +81,38 @@ class Counts:
         return "\n".join(lines)
 
 
+@dataclass
+class Graph:
+    """Operations with the memory that they read and write."""
+
+    operations: list[Any]
+
+    def replay(self) -> None:
+        """The same operations on the same memory, whatever it holds now."""
+        for func, args, kwargs, found in self.operations:
+            again = func(*_aliases(args), **kwargs)
+            for old, new in zip(tree_flatten(found)[0], tree_flatten(again)[0], strict=True):
+                if isinstance(old, Tensor) and old.data_ptr() != new.data_ptr():
+                    old.copy_(new)
+
+
 class StandIn(TorchDispatchMode):
     """Inside, tensors can be made on ``DEVICE`` and computed with. ``counts``: of what happened since :meth:`start`."""
 
     def __init__(self) -> None:
         super().__init__()
         self.counts = Counts()
+        self.captured: list[Any] | None = None
+
+    @contextlib.contextmanager
+    def capture(self) -> Iterator[Graph]:
+        """Keeps every operation inside, as a CUDA graph does; those that wait are errors."""
+        graph = Graph([])
+        self.captured = graph.operations
+        try:
+            yield graph
+        finally:
+            self.captured = None
 
     def start(self) -> Counts:
         """Counts from here on."""
@@ -112,7 +140,12 @@ class StandIn(TorchDispatchMode):
             kwargs["device"] = torch.device("cpu") if made_there else target
         known = {id(tensor.held): tensor for tensor in here}
         plain_args, plain_kwargs = tree_map_only(DeviceTensor, lambda tensor: tensor.held, (args, kwargs))
+        given_args = _aliases(plain_args)
         found = func(*plain_args, **plain_kwargs)
+        if self.captured is not None and (here or made_there):
+            if name in WAITING or moved:
+                raise RuntimeError(f"{func} waits for the device, or comes from the CPU: a graph cannot hold it")
+            self.captured.append((func, given_args, plain_kwargs, _aliases(found)))
         if moved and not made_there:
             return found.clone()
         if not made_there:
@@ -150,6 +183,11 @@ class StandIn(TorchDispatchMode):
 
 def _wrapped(tensor: Tensor) -> Tensor:
     return tensor if isinstance(tensor, DeviceTensor) else DeviceTensor(tensor)
+
+
+def _aliases(values: Any) -> Any:
+    """The same memory in tensors of their own, whose shapes no later operation changes."""
+    return tree_map_only(Tensor, lambda tensor: tensor.detach(), values)
 
 
 def _place() -> str:

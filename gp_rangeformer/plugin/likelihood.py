@@ -85,11 +85,15 @@ def _one_by_one(
     for index, ((kernel, noise), fused, b) in enumerate(parts):
         linear_system = symmetric_system(call, system, kernel, noise, fused)
         memory = memory_of(system.owners, system.kernel, index)
+        late = not _looked_at(system, exact_reason)
         try:
             prepared, evaluation = _evaluate(call, linear_system, fused, memory, b.detach(), with_logdet, exact_reason)
-        finally:
-            if not _looked_at(system, exact_reason) and call.report.reason is not Reason.CONVERGED:
-                check_rhs(system, rhs)  # before what went wrong is blamed on anything else
+        except Exception:
+            if late:
+                check_rhs(system, rhs)  # before anything else is blamed for it
+            raise
+        if late and evaluation.fallback_reason is not None:
+            check_rhs(system, rhs)
         show(system, b, prepared, evaluation, noise)
         own = kernel if isinstance(kernel, Tensor) and not system.detached else fused
         assert own is not None

@@ -35,7 +35,7 @@ class UnseenNystrom(NystromPreconditioner):
     _system: LinearSystem
     _root: Float64[Tensor, "r n"]  # R
     _inverse: Float[Tensor, "n r"]  # U
-    _answer: Callable[[], list[Tensor]]  # R R', whether L was found, norms of the columns of R and of C^-1 R
+    _answer: Callable[[], list[Tensor]]  # I + R R', whether L was found, norms of the columns of R and of C^-1 R
 
     def __init__(self, system: LinearSystem, proposal: RangeProposal) -> None:
         columns, core = proposal.sketch(system)
@@ -45,14 +45,13 @@ class UnseenNystrom(NystromPreconditioner):
         factor, info = torch.linalg.cholesky_ex(core)
         root_noise = system.noise.sqrt()
         root = torch.linalg.solve_triangular(factor, columns.mT.double().div_(root_noise), upper=False)
-        gram = root @ root.mT
-        shifted = gram.clone()
+        shifted = root @ root.mT
         shifted.diagonal().add_(1)
         inner, _ = torch.linalg.cholesky_ex(shifted)
         covering = torch.linalg.solve_triangular(inner, root, upper=False)
-        inverse = (covering / root_noise).to(system.dtype).mT
+        inverse = torch.div(covering, root_noise, out=root_noise.new_empty(covering.shape)).mT
         norms = (torch.linalg.vector_norm(part, dim=0) for part in (root, covering))
-        answer = system.reading.ask(gram, info, *norms)
+        answer = system.reading.ask(shifted, info, *norms)
         # A frozen dataclass, whose fields are found here instead of given.
         self.__dict__.update(_system=system, _root=root, _inverse=inverse, _answer=answer, root_noise=root_noise)
 
@@ -62,8 +61,8 @@ class UnseenNystrom(NystromPreconditioner):
 
     @functools.cached_property
     def problem(self) -> PreconditionerError | None:
-        gram, info, *_ = self._answer()
-        if bool(info) or not bool(gram.isfinite().all()):
+        shifted, info, *_ = self._answer()
+        if bool(info) or not bool(shifted.isfinite().all()):
             return PreconditionerError("K is not finite, or not positive semi-definite on the proposed range")
         try:
             self.facts.check(self._system)
@@ -74,10 +73,10 @@ class UnseenNystrom(NystromPreconditioner):
     @functools.cached_property
     def _decomposition(self) -> tuple[Float64[Tensor, " r"], Float64[Tensor, "r r"]]:
         """Of R R', on the CPU."""
-        gram, *_ = self._answer()
-        with unshared(gram):
-            values, vectors = torch.linalg.eigh(gram)
-        return values, vectors
+        shifted, *_ = self._answer()
+        with unshared(shifted):
+            values, vectors = torch.linalg.eigh(shifted)
+        return values - 1, vectors
 
     @functools.cached_property
     def _unclamped(self) -> Float64[Tensor, " n"]:

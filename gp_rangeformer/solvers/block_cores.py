@@ -130,7 +130,8 @@ class DeviceCores:
 
     def read(self, status: Float64[np.ndarray, " four"]) -> tuple[int, float, Reason | None]:
         """The same of a ``status`` that came over with other numbers."""
-        worst, iterations, failure, quotient = status.tolist()
+        reached, iterations, failure, quotient = status.tolist()
+        worst = 1 / reached if reached > 0 else math.inf
         reason = None
         if failure:
             reason = Reason.NOT_PSD if failure == device_cores.NOT_PSD else Reason.NOT_FINITE
@@ -142,15 +143,15 @@ class DeviceCores:
         return self._coefficients
 
     def conjugate(self, directions: Float[Tensor, "n m"], image: Float[Tensor, "n m"]) -> Pair:
-        curvature = directions.mT.double() @ image.double()
+        curvature = device_cores.wide_gram(directions, [image])
         both = device_cores.conjugate(curvature, self._coefficients, self.status, image.dtype)
         return both[:, : image.shape[1]], both[:, image.shape[1] :]
 
     def orthonormalise(self, block: Float[Tensor, "n m"], preconditioned: Float[Tensor, "n m"]) -> Pair:
         m = block.shape[1]
-        wide = torch.cat([block, preconditioned], dim=1).double()
+        products = device_cores.wide_gram(block, [block, preconditioned])
         found = device_cores.orthonormalise(
-            wide[:, :m].mT @ wide, self._coefficients, self._norm, self._shares, self.status, block.dtype
+            products, self._coefficients, self._norm, self._shares, self.status, block.dtype
         )
         return found[:, :m], found[:, m:]
 

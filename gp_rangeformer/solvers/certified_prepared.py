@@ -44,6 +44,8 @@ from gp_rangeformer.system.small_cores import to_host
 _ENERGY_SHARE = 0.1
 # Iterations that the first step after a draw of landmarks counts for at least: more than one tell landmarks apart.
 _FEWEST_ITERATIONS = 4
+# Steps whose iterations say how many the next one starts before it looks.
+_SOLVES = 3
 # Times num_probes that a gradient may take.
 _MOST_PROBES = 4
 # Of the tolerance: for probes, whose solution is known but for its small part A^-1 b - W'z, and for targets: near an
@@ -202,7 +204,8 @@ class CertifiedPrepared:
         if self.failure is not None:
             return self._exact_evaluation(rhs, with_logdet, self.failure)
         found = None if unseen is None else unseen.found()
-        probes, solution = found or self._solve_step(rhs, signs, energy)
+        further = None if unseen is None else unseen.started.value
+        probes, solution = found or self._solve_step(rhs, signs, energy, further)
         if solution.reason in _TOO_HARD and self._strengthen():
             probes, solution = self._solve_step(rhs, signs, energy)
         if not solution.converged:
@@ -236,7 +239,7 @@ class CertifiedPrepared:
         solver, system, memory, m = self.solver, self.system, self.memory, rhs.shape[1]
         probes = self._probes_of(signs)
         block = torch.cat([rhs, probes.rhs], dim=1)
-        if self.vecchia is not None or not resident(block) or memory.last_iterations is None:
+        if self.vecchia is not None or not resident(block) or not memory.solved_in:
             return None
         assert self.preconditioner is not None
         wanted = torch.from_numpy(energy)
@@ -247,7 +250,7 @@ class CertifiedPrepared:
             return None
         started = solve_unseen(
             system, self.preconditioner, block, first, tolerance=solver.tolerance, stop_energy=wanted, shares=shares,
-            iterations=memory.last_iterations,
+            iterations=max(memory.solved_in),
         )  # fmt: skip
         evidence = None
         if solver.logdet == "learned" and signs.shape[1]:
@@ -258,12 +261,19 @@ class CertifiedPrepared:
         return _UnseenStep(probes, started, evidence)
 
     def _solve_step(
-        self, rhs: Float[Tensor, "n m"], signs: Float[Tensor, "n p"], energy: NDArray[np.float64]
+        self,
+        rhs: Float[Tensor, "n m"],
+        signs: Float[Tensor, "n p"],
+        energy: NDArray[np.float64],
+        first: Tensor | tuple[Tensor, Tensor] | None = None,
     ) -> tuple[Probes, Solution]:
-        """Targets and probes in one block."""
+        """Targets and probes in one block.
+
+        :param first: where to begin, if not with what the memory proposes.
+        """
         probes = self._probes_of(signs)
         block = torch.cat([rhs, probes.rhs], dim=1)
-        first = self._predict(block, probes, rhs.shape[1])
+        first = self._predict(block, probes, rhs.shape[1]) if first is None else first
         return probes, self._refined(block, first, energy, self._own_energy(probes, rhs.shape[1]))
 
     def _probes_of(self, signs: Float[Tensor, "n p"]) -> Probes:
@@ -450,7 +460,7 @@ class CertifiedPrepared:
     def _learn_from(self, solution: Solution, near: Tensor | None, logdet: LogDet | None) -> None:
         memory = self.memory
         memory.failures = 0
-        memory.last_iterations = solution.iterations
+        memory.solved_in = (*memory.solved_in, solution.iterations)[-_SOLVES:]
         warm = len(memory.solutions) >= min(2, self.solver.history)
         correction = solution.correction if self.solver.predictor == "rows" else None
         value = solution.value if near is None else solution.value - near

@@ -8,35 +8,28 @@ from there on. Nothing waits, so that all of it can be captured in a graph.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from gp_rangeformer.kernels.gpu.device_tiles import triton_works
+from gp_rangeformer.kernels.gpu.operations import answers_on, register
 
 WIDEST = 64  # columns of a block whose cores fit into the registers of one program
-# What a status holds: the largest share of its target that a column has left; iterations; a failure; the largest
-# Rayleigh quotient of an inverse curvature.
-WORST, ITERATIONS, FAILURE, QUOTIENT = range(4)
+# What a status holds: the least that a column has reached, as its target over what is left; iterations; a failure; the
+# largest Rayleigh quotient of an inverse curvature. All of it is zero before anything is done.
+REACHED, ITERATIONS, FAILURE, QUOTIENT = range(4)
 NOT_PSD, NOT_FINITE = 1.0, 2.0
 POWER_STEPS = 4
 
 
 def resident(block: Tensor) -> bool:
     """Whether the cores of this block of columns stay beside it."""
-    device = block.device
-    if device.type == "cpu" or block.shape[1] > WIDEST:
-        return False
-    return device.type != "cuda" or triton_works(device.index, torch.float32)
+    return block.shape[1] <= WIDEST and answers_on(block.device)
 
 
 def new_status(like: Tensor) -> Float64[Tensor, " four"]:
     """Nothing done yet, and everything left to do."""
-    status = like.new_zeros(4, dtype=torch.float64)
-    status[WORST].fill_(torch.inf)
-    return status
+    return like.new_zeros(4, dtype=torch.float64)
 
 
 def masked_cholesky(
@@ -61,30 +54,30 @@ def masked_cholesky(
 
 
 def conjugate(
-    curvature: Float64[Tensor, "k k"],
+    curvature: Float64[Tensor, "parts k k"],
     coefficients: Float64[Tensor, "k m"],
     status: Float64[Tensor, " four"],
     dtype: torch.dtype,
 ) -> Float[Tensor, "k m_plus_k"]:
-    """[C^-1 Phi, C^-1] in ``dtype`` for the curvature C = D'A D and the coefficients Phi: zeros once nothing is left to
-    do or something has failed. Counts an iteration; notes whether C is finite and positive definite, and a Rayleigh
-    quotient of C^-1."""
+    """[C^-1 Phi, C^-1] in ``dtype`` for the curvature C = D'A D, the sum of its parts, and the coefficients Phi:
+    zeros once nothing is left to do or something has failed. Counts an iteration; notes whether C is finite and
+    positive definite, and a Rayleigh quotient of C^-1."""
     return torch.ops.gp_rangeformer.conjugate(curvature, coefficients, status, dtype)
 
 
 def orthonormalise(
-    products: Float64[Tensor, "m two_m"],
+    products: Float64[Tensor, "parts m two_m"],
     coefficients: Float64[Tensor, "m m"],
     norm: Float[Tensor, " m"],
     shares: Float64[Tensor, "2 m"],
     status: Float64[Tensor, " four"],
     dtype: torch.dtype,
 ) -> Float[Tensor, "m two_m"]:
-    """[T, Phi'] in ``dtype`` with T'E T = I and Phi'Phi = E, from [G, E] = [W'W, W'P^-1 W].
+    """[T, Phi'] in ``dtype`` with T'E T = I and Phi'Phi = E, from [G, E] = [W'W, W'P^-1 W], the sum of its parts.
 
     ``coefficients`` become Phi times what they were: of R = W coefficients by the columns of W T. ``status`` gets the
-    largest ratio of |r| to the first of ``shares`` times ``norm``, and of (r'P^-1 r)^1/2 to the second of ``shares``,
-    over all columns, unless nothing was left to do before.
+    least ratio over all columns of the first of ``shares`` times ``norm`` to |r|, and of the second of ``shares`` to
+    (r'P^-1 r)^1/2, unless nothing was left to do before.
     """
     return torch.ops.gp_rangeformer.orthonormalise(products, coefficients, norm, shares, status, dtype)
 
@@ -108,6 +101,15 @@ def column_sums(
     return torch.ops.gp_rangeformer.column_sums(rhs, solution, residual, correction, noise)
 
 
+def wide_gram(left: Float[Tensor, "n k"], right: list[Tensor]) -> Float64[Tensor, "parts k m"]:
+    """left' [right ...] with every product and sum in float64, to be added up over parts of the rows. O(n k m)."""
+    return torch.ops.gp_rangeformer.wide_gram(left, right)
+
+
+def _wide_gram(left: Tensor, right: list[Tensor]) -> Tensor:
+    return (left.double().mT @ torch.cat(right, dim=1).double()).unsqueeze(0)
+
+
 def _column_sums(rhs: Tensor, solution: Tensor, residual: Tensor, correction: Tensor, noise: Tensor) -> Tensor:
     b, x, r, z = (block.double() for block in (rhs, solution, residual, correction))
     squares = r.square()
@@ -116,9 +118,10 @@ def _column_sums(rhs: Tensor, solution: Tensor, residual: Tensor, correction: Te
 
 
 def _conjugate(curvature: Tensor, coefficients: Tensor, status: Tensor, dtype: torch.dtype) -> Tensor:
+    curvature = curvature.sum(0)
     core = 0.5 * (curvature + curvature.mT)
     _, root, pivots = masked_cholesky(core, 0.0)
-    active = (status[WORST] > 1) & (status[FAILURE] == 0)
+    active = (status[REACHED] < 1) & (status[FAILURE] == 0)
     # Directions that are zero leave exact zeros.
     negative = ((pivots <= 0) & (core.diagonal() != 0)).any()
     failure = torch.where(core.isfinite().all(), NOT_PSD * negative, NOT_FINITE)
@@ -139,7 +142,7 @@ def _conjugate(curvature: Tensor, coefficients: Tensor, status: Tensor, dtype: t
 def _orthonormalise(
     products: Tensor, coefficients: Tensor, norm: Tensor, shares: Tensor, status: Tensor, dtype: torch.dtype
 ) -> Tensor:
-    gram, energy = products.chunk(2, dim=1)
+    gram, energy = products.sum(0).chunk(2, dim=1)
     energy = 0.5 * (energy + energy.mT)
     scale = energy.diagonal().clamp_min(0).sqrt()
     inverse_scale = torch.where(scale > 0, 1 / scale, 0)
@@ -152,9 +155,9 @@ def _orthonormalise(
     new = root @ coefficients
     worst = torch.maximum(left / allowed, new.square().sum(0).sqrt() / shares[1])
     worst = torch.where(worst.isnan().any(), torch.inf, worst.amax())
-    active = (status[WORST] > 1) & (status[FAILURE] == 0)
+    active = (status[REACHED] < 1) & (status[FAILURE] == 0)
     coefficients.copy_(torch.where(active, new, coefficients))
-    status[WORST] = torch.where(active, worst, status[WORST])
+    status[REACHED] = torch.where(active, 1 / worst, status[REACHED])
     return torch.cat([inverse.mT * inverse_scale.unsqueeze(-1), root.mT], dim=1).to(dtype)
 
 
@@ -169,36 +172,12 @@ def _fit(images: Tensor, wanted: Tensor, norm: Tensor, rcond: float) -> Tensor:
     return torch.where(found.isfinite().all(), found, 0).to(images.dtype)
 
 
-_OPERATIONS = (
-    ("conjugate(Tensor curvature, Tensor coefficients, Tensor(a!) status, ScalarType dtype)", _conjugate),
-    (
-        "orthonormalise(Tensor products, Tensor(a!) coefficients, Tensor norm, Tensor shares, Tensor(b!) status, "
-        "ScalarType dtype)",
-        _orthonormalise,
-    ),
-    ("column_sums(Tensor rhs, Tensor solution, Tensor residual, Tensor correction, Tensor noise)", _column_sums),
-    ("fit(Tensor images, Tensor wanted, Tensor norm, float rcond)", _fit),
+register("conjugate(Tensor curvature, Tensor coefficients, Tensor(a!) status, ScalarType dtype)", _conjugate)
+register(
+    "orthonormalise(Tensor products, Tensor(a!) coefficients, Tensor norm, Tensor shares, Tensor(b!) status, "
+    "ScalarType dtype)",
+    _orthonormalise,
 )
-
-
-def _on_cuda(name: str) -> Callable[..., Tensor]:
-    def launch(*arguments: object) -> Tensor:
-        from gp_rangeformer.kernels.gpu import cores  # imported here: where there is no GPU there may be no Triton
-
-        return getattr(cores, name)(*arguments)
-
-    return launch
-
-
-def _register() -> None:
-    """Once a process: modules may be loaded again, operations not."""
-    if hasattr(torch.ops.gp_rangeformer, "fit"):
-        return
-    for signature, function in _OPERATIONS:
-        name, arguments = signature.split("(", 1)
-        torch.library.define(f"gp_rangeformer::{name}", f"({arguments} -> Tensor")
-        torch.library.impl(f"gp_rangeformer::{name}", "cpu", function)
-        torch.library.impl(f"gp_rangeformer::{name}", "cuda", _on_cuda(name))
-
-
-_register()
+register("wide_gram(Tensor left, Tensor[] right)", _wide_gram)
+register("column_sums(Tensor rhs, Tensor solution, Tensor residual, Tensor correction, Tensor noise)", _column_sums)
+register("fit(Tensor images, Tensor wanted, Tensor norm, float rcond)", _fit)

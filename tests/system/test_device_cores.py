@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from gp_rangeformer.kernels.native import product
 from gp_rangeformer.system import device_cores
 from gp_rangeformer.system.device_cores import (
     FAILURE,
@@ -18,7 +19,7 @@ from gp_rangeformer.system.device_cores import (
     NOT_FINITE,
     NOT_PSD,
     QUOTIENT,
-    WORST,
+    REACHED,
     masked_cholesky,
     new_status,
 )
@@ -40,7 +41,9 @@ def orthonormalise(made: Tensor, coefficients: Tensor, share: float, status: Ten
     gram = made.mT @ made
     shares = torch.stack([torch.full((m,), share), torch.full((m,), math.inf)]).double()
     norm = torch.ones(m, dtype=torch.float64)
-    return device_cores.orthonormalise(torch.cat([gram, 2 * gram], 1), coefficients, norm, shares, status, made.dtype)
+    return device_cores.orthonormalise(
+        torch.stack([torch.cat([gram, 2 * gram], 1) / 2] * 2), coefficients, norm, shares, status, made.dtype
+    )
 
 
 @pytest.mark.parametrize("k", SIZES)
@@ -65,20 +68,20 @@ def test_a_block_becomes_orthonormal_and_is_found_again(dependent: bool) -> None
     torch.testing.assert_close(2 * shared.mT @ shared, kept.diag(), rtol=0, atol=1e-10)
     torch.testing.assert_close(shared @ rotation.mT, made, rtol=1e-10, atol=1e-10)
     torch.testing.assert_close(coefficients, rotation.mT)
-    assert float(status[WORST]) == pytest.approx(1e3 * float(made.norm(dim=0).max()))
+    assert float(status[REACHED]) == pytest.approx(1e-3 / float(made.norm(dim=0).max()))
 
 
 def test_nothing_moves_once_nothing_is_left_to_do() -> None:
     made, coefficients = block(5), torch.eye(5, dtype=torch.float64)
     status = new_status(made)
     orthonormalise(made, coefficients, 100.0, status)
-    worst, known = float(status[WORST]), coefficients.clone()
-    assert worst < 1
-    both = device_cores.conjugate(made.mT @ made, coefficients, status, torch.float64)
+    reached, known = float(status[REACHED]), coefficients.clone()
+    assert reached > 1
+    both = device_cores.conjugate((made.mT @ made).unsqueeze(0), coefficients, status, torch.float64)
     assert bool((both == 0).all())
     orthonormalise(2 * made, coefficients, 100.0, status)
     assert torch.equal(coefficients, known)
-    assert status.tolist() == [worst, 0, 0, 0]
+    assert status.tolist() == [reached, 0, 0, 0]
 
 
 def test_a_curvature_is_inverted_and_its_largest_quotient_kept() -> None:
@@ -86,7 +89,7 @@ def test_a_curvature_is_inverted_and_its_largest_quotient_kept() -> None:
     made[:, 2] = 0  # a direction that was masked
     curvature = made.mT @ made / ROWS
     status = new_status(made)
-    both = device_cores.conjugate(curvature, coefficients, status, torch.float64)
+    both = device_cores.conjugate(torch.stack([curvature / 4, 0.75 * curvature]), coefficients, status, torch.float64)
     inverse = torch.linalg.pinv(curvature)
     torch.testing.assert_close(both, torch.cat([inverse @ coefficients, inverse], 1), rtol=1e-8, atol=1e-8)
     assert (float(status[ITERATIONS]), float(status[FAILURE])) == (1, 0)
@@ -100,10 +103,10 @@ def test_a_curvature_without_a_factor_is_named_and_steps_nowhere(poison: float, 
     curvature[5, 5] = poison
     status = new_status(curvature)
     for _ in range(2):  # what has failed stays so
-        both = device_cores.conjugate(curvature, torch.eye(6, dtype=torch.float64), status, torch.float32)
+        both = device_cores.conjugate(curvature.unsqueeze(0), torch.eye(6, dtype=torch.float64), status, torch.float32)
         assert bool((both == 0).all())
         curvature = torch.eye(6, dtype=torch.float64)
-    assert status.tolist() == [math.inf, 0, failure, 0]
+    assert status.tolist() == [0, 0, failure, 0]
 
 
 def test_the_best_combination_is_found_and_garbage_is_none() -> None:
@@ -142,14 +145,19 @@ def test_triton_computes_what_the_tensor_operations_say(triton_cores: ModuleType
     found = []
     for name in ("plain", "triton"):
         said = triton_cores if name == "triton" else None
-        conjugate, again, sums, fit = (
+        wide = said.wide_product if said else product._wide_product
+        products, conjugate, again, sums, fit = (
             getattr(said, part) if said else getattr(device_cores, f"_{part}")
-            for part in ("conjugate", "orthonormalise", "column_sums", "fit")
+            for part in ("wide_gram", "conjugate", "orthonormalise", "column_sums", "fit")
         )
         status, coefficients = new_status(made), torch.eye(m, dtype=torch.float64, device=device)
         numbers = [
-            conjugate(curvature + torch.eye(m, device=device), coefficients, status, torch.float64),
-            again(gram, coefficients, norm, sizes, status, torch.float64),
+            conjugate(
+                torch.stack([curvature, torch.eye(m, device=device).double()]), coefficients, status, torch.float64
+            ),
+            wide(made.float().mT.contiguous(), made[:, :2].contiguous()),
+            products(made.float(), [made.float(), made.float().flip(0)]).sum(0),
+            again(gram.unsqueeze(0), coefficients, norm, sizes, status, torch.float64),
             sums(made.float(), made.float().flip(0), made, made.flip(1), noise).sum(0),
             fit(images, made[:16].float(), norm, 1e-6).double(),
         ]

@@ -16,15 +16,18 @@ from torch import Tensor
 
 _WARPS = 8
 _ROWS, _PROGRAMS = 32, 128  # of sums over the rows of a block: at a time, and programs at most
+_WIDE = {"ROWS": 8, "COLUMNS": 256, "num_warps": 4}
+_PARTS = 32  # of a Gram matrix, which one program adds up
 
 
 def conjugate(curvature: Tensor, coefficients: Tensor, status: Tensor, dtype: torch.dtype) -> Tensor:
     """See :func:`~gp_rangeformer.system.device_cores.conjugate`."""
     k, m = coefficients.shape
+    parts = len(curvature)
     out = torch.empty(k, m + k, dtype=dtype, device=curvature.device)
     numbers = _numbers(0.0, 1e-300, curvature.device)
     _conjugate[(1,)](
-        curvature.contiguous(), coefficients, status, numbers, out, k, m, SIZE=_size(max(k, m)), num_warps=_WARPS
+        curvature.contiguous(), coefficients, status, numbers, out, parts, k, m, SIZE=_size(max(k, m)), num_warps=_WARPS
     )
     return out
 
@@ -33,11 +36,47 @@ def orthonormalise(
     products: Tensor, coefficients: Tensor, norm: Tensor, shares: Tensor, status: Tensor, dtype: torch.dtype
 ) -> Tensor:
     """See :func:`~gp_rangeformer.system.device_cores.orthonormalise`."""
-    m = len(products)
+    parts, m, _ = products.shape
     out = torch.empty(m, 2 * m, dtype=dtype, device=products.device)
     numbers = _numbers(max(torch.finfo(dtype).eps ** 1.5, 1e-14), torch.finfo(norm.dtype).tiny, products.device)
     _orthonormalise[(1,)](
-        products.contiguous(), coefficients, norm, shares, status, numbers, out, m, SIZE=_size(m), num_warps=_WARPS
+        products.contiguous(),
+        coefficients,
+        norm,
+        shares,
+        status,
+        numbers,
+        out,
+        parts,
+        m,
+        SIZE=_size(m),
+        num_warps=_WARPS,
+    )
+    return out
+
+
+def wide_gram(left: Tensor, right: list[Tensor]) -> Tensor:
+    """See :func:`~gp_rangeformer.system.device_cores.wide_gram`."""
+    n, k = left.shape
+    m = sum(block.shape[1] for block in right)
+    parts = min(_PARTS, triton.cdiv(n, _ROWS))
+    out = torch.empty(parts, k, m, dtype=torch.float64, device=left.device)
+    steps = triton.cdiv(triton.cdiv(n, _ROWS), parts)
+    first, last = right[0], right[-1]  # at most two
+    _wide_gram[(parts, len(right))](
+        left, first, last, out, n, k, first.shape[1], m, steps, *left.stride(), *first.stride(), *last.stride(),
+        ROWS=_ROWS, LEFT=_size(k), RIGHT=_size(max(first.shape[1], last.shape[1])), num_warps=_WARPS,
+    )  # fmt: skip
+    return out
+
+
+def wide_product(matrix: Tensor, vectors: Tensor) -> Tensor:
+    """See :func:`~gp_rangeformer.kernels.native.product.multiply_wide`: the products, and the squares of the rows."""
+    rows, n = matrix.shape
+    k = vectors.shape[1]
+    out = torch.empty(rows, k + 1, dtype=torch.float64, device=matrix.device)
+    _wide_product[(triton.cdiv(rows, _WIDE["ROWS"]),)](
+        matrix, vectors, out, rows, n, k, matrix.stride(0), *vectors.stride(), WIDTH=_size(k + 1), **_WIDE
     )
     return out
 
@@ -150,15 +189,24 @@ def _product(left, right, row, k):
 
 
 @triton.jit
-def _conjugate(curvature, coefficients, status, numbers, out, k, m, SIZE: tl.constexpr):
+def _load_sum(source, row, column, parts, rows, columns, stride):
+    """The sum over the parts, each of ``rows`` rows ``stride`` apart."""
+    total = _load(source, row, column, rows, columns, stride)
+    for part in range(1, parts):
+        total += _load(source + part * rows * stride, row, column, rows, columns, stride)
+    return total
+
+
+@triton.jit
+def _conjugate(curvature, coefficients, status, numbers, out, parts, k, m, SIZE: tl.constexpr):
     row = tl.arange(0, SIZE)
     floor, smallest = tl.load(numbers), tl.load(numbers + 1)
-    core = _load(curvature, row, row, k, k, k)
+    core = _load_sum(curvature, row, row, parts, k, k, k)
     core = 0.5 * (core + tl.trans(core))
-    worst, failed, largest = tl.load(status), tl.load(status + 2), tl.load(status + 3)
+    reached, failed, largest = tl.load(status), tl.load(status + 2), tl.load(status + 3)
     _, root, negative = _cholesky(core, row, k, floor)
     failure = tl.where(_broken(core) > 0.0, 2.0, tl.where(negative > 0.0, 1.0, 0.0))
-    undone = (worst > 1.0) & (failed == 0.0)
+    undone = (reached < 1.0) & (failed == 0.0)
     tl.store(status + 2, tl.where(undone, failure, failed))
     active = undone & (failure == 0.0)
     inverse = _product(tl.trans(root), root, row, k)
@@ -175,11 +223,12 @@ def _conjugate(curvature, coefficients, status, numbers, out, k, m, SIZE: tl.con
 
 
 @triton.jit
-def _orthonormalise(products, coefficients, norm, shares, status, numbers, out, m, SIZE: tl.constexpr):
+def _orthonormalise(products, coefficients, norm, shares, status, numbers, out, parts, m, SIZE: tl.constexpr):
     row = tl.arange(0, SIZE)
     inside = row < m
     floor, tiny = tl.load(numbers), tl.load(numbers + 1)
-    gram, energy = _load(products, row, row, m, m, 2 * m), _load(products + m, row, row, m, m, 2 * m)
+    gram = _load_sum(products, row, row, parts, m, m, 2 * m)
+    energy = _load_sum(products + m, row, row, parts, m, m, 2 * m)
     energy = 0.5 * (energy + tl.trans(energy))
     diagonal = _diagonal_of(energy, row)
     positive = diagonal > 0.0
@@ -197,9 +246,9 @@ def _orthonormalise(products, coefficients, norm, shares, status, numbers, out, 
     broken = _broken(energy) + _broken(gram) + tl.sum(tl.where(inside & (ratio != ratio), 1.0, 0.0), axis=0)
     worst = tl.where(broken > 0.0, float("inf"), tl.max(tl.where(inside, ratio, 0.0), axis=0))
     known, failed = tl.load(status), tl.load(status + 2)
-    active = (known > 1.0) & (failed == 0.0)
+    active = (known < 1.0) & (failed == 0.0)
     _store(coefficients, tl.where(active, new, before), row, row, m, m, m)
-    tl.store(status, tl.where(active, worst, known))
+    tl.store(status, tl.where(active, 1.0 / worst, known))
     _store(out, tl.trans(inverse) * inverse_scale[:, None], row, row, m, m, 2 * m)
     _store(out + m, tl.trans(root), row, row, m, m, 2 * m)
 
@@ -208,6 +257,48 @@ def _orthonormalise(products, coefficients, norm, shares, status, numbers, out, 
 def _block(source, row, column, row_stride, column_stride, inside):
     found = tl.load(source + row[:, None] * row_stride + column[None, :] * column_stride, mask=inside, other=0.0)
     return found.to(tl.float64)
+
+
+@triton.jit
+def _wide_gram(
+    left, first, last, out, n, k, split, m, steps, left_row, left_column, first_row, first_column, last_row,
+    last_column, ROWS: tl.constexpr, LEFT: tl.constexpr, RIGHT: tl.constexpr,
+):  # fmt: skip
+    own, other, place = tl.arange(0, LEFT), tl.arange(0, RIGHT), tl.arange(0, ROWS)
+    second = tl.program_id(1) > 0
+    width = tl.where(second, m - split, split)
+    total = tl.zeros((LEFT, RIGHT), dtype=tl.float64)
+    for step in range(steps):
+        row = ((tl.program_id(0) * steps + step) * ROWS + place).to(tl.int64)
+        one = _block(left, row, own, left_row, left_column, (row < n)[:, None] & (own < k)[None, :])
+        inside = (row < n)[:, None] & (other < width)[None, :]
+        if second:
+            two = _block(last, row, other, last_row, last_column, inside)
+        else:
+            two = _block(first, row, other, first_row, first_column, inside)
+        # Row after row: float64 has no product of tiles everywhere.
+        for j in range(ROWS):
+            total += _row_of(one, place, j)[:, None] * _row_of(two, place, j)[None, :]
+    start = tl.where(second, split, 0)
+    _store(out + tl.program_id(0) * k * m + start, total, own, other, k, width, m)
+
+
+@triton.jit
+def _wide_product(
+    matrix, vectors, out, rows, n, k, matrix_row, vector_row, vector_column, ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr, WIDTH: tl.constexpr,
+):  # fmt: skip
+    row = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)
+    entry = tl.arange(0, WIDTH)
+    total = tl.zeros((ROWS, WIDTH), dtype=tl.float64)
+    for start in range(0, n, COLUMNS):
+        column = start + tl.arange(0, COLUMNS)
+        tile = _block(matrix, row, column, matrix_row, 1, (row < rows)[:, None] & (column < n)[None, :])
+        for j in range(k):
+            own = tl.load(vectors + column.to(tl.int64) * vector_row + j * vector_column, mask=column < n, other=0.0)
+            total += tl.where(entry[None, :] == j, tl.sum(tile * own[None, :], axis=1)[:, None], 0.0)
+        total += tl.where(entry[None, :] == k, tl.sum(tile * tile, axis=1)[:, None], 0.0)
+    _store(out, total, row, entry, rows, k + 1, k + 1)
 
 
 @triton.jit

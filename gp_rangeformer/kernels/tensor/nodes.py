@@ -26,7 +26,6 @@ from gp_rangeformer.kernels.tensor.profiles import (
 )
 from gp_rangeformer.kernels.tiles import Block, Scratch
 
-
 Factor = float | Tensor  # a product of scales
 
 
