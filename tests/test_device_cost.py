@@ -14,10 +14,10 @@ def test_a_warm_step_starts_few_operations_and_waits_for_few_numbers(capsys: pyt
     found, report = warm_step()
     with capsys.disabled():
         print("\n" + found.summary())
-    assert (report.solver, report.logdet_method, report.iterations) == ("rangeformer", "learned", 3)
-    # What it is today; what it is to become: 150 and 2.
-    assert found.starts.total() <= 284
-    assert found.transfers.total() <= 9
+    assert (report.solver, report.logdet_method, report.iterations) == ("rangeformer", "learned", 2)
+    # What it is today. Operations are to become 150; one of the transfers is GPyTorch's, which compares its inputs.
+    assert found.starts.total() <= 228
+    assert found.transfers.total() <= 2
 
 
 def test_operations_views_and_transfers_are_told_apart() -> None:

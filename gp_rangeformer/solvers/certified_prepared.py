@@ -45,7 +45,7 @@ _ENERGY_SHARE = 0.1
 # Iterations that the first step after a draw of landmarks counts for at least: more than one tell landmarks apart.
 _FEWEST_ITERATIONS = 4
 # Steps whose iterations say how many the next one starts before it looks.
-_SOLVES = 3
+_SOLVES = 2
 # Times num_probes that a gradient may take.
 _MOST_PROBES = 4
 # Of the tolerance: for probes, whose solution is known but for its small part A^-1 b - W'z, and for targets: near an
