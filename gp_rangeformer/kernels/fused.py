@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 
 import torch
 from jaxtyping import Float, Float64
@@ -42,12 +43,13 @@ class FusedKernel:
     def __init__(self, expression: Expression, x: Float[Tensor, "n d"], parameters: tuple[Tensor, ...]) -> None:
         self._hold(expression, embed(expression, x, parameters), len(x), x.dtype, ALONE, parameters)
 
-    @property
-    def positive(self) -> bool:
-        """Whether its matrix is positive semi-definite by what it is: no scale and no constant is negative."""
-        if not self.parameters:
-            return True
-        return bool(torch.cat([parameter.detach().reshape(-1) for parameter in self.parameters]).amin() >= 0)
+    def signs(self, ask: Callable[..., Callable[[], list[Tensor]]]) -> Callable[[], bool]:
+        """Gives whether its matrix is positive semi-definite by what it is: no scale and no constant is negative.
+
+        :param ask: what gives tensors on the CPU, once they are needed.
+        """
+        found = ask(*(parameter.detach() for parameter in self.parameters))
+        return lambda: all(bool((parameter >= 0).all()) for parameter in found())
 
     @classmethod
     def of_arguments(

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -101,15 +102,28 @@ def tail_evidence(
     :param chosen: points from :func:`sample_points`, or others in such an order.
     Cost: O(n r p + c b (r + c)) for b points, c of them given.
     """
-    rows, *measured = to_host(
-        _point_features(system, preconditioner, probes, solutions, chosen),
-        quadratic,
-        *_measurements(system, preconditioner, probes, solutions),
-    )
-    moments = _moments(system, preconditioner, *measured)
-    order = rows[:, _REMAINING].argsort(kind="stable")
-    tokens = np.stack([group.mean(0) for group in np.array_split(rows[order], GROUPS)])
-    return TailEvidence(**vars(moments), tokens=torch.from_numpy(tokens))
+    return ask_tail_evidence(system, preconditioner, probes, solutions, chosen)(quadratic)
+
+
+def ask_tail_evidence(
+    system: LinearSystem,
+    preconditioner: NystromPreconditioner,
+    probes: Float[Tensor, "n p"],
+    solutions: Float[Tensor, "n p"],
+    chosen: Int[Tensor, " b"],
+) -> Callable[[Tensor], TailEvidence]:
+    """Gives the evidence for ``quadratic``, once the host reads what it asked of the device."""
+    measured = _ask_measurements(system, preconditioner, probes, solutions)
+    features = _ask_point_features(system, preconditioner, probes, solutions, chosen)
+
+    def gather(quadratic: Tensor) -> TailEvidence:
+        moments = _moments(system, preconditioner, *to_host(quadratic, *measured()))
+        rows = features().numpy()
+        order = rows[:, _REMAINING].argsort(kind="stable")
+        tokens = np.stack([group.mean(0) for group in np.array_split(rows[order], GROUPS)])
+        return TailEvidence(**vars(moments), tokens=torch.from_numpy(tokens))
+
+    return gather
 
 
 def whitened_rows(
@@ -117,37 +131,52 @@ def whitened_rows(
 ) -> tuple[Float64[Tensor, "3 c b"], Float64[Tensor, "3 b"]]:
     """The first ``count`` rows of I + E, A~ and P~ on some points, and their diagonals at all of these points. Reads
     ``count`` columns of K; O(c b r)."""
-    root, noise = preconditioner.root_noise[chosen].double(), system.noise[chosen].double()
-    basis, gap = preconditioner.basis[chosen].double(), preconditioner.gap[chosen]
+    rows = _whitened_rows(system, preconditioner, chosen, count)
+    diagonals = preconditioner.diagonals(system, chosen)()
+    return rows, diagonals.to(rows.device)
+
+
+def _whitened_rows(
+    system: LinearSystem, preconditioner: NystromPreconditioner, chosen: Int[Tensor, " b"], count: int
+) -> Float64[Tensor, "3 c b"]:
+    root = preconditioner.root_noise[chosen].double()
     kernel = system.columns(chosen[:count]).index_select(0, chosen).mT.double() / root / root[:count].unsqueeze(-1)
-    scaled = basis * preconditioner.spectrum
-    low_rank = scaled[:count] @ basis.mT
+    low_rank = preconditioner.low_rank_rows(chosen, count)
     schur = kernel - low_rank
-    schur.diagonal().copy_(gap[:count])  # clamped at zero there
+    schur.diagonal().clamp_min_(0)
     rows = torch.stack([schur, kernel, low_rank])
     rows.diagonal(dim1=-2, dim2=-1).add_(1)
-    diagonals = torch.stack([gap, system.diagonal()[chosen].double() / noise, torch.linalg.vecdot(scaled, basis)])
-    return rows, diagonals.add_(1)
+    return rows
 
 
-def _point_features(
+def _ask_point_features(
     system: LinearSystem, preconditioner: NystromPreconditioner, probes: Tensor, solutions: Tensor, chosen: Tensor
-) -> Float64[Tensor, "asked c"]:
+) -> Callable[[], Float64[Tensor, "asked c"]]:
     """Of every point that is not given: its learning curves, its leverage, and its share of tr(A^-1)."""
     count = given_points(system.size)
-    stacked, diagonals = whitened_rows(system, preconditioner, chosen, count)
-    asked, prior = chosen[count:], diagonals[:, count:].unsqueeze(1)
+    stacked, asked = _whitened_rows(system, preconditioner, chosen, count), chosen[count:]
     # Rounding of a float32 K may leave E slightly indefinite; I + E then still has eigenvalues near 1, not near 0.
     factor = torch.linalg.cholesky_ex(stacked[..., :count]).L
     rest = torch.linalg.solve_triangular(factor, stacked[..., count:], upper=False)
-    explained = _levels(count, system.device) @ rest.square_()
-    curves = torch.cat([prior, prior - explained], dim=1)
-    schur, full, ranged = curves.clamp_min_(1).log_().mT.unbind(0)
-    own = (probes[asked] * solutions[asked]).mean(-1, dtype=torch.float64) * system.noise[asked]
-    return ordered_tokens(
-        {"schur": schur, "difference": full - ranged, "ranged": ranged},
-        {"leverage": preconditioner.leverage[asked], "inverse_diagonal": own},
-    )
+    answer = system.reading.ask(
+        _levels(count, system.device) @ rest.square_(), asked, probes.index_select(0, asked),
+        solutions.index_select(0, asked),
+    )  # fmt: skip
+    diagonals, points = preconditioner.diagonals(system, chosen), preconditioner.of_all_points(system)
+
+    def features() -> Float64[Tensor, "asked c"]:
+        explained, places, signs, solved = answer()
+        prior = diagonals()[:, count:].unsqueeze(1)
+        curves = torch.cat([prior, prior - explained], dim=1)
+        schur, full, ranged = curves.clamp_min_(1).log_().mT.unbind(0)
+        (_, noise), (_, leverage) = system.diagonals(), points()
+        own = (signs * solved).mean(-1, dtype=torch.float64) * noise[places]
+        return ordered_tokens(
+            {"schur": schur, "difference": full - ranged, "ranged": ranged},
+            {"leverage": leverage[places], "inverse_diagonal": own},
+        )
+
+    return features
 
 
 @functools.lru_cache(maxsize=8)
@@ -165,29 +194,35 @@ def moment_evidence(
     quadratic: Float[Tensor, " p"],
 ) -> MomentEvidence:
     """Features of the whole system: diagonal, spectrum of Q, moments of the probes. O(n r p)."""
-    measured = to_host(quadratic, *_measurements(system, preconditioner, probes, solutions))
-    return _moments(system, preconditioner, *measured)
+    measured = _ask_measurements(system, preconditioner, probes, solutions)
+    return _moments(system, preconditioner, *to_host(quadratic, *measured()))
 
 
-def _measurements(
+def _ask_measurements(
     system: LinearSystem, preconditioner: NystromPreconditioner, probes: Tensor, solutions: Tensor
-) -> tuple[Tensor, ...]:
+) -> Callable[[], tuple[Tensor, ...]]:
     """Sums over all points, which :func:`_moments` takes on the host."""
     p = probes.shape[1]
     root_noise = preconditioner.root_noise.unsqueeze(-1)
     whitened = torch.cat([probes / root_noise, solutions * root_noise], dim=1)
-    coordinates = (preconditioner.basis.mT @ whitened).double().square_()
-    shares = preconditioner.shares
-    weighted = torch.stack([shares, shares * (2 - shares), preconditioner.spectrum]) @ coordinates
-    sizes = whitened.square().sum(0, dtype=torch.float64)
-    gap = preconditioner.gap
-    return (
-        weighted,
-        sizes.reshape(2, p),
-        gap.sort().values[_around_quantiles(len(gap))],
-        (gap / (1 + gap)).mean(),
-        (preconditioner.leverage / system.noise).sum(),
-    )
+    coordinates = preconditioner.coordinates(system, whitened)
+    answer = system.reading.ask(whitened.square().sum(0, dtype=torch.float64))
+    points = preconditioner.of_all_points(system)
+
+    def sums() -> tuple[Tensor, ...]:
+        spectrum = torch.from_numpy(preconditioner.facts.spectrum)
+        shares = spectrum / (1 + spectrum)
+        weighted = torch.stack([shares, shares * (2 - shares), spectrum]) @ coordinates()
+        (sizes,), (gap, leverage), (_, noise) = answer(), points(), system.diagonals()
+        return (
+            weighted,
+            sizes.reshape(2, p),
+            gap.sort().values[_around_quantiles(len(gap))],
+            (gap / (1 + gap)).mean(),
+            (leverage / noise).sum(),
+        )
+
+    return sums
 
 
 def _around_quantiles(n: int) -> list[int]:

@@ -125,7 +125,7 @@ class FittedModel:
         storage = choose_storage(self.n, self.fused.dtype, self.noise.device)
         kernel = self.fused.evaluate() if storage.dense else hold(self.fused, storage)[1]
         system = LinearSystem(kernel, self.noise)
-        system.points, system.trusted = self.fused, self.fused.positive
+        system.points, system.trusted = self.fused, self.fused.signs(system.reading.ask)
         return system
 
     def factorised(self, system: LinearSystem) -> Float[Tensor, "n n"]:

@@ -47,7 +47,7 @@ def likelihood_terms(system: EligibleSystem, rhs: Tensor, with_logdet: bool = Tr
     columns = rhs.reshape(count, n, m)
     found = None if exact_reason is None else _together(call, system, columns, with_logdet, exact_reason)
     if found is None:
-        check_rhs(system, rhs)
+        check_rhs(system, rhs, looked_at=_looked_at(system, exact_reason))
         found = _one_by_one(call, system, columns, with_logdet, exact_reason)
     inv_quad, logdet = found
     call.publish()
@@ -85,14 +85,30 @@ def _one_by_one(
     for index, ((kernel, noise), fused, b) in enumerate(parts):
         linear_system = symmetric_system(call, system, kernel, noise, fused)
         memory = memory_of(system.owners, system.kernel, index)
-        prepared, evaluation = _evaluate(call, linear_system, fused, memory, b.detach(), with_logdet, exact_reason)
+        late = not _looked_at(system, exact_reason)
+        try:
+            prepared, evaluation = _evaluate(call, linear_system, fused, memory, b.detach(), with_logdet, exact_reason)
+        except Exception:
+            if late:
+                check_rhs(system, rhs)  # before anything else is blamed for it
+            raise
+        if late and evaluation.fallback_reason is not None:
+            check_rhs(system, rhs)
         show(system, b, prepared, evaluation, noise)
         own = kernel if isinstance(kernel, Tensor) and not system.detached else fused
         assert own is not None
         inv_quad, log_determinant = autograd.likelihood_terms(own, noise, b, evaluation)
         inv_quads.append(inv_quad)
         logdets.append(log_determinant)
+    if len(logdets) == 1:
+        return inv_quads[0].unsqueeze(0), logdets[0].unsqueeze(0)
     return torch.stack(inv_quads), torch.stack(logdets)
+
+
+def _looked_at(system: EligibleSystem, exact_reason: Reason | None) -> bool:
+    """Whether the host looks at right-hand sides beforehand: not at those of a device's training steps, which it reads
+    with everything else."""
+    return system.kernel.device.type == "cpu" or exact_reason is not None or system.share is not None
 
 
 def _evaluate(
@@ -139,7 +155,8 @@ def _gradient_check(
         return None
     # Not through a graph of GPyTorch's or the user's own: their hooks would see weights that are no gradients.
     asked = None if fused is None else FusedHyperparameters(fused)
-    return GradientCheck(asked, system.noise, memory, tolerance)
+    numbers = system.reading.ask(system.noise, *(() if asked is None else asked.parameters))
+    return GradientCheck(asked, system.noise, memory, tolerance, numbers)
 
 
 def _exact_training_reason(system: EligibleSystem, columns: int) -> Reason | None:

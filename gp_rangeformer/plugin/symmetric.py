@@ -26,7 +26,7 @@ def symmetric_system(
     if not isinstance(kernel, Tensor) or system.fused is not None:
         linear_system = detached_system(kernel, noise)
         linear_system.points = fused
-        linear_system.trusted = fused is None or fused.positive
+        linear_system.trusted = True if fused is None else fused.signs(linear_system.reading.ask)
         return linear_system
     given = kernel.detach()
     mean, difference = symmetric_part(given)

@@ -7,18 +7,20 @@ Omega is. So P is positive definite, P <= A, log|P| <= log|A|, and r' A^-1 r <= 
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float64
+from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
 from gp_rangeformer.allocation.workspace import empty_matrix
 from gp_rangeformer.system.linear_system import LinearSystem
-from gp_rangeformer.system.small_cores import to_host, unshared
+from gp_rangeformer.system.small_cores import to_host, together, unshared
 
+NEGLIGIBLE = 1e-3  # times the noise: eigenvalues of Q below it cannot speed up the solver, only cost time
 # How far below 1 a quotient may fall beside rounding: directions of block CG are conjugate to about a thousandth.
 _RITZ_SLACK = 1e-2
 _SUBTRACTION = 8  # eps of the largest eigenvalue of D^-1 Q: what applying P^-1 and its root loses there
@@ -68,6 +70,11 @@ class NystromPreconditioner:
     leverage: Float[Tensor, " n"]  # float64
     facts: PreconditionerFacts
 
+    @property
+    def problem(self) -> PreconditionerError | None:
+        """What is wrong with it: nothing with one that was looked at when it was built."""
+        return None
+
     @classmethod
     def on_range(
         cls, system: LinearSystem, basis: Float[Tensor, "n r"], spectrum: Float[Tensor, " r"]
@@ -78,11 +85,10 @@ class NystromPreconditioner:
         # Transposed, as the basis is stored: half the time of the other order.
         explained, covered = (weights.to(basis.dtype) @ basis.mT.square()).double().unbind()
         unclamped = (system.diagonal() / system.noise).double() - explained
-        gap = unclamped.clamp_min(0)
-        values, *numbers = to_host(spectrum, unclamped.amin(), gap.mean(), gap.log1p().sum())
-        least, mean, logs = map(float, numbers)
-        facts = PreconditionerFacts(values, least, mean, logs, system.diagonal_facts.log_noise_sum)
-        return cls(basis, spectrum, shares, system.noise.sqrt(), gap, 1 - covered, facts)
+        (values,) = to_host(spectrum)
+        (seen,) = together([unclamped])
+        facts = PreconditionerFacts.of_gaps(values, seen, system.diagonal_facts.log_noise_sum)
+        return cls(basis, spectrum, shares, system.noise.sqrt(), unclamped.clamp_min(0), 1 - covered, facts)
 
     @property
     def rank(self) -> int:
@@ -116,6 +122,29 @@ class NystromPreconditioner:
     def logdet(self) -> float:
         """log|P|, accumulated in float64. O(r)."""
         return float(np.log1p(self.facts.spectrum).sum()) + self.facts.log_noise_sum
+
+    def coordinates(self, system: LinearSystem, whitened: Float[Tensor, "n k"]) -> Callable[[], Float64[Tensor, "r k"]]:
+        """Gives the squares of V'w, on the CPU. O(n r k)."""
+        found = system.reading.ask((self.basis.mT @ whitened).double().square_())
+        return lambda: found()[0]
+
+    def low_rank_rows(self, chosen: Int[Tensor, " b"], count: int) -> Float64[Tensor, "c b"]:
+        """The first ``count`` rows of D^-1/2 Q D^-1/2 on some points. O(c b r)."""
+        basis = self.basis[chosen].double()
+        return (basis * self.spectrum)[:count] @ basis.mT
+
+    def diagonals(self, system: LinearSystem, chosen: Int[Tensor, " b"]) -> Callable[[], Float64[Tensor, "3 b"]]:
+        """Gives the diagonals of I + D^-1/2 (K - Q) D^-1/2, of D^-1/2 A D^-1/2 and of D^-1/2 P D^-1/2 there, on the
+        CPU."""
+        basis, noise = self.basis[chosen].double(), system.noise[chosen].double()
+        explained = torch.linalg.vecdot(basis * self.spectrum, basis)
+        found = torch.stack([self.gap[chosen], system.diagonal()[chosen].double() / noise, explained]).add_(1)
+        answer = system.reading.ask(found)
+        return lambda: answer()[0]
+
+    def of_all_points(self, system: LinearSystem) -> Callable[[], list[Float64[Tensor, " n"]]]:
+        """Gives ``gap`` and ``leverage``, on the CPU."""
+        return system.reading.ask(self.gap, self.leverage)
 
     def least_ritz_value(self, system: LinearSystem) -> float:
         """Below this a Ritz value of P^-1 A disproves P <= A, hence that K is positive semi-definite.
@@ -152,15 +181,30 @@ class PreconditionerFacts:
     log_gap_sum: float
     log_noise_sum: float
 
+    @classmethod
+    def of_gaps(
+        cls, spectrum: Float64[np.ndarray, " r"], unclamped: Float64[Tensor, " n"], log_noise_sum: float
+    ) -> PreconditionerFacts:
+        """From diag(D^-1 (K - Q)) as rounding left it, on the CPU."""
+        gap = unclamped.clamp_min(0)
+        return cls(spectrum, float(unclamped.amin()), float(gap.mean()), float(gap.log1p().sum()), log_noise_sum)
+
+    def check(self, system: LinearSystem) -> None:
+        """:raises PreconditionerError: a gap is clearly negative."""
+        rounding = 64 * torch.finfo(system.dtype).eps * system.diagonal_facts.largest_ratio
+        largest = self.spectrum[0] if len(self.spectrum) else 0
+        if self.least_gap < -max(rounding, 1e-3 * (1 + largest)):
+            raise PreconditionerError("the diagonal of K - Q is negative: K is not positive semi-definite")
+
 
 def nystrom_preconditioner(
-    system: LinearSystem, proposal: RangeProposal, *, negligible: float = 1e-3
+    system: LinearSystem, proposal: RangeProposal, *, negligible: float = NEGLIGIBLE
 ) -> NystromPreconditioner:
     """Build P from a proposed range. O(n r^2 + r^3), n x r memory.
 
     The r x r cores are float64 also for float32 systems: the Gram matrix of the whitened sketch spans the whole
     condition number of A, and its small end decides log|P|. Directions whose eigenvalue is below ``negligible`` times
-    the noise are dropped: they cannot speed up the solver, only cost time.
+    the noise are dropped.
 
     :raises PreconditionerError: if the sketch is not finite or its core has a clearly negative eigenvalue.
     """
@@ -186,14 +230,24 @@ def nystrom_preconditioner(
         raise PreconditionerError("the proposed range or the kernel matrix is not finite")
     with unshared(gram):
         ascending, vectors = torch.linalg.eigh(gram)
+    preconditioner = of_eigenvectors(system, root, ascending, vectors, negligible)
+    preconditioner.facts.check(system)
+    return preconditioner
+
+
+def of_eigenvectors(
+    system: LinearSystem,
+    root: Float64[Tensor, "r n"],
+    ascending: Float64[Tensor, " r"],
+    vectors: Float64[Tensor, "r r"],
+    negligible: float = NEGLIGIBLE,
+) -> NystromPreconditioner:
+    """P for D^-1/2 Q D^-1/2 = root' root, from the eigenvalues and eigenvectors of root root'. O(n r^2)."""
+    r, n = root.shape
     (values,) = to_host(ascending)
     kept = int((values > negligible).sum())
     spectrum, vectors = ascending[r - kept :].flip(0), vectors[:, r - kept :].flip(1)
-    rounded = empty_matrix(r, n, system.dtype, columns.device).copy_(root)
+    rounded = empty_matrix(r, n, system.dtype, root.device).copy_(root)
     transform = (vectors * spectrum.rsqrt()).mT.to(system.dtype)
-    basis = torch.mm(transform, rounded, out=empty_matrix(kept, n, system.dtype, columns.device)).mT
-    preconditioner = NystromPreconditioner.on_range(system, basis, spectrum)
-    rounding = 64 * torch.finfo(system.dtype).eps * system.diagonal_facts.largest_ratio
-    if preconditioner.facts.least_gap < -max(rounding, 1e-3 * (1 + values[-1] if kept else 1)):
-        raise PreconditionerError("the diagonal of K - Q is negative: K is not positive semi-definite")
-    return preconditioner
+    basis = torch.mm(transform, rounded, out=empty_matrix(kept, n, system.dtype, root.device)).mT
+    return NystromPreconditioner.on_range(system, basis, spectrum)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -14,7 +15,9 @@ from torch import Tensor
 
 from gp_rangeformer.allocation.free_memory import because
 from gp_rangeformer.kernels.native.compiler import library_on
+from gp_rangeformer.logdet import learned
 from gp_rangeformer.logdet.checked import checked_logdet, lanczos_value
+from gp_rangeformer.logdet.estimate import TailEstimate
 from gp_rangeformer.preconditioner.effort import WINDOW
 from gp_rangeformer.preconditioner.landmarks import Landmarks
 from gp_rangeformer.preconditioner.nystrom import NystromPreconditioner
@@ -30,7 +33,9 @@ from gp_rangeformer.solvers.low_rank_root import low_rank_root
 from gp_rangeformer.solvers.next_effort import choose_effort, gap_for_neighbours
 from gp_rangeformer.solvers.probes import InversePairs, Probes
 from gp_rangeformer.solvers.refinement import failed, refine
+from gp_rangeformer.solvers.unseen import Unseen, shares_to_reach, solve_unseen
 from gp_rangeformer.system.answers import Evaluation, InverseRoot, LogDet, Solution
+from gp_rangeformer.system.device_cores import resident
 from gp_rangeformer.system.linear_system import LinearSystem
 from gp_rangeformer.system.reason import Reason
 from gp_rangeformer.system.small_cores import to_host
@@ -39,6 +44,8 @@ from gp_rangeformer.system.small_cores import to_host
 _ENERGY_SHARE = 0.1
 # Iterations that the first step after a draw of landmarks counts for at least: more than one tell landmarks apart.
 _FEWEST_ITERATIONS = 4
+# Steps whose iterations say how many the next one starts before it looks.
+_SOLVES = 2
 # Times num_probes that a gradient may take.
 _MOST_PROBES = 4
 # Of the tolerance: for probes, whose solution is known but for its small part A^-1 b - W'z, and for targets: near an
@@ -54,24 +61,53 @@ _TOO_HARD = (Reason.STAGNATION, Reason.MAX_PASSES)
 _PROBES_AS_EXACT, _EXACT_GRADIENT, _EXACT_STEPS = 8, 5000, 24
 
 
+@dataclass(frozen=True)
+class _UnseenStep:
+    """``evidence``: gives that of the log determinant."""
+
+    probes: Probes
+    started: Unseen
+    evidence: Callable[[Tensor], TailEstimate] | None
+
+    def found(self) -> tuple[Probes, Solution] | None:
+        """None where it does not certify."""
+        solution = self.started.certified()
+        return None if solution is None else (self.probes, solution)
+
+
 def _permutation(n: int, seed: int) -> Tensor:
     return torch.randperm(n, generator=torch.Generator().manual_seed(seed))
 
 
 @dataclass
 class CertifiedPrepared:
-    """A preconditioned system with its memory. ``failure`` names why the exact path must answer, or is None."""
+    """A preconditioned system with its memory. ``known_failure``: why the exact path must answer, as far as that is
+    known already."""
 
     solver: Certified
     system: LinearSystem
     memory: Memory
     preconditioner: NystromPreconditioner | None
-    failure: Reason | None
+    known_failure: Reason | None
     landmarks: Landmarks | None = None  # those of the preconditioner, which the memory need not have kept
     vecchia: VecchiaPreconditioner | None = None  # what is iterated with; the other one certifies
     exact: ExactPrepared | None = field(default=None, repr=False)  # once the exact path had to answer
     # A^-1 W^-1 z of whitened probes that were solved beside other columns, 32 at a time.
     solved_probes: dict[int, Tensor] = field(default_factory=dict, repr=False)
+
+    @property
+    def failure(self) -> Reason | None:
+        """Why the exact path must answer, or None. Looks at a preconditioner that nobody has looked at."""
+        if self.known_failure is None and self.preconditioner is not None:
+            if not self.system.diagonal_facts.smallest_noise > 0:
+                self._fail(Reason.ZERO_NOISE)
+            elif self.preconditioner.problem is not None:
+                self.memory.forget_landmarks()
+                self._fail(Reason.NOT_PSD)
+        return self.known_failure
+
+    def _fail(self, reason: Reason) -> None:
+        self.known_failure, self.preconditioner, self.vecchia = reason, None, None
 
     def solve(self, rhs: Float[Tensor, "n m"]) -> Solution:
         """A^-1 rhs to ``tolerance``; the reason is CONVERGED, or says why the exact path answered."""
@@ -153,8 +189,8 @@ class CertifiedPrepared:
             times ``num_probes``, and later steps keep them. The exact path answers where that will not do.
         """
         solver, system = self.solver, self.system
-        if self.failure is not None:
-            return self._exact_evaluation(rhs, with_logdet, self.failure)
+        if self.known_failure is not None:
+            return self._exact_evaluation(rhs, with_logdet, self.known_failure)
         if self.memory.exact_steps > 0 and with_logdet:
             self.memory.exact_steps -= 1
             return self._exact_evaluation(rhs, with_logdet, Reason.EXACT_GRADIENT)
@@ -164,14 +200,20 @@ class CertifiedPrepared:
         signs = self.signs(count) if with_logdet else rhs[:, :0]
         energy = np.full(m + signs.shape[1], math.inf)
         energy[:m] = 2 * _ENERGY_SHARE * solver.tolerance * system.size
-        probes, solution = self._solve_step(rhs, signs, energy)
+        unseen = self._start_unseen(rhs, signs, energy)
+        if self.failure is not None:
+            return self._exact_evaluation(rhs, with_logdet, self.failure)
+        found = None if unseen is None else unseen.found()
+        further = None if unseen is None else unseen.started.value
+        probes, solution = found or self._solve_step(rhs, signs, energy, further)
         if solution.reason in _TOO_HARD and self._strengthen():
             probes, solution = self._solve_step(rhs, signs, energy)
         if not solution.converged:
             self.memory.record_failure()
             return self._exact_evaluation(rhs, with_logdet, solution.reason)
         probes = probes.imaged(system)
-        logdet = self._logdet_of_step(probes, solution, m) if with_logdet else None
+        evidence = unseen.evidence if unseen is not None and found is not None else None
+        logdet = self._logdet_of_step(probes, solution, m, evidence) if with_logdet else None
         if with_logdet and logdet is None:
             self.memory.record_failure()
             return self._exact_evaluation(rhs, with_logdet, Reason.NOT_PSD)
@@ -190,13 +232,48 @@ class CertifiedPrepared:
             inv_quad=solution.quadratic[:m].to(rhs),
         )
 
-    def _solve_step(
+    def _start_unseen(
         self, rhs: Float[Tensor, "n m"], signs: Float[Tensor, "n p"], energy: NDArray[np.float64]
-    ) -> tuple[Probes, Solution]:
-        """Targets and probes in one block."""
+    ) -> _UnseenStep | None:
+        """Everything that a step asks of an accelerator, before a look at any of it; None where nothing is started."""
+        solver, system, memory, m = self.solver, self.system, self.memory, rhs.shape[1]
         probes = self._probes_of(signs)
         block = torch.cat([rhs, probes.rhs], dim=1)
-        first = self._predict(block, probes, rhs.shape[1])
+        if self.vecchia is not None or not resident(block) or not memory.solved_in:
+            return None
+        assert self.preconditioner is not None
+        wanted = torch.from_numpy(energy)
+        key = m, len(energy), system.size, solver.tolerance, system.device
+        shares = memory.drawn("shares", key, lambda: shares_to_reach(solver.tolerance, wanted, system.device))
+        first = self._predict(block, probes, m)
+        if isinstance(first, tuple):
+            return None
+        started = solve_unseen(
+            system, self.preconditioner, block, first, tolerance=solver.tolerance, stop_energy=wanted, shares=shares,
+            iterations=max(memory.solved_in),
+        )  # fmt: skip
+        evidence = None
+        if solver.logdet == "learned" and signs.shape[1]:
+            own = slice(m, m + solver.num_probes)
+            evidence = learned.ask(
+                system, self.preconditioner, signs[:, : solver.num_probes], started.value[:, own], seed=solver.seed
+            )
+        return _UnseenStep(probes, started, evidence)
+
+    def _solve_step(
+        self,
+        rhs: Float[Tensor, "n m"],
+        signs: Float[Tensor, "n p"],
+        energy: NDArray[np.float64],
+        first: Tensor | tuple[Tensor, Tensor] | None = None,
+    ) -> tuple[Probes, Solution]:
+        """Targets and probes in one block.
+
+        :param first: where to begin, if not with what the memory proposes.
+        """
+        probes = self._probes_of(signs)
+        block = torch.cat([rhs, probes.rhs], dim=1)
+        first = self._predict(block, probes, rhs.shape[1]) if first is None else first
         return probes, self._refined(block, first, energy, self._own_energy(probes, rhs.shape[1]))
 
     def _probes_of(self, signs: Float[Tensor, "n p"]) -> Probes:
@@ -331,7 +408,13 @@ class CertifiedPrepared:
             memory.iterations = ()
         return self.vecchia is not None
 
-    def _logdet_of_step(self, probes: Probes, solution: Solution, m: int) -> LogDet | None:
+    def _logdet_of_step(
+        self,
+        probes: Probes,
+        solution: Solution,
+        m: int,
+        evidence: Callable[[Tensor], TailEstimate] | None = None,
+    ) -> LogDet | None:
         solver, system, preconditioner = self.solver, self.system, self.preconditioner
         assert preconditioner is not None
         own, signs = slice(m, m + solver.num_probes), probes.signs[:, : solver.num_probes]
@@ -343,7 +426,10 @@ class CertifiedPrepared:
             found = self._lanczos_logdet(signs, share, probes.image)
             return None if found is None else replace(found, note=_WHITENED)
         # Trained on as many probes as are asked for, not on those that a gradient needed besides.
-        estimate = solver.tail(system, preconditioner, signs, solution.value[:, own], solution.quadratic[own])
+        if evidence is not None:
+            estimate = evidence(solution.quadratic[own])
+        else:
+            estimate = solver.tail(system, preconditioner, signs, solution.value[:, own], solution.quadratic[own])
         unsure = estimate.half_width > solver.logdet_tolerance
         if unsure and self.memory.rank is not None and not self._gap() > self.solver.neighbours_above:
             # Twice the landmarks leave a shorter tail to estimate, and cost less than Lanczos in every step.
@@ -374,6 +460,7 @@ class CertifiedPrepared:
     def _learn_from(self, solution: Solution, near: Tensor | None, logdet: LogDet | None) -> None:
         memory = self.memory
         memory.failures = 0
+        memory.solved_in = (*memory.solved_in, solution.iterations)[-_SOLVES:]
         warm = len(memory.solutions) >= min(2, self.solver.history)
         correction = solution.correction if self.solver.predictor == "rows" else None
         value = solution.value if near is None else solution.value - near
@@ -385,9 +472,9 @@ class CertifiedPrepared:
             if logdet is not None and self._gap() > self.solver.neighbours_above:
                 lanczos = logdet.passes * self.solver.num_logdet_probes / columns
             memory.iterations = (*memory.iterations, solution.iterations + lanczos)[-WINDOW:]
-            learned = logdet is not None and logdet.method == "learned"
+            by_network = logdet is not None and logdet.method == "learned"
             assert self.preconditioner is not None
-            choose_effort(memory, self.solver, self.system, self.preconditioner.facts, columns, learned=learned)
+            choose_effort(memory, self.solver, self.system, self.preconditioner.facts, columns, learned=by_network)
         if memory.baseline_iterations is None:
             memory.baseline_iterations = max(solution.iterations, _FEWEST_ITERATIONS)
         elif solution.iterations > self.solver.landmark_refresh * memory.baseline_iterations:
