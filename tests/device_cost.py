@@ -5,8 +5,9 @@ python -m tests.device_cost [-v]
 
 from __future__ import annotations
 
+import contextlib
 import sys
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
 from typing import Any
 from unittest import mock
 
@@ -14,6 +15,7 @@ import torch
 from torch import nn
 
 from gp_rangeformer import collect_reports, settings
+from gp_rangeformer.kernels.gpu import operations
 from gp_rangeformer.plugin import recognition
 from gp_rangeformer.report import SolveReport
 from tests.plugin.market import Problem, build
@@ -44,9 +46,12 @@ def warm_step(n: int = 2000, kind: str = "matern32") -> tuple[Counts, SolveRepor
     return counts, reports[-1]
 
 
-def recognised() -> AbstractContextManager[object]:
-    """Kernels on the stand-in are recognised, as on CUDA."""
-    return mock.patch.object(recognition, "_DEVICES", ("cpu", DEVICE.type))
+@contextlib.contextmanager
+def recognised() -> Iterator[None]:
+    """Kernels on the stand-in are recognised, and the package's own operations answer there, as on CUDA."""
+    known = mock.patch.object(recognition, "_DEVICES", ("cpu", DEVICE.type))
+    with known, mock.patch.object(operations, "answers_on", lambda device: device.type != "cpu"):
+        yield
 
 
 def on_device(problem: Problem) -> Problem:

@@ -43,8 +43,15 @@ class FusedKernel:
     def __init__(self, expression: Expression, x: Float[Tensor, "n d"], parameters: tuple[Tensor, ...]) -> None:
         self._hold(expression, embed(expression, x, parameters), len(x), x.dtype, ALONE, parameters)
 
-    def signs(self, ask: Callable[..., Callable[[], list[Tensor]]]) -> Callable[[], bool]:
-        """Gives whether its matrix is positive semi-definite by what it is: no scale and no constant is negative.
+    @property
+    def positive(self) -> bool:
+        """Whether its matrix is positive semi-definite by what it is: no scale and no constant is negative."""
+        if not self.parameters:
+            return True
+        return bool(torch.cat([parameter.detach().reshape(-1) for parameter in self.parameters]).amin() >= 0)
+
+    def ask_positive(self, ask: Callable[..., Callable[[], list[Tensor]]]) -> Callable[[], bool]:
+        """Tells the same of a device.
 
         :param ask: what gives tensors on the CPU, once they are needed.
         """

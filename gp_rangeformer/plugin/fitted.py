@@ -22,7 +22,7 @@ from gp_rangeformer.plugin.hooks import prepare_solve
 from gp_rangeformer.plugin.owners import memory_of, remembered_bytes
 from gp_rangeformer.plugin.reports import Call, account_solve
 from gp_rangeformer.plugin.storage import choose_storage, hold
-from gp_rangeformer.plugin.symmetric import symmetric_system
+from gp_rangeformer.plugin.symmetric import belongs_to, symmetric_system
 from gp_rangeformer.plugin.unevaluated import unevaluated
 from gp_rangeformer.preconditioner.landmarks import Landmarks
 from gp_rangeformer.preconditioner.nystrom import NystromPreconditioner
@@ -125,7 +125,7 @@ class FittedModel:
         storage = choose_storage(self.n, self.fused.dtype, self.noise.device)
         kernel = self.fused.evaluate() if storage.dense else hold(self.fused, storage)[1]
         system = LinearSystem(kernel, self.noise)
-        system.points, system.trusted = self.fused, self.fused.signs(system.reading.ask)
+        belongs_to(system, self.fused)
         return system
 
     def factorised(self, system: LinearSystem) -> Float[Tensor, "n n"]:

@@ -47,8 +47,10 @@ def likelihood_terms(system: EligibleSystem, rhs: Tensor, with_logdet: bool = Tr
     columns = rhs.reshape(count, n, m)
     found = None if exact_reason is None else _together(call, system, columns, with_logdet, exact_reason)
     if found is None:
-        check_rhs(system, rhs, looked_at=_looked_at(system, exact_reason))
-        found = _one_by_one(call, system, columns, with_logdet, exact_reason)
+        # A device's training step is not looked at beforehand: the host reads it with everything else.
+        late = system.kernel.device.type != "cpu" and exact_reason is None and system.share is None
+        check_rhs(system, rhs, looked_at=not late)
+        found = _one_by_one(call, system, columns, with_logdet, exact_reason, late=late)
     inv_quad, logdet = found
     call.publish()
     return inv_quad.reshape(*batch_shape, m), logdet.reshape(batch_shape)
@@ -78,14 +80,14 @@ def _together(
 
 
 def _one_by_one(
-    call: Call, system: EligibleSystem, rhs: Tensor, with_logdet: bool, exact_reason: Reason | None
+    call: Call, system: EligibleSystem, rhs: Tensor, with_logdet: bool, exact_reason: Reason | None, *, late: bool
 ) -> tuple[Tensor, Tensor]:
+    """:param late: the right-hand sides have not been looked at, and are where something fails."""
     inv_quads, logdets = [], []
     parts = zip(system.elements(), system.fused_elements(), rhs.unbind(0), strict=True)
     for index, ((kernel, noise), fused, b) in enumerate(parts):
         linear_system = symmetric_system(call, system, kernel, noise, fused)
         memory = memory_of(system.owners, system.kernel, index)
-        late = not _looked_at(system, exact_reason)
         try:
             prepared, evaluation = _evaluate(call, linear_system, fused, memory, b.detach(), with_logdet, exact_reason)
         except Exception:
@@ -103,12 +105,6 @@ def _one_by_one(
     if len(logdets) == 1:
         return inv_quads[0].unsqueeze(0), logdets[0].unsqueeze(0)
     return torch.stack(inv_quads), torch.stack(logdets)
-
-
-def _looked_at(system: EligibleSystem, exact_reason: Reason | None) -> bool:
-    """Whether the host looks at right-hand sides beforehand: not at those of a device's training steps, which it reads
-    with everything else."""
-    return system.kernel.device.type == "cpu" or exact_reason is not None or system.share is not None
 
 
 def _evaluate(
@@ -155,7 +151,7 @@ def _gradient_check(
         return None
     # Not through a graph of GPyTorch's or the user's own: their hooks would see weights that are no gradients.
     asked = None if fused is None else FusedHyperparameters(fused)
-    numbers = system.reading.ask(system.noise, *(() if asked is None else asked.parameters))
+    numbers = system.ask(system.noise, *(() if asked is None else asked.parameters))
     return GradientCheck(asked, system.noise, memory, tolerance, numbers)
 
 

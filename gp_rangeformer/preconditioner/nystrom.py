@@ -18,7 +18,7 @@ from torch import Tensor
 
 from gp_rangeformer.allocation.workspace import empty_matrix
 from gp_rangeformer.system.linear_system import LinearSystem
-from gp_rangeformer.system.small_cores import to_host, together, unshared
+from gp_rangeformer.system.small_cores import to_host, unshared
 
 NEGLIGIBLE = 1e-3  # times the noise: eigenvalues of Q below it cannot speed up the solver, only cost time
 # How far below 1 a quotient may fall beside rounding: directions of block CG are conjugate to about a thousandth.
@@ -70,11 +70,6 @@ class NystromPreconditioner:
     leverage: Float[Tensor, " n"]  # float64
     facts: PreconditionerFacts
 
-    @property
-    def problem(self) -> PreconditionerError | None:
-        """What is wrong with it: nothing with one that was looked at when it was built."""
-        return None
-
     @classmethod
     def on_range(
         cls, system: LinearSystem, basis: Float[Tensor, "n r"], spectrum: Float[Tensor, " r"]
@@ -85,10 +80,11 @@ class NystromPreconditioner:
         # Transposed, as the basis is stored: half the time of the other order.
         explained, covered = (weights.to(basis.dtype) @ basis.mT.square()).double().unbind()
         unclamped = (system.diagonal() / system.noise).double() - explained
-        (values,) = to_host(spectrum)
-        (seen,) = together([unclamped])
-        facts = PreconditionerFacts.of_gaps(values, seen, system.diagonal_facts.log_noise_sum)
-        return cls(basis, spectrum, shares, system.noise.sqrt(), unclamped.clamp_min(0), 1 - covered, facts)
+        gap = unclamped.clamp_min(0)
+        values, *numbers = to_host(spectrum, unclamped.amin(), gap.mean(), gap.log1p().sum())
+        least, mean, logs = map(float, numbers)
+        facts = PreconditionerFacts(values, least, mean, logs, system.diagonal_facts.log_noise_sum)
+        return cls(basis, spectrum, shares, system.noise.sqrt(), gap, 1 - covered, facts)
 
     @property
     def rank(self) -> int:
@@ -123,28 +119,20 @@ class NystromPreconditioner:
         """log|P|, accumulated in float64. O(r)."""
         return float(np.log1p(self.facts.spectrum).sum()) + self.facts.log_noise_sum
 
-    def coordinates(self, system: LinearSystem, whitened: Float[Tensor, "n k"]) -> Callable[[], Float64[Tensor, "r k"]]:
-        """Gives the squares of V'w, on the CPU. O(n r k)."""
-        found = system.reading.ask((self.basis.mT @ whitened).double().square_())
-        return lambda: found()[0]
-
     def low_rank_rows(self, chosen: Int[Tensor, " b"], count: int) -> Float64[Tensor, "c b"]:
         """The first ``count`` rows of D^-1/2 Q D^-1/2 on some points. O(c b r)."""
         basis = self.basis[chosen].double()
         return (basis * self.spectrum)[:count] @ basis.mT
 
-    def diagonals(self, system: LinearSystem, chosen: Int[Tensor, " b"]) -> Callable[[], Float64[Tensor, "3 b"]]:
-        """Gives the diagonals of I + D^-1/2 (K - Q) D^-1/2, of D^-1/2 A D^-1/2 and of D^-1/2 P D^-1/2 there, on the
-        CPU."""
+    def seen(
+        self, system: LinearSystem, whitened: Float[Tensor, "n k"], chosen: Int[Tensor, " b"]
+    ) -> Callable[[], list[Tensor]]:
+        """Gives, on the CPU in float64: the squares of V'w, r x k; the diagonals of I + D^-1/2 (K - Q) D^-1/2, of
+        D^-1/2 A D^-1/2 and of D^-1/2 P D^-1/2 at some points, 3 x b; ``gap`` and ``leverage``. O(n r k)."""
         basis, noise = self.basis[chosen].double(), system.noise[chosen].double()
         explained = torch.linalg.vecdot(basis * self.spectrum, basis)
-        found = torch.stack([self.gap[chosen], system.diagonal()[chosen].double() / noise, explained]).add_(1)
-        answer = system.reading.ask(found)
-        return lambda: answer()[0]
-
-    def of_all_points(self, system: LinearSystem) -> Callable[[], list[Float64[Tensor, " n"]]]:
-        """Gives ``gap`` and ``leverage``, on the CPU."""
-        return system.reading.ask(self.gap, self.leverage)
+        diagonals = torch.stack([self.gap[chosen], system.diagonal()[chosen].double() / noise, explained]).add_(1)
+        return system.ask((self.basis.mT @ whitened).double().square_(), diagonals, self.gap, self.leverage)
 
     def least_ritz_value(self, system: LinearSystem) -> float:
         """Below this a Ritz value of P^-1 A disproves P <= A, hence that K is positive semi-definite.
@@ -181,20 +169,11 @@ class PreconditionerFacts:
     log_gap_sum: float
     log_noise_sum: float
 
-    @classmethod
-    def of_gaps(
-        cls, spectrum: Float64[np.ndarray, " r"], unclamped: Float64[Tensor, " n"], log_noise_sum: float
-    ) -> PreconditionerFacts:
-        """From diag(D^-1 (K - Q)) as rounding left it, on the CPU."""
-        gap = unclamped.clamp_min(0)
-        return cls(spectrum, float(unclamped.amin()), float(gap.mean()), float(gap.log1p().sum()), log_noise_sum)
-
-    def check(self, system: LinearSystem) -> None:
-        """:raises PreconditionerError: a gap is clearly negative."""
+    def plausible(self, system: LinearSystem) -> bool:
+        """Whether no gap is clearly negative, as where K is not positive semi-definite."""
         rounding = 64 * torch.finfo(system.dtype).eps * system.diagonal_facts.largest_ratio
         largest = self.spectrum[0] if len(self.spectrum) else 0
-        if self.least_gap < -max(rounding, 1e-3 * (1 + largest)):
-            raise PreconditionerError("the diagonal of K - Q is negative: K is not positive semi-definite")
+        return not self.least_gap < -max(rounding, 1e-3 * (1 + largest))
 
 
 def nystrom_preconditioner(
@@ -230,8 +209,10 @@ def nystrom_preconditioner(
         raise PreconditionerError("the proposed range or the kernel matrix is not finite")
     with unshared(gram):
         ascending, vectors = torch.linalg.eigh(gram)
-    preconditioner = of_eigenvectors(system, root, ascending, vectors, negligible)
-    preconditioner.facts.check(system)
+    (values,) = to_host(ascending)
+    preconditioner = of_eigenvectors(system, root, ascending, vectors, int((values > negligible).sum()))
+    if not preconditioner.facts.plausible(system):
+        raise PreconditionerError("the diagonal of K - Q is negative: K is not positive semi-definite")
     return preconditioner
 
 
@@ -240,12 +221,11 @@ def of_eigenvectors(
     root: Float64[Tensor, "r n"],
     ascending: Float64[Tensor, " r"],
     vectors: Float64[Tensor, "r r"],
-    negligible: float = NEGLIGIBLE,
+    kept: int,
 ) -> NystromPreconditioner:
-    """P for D^-1/2 Q D^-1/2 = root' root, from the eigenvalues and eigenvectors of root root'. O(n r^2)."""
+    """P for D^-1/2 Q D^-1/2 = root' root, from the ``kept`` largest eigenvalues of root root' and their vectors.
+    O(n r^2)."""
     r, n = root.shape
-    (values,) = to_host(ascending)
-    kept = int((values > negligible).sum())
     spectrum, vectors = ascending[r - kept :].flip(0), vectors[:, r - kept :].flip(1)
     rounded = empty_matrix(r, n, system.dtype, root.device).copy_(root)
     transform = (vectors * spectrum.rsqrt()).mT.to(system.dtype)

@@ -18,17 +18,19 @@ from torch import Tensor
 from gp_rangeformer.preconditioner.nystrom import (
     NEGLIGIBLE,
     NystromPreconditioner,
-    PreconditionerError,
     PreconditionerFacts,
     RangeProposal,
     of_eigenvectors,
 )
 from gp_rangeformer.system.linear_system import LinearSystem
+from gp_rangeformer.system.reason import Reason
 from gp_rangeformer.system.small_cores import unshared
+
+_ON_HOST = 256  # rows of a matrix whose eigenvectors the host finds about as fast as a device
 
 
 class UnseenNystrom(NystromPreconditioner):
-    """As :class:`~gp_rangeformer.preconditioner.nystrom.NystromPreconditioner`, with ``problem`` to be asked before
+    """As :class:`~gp_rangeformer.preconditioner.nystrom.NystromPreconditioner`, with ``failure`` to be asked before
     anything is believed. What needs orthonormal vectors (roots, Lanczos) finds them in ``eigen``, made when first
     asked. O(n r^2 + r^3), n x r memory."""
 
@@ -51,7 +53,7 @@ class UnseenNystrom(NystromPreconditioner):
         covering = torch.linalg.solve_triangular(inner, root, upper=False)
         inverse = torch.div(covering, root_noise, out=root_noise.new_empty(covering.shape)).mT
         norms = (torch.linalg.vector_norm(part, dim=0) for part in (root, covering))
-        answer = system.reading.ask(shifted, info, *norms)
+        answer = system.ask(shifted, info, *norms)
         # A frozen dataclass, whose fields are found here instead of given.
         self.__dict__.update(_system=system, _root=root, _inverse=inverse, _answer=answer, root_noise=root_noise)
 
@@ -60,23 +62,24 @@ class UnseenNystrom(NystromPreconditioner):
         return len(self._root)
 
     @functools.cached_property
-    def problem(self) -> PreconditionerError | None:
+    def failure(self) -> Reason | None:
+        """What is wrong with it, on a look."""
+        # Asked first: the diagonals come with everything else.
+        if not self._system.diagonal_facts.smallest_noise > 0:
+            return Reason.ZERO_NOISE
         shifted, info, *_ = self._answer()
-        if bool(info) or not bool(shifted.isfinite().all()):
-            return PreconditionerError("K is not finite, or not positive semi-definite on the proposed range")
-        try:
-            self.facts.check(self._system)
-        except PreconditionerError as error:
-            return error
-        return None
+        # Where K is not finite, or not positive semi-definite on the proposed range, the factors are not, either.
+        sound = not bool(info) and bool(shifted.isfinite().all())
+        return None if sound and self.facts.plausible(self._system) else Reason.NOT_PSD
 
     @functools.cached_property
     def _decomposition(self) -> tuple[Float64[Tensor, " r"], Float64[Tensor, "r r"]]:
         """Of R R', on the CPU."""
         shifted, *_ = self._answer()
+        # Of large ones a device finds the vectors sooner, though the host has to wait.
         with unshared(shifted):
-            values, vectors = torch.linalg.eigh(shifted)
-        return values - 1, vectors
+            values, vectors = torch.linalg.eigh(shifted if len(shifted) <= _ON_HOST else shifted.to(self._root.device))
+        return values.cpu() - 1, vectors.cpu()
 
     @functools.cached_property
     def _unclamped(self) -> Float64[Tensor, " n"]:
@@ -88,13 +91,16 @@ class UnseenNystrom(NystromPreconditioner):
     def facts(self) -> PreconditionerFacts:
         values, _ = self._decomposition
         spectrum = values[values > NEGLIGIBLE].flip(0).numpy()
-        return PreconditionerFacts.of_gaps(spectrum, self._unclamped, self._system.diagonal_facts.log_noise_sum)
+        least, gap = float(self._unclamped.amin()), self._unclamped.clamp_min(0)
+        noise = self._system.diagonal_facts.log_noise_sum
+        return PreconditionerFacts(spectrum, least, float(gap.mean()), float(gap.log1p().sum()), noise)
 
     @functools.cached_property
     def eigen(self) -> NystromPreconditioner:
         """With orthonormal vectors. O(n r^2)."""
-        values, vectors = (part.to(self._root.device) for part in self._decomposition)
-        return of_eigenvectors(self._system, self._root, values, vectors)
+        values, vectors = self._decomposition
+        kept, there = int((values > NEGLIGIBLE).sum()), self._root.device
+        return of_eigenvectors(self._system, self._root, values.to(there), vectors.to(there), kept)
 
     def solve(self, rhs: Float[Tensor, "n m"]) -> Float[Tensor, "n m"]:
         whole = rhs / self._system.noise.unsqueeze(-1)
@@ -103,37 +109,26 @@ class UnseenNystrom(NystromPreconditioner):
     def inverse_factor(self) -> Float[Tensor, "n r"]:
         return self._inverse
 
-    def coordinates(self, system: LinearSystem, whitened: Float[Tensor, "n k"]) -> Callable[[], Float64[Tensor, "r k"]]:
-        answer = system.reading.ask(self._root.to(whitened.dtype) @ whitened)
-
-        def found() -> Float64[Tensor, "r k"]:
-            values, vectors = self._decomposition
-            kept = values > NEGLIGIBLE
-            rotated = vectors[:, kept].flip(1).mT @ answer()[0].double()
-            return rotated.square_() / values[kept].flip(0).unsqueeze(-1)
-
-        return found
-
     def low_rank_rows(self, chosen: Int[Tensor, " b"], count: int) -> Float64[Tensor, "c b"]:
         rows = self._root.index_select(1, chosen)
         return rows[:, :count].mT @ rows
 
-    def diagonals(self, system: LinearSystem, chosen: Int[Tensor, " b"]) -> Callable[[], Float64[Tensor, "3 b"]]:
-        answer = system.reading.ask(chosen)
+    def seen(
+        self, system: LinearSystem, whitened: Float[Tensor, "n k"], chosen: Int[Tensor, " b"]
+    ) -> Callable[[], list[Tensor]]:
+        answer = system.ask(self._root.to(whitened.dtype) @ whitened, chosen)
 
-        def found() -> Float64[Tensor, "3 b"]:
-            (points,) = answer()
+        def found() -> list[Tensor]:
+            products, points = answer()
+            values, vectors = self._decomposition
+            kept = values > NEGLIGIBLE
+            rotated = vectors[:, kept].flip(1).mT @ products.double()
+            squares = rotated.square_() / values[kept].flip(0).unsqueeze(-1)
+            gap = self._unclamped.clamp_min(0)
             kernel, noise = (part[points].double() for part in system.diagonals())
-            _, _, explained, _ = self._answer()
-            gap = self._unclamped[points].clamp_min(0)
-            return torch.stack([gap, kernel / noise, explained[points].square()]).add_(1)
-
-        return found
-
-    def of_all_points(self, system: LinearSystem) -> Callable[[], list[Float64[Tensor, " n"]]]:
-        def found() -> list[Float64[Tensor, " n"]]:
-            _, _, _, covered = self._answer()
-            return [self._unclamped.clamp_min(0), 1 - covered.square()]
+            _, _, explained, covered = self._answer()
+            diagonals = torch.stack([gap[points], kernel / noise, explained[points].square()]).add_(1)
+            return [squares, diagonals, gap, 1 - covered.square()]
 
         return found
 

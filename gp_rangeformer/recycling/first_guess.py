@@ -54,7 +54,7 @@ def fit_to_rows(
     """
     if not basis or not len(rows):
         return None
-    if near is None and device_cores.resident(rhs):
+    if near is None and rhs.device.type != "cpu" and device_cores.resident(rhs):
         return _fit_on_device(system, rhs, torch.stack(basis), rows)
     # Rows of A itself: out of place, for the columns may be K's own memory.
     own = torch.arange(len(rows), device=rows.device)

@@ -160,7 +160,7 @@ def cores_of(
     residual: Tensor, stop_norm: Tensor, stop_energy: Tensor, largest_inverse: Callable[[], float]
 ) -> HostCores | DeviceCores:
     """Beside their block where that is possible."""
-    if device_cores.resident(residual):
+    if residual.device.type != "cpu" and device_cores.resident(residual):
         return DeviceCores.of_targets(residual, stop_norm, stop_energy, largest_inverse)
     return HostCores(residual, stop_norm, stop_energy, largest_inverse())
 

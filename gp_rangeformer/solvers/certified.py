@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from gp_rangeformer.kernels.gpu import operations
 from gp_rangeformer.kernels.native.neighbours import MOST_NEIGHBOURS
 from gp_rangeformer.logdet import learned
 from gp_rangeformer.logdet.estimate import TailEstimator
@@ -172,7 +173,7 @@ class Certified:
 
         memory = memory if memory is not None else Memory()
         generator = torch.Generator().manual_seed(self.seed)
-        unseen = system.device.type != "cpu"  # nothing is looked at yet
+        unseen = system.device.type != "cpu" and operations.answers_on(system.device)  # nothing is looked at yet
         if not unseen and not system.diagonal_facts.smallest_noise > 0:
             return CertifiedPrepared(self, system, memory, None, Reason.ZERO_NOISE)
         if memory.pause > 0:

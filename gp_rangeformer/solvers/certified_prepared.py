@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -15,12 +14,10 @@ from torch import Tensor
 
 from gp_rangeformer.allocation.free_memory import because
 from gp_rangeformer.kernels.native.compiler import library_on
-from gp_rangeformer.logdet import learned
 from gp_rangeformer.logdet.checked import checked_logdet, lanczos_value
-from gp_rangeformer.logdet.estimate import TailEstimate
-from gp_rangeformer.preconditioner.effort import WINDOW
 from gp_rangeformer.preconditioner.landmarks import Landmarks
 from gp_rangeformer.preconditioner.nystrom import NystromPreconditioner
+from gp_rangeformer.preconditioner.unseen_nystrom import UnseenNystrom
 from gp_rangeformer.preconditioner.vecchia import VecchiaPreconditioner
 from gp_rangeformer.recycling.first_guess import extrapolate, fit_to_rows, sample_rows
 from gp_rangeformer.recycling.galerkin import galerkin
@@ -30,22 +27,17 @@ from gp_rangeformer.solvers.certified import Certified
 from gp_rangeformer.solvers.exact import Exact, ExactPrepared, exact_path_fits
 from gp_rangeformer.solvers.gradient_weight import GradientCheck, GradientWeight
 from gp_rangeformer.solvers.low_rank_root import low_rank_root
-from gp_rangeformer.solvers.next_effort import choose_effort, gap_for_neighbours
+from gp_rangeformer.solvers.next_effort import gap_for_neighbours, learn_from_step
 from gp_rangeformer.solvers.probes import InversePairs, Probes
 from gp_rangeformer.solvers.refinement import failed, refine
-from gp_rangeformer.solvers.unseen import Unseen, shares_to_reach, solve_unseen
+from gp_rangeformer.solvers.unseen_step import UnseenStep, start_step
 from gp_rangeformer.system.answers import Evaluation, InverseRoot, LogDet, Solution
-from gp_rangeformer.system.device_cores import resident
 from gp_rangeformer.system.linear_system import LinearSystem
 from gp_rangeformer.system.reason import Reason
 from gp_rangeformer.system.small_cores import to_host
 
 # The quadratic form may miss this share of the tolerance, in nats per point: 0.5 r'P^-1 r <= 0.1 * tolerance * n.
 _ENERGY_SHARE = 0.1
-# Iterations that the first step after a draw of landmarks counts for at least: more than one tell landmarks apart.
-_FEWEST_ITERATIONS = 4
-# Steps whose iterations say how many the next one starts before it looks.
-_SOLVES = 2
 # Times num_probes that a gradient may take.
 _MOST_PROBES = 4
 # Of the tolerance: for probes, whose solution is known but for its small part A^-1 b - W'z, and for targets: near an
@@ -59,20 +51,6 @@ _TOO_HARD = (Reason.STAGNATION, Reason.MAX_PASSES)
 # Where even those would be too few: a factorisation costs as much as n / 8 columns in the two to four passes of a warm
 # step, and a second at n = 5000 (float32, two cores). It then answers this step and some that follow.
 _PROBES_AS_EXACT, _EXACT_GRADIENT, _EXACT_STEPS = 8, 5000, 24
-
-
-@dataclass(frozen=True)
-class _UnseenStep:
-    """``evidence``: gives that of the log determinant."""
-
-    probes: Probes
-    started: Unseen
-    evidence: Callable[[Tensor], TailEstimate] | None
-
-    def found(self) -> tuple[Probes, Solution] | None:
-        """None where it does not certify."""
-        solution = self.started.certified()
-        return None if solution is None else (self.probes, solution)
 
 
 def _permutation(n: int, seed: int) -> Tensor:
@@ -98,16 +76,12 @@ class CertifiedPrepared:
     @property
     def failure(self) -> Reason | None:
         """Why the exact path must answer, or None. Looks at a preconditioner that nobody has looked at."""
-        if self.known_failure is None and self.preconditioner is not None:
-            if not self.system.diagonal_facts.smallest_noise > 0:
-                self._fail(Reason.ZERO_NOISE)
-            elif self.preconditioner.problem is not None:
+        if isinstance(self.preconditioner, UnseenNystrom) and self.preconditioner.failure is not None:
+            self.known_failure = self.preconditioner.failure
+            self.preconditioner = self.vecchia = None
+            if self.known_failure is Reason.NOT_PSD:
                 self.memory.forget_landmarks()
-                self._fail(Reason.NOT_PSD)
         return self.known_failure
-
-    def _fail(self, reason: Reason) -> None:
-        self.known_failure, self.preconditioner, self.vecchia = reason, None, None
 
     def solve(self, rhs: Float[Tensor, "n m"]) -> Solution:
         """A^-1 rhs to ``tolerance``; the reason is CONVERGED, or says why the exact path answered."""
@@ -200,20 +174,19 @@ class CertifiedPrepared:
         signs = self.signs(count) if with_logdet else rhs[:, :0]
         energy = np.full(m + signs.shape[1], math.inf)
         energy[:m] = 2 * _ENERGY_SHARE * solver.tolerance * system.size
-        unseen = self._start_unseen(rhs, signs, energy)
-        if self.failure is not None:
-            return self._exact_evaluation(rhs, with_logdet, self.failure)
-        found = None if unseen is None else unseen.found()
-        further = None if unseen is None else unseen.started.value
-        probes, solution = found or self._solve_step(rhs, signs, energy, further)
+        unseen = None
+        if isinstance(self.preconditioner, UnseenNystrom):
+            unseen = start_step(self, self.preconditioner, rhs, signs, energy)
+            if self.failure is not None:
+                return self._exact_evaluation(rhs, with_logdet, self.failure)
+        probes, solution = self._solve_step(rhs, signs, energy, unseen)
         if solution.reason in _TOO_HARD and self._strengthen():
             probes, solution = self._solve_step(rhs, signs, energy)
         if not solution.converged:
             self.memory.record_failure()
             return self._exact_evaluation(rhs, with_logdet, solution.reason)
         probes = probes.imaged(system)
-        evidence = unseen.evidence if unseen is not None and found is not None else None
-        logdet = self._logdet_of_step(probes, solution, m, evidence) if with_logdet else None
+        logdet = self._logdet_of_step(probes, solution, m, unseen) if with_logdet else None
         if with_logdet and logdet is None:
             self.memory.record_failure()
             return self._exact_evaluation(rhs, with_logdet, Reason.NOT_PSD)
@@ -223,7 +196,9 @@ class CertifiedPrepared:
                 self.memory.exact_steps, self.memory.gradient_calls = _EXACT_STEPS, 0
                 return self._exact_evaluation(rhs, with_logdet, Reason.EXACT_GRADIENT)
             probes, solution = known
-        self._learn_from(solution, probes.near_block(m), logdet)
+        assert self.preconditioner is not None
+        near, facts = probes.near_block(m), self.preconditioner.facts
+        learn_from_step(self.memory, solver, system, facts, solution, near, logdet)
         return Evaluation(
             solution=solution.leading(m),
             residual=float(solution.residual.max()),
@@ -232,49 +207,28 @@ class CertifiedPrepared:
             inv_quad=solution.quadratic[:m].to(rhs),
         )
 
-    def _start_unseen(
-        self, rhs: Float[Tensor, "n m"], signs: Float[Tensor, "n p"], energy: NDArray[np.float64]
-    ) -> _UnseenStep | None:
-        """Everything that a step asks of an accelerator, before a look at any of it; None where nothing is started."""
-        solver, system, memory, m = self.solver, self.system, self.memory, rhs.shape[1]
-        probes = self._probes_of(signs)
-        block = torch.cat([rhs, probes.rhs], dim=1)
-        if self.vecchia is not None or not resident(block) or not memory.solved_in:
-            return None
-        assert self.preconditioner is not None
-        wanted = torch.from_numpy(energy)
-        key = m, len(energy), system.size, solver.tolerance, system.device
-        shares = memory.drawn("shares", key, lambda: shares_to_reach(solver.tolerance, wanted, system.device))
-        first = self._predict(block, probes, m)
-        if isinstance(first, tuple):
-            return None
-        started = solve_unseen(
-            system, self.preconditioner, block, first, tolerance=solver.tolerance, stop_energy=wanted, shares=shares,
-            iterations=max(memory.solved_in),
-        )  # fmt: skip
-        evidence = None
-        if solver.logdet == "learned" and signs.shape[1]:
-            own = slice(m, m + solver.num_probes)
-            evidence = learned.ask(
-                system, self.preconditioner, signs[:, : solver.num_probes], started.value[:, own], seed=solver.seed
-            )
-        return _UnseenStep(probes, started, evidence)
-
     def _solve_step(
         self,
         rhs: Float[Tensor, "n m"],
         signs: Float[Tensor, "n p"],
         energy: NDArray[np.float64],
-        first: Tensor | tuple[Tensor, Tensor] | None = None,
+        unseen: UnseenStep | None = None,
     ) -> tuple[Probes, Solution]:
         """Targets and probes in one block.
 
-        :param first: where to begin, if not with what the memory proposes.
+        :param unseen: answers where it certifies; what does not goes on where it got to.
         """
-        probes = self._probes_of(signs)
-        block = torch.cat([rhs, probes.rhs], dim=1)
-        first = self._predict(block, probes, rhs.shape[1]) if first is None else first
+        found = None if unseen is None else unseen.certified()
+        if unseen is not None and found is not None:
+            return unseen.probes, found
+        probes, block = self.block_of(rhs, signs)
+        first = self.predict(block, probes, rhs.shape[1]) if unseen is None else unseen.value
         return probes, self._refined(block, first, energy, self._own_energy(probes, rhs.shape[1]))
+
+    def block_of(self, rhs: Float[Tensor, "n m"], signs: Float[Tensor, "n p"]) -> tuple[Probes, Float[Tensor, "n k"]]:
+        """Probes, and all right-hand sides: targets first."""
+        probes = self._probes_of(signs)
+        return probes, torch.cat([rhs, probes.rhs], dim=1)
 
     def _probes_of(self, signs: Float[Tensor, "n p"]) -> Probes:
         """Whitened where there are neighbours, unless an estimator of log|A| expects plain ones."""
@@ -307,7 +261,7 @@ class CertifiedPrepared:
                 return None
             if count >= _MOST_PROBES * self.solver.num_probes:
                 break
-            further = self._probes_of(self._further_signs(count))
+            further = self._probes_of(self.signs(2 * count)[:, count:])  # as many again
             unbounded = np.full(further.signs.shape[1], math.inf)
             solved = self._refined(further.rhs, further.near, unbounded, self._own_energy(further, 0))
             if not solved.converged:
@@ -332,11 +286,7 @@ class CertifiedPrepared:
         key = system.size, count, solver.num_probes, solver.seed, system.dtype, system.device
         return self.memory.drawn("probes", key, lambda: solver.probe_vectors(system, count))
 
-    def _further_signs(self, count: int) -> Float[Tensor, "n p"]:
-        """As many again."""
-        return self.signs(2 * count)[:, count:]
-
-    def _predict(self, block: Tensor, probes: Probes, m: int) -> Tensor | tuple[Tensor, Tensor] | None:
+    def predict(self, block: Tensor, probes: Probes, m: int) -> Tensor | tuple[Tensor, Tensor] | None:
         near = probes.near_block(m)
         if probes.signs.shape[1] and self.memory.whitened_by is not probes.pattern:
             self.memory.forget_solutions(probes.pattern)
@@ -408,13 +358,7 @@ class CertifiedPrepared:
             memory.iterations = ()
         return self.vecchia is not None
 
-    def _logdet_of_step(
-        self,
-        probes: Probes,
-        solution: Solution,
-        m: int,
-        evidence: Callable[[Tensor], TailEstimate] | None = None,
-    ) -> LogDet | None:
+    def _logdet_of_step(self, probes: Probes, solution: Solution, m: int, unseen: UnseenStep | None) -> LogDet | None:
         solver, system, preconditioner = self.solver, self.system, self.preconditioner
         assert preconditioner is not None
         own, signs = slice(m, m + solver.num_probes), probes.signs[:, : solver.num_probes]
@@ -426,9 +370,8 @@ class CertifiedPrepared:
             found = self._lanczos_logdet(signs, share, probes.image)
             return None if found is None else replace(found, note=_WHITENED)
         # Trained on as many probes as are asked for, not on those that a gradient needed besides.
-        if evidence is not None:
-            estimate = evidence(solution.quadratic[own])
-        else:
+        estimate = None if unseen is None else unseen.tail(solution.value, solution.quadratic[own])
+        if estimate is None:
             estimate = solver.tail(system, preconditioner, signs, solution.value[:, own], solution.quadratic[own])
         unsure = estimate.half_width > solver.logdet_tolerance
         if unsure and self.memory.rank is not None and not self._gap() > self.solver.neighbours_above:
@@ -456,29 +399,6 @@ class CertifiedPrepared:
             vecchia=self.vecchia,
             image=None if image is None else image[:, :count],
         )
-
-    def _learn_from(self, solution: Solution, near: Tensor | None, logdet: LogDet | None) -> None:
-        memory = self.memory
-        memory.failures = 0
-        memory.solved_in = (*memory.solved_in, solution.iterations)[-_SOLVES:]
-        warm = len(memory.solutions) >= min(2, self.solver.history)
-        correction = solution.correction if self.solver.predictor == "rows" else None
-        value = solution.value if near is None else solution.value - near
-        memory.remember(value, self.solver.history, correction)
-        if self.solver.adaptive_rank and warm:
-            columns = value.shape[1]
-            # Passes of Lanczos, of fewer columns, which neighbours save as well.
-            lanczos = 0.0
-            if logdet is not None and self._gap() > self.solver.neighbours_above:
-                lanczos = logdet.passes * self.solver.num_logdet_probes / columns
-            memory.iterations = (*memory.iterations, solution.iterations + lanczos)[-WINDOW:]
-            by_network = logdet is not None and logdet.method == "learned"
-            assert self.preconditioner is not None
-            choose_effort(memory, self.solver, self.system, self.preconditioner.facts, columns, learned=by_network)
-        if memory.baseline_iterations is None:
-            memory.baseline_iterations = max(solution.iterations, _FEWEST_ITERATIONS)
-        elif solution.iterations > self.solver.landmark_refresh * memory.baseline_iterations:
-            memory.forget_landmarks()
 
     def _gap(self) -> float:
         assert self.preconditioner is not None

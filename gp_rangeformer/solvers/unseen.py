@@ -79,7 +79,7 @@ def solve_unseen(
         exact = wide_residual(system, first, own)
         nearer = preconditioner.solve(exact.to(rhs.dtype))
         sums.append(column_sums(first, own, exact, nearer, system.noise))
-    answers = system.reading.ask(norm, cores.status, *sums)
+    answers = system.ask(norm, cores.status, *sums)
     passes = system.passes - start
 
     def certified() -> Solution | None:

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from gp_rangeformer.kernels.gpu.operations import answers_on, register
+from gp_rangeformer.kernels.gpu import operations
 
 WIDEST = 64  # columns of a block whose cores fit into the registers of one program
 # What a status holds: the least that a column has reached, as its target over what is left; iterations; a failure; the
@@ -24,7 +24,7 @@ POWER_STEPS = 4
 
 def resident(block: Tensor) -> bool:
     """Whether the cores of this block of columns stay beside it."""
-    return block.shape[1] <= WIDEST and answers_on(block.device)
+    return block.shape[1] <= WIDEST and operations.answers_on(block.device)
 
 
 def new_status(like: Tensor) -> Float64[Tensor, " four"]:
@@ -172,12 +172,60 @@ def _fit(images: Tensor, wanted: Tensor, norm: Tensor, rcond: float) -> Tensor:
     return torch.where(found.isfinite().all(), found, 0).to(images.dtype)
 
 
-register("conjugate(Tensor curvature, Tensor coefficients, Tensor(a!) status, ScalarType dtype)", _conjugate)
-register(
+def _example_block() -> Tensor:
+    """33 columns, as many as a step of 32 probes has; one depends on others."""
+    made = torch.randn(200, 33, generator=torch.Generator().manual_seed(0))
+    made[:, 3] = made[:, 0] - 2 * made[:, 2]
+    return made
+
+
+def _example_core() -> tuple[Tensor, Tensor, Tensor]:
+    """A Gram matrix, coefficients and a status."""
+    wide = _example_block().double()
+    return wide.mT @ wide, torch.eye(33, dtype=torch.float64), new_status(wide)
+
+
+def _conjugate_example() -> operations.Arguments:
+    gram, coefficients, status = _example_core()
+    return [torch.stack([gram, torch.eye(33, dtype=torch.float64)]), coefficients, status, torch.float32]
+
+
+def _orthonormalise_example() -> operations.Arguments:
+    gram, coefficients, status = _example_core()
+    products, shares = torch.cat([gram, 2 * gram], dim=1), torch.full((2, 33), 0.3, dtype=torch.float64)
+    return [products.unsqueeze(0), coefficients, torch.ones(33), shares, status, torch.float32]
+
+
+def _column_sums_example() -> operations.Arguments:
+    made = _example_block()
+    return [made, made.flip(0), made.double(), made.flip(1), torch.tensor(0.3).expand(200)]
+
+
+def _fit_example() -> operations.Arguments:
+    made = _example_block()
+    return [made[:96].reshape(6, 16, 33), made[100:116], torch.ones(33), 1e-6]
+
+
+def _wide_gram_example() -> operations.Arguments:
+    made = _example_block()
+    return [made, [made, made.flip(0)]]
+
+
+operations.register(
+    "conjugate(Tensor curvature, Tensor coefficients, Tensor(a!) status, ScalarType dtype)",
+    _conjugate,
+    _conjugate_example,
+)
+operations.register(
     "orthonormalise(Tensor products, Tensor(a!) coefficients, Tensor norm, Tensor shares, Tensor(b!) status, "
     "ScalarType dtype)",
     _orthonormalise,
+    _orthonormalise_example,
 )
-register("wide_gram(Tensor left, Tensor[] right)", _wide_gram)
-register("column_sums(Tensor rhs, Tensor solution, Tensor residual, Tensor correction, Tensor noise)", _column_sums)
-register("fit(Tensor images, Tensor wanted, Tensor norm, float rcond)", _fit)
+operations.register("wide_gram(Tensor left, Tensor[] right)", _wide_gram, _wide_gram_example)
+operations.register(
+    "column_sums(Tensor rhs, Tensor solution, Tensor residual, Tensor correction, Tensor noise)",
+    _column_sums,
+    _column_sums_example,
+)
+operations.register("fit(Tensor images, Tensor wanted, Tensor norm, float rcond)", _fit, _fit_example)

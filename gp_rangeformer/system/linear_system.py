@@ -15,7 +15,7 @@ from torch import Tensor
 from gp_rangeformer.kernels.fused import FusedKernel
 from gp_rangeformer.system import margins
 from gp_rangeformer.system.kernel_matrix import DenseKernelMatrix, KernelMatrix
-from gp_rangeformer.system.small_cores import Reading
+from gp_rangeformer.system.reading import Reading
 
 _ROUNDING = 6
 
@@ -40,8 +40,7 @@ class LinearSystem:
         self.noise = noise
         self.passes = 0
         self.columns_multiplied = 0
-        self.reading = Reading()  # what the host asks of this system's device
-        self._trusted: bool | Callable[[], bool] = True
+        self.positive: Callable[[], bool] | None = None
         # What K_ij and K_ji differed by, relative to max_i A_ii: entries of the symmetric part are known to half of it,
         # or to their rounding, and the errors of all may have one sign.
         self.asymmetry = 0.0
@@ -50,17 +49,22 @@ class LinearSystem:
         self._row_squares: Callable[[], list[Tensor]] | None = None
         self._last_columns: tuple[Tensor, Tensor] | None = None
 
-    @property
+    @functools.cached_property
     def trusted(self) -> bool:
         """Whether K is symmetric to the last bit, and positive semi-definite but for the rounding of its entries: what
-        is not known to be has wider margins."""
-        if not isinstance(self._trusted, bool):
-            self._trusted = self._trusted()
-        return self._trusted
+        is not known to be has wider margins. ``positive`` tells the latter, where it is set, once it matters."""
+        return self.positive is None or self.positive()
 
-    @trusted.setter
-    def trusted(self, known: bool | Callable[[], bool]) -> None:
-        self._trusted = known
+    @functools.cached_property
+    def reading(self) -> Reading:
+        """What the host asks of the device."""
+        return Reading()
+
+    def ask(self, *tensors: Tensor) -> Callable[[], list[Tensor]]:
+        """What gives the tensors on the CPU, once somebody needs them: on a device with everything else that was asked
+        until then, in one transfer. Nothing may write to them in between."""
+        on_cpu = self.device.type == "cpu"
+        return functools.partial(list, tensors) if on_cpu else self.reading.ask(*tensors)
 
     @property
     def held_dense(self) -> bool:
@@ -105,7 +109,7 @@ class LinearSystem:
         self.passes += 1
         self.columns_multiplied += vectors.shape[1]
         product, squares = self._kernel.wide_product(vectors)
-        self._row_squares = self.reading.ask(squares)
+        self._row_squares = self.ask(squares)
         return product.addcmul_(self.noise.double().unsqueeze(-1), vectors)
 
     @functools.cached_property
@@ -167,7 +171,7 @@ class LinearSystem:
     @functools.cached_property
     def diagonals(self) -> Callable[[], list[Tensor]]:
         """Gives the diagonals of K and of D, on the CPU."""
-        return self.reading.ask(self.diagonal(), self.noise)
+        return self.ask(self.diagonal(), self.noise)
 
     @functools.cached_property
     def diagonal_facts(self) -> DiagonalFacts:

@@ -9,9 +9,12 @@ from torch import Tensor
 
 from gp_rangeformer.kernels.evaluate import evaluate_arguments
 from gp_rangeformer.kernels.expression import Scale, Stationary
+from gp_rangeformer.preconditioner.unseen_nystrom import UnseenNystrom
 from gp_rangeformer.recycling.memory import Memory
 from gp_rangeformer.solvers.certified import Certified
+from gp_rangeformer.solvers.unseen_step import start_step
 from gp_rangeformer.system.linear_system import LinearSystem
+from tests.device_cost import recognised
 from tests.stand_in import DEVICE, DeviceTensor, Graph, StandIn
 
 N = 400
@@ -34,10 +37,11 @@ def started(inputs: list[Tensor], memory: Memory) -> list[Tensor]:
     prepared = SOLVER.prepare(system, memory)
     energy = np.full(1 + SOLVER.num_probes, np.inf)
     energy[0] = 1.0
-    step = prepared._start_unseen(targets, prepared.signs(SOLVER.num_probes), energy)
+    assert isinstance(prepared.preconditioner, UnseenNystrom)
+    step = start_step(prepared, prepared.preconditioner, targets, prepared.signs(SOLVER.num_probes), energy)
     assert step is not None
     asked = [tensor for question in system.reading._asked for tensor in question.tensors]
-    return [step.started.value, *asked]
+    return [step.value, *asked]
 
 
 def move(inputs: list[Tensor], scale: float, lengthscale: float, noise: float) -> None:
@@ -64,7 +68,7 @@ def held(tensors: list[Tensor]) -> list[Tensor]:
 def test_a_captured_step_gives_the_bits_of_an_eager_one_at_other_hyperparameters(
     place: tuple[float, float, float],
 ) -> None:
-    with StandIn() as device, torch.no_grad():
+    with StandIn() as device, recognised(), torch.no_grad():
         inputs = static_inputs()
         memory = warm_memory(inputs)
         with device.capture() as graph:

@@ -15,7 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 _WARPS = 8
-_ROWS, _PROGRAMS = 32, 128  # of sums over the rows of a block: at a time, and programs at most
+_ROWS, _PROGRAMS = 8, 128  # of sums over the rows of a block: at a time, and programs at most
 _WIDE = {"ROWS": 8, "COLUMNS": 256, "num_warps": 4}
 _PARTS = 32  # of a Gram matrix, which one program adds up
 
@@ -198,16 +198,22 @@ def _load_sum(source, row, column, parts, rows, columns, stride):
 
 
 @triton.jit
+def _load_status(status):
+    """Read before anything else. Every warp reads for itself, and one writes: with the sums over all of them in between
+    none finds what was written."""
+    return tl.load(status), tl.load(status + 1), tl.load(status + 2), tl.load(status + 3)
+
+
+@triton.jit
 def _conjugate(curvature, coefficients, status, numbers, out, parts, k, m, SIZE: tl.constexpr):
     row = tl.arange(0, SIZE)
     floor, smallest = tl.load(numbers), tl.load(numbers + 1)
+    reached, iterations, failed, largest = _load_status(status)
     core = _load_sum(curvature, row, row, parts, k, k, k)
     core = 0.5 * (core + tl.trans(core))
-    reached, failed, largest = tl.load(status), tl.load(status + 2), tl.load(status + 3)
     _, root, negative = _cholesky(core, row, k, floor)
     failure = tl.where(_broken(core) > 0.0, 2.0, tl.where(negative > 0.0, 1.0, 0.0))
     undone = (reached < 1.0) & (failed == 0.0)
-    tl.store(status + 2, tl.where(undone, failure, failed))
     active = undone & (failure == 0.0)
     inverse = _product(tl.trans(root), root, row, k)
     vector = _row_of(inverse, row, tl.argmax(_diagonal_of(inverse, row), axis=0))
@@ -215,8 +221,9 @@ def _conjugate(curvature, coefficients, status, numbers, out, parts, k, m, SIZE:
         vector = tl.sum(inverse * vector[None, :], axis=1)
         vector = vector / tl.maximum(tl.sqrt(tl.sum(vector * vector, axis=0)), smallest)
     quotient = tl.sum(vector * tl.sum(inverse * vector[None, :], axis=1), axis=0)
+    tl.store(status + 1, iterations + tl.where(active, 1.0, 0.0))
+    tl.store(status + 2, tl.where(undone, failure, failed))
     tl.store(status + 3, tl.where(active & (quotient > largest), quotient, largest))
-    tl.store(status + 1, tl.load(status + 1) + tl.where(active, 1.0, 0.0))
     sizes = _product(inverse, _load(coefficients, row, row, k, m, m), row, k)
     _store(out, tl.where(active, sizes, 0.0), row, row, k, m, m + k)
     _store(out + m, tl.where(active, inverse, 0.0), row, row, k, k, m + k)
@@ -227,6 +234,7 @@ def _orthonormalise(products, coefficients, norm, shares, status, numbers, out, 
     row = tl.arange(0, SIZE)
     inside = row < m
     floor, tiny = tl.load(numbers), tl.load(numbers + 1)
+    known, _, failed, _ = _load_status(status)
     gram = _load_sum(products, row, row, parts, m, m, 2 * m)
     energy = _load_sum(products + m, row, row, parts, m, m, 2 * m)
     energy = 0.5 * (energy + tl.trans(energy))
@@ -245,7 +253,6 @@ def _orthonormalise(products, coefficients, norm, shares, status, numbers, out, 
     # NaN must not look small.
     broken = _broken(energy) + _broken(gram) + tl.sum(tl.where(inside & (ratio != ratio), 1.0, 0.0), axis=0)
     worst = tl.where(broken > 0.0, float("inf"), tl.max(tl.where(inside, ratio, 0.0), axis=0))
-    known, failed = tl.load(status), tl.load(status + 2)
     active = (known < 1.0) & (failed == 0.0)
     _store(coefficients, tl.where(active, new, before), row, row, m, m, m)
     tl.store(status, tl.where(active, 1.0 / worst, known))
@@ -264,22 +271,20 @@ def _wide_gram(
     left, first, last, out, n, k, split, m, steps, left_row, left_column, first_row, first_column, last_row,
     last_column, ROWS: tl.constexpr, LEFT: tl.constexpr, RIGHT: tl.constexpr,
 ):  # fmt: skip
-    own, other, place = tl.arange(0, LEFT), tl.arange(0, RIGHT), tl.arange(0, ROWS)
+    own, other = tl.arange(0, LEFT), tl.arange(0, RIGHT)
     second = tl.program_id(1) > 0
-    width = tl.where(second, m - split, split)
+    start, width, source, source_row, source_column = 0, split, first, first_row, first_column
+    if second:
+        start, width, source, source_row, source_column = split, m - split, last, last_row, last_column
     total = tl.zeros((LEFT, RIGHT), dtype=tl.float64)
     for step in range(steps):
-        row = ((tl.program_id(0) * steps + step) * ROWS + place).to(tl.int64)
-        one = _block(left, row, own, left_row, left_column, (row < n)[:, None] & (own < k)[None, :])
-        inside = (row < n)[:, None] & (other < width)[None, :]
-        if second:
-            two = _block(last, row, other, last_row, last_column, inside)
-        else:
-            two = _block(first, row, other, first_row, first_column, inside)
         # Row after row: float64 has no product of tiles everywhere.
-        for j in range(ROWS):
-            total += _row_of(one, place, j)[:, None] * _row_of(two, place, j)[None, :]
-    start = tl.where(second, split, 0)
+        for j in tl.static_range(ROWS):
+            row = ((tl.program_id(0) * steps + step) * ROWS + j).to(tl.int64)
+            mine, its = tl.where(row < n, k, 0), tl.where(row < n, width, 0)
+            one = tl.load(left + row * left_row + own * left_column, mask=own < mine, other=0.0)
+            two = tl.load(source + row * source_row + other * source_column, mask=other < its, other=0.0)
+            total += one.to(tl.float64)[:, None] * two.to(tl.float64)[None, :]
     _store(out + tl.program_id(0) * k * m + start, total, own, other, k, width, m)
 
 

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from gp_rangeformer.kernels.gpu.operations import answers_on, register
+from gp_rangeformer.kernels.gpu import operations
 from gp_rangeformer.kernels.native.compiler import library_on
 from gp_rangeformer.kernels.native.interface import PANEL, function_for
 from gp_rangeformer.kernels.tiles import spans
@@ -84,7 +84,8 @@ def multiply_wide(
     rows, n = matrix.shape
     fits = vectors.device == matrix.device and (n == 1 or matrix.stride(1) == 1)
     known = matrix.dtype in (torch.float32, torch.float64)
-    if fits and known and vectors.shape[1] <= _WIDE_COLUMNS and answers_on(matrix.device):
+    away, few = matrix.device.type != "cpu", vectors.shape[1] <= _WIDE_COLUMNS
+    if away and fits and known and few and operations.answers_on(matrix.device):
         found = torch.ops.gp_rangeformer.wide_product(matrix, vectors)
         return found[:, :-1], found[:, -1]
     library = library_on(matrix.device) if fits and known else None
@@ -118,4 +119,9 @@ def _multiply_widened(
     return out, squares
 
 
-register("wide_product(Tensor matrix, Tensor vectors)", _wide_product)
+def _example() -> operations.Arguments:
+    numbers = torch.randn(35, 300, generator=torch.Generator().manual_seed(0))
+    return [numbers[2:], numbers[:2].mT.double()]
+
+
+operations.register("wide_product(Tensor matrix, Tensor vectors)", _wide_product, _example)
