@@ -18,6 +18,7 @@ from torch import Tensor
 from gp_rangeformer.preconditioner.nystrom import (
     NEGLIGIBLE,
     NystromPreconditioner,
+    PreconditionerError,
     PreconditionerFacts,
     RangeProposal,
     of_eigenvectors,
@@ -67,15 +68,21 @@ class UnseenNystrom(NystromPreconditioner):
         # Asked first: the diagonals come with everything else.
         if not self._system.diagonal_facts.smallest_noise > 0:
             return Reason.ZERO_NOISE
-        shifted, info, *_ = self._answer()
-        # Where K is not finite, or not positive semi-definite on the proposed range, the factors are not, either.
-        sound = not bool(info) and bool(shifted.isfinite().all())
-        return None if sound and self.facts.plausible(self._system) else Reason.NOT_PSD
+        try:
+            return None if self.facts.plausible(self._system) else Reason.NOT_PSD
+        except PreconditionerError:
+            return Reason.NOT_PSD
 
     @functools.cached_property
     def _decomposition(self) -> tuple[Float64[Tensor, " r"], Float64[Tensor, "r r"]]:
-        """Of R R', on the CPU."""
-        shifted, *_ = self._answer()
+        """Of R R', on the CPU.
+
+        :raises PreconditionerError: K is not finite, or not positive semi-definite on the proposed range: the factors
+            are not finite, either.
+        """
+        shifted, info, *_ = self._answer()
+        if bool(info) or not bool(shifted.isfinite().all()):
+            raise PreconditionerError("K is not finite, or not positive semi-definite on the proposed range")
         # Of large ones a device finds the vectors sooner, though the host has to wait.
         with unshared(shifted):
             values, vectors = torch.linalg.eigh(shifted if len(shifted) <= _ON_HOST else shifted.to(self._root.device))

@@ -184,7 +184,8 @@ class Certified:
             vecchia = self._vecchia(system, landmarks, preconditioner, memory)
         except (PreconditionerError, ValueError):
             memory.forget_landmarks()
-            return CertifiedPrepared(self, system, memory, None, Reason.NOT_PSD)
+            reason = Reason.NOT_PSD if system.diagonal_facts.smallest_noise > 0 else Reason.ZERO_NOISE
+            return CertifiedPrepared(self, system, memory, None, reason)
         return CertifiedPrepared(self, system, memory, preconditioner, None, landmarks, vecchia)
 
     def _vecchia(
@@ -196,8 +197,8 @@ class Certified:
             enough = possible and preconditioner.facts.mean_gap > self.neighbours_above
             return self.with_neighbours(system, landmarks, memory, self.neighbours) if enough else None
         if memory.neighbour_count is None:
-            hopeless = neighbours_known_to_pay(system) and preconditioner.facts.mean_gap > HOPELESS
-            memory.neighbour_count = FEWEST_NEIGHBOURS if hopeless else 0
+            enough = neighbours_known_to_pay(system) and preconditioner.facts.mean_gap > HOPELESS
+            memory.neighbour_count = FEWEST_NEIGHBOURS if enough else 0
         return self.with_neighbours(system, landmarks, memory, memory.neighbour_count)
 
     def with_neighbours(

@@ -53,19 +53,15 @@ _TOO_HARD = (Reason.STAGNATION, Reason.MAX_PASSES)
 _PROBES_AS_EXACT, _EXACT_GRADIENT, _EXACT_STEPS = 8, 5000, 24
 
 
-def _permutation(n: int, seed: int) -> Tensor:
-    return torch.randperm(n, generator=torch.Generator().manual_seed(seed))
-
-
 @dataclass
 class CertifiedPrepared:
-    """A preconditioned system with its memory. ``known_failure``: why the exact path must answer, as far as that is
-    known already."""
+    """A preconditioned system with its memory. ``proposed``: its preconditioner, which nobody may have looked at;
+    ``known_failure``: why the exact path must answer, as far as that is known already."""
 
     solver: Certified
     system: LinearSystem
     memory: Memory
-    preconditioner: NystromPreconditioner | None
+    proposed: NystromPreconditioner | None
     known_failure: Reason | None
     landmarks: Landmarks | None = None  # those of the preconditioner, which the memory need not have kept
     vecchia: VecchiaPreconditioner | None = None  # what is iterated with; the other one certifies
@@ -76,12 +72,17 @@ class CertifiedPrepared:
     @property
     def failure(self) -> Reason | None:
         """Why the exact path must answer, or None. Looks at a preconditioner that nobody has looked at."""
-        if isinstance(self.preconditioner, UnseenNystrom) and self.preconditioner.failure is not None:
-            self.known_failure = self.preconditioner.failure
-            self.preconditioner = self.vecchia = None
+        if isinstance(self.proposed, UnseenNystrom) and self.proposed.failure is not None:
+            self.known_failure = self.proposed.failure
+            self.proposed = self.vecchia = None
             if self.known_failure is Reason.NOT_PSD:
                 self.memory.forget_landmarks()
         return self.known_failure
+
+    @property
+    def preconditioner(self) -> NystromPreconditioner | None:
+        """None where the exact path must answer."""
+        return self.proposed if self.failure is None else None
 
     def solve(self, rhs: Float[Tensor, "n m"]) -> Solution:
         """A^-1 rhs to ``tolerance``; the reason is CONVERGED, or says why the exact path answered."""
@@ -119,7 +120,7 @@ class CertifiedPrepared:
     def inverse_pairs(self, count: int) -> InversePairs | None:
         """Pairs whose products' mean is A^-1, from whitened probes; None where there are no neighbours, or what they
         are solved to does not certify. A training step's iterations, and two passes more."""
-        if self.vecchia is None:
+        if self.failure is not None or self.vecchia is None:
             return None
         probes = Probes.whitened(self.signs(count), self.vecchia).imaged(self.system)
         assert probes.near is not None
@@ -175,8 +176,8 @@ class CertifiedPrepared:
         energy = np.full(m + signs.shape[1], math.inf)
         energy[:m] = 2 * _ENERGY_SHARE * solver.tolerance * system.size
         unseen = None
-        if isinstance(self.preconditioner, UnseenNystrom):
-            unseen = start_step(self, self.preconditioner, rhs, signs, energy)
+        if isinstance(self.proposed, UnseenNystrom):
+            unseen = start_step(self, self.proposed, rhs, signs, energy)
             if self.failure is not None:
                 return self._exact_evaluation(rhs, with_logdet, self.failure)
         probes, solution = self._solve_step(rhs, signs, energy, unseen)
@@ -309,7 +310,8 @@ class CertifiedPrepared:
         n, seed = self.system.size, self.solver.seed + 4
 
         def draw() -> Tensor:
-            return sample_rows(_permutation(n, seed).to(landmarks.index.device), landmarks.index)
+            order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
+            return sample_rows(order.to(landmarks.index.device), landmarks.index)
 
         return self.memory.drawn("rows", (n, seed, landmarks), draw)
 

@@ -71,7 +71,7 @@ def start_step(
         return None
     started = solve_unseen(
         system, preconditioner, block, first, tolerance=solver.tolerance, stop_energy=wanted, shares=shares,
-        iterations=max(memory.solved_in),
+        iterations=min(max(memory.solved_in), solver.max_passes),
     )  # fmt: skip
     evidence = None
     if solver.logdet == "learned" and signs.shape[1]:

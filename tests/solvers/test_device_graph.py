@@ -37,8 +37,8 @@ def started(inputs: list[Tensor], memory: Memory) -> list[Tensor]:
     prepared = SOLVER.prepare(system, memory)
     energy = np.full(1 + SOLVER.num_probes, np.inf)
     energy[0] = 1.0
-    assert isinstance(prepared.preconditioner, UnseenNystrom)
-    step = start_step(prepared, prepared.preconditioner, targets, prepared.signs(SOLVER.num_probes), energy)
+    assert isinstance(prepared.proposed, UnseenNystrom)
+    step = start_step(prepared, prepared.proposed, targets, prepared.signs(SOLVER.num_probes), energy)
     assert step is not None
     asked = [tensor for question in system.reading._asked for tensor in question.tensors]
     return [step.value, *asked]

@@ -104,10 +104,11 @@ def test_a_poisoned_memory_costs_time_only(device: StandIn, poison: float) -> No
     assert [report.solver for report in reports] == ["rangeformer"] * 2
 
 
-def test_more_iterations_than_were_started_are_looked_at(device: StandIn) -> None:
+@pytest.mark.parametrize("before", [-1, 0, 1, 10**9])
+def test_a_step_takes_the_iterations_it_needs_whatever_those_before_took(device: StandIn, before: int) -> None:
     there = trained_on_the_device(build(n=N, dtype=torch.float32))
     memory = the_memory()
-    memory.solved_in, memory.solutions, memory.corrections = (1,), (), ()
+    memory.solved_in, memory.solutions, memory.corrections = (before,), (), ()
     with collect_reports() as reports:
         there.loss()
     assert reports[0].solver == "rangeformer"

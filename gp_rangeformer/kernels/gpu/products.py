@@ -66,20 +66,21 @@ class TritonProducts:
         padded = _padded(vectors, width)
         blocks, splits, steps = _schedule(rows.stop - rows.start, n, _PRODUCT)
         out = vectors.new_empty(splits, rows.stop - rows.start, width)
-        _multiply[(blocks, splits)](
-            self._points,
-            self._numbers,
-            padded,
-            out,
-            n,
-            rows.start,
-            rows.stop,
-            steps,
-            DIMENSIONS=self._points.shape[0],
-            CODE=self._code,
-            WIDTH=width,
-            **_PRODUCT,
-        )
+        with torch.cuda.device_of(vectors):  # Triton launches on the current device, wherever the numbers are
+            _multiply[(blocks, splits)](
+                self._points,
+                self._numbers,
+                padded,
+                out,
+                n,
+                rows.start,
+                rows.stop,
+                steps,
+                DIMENSIONS=self._points.shape[0],
+                CODE=self._code,
+                WIDTH=width,
+                **_PRODUCT,
+            )
         return out.sum(0)[:, :m]
 
     def pull(self, left: Float[Tensor, "n m"], right: Float[Tensor, "n m"], rows: slice) -> PulledSums:
@@ -94,24 +95,25 @@ class TritonProducts:
         blocks, splits, steps = _schedule(own, n, _GRADIENT)
         slopes = torch.empty(splits, own, width, dtype=torch.float64, device=left.device)
         sums = torch.empty(splits, 2, own, dtype=torch.float64, device=left.device)
-        _pull[(blocks, splits)](
-            self._points,
-            self._numbers,
-            _padded(first, inner),
-            _padded(second, inner),
-            _padded(torch.cat([self._points_by_row, ones], dim=1), width),
-            slopes,
-            sums,
-            n,
-            rows.start,
-            rows.stop,
-            steps,
-            DIMENSIONS=dimensions,
-            CODE=self._code,
-            INNER=inner,
-            WIDTH=width,
-            **_GRADIENT,
-        )
+        with torch.cuda.device_of(left):
+            _pull[(blocks, splits)](
+                self._points,
+                self._numbers,
+                _padded(first, inner),
+                _padded(second, inner),
+                _padded(torch.cat([self._points_by_row, ones], dim=1), width),
+                slopes,
+                sums,
+                n,
+                rows.start,
+                rows.stop,
+                steps,
+                DIMENSIONS=dimensions,
+                CODE=self._code,
+                INNER=inner,
+                WIDTH=width,
+                **_GRADIENT,
+            )
         # The weight of a pair was W + W'.
         value, shape = 0.5 * sums.sum((0, 2))
         return PulledSums(value, slopes.sum(0)[:, : dimensions + 1], shape)
