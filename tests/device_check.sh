@@ -46,7 +46,7 @@ sizes=2000,4000,8000,16000 cuda=cuda
 [ "$device" = cpu ] && sizes=1000 && cuda="not big and not cuda"
 
 part facts 60 facts.txt "$python" -m tests.device_launches "$out/facts.json" "$device"
-part cores 120 cores.txt "$python" -m pytest -q -n 0 -p no:cacheprovider tests/system/test_device_cores.py
+part cores 120 cores.txt "$python" -m pytest -q -n 0 -p no:cacheprovider tests/system/test_device_cores.py tests/kernels/test_operations.py tests/kernels/test_wide_inputs.py
 part tests 150 tests.txt "$python" -m pytest -q -n 0 -p no:cacheprovider -m "$cuda" tests/kernels/test_cuda.py tests/plugin/test_cuda.py tests/system
 part launches 120 launches.txt "$python" -m tests.device_launches "$out/launches.json" "$device" "$sizes"
 part bench 400 bench.txt "$python" -c "from gp_rangeformer.lab.cli import app; app()" bench --dataset borehole --device "$device" --sizes "$sizes" \
