@@ -97,7 +97,8 @@ def evaluate_tile(tiles: KernelTiles, block: Block, out: Float[Tensor, "rows col
     tiles.value(block, out)
     if block.on_diagonal:
         # The two triangles of z z' may differ in the last bit.
-        out.copy_(out.triu() + out.triu(1).mT)
+        mirrored = out.triu(1).mT
+        out.triu_().add_(mirrored)
 
 
 def self_covariance(tiles: KernelTiles, like: Tensor) -> Float[Tensor, ""]:

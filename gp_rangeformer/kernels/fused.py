@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 
 import torch
 from jaxtyping import Float, Float64
@@ -48,6 +49,14 @@ class FusedKernel:
         if not self.parameters:
             return True
         return bool(torch.cat([parameter.detach().reshape(-1) for parameter in self.parameters]).amin() >= 0)
+
+    def ask_positive(self, ask: Callable[..., Callable[[], list[Tensor]]]) -> Callable[[], bool]:
+        """Tells the same of a device.
+
+        :param ask: what gives tensors on the CPU, once they are needed.
+        """
+        found = ask(*(parameter.detach() for parameter in self.parameters))
+        return lambda: all(bool((parameter >= 0).all()) for parameter in found())
 
     @classmethod
     def of_arguments(

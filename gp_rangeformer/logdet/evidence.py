@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -101,15 +102,50 @@ def tail_evidence(
     :param chosen: points from :func:`sample_points`, or others in such an order.
     Cost: O(n r p + c b (r + c)) for b points, c of them given.
     """
-    rows, *measured = to_host(
-        _point_features(system, preconditioner, probes, solutions, chosen),
-        quadratic,
-        *_measurements(system, preconditioner, probes, solutions),
+    return ask_tail_evidence(system, preconditioner, probes, solutions, chosen)(quadratic)
+
+
+def ask_tail_evidence(
+    system: LinearSystem,
+    preconditioner: NystromPreconditioner,
+    probes: Float[Tensor, "n p"],
+    solutions: Float[Tensor, "n p"],
+    chosen: Int[Tensor, " b"],
+) -> Callable[[Tensor], TailEvidence]:
+    """Gives the evidence for ``quadratic``, once the host reads what it asked of the device."""
+    count, whitened = given_points(system.size), _whitened(preconditioner, probes, solutions)
+    seen, asked = preconditioner.seen(system, whitened, chosen), chosen[count:]
+    stacked = _whitened_rows(system, preconditioner, chosen, count)
+    # Rounding of a float32 K may leave E slightly indefinite; I + E then still has eigenvalues near 1, not near 0.
+    factor = torch.linalg.cholesky_ex(stacked[..., :count]).L
+    rest = torch.linalg.solve_triangular(factor, stacked[..., count:], upper=False)
+    answer = system.ask(
+        whitened.square().sum(0, dtype=torch.float64),
+        _levels(count, system.device) @ rest.square_(),
+        asked,
+        probes.index_select(0, asked),
+        solutions.index_select(0, asked),
     )
-    moments = _moments(system, preconditioner, *measured)
-    order = rows[:, _REMAINING].argsort(kind="stable")
-    tokens = np.stack([group.mean(0) for group in np.array_split(rows[order], GROUPS)])
-    return TailEvidence(**vars(moments), tokens=torch.from_numpy(tokens))
+
+    def gather(quadratic: Tensor) -> TailEvidence:
+        """Of every point that is not given: its learning curves, its leverage, and its share of tr(A^-1)."""
+        squares, diagonals, gap, leverage = seen()
+        sizes, explained, places, signs, solved = answer()
+        _, noise = system.diagonals()
+        prior = diagonals[:, count:].unsqueeze(1)
+        curves = torch.cat([prior, prior - explained], dim=1)
+        schur, full, ranged = curves.clamp_min_(1).log_().mT.unbind(0)
+        own = (signs * solved).mean(-1, dtype=torch.float64) * noise[places]
+        rows = ordered_tokens(
+            {"schur": schur, "difference": full - ranged, "ranged": ranged},
+            {"leverage": leverage[places], "inverse_diagonal": own},
+        ).numpy()
+        order = rows[:, _REMAINING].argsort(kind="stable")
+        tokens = np.stack([group.mean(0) for group in np.array_split(rows[order], GROUPS)])
+        moments = _moments(system, preconditioner, quadratic, squares, sizes, gap, (leverage / noise).sum())
+        return TailEvidence(**vars(moments), tokens=torch.from_numpy(tokens))
+
+    return gather
 
 
 def whitened_rows(
@@ -117,37 +153,30 @@ def whitened_rows(
 ) -> tuple[Float64[Tensor, "3 c b"], Float64[Tensor, "3 b"]]:
     """The first ``count`` rows of I + E, A~ and P~ on some points, and their diagonals at all of these points. Reads
     ``count`` columns of K; O(c b r)."""
-    root, noise = preconditioner.root_noise[chosen].double(), system.noise[chosen].double()
-    basis, gap = preconditioner.basis[chosen].double(), preconditioner.gap[chosen]
+    rows = _whitened_rows(system, preconditioner, chosen, count)
+    _, diagonals, *_ = preconditioner.seen(system, system.noise.new_empty(system.size, 0), chosen)()
+    return rows, diagonals.to(rows.device)
+
+
+def _whitened_rows(
+    system: LinearSystem, preconditioner: NystromPreconditioner, chosen: Int[Tensor, " b"], count: int
+) -> Float64[Tensor, "3 c b"]:
+    root = preconditioner.root_noise[chosen].double()
     kernel = system.columns(chosen[:count]).index_select(0, chosen).mT.double() / root / root[:count].unsqueeze(-1)
-    scaled = basis * preconditioner.spectrum
-    low_rank = scaled[:count] @ basis.mT
+    low_rank = preconditioner.low_rank_rows(chosen, count)
     schur = kernel - low_rank
-    schur.diagonal().copy_(gap[:count])  # clamped at zero there
+    schur.diagonal().clamp_min_(0)
     rows = torch.stack([schur, kernel, low_rank])
     rows.diagonal(dim1=-2, dim2=-1).add_(1)
-    diagonals = torch.stack([gap, system.diagonal()[chosen].double() / noise, torch.linalg.vecdot(scaled, basis)])
-    return rows, diagonals.add_(1)
+    return rows
 
 
-def _point_features(
-    system: LinearSystem, preconditioner: NystromPreconditioner, probes: Tensor, solutions: Tensor, chosen: Tensor
-) -> Float64[Tensor, "asked c"]:
-    """Of every point that is not given: its learning curves, its leverage, and its share of tr(A^-1)."""
-    count = given_points(system.size)
-    stacked, diagonals = whitened_rows(system, preconditioner, chosen, count)
-    asked, prior = chosen[count:], diagonals[:, count:].unsqueeze(1)
-    # Rounding of a float32 K may leave E slightly indefinite; I + E then still has eigenvalues near 1, not near 0.
-    factor = torch.linalg.cholesky_ex(stacked[..., :count]).L
-    rest = torch.linalg.solve_triangular(factor, stacked[..., count:], upper=False)
-    explained = _levels(count, system.device) @ rest.square_()
-    curves = torch.cat([prior, prior - explained], dim=1)
-    schur, full, ranged = curves.clamp_min_(1).log_().mT.unbind(0)
-    own = (probes[asked] * solutions[asked]).mean(-1, dtype=torch.float64) * system.noise[asked]
-    return ordered_tokens(
-        {"schur": schur, "difference": full - ranged, "ranged": ranged},
-        {"leverage": preconditioner.leverage[asked], "inverse_diagonal": own},
-    )
+def _whitened(
+    preconditioner: NystromPreconditioner, probes: Float[Tensor, "n p"], solutions: Float[Tensor, "n p"]
+) -> Float[Tensor, "n twice"]:
+    """D^-1/2 Z and D^1/2 X."""
+    root_noise = preconditioner.root_noise.unsqueeze(-1)
+    return torch.cat([probes / root_noise, solutions * root_noise], dim=1)
 
 
 @functools.lru_cache(maxsize=8)
@@ -165,29 +194,12 @@ def moment_evidence(
     quadratic: Float[Tensor, " p"],
 ) -> MomentEvidence:
     """Features of the whole system: diagonal, spectrum of Q, moments of the probes. O(n r p)."""
-    measured = to_host(quadratic, *_measurements(system, preconditioner, probes, solutions))
-    return _moments(system, preconditioner, *measured)
-
-
-def _measurements(
-    system: LinearSystem, preconditioner: NystromPreconditioner, probes: Tensor, solutions: Tensor
-) -> tuple[Tensor, ...]:
-    """Sums over all points, which :func:`_moments` takes on the host."""
-    p = probes.shape[1]
-    root_noise = preconditioner.root_noise.unsqueeze(-1)
-    whitened = torch.cat([probes / root_noise, solutions * root_noise], dim=1)
-    coordinates = (preconditioner.basis.mT @ whitened).double().square_()
-    shares = preconditioner.shares
-    weighted = torch.stack([shares, shares * (2 - shares), preconditioner.spectrum]) @ coordinates
-    sizes = whitened.square().sum(0, dtype=torch.float64)
-    gap = preconditioner.gap
-    return (
-        weighted,
-        sizes.reshape(2, p),
-        gap.sort().values[_around_quantiles(len(gap))],
-        (gap / (1 + gap)).mean(),
-        (preconditioner.leverage / system.noise).sum(),
-    )
+    whitened = _whitened(preconditioner, probes, solutions)
+    seen = preconditioner.seen(system, whitened, torch.zeros(0, dtype=torch.long, device=system.device))
+    (sizes,) = system.ask(whitened.square().sum(0, dtype=torch.float64))()
+    squares, _, gap, leverage = seen()
+    _, noise = system.diagonals()
+    return _moments(system, preconditioner, quadratic, squares, sizes, gap, (leverage / noise).sum())
 
 
 def _around_quantiles(n: int) -> list[int]:
@@ -199,26 +211,30 @@ def _around_quantiles(n: int) -> list[int]:
 def _moments(
     system: LinearSystem,
     preconditioner: NystromPreconditioner,
-    quadratic: Float64[np.ndarray, " p"],
-    weighted: Float64[np.ndarray, "3 twice"],
-    sizes: Float64[np.ndarray, "2 p"],
-    around: Float64[np.ndarray, " twelve"],
-    damped: Float64[np.ndarray, ""],
-    trace: Float64[np.ndarray, ""],
+    quadratic: Float[Tensor, " p"],
+    squares: Float64[Tensor, "r twice"],
+    sizes: Float64[Tensor, " twice"],
+    gap: Float64[Tensor, " n"],
+    trace: Float64[Tensor, ""],
 ) -> MomentEvidence:
+    """``squares``: of coordinates in the range of Q, ``sizes``: of whole vectors; ``trace``: of P^-1."""
     n, p = system.size, len(quadratic)
     facts, diagonal = preconditioner.facts, system.diagonal_facts
     spectrum, mean_gap = facts.spectrum, facts.mean_gap
     shares = spectrum / (1 + spectrum)
+    weights = torch.from_numpy(np.stack([shares, shares * (2 - shares), spectrum]))
+    around = gap.sort().values[_around_quantiles(n)]
+    first, weighted, whole, around, damped = to_host(
+        quadratic, weights @ squares, sizes.reshape(2, p), around, (gap / (1 + gap)).mean()
+    )
     # log|A| <= sum log A_ii as well
     hadamard = (diagonal.log_total_sum - preconditioner.logdet()) / n
     upper = max(min(facts.log_gap_sum / n, hadamard), 1e-12)
 
     # z'P^-1 z = |w|^2 - sum share c^2, with w = D^-1/2 z and its coordinates c; |D^1/2 P^-1 z|^2 likewise.
-    zero = sizes[0] - weighted[0, :p]
-    plain_zero = (sizes[0] - weighted[1, :p]).sum()
-    first = quadratic
-    plain = sizes[1].sum()
+    zero = whole[0] - weighted[0, :p]
+    plain_zero = (whole[0] - weighted[1, :p]).sum()
+    plain = whole[1].sum()
     second = plain + weighted[2, p:].sum()
     ratio = first.sum() / zero.sum()
     ratio2 = min(second / zero.sum(), ratio)
@@ -252,7 +268,7 @@ def _moments(
             "moment_drop": ratio - ratio2,
             "gauss": gauss,
             "radau": radau,
-            "trace_excess": zero.mean() / trace - 1,
+            "trace_excess": zero.mean() / float(trace) - 1,
             "moment_spread": spread,
             "solution_loss": 1 - relative,
             "log_estimate": math.log(estimate),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +17,9 @@ from gp_rangeformer.logdet.evidence import (
     SMALLEST_SIZE,
     TRAINED_PROBES,
     TailEvidence,
+    ask_tail_evidence,
     moment_evidence,
     sample_points,
-    tail_evidence,
 )
 from gp_rangeformer.logdet.features import LOG_SIZE, SCALARS, check_features
 from gp_rangeformer.logdet.network import QUANTILES, LogDetTail
@@ -68,13 +69,26 @@ def tail(
     :raises CheckpointError: as :func:`load_head`.
     Cost: :func:`~gp_rangeformer.logdet.evidence.tail_evidence`, and 0.1 ms for the network, which stays on the CPU.
     """
+    return ask(system, preconditioner, probes, solutions, seed=seed)(quadratic)
+
+
+@torch.no_grad()
+def ask(
+    system: LinearSystem,
+    preconditioner: NystromPreconditioner,
+    probes: Float[Tensor, "n p"],
+    solutions: Float[Tensor, "n p"],
+    *,
+    seed: int = 0,
+) -> Callable[[Tensor], TailEstimate]:
+    """Gives the same for ``quadratic``, once the host reads what it asked of the device."""
     n, count = probes.shape
     if not SMALLEST_SIZE <= n <= _LARGEST_SIZE:
-        return _refused(f"n = {n} is not in {SMALLEST_SIZE} to {_LARGEST_SIZE}, where its errors are known")
+        return _refusing(f"n = {n} is not in {SMALLEST_SIZE} to {_LARGEST_SIZE}, where its errors are known")
     if count < TRAINED_PROBES:
-        return _refused(f"it was trained on {TRAINED_PROBES} probes, num_probes is {count}")
-    chosen = _points(n, seed + 3, system.device)
-    return read(tail_evidence(system, preconditioner, probes, solutions, quadratic, chosen))
+        return _refusing(f"it was trained on {TRAINED_PROBES} probes, num_probes is {count}")
+    gather = ask_tail_evidence(system, preconditioner, probes, solutions, _points(n, seed + 3, system.device))
+    return lambda quadratic: read(gather(quadratic))
 
 
 @torch.no_grad()
@@ -108,8 +122,9 @@ def _points(n: int, seed: int, device: torch.device) -> Int[Tensor, " b"]:
     return sample_points(n, torch.Generator().manual_seed(seed)).to(device)
 
 
-def _refused(reason: str) -> TailEstimate:
-    return TailEstimate(float("nan"), None, None, "learned", refusal=reason)
+def _refusing(reason: str) -> Callable[[Tensor], TailEstimate]:
+    refused = TailEstimate(float("nan"), None, None, "learned", refusal=reason)
+    return lambda quadratic: refused
 
 
 @torch.no_grad()

@@ -203,8 +203,10 @@ def _not_one_tensor(operator: FusedLinearOperator, noise: Tensor) -> EligibleSys
     return EligibleSystem(kernel, noise, owners(operator), fused, storage.note, storage.share, detached=True)
 
 
-def check_rhs(system: EligibleSystem, rhs: Tensor) -> None:
+def check_rhs(system: EligibleSystem, rhs: Tensor, *, looked_at: bool = True) -> None:
     """Refuse what no solver can answer.
+
+    :param looked_at: False leaves it to a later call whether it is finite, which waits for a device.
 
     :raises RuntimeError: the right-hand side is on another device.
     :raises NanError: it holds NaN or infinity.
@@ -216,7 +218,7 @@ def check_rhs(system: EligibleSystem, rhs: Tensor) -> None:
             "move the targets with .to(device)"
         )
     # The sum first, which is one operation; finite numbers may overflow in it.
-    if not bool(rhs.sum(dtype=torch.float64).isfinite()) and not bool(rhs.isfinite().all()):
+    if looked_at and not bool(rhs.sum(dtype=torch.float64).isfinite()) and not bool(rhs.isfinite().all()):
         raise NanError(
             "the right-hand side (targets minus mean) holds NaN or infinity: clean the targets, or use "
             "gpytorch.settings.observation_nan_policy('mask')"

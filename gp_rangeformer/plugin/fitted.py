@@ -22,10 +22,11 @@ from gp_rangeformer.plugin.hooks import prepare_solve
 from gp_rangeformer.plugin.owners import memory_of, remembered_bytes
 from gp_rangeformer.plugin.reports import Call, account_solve
 from gp_rangeformer.plugin.storage import choose_storage, hold
-from gp_rangeformer.plugin.symmetric import symmetric_system
+from gp_rangeformer.plugin.symmetric import belongs_to, symmetric_system
 from gp_rangeformer.plugin.unevaluated import unevaluated
 from gp_rangeformer.preconditioner.landmarks import Landmarks
 from gp_rangeformer.preconditioner.nystrom import NystromPreconditioner
+from gp_rangeformer.preconditioner.unseen_nystrom import UnseenNystrom
 from gp_rangeformer.preconditioner.vecchia import VecchiaPreconditioner
 from gp_rangeformer.recycling.memory import Memory
 from gp_rangeformer.report import SolveReport, publish
@@ -125,7 +126,7 @@ class FittedModel:
         storage = choose_storage(self.n, self.fused.dtype, self.noise.device)
         kernel = self.fused.evaluate() if storage.dense else hold(self.fused, storage)[1]
         system = LinearSystem(kernel, self.noise)
-        system.points, system.trusted = self.fused, self.fused.positive
+        belongs_to(system, self.fused)
         return system
 
     def factorised(self, system: LinearSystem) -> Float[Tensor, "n n"]:
@@ -330,7 +331,10 @@ def _moved_by_rounding(system: LinearSystem, solution: Tensor) -> float:
 def _preconditioners(prepared: Prepared) -> _Preconditioners | None:
     if not isinstance(prepared, CertifiedPrepared) or prepared.preconditioner is None or prepared.landmarks is None:
         return None
-    return _Preconditioners(prepared.solver, prepared.preconditioner, prepared.landmarks, prepared.vecchia)
+    nystrom = prepared.preconditioner
+    if isinstance(nystrom, UnseenNystrom):
+        nystrom = nystrom.eigen  # the other one holds A
+    return _Preconditioners(prepared.solver, nystrom, prepared.landmarks, prepared.vecchia)
 
 
 def _of_its_own(fused: FusedKernel) -> FusedKernel:

@@ -44,6 +44,7 @@ class GradientCheck:
     noise: Tensor
     memory: Memory
     tolerance: float
+    numbers: Callable[[], list[Tensor]]  # the noise and those parameters, on the CPU
     found: GradientError | None = None
 
     def due(self, probes: Float64[Tensor, " p"], quadratic: float) -> bool:
@@ -75,8 +76,9 @@ class GradientCheck:
     def _place(self, quadratic: float) -> Float64[Tensor, " h"]:
         """Of other targets the gradient is another one, and the same error another share of it."""
         targets = torch.tensor([max(quadratic, _SMALLEST)], dtype=torch.float64).log()
-        parts = [targets, self.noise.double().mean().log().reshape(1).cpu()]
-        return torch.cat(parts if self.asked is None else [*parts, self.asked.values()])
+        noise, *parameters = self.numbers()
+        places = [noise.double().mean().log(), *(parameter.abs().log().double() for parameter in parameters)]
+        return torch.cat([targets, *(place.reshape(-1) for place in places)])
 
     def _of_noise_and_scale(self, weight: GradientWeight, quadratic: float) -> list[HyperparameterGradient]:
         """Of a common factor of D, and of one of K: z'K u = z'z - z'D u is as uncertain, with the other sign."""

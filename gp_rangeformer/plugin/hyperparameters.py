@@ -31,8 +31,10 @@ class FusedHyperparameters:
             found += _numbered(name if seen[name] == 1 else f"{name} {seen[name]}", parameter)
         return found
 
-    def values(self) -> Float64[Tensor, " h"]:
-        return _flat([parameter.detach().abs().log() for _, parameter in self._parameters])
+    @property
+    def parameters(self) -> list[Tensor]:
+        """In the order of ``names``, without a graph."""
+        return [parameter.detach() for _, parameter in self._parameters]
 
     def through(self, weight: ThinWeight) -> Float64[Tensor, " h"]:
         fused = self._fused

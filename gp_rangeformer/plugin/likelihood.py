@@ -47,8 +47,10 @@ def likelihood_terms(system: EligibleSystem, rhs: Tensor, with_logdet: bool = Tr
     columns = rhs.reshape(count, n, m)
     found = None if exact_reason is None else _together(call, system, columns, with_logdet, exact_reason)
     if found is None:
-        check_rhs(system, rhs)
-        found = _one_by_one(call, system, columns, with_logdet, exact_reason)
+        # A device's training step is not looked at beforehand: the host reads it with everything else.
+        late = system.kernel.device.type != "cpu" and exact_reason is None and system.share is None
+        check_rhs(system, rhs, looked_at=not late)
+        found = _one_by_one(call, system, columns, with_logdet, exact_reason, late=late)
     inv_quad, logdet = found
     call.publish()
     return inv_quad.reshape(*batch_shape, m), logdet.reshape(batch_shape)
@@ -78,20 +80,30 @@ def _together(
 
 
 def _one_by_one(
-    call: Call, system: EligibleSystem, rhs: Tensor, with_logdet: bool, exact_reason: Reason | None
+    call: Call, system: EligibleSystem, rhs: Tensor, with_logdet: bool, exact_reason: Reason | None, *, late: bool
 ) -> tuple[Tensor, Tensor]:
+    """:param late: the right-hand sides have not been looked at, and are where something fails."""
     inv_quads, logdets = [], []
     parts = zip(system.elements(), system.fused_elements(), rhs.unbind(0), strict=True)
     for index, ((kernel, noise), fused, b) in enumerate(parts):
         linear_system = symmetric_system(call, system, kernel, noise, fused)
         memory = memory_of(system.owners, system.kernel, index)
-        prepared, evaluation = _evaluate(call, linear_system, fused, memory, b.detach(), with_logdet, exact_reason)
+        try:
+            prepared, evaluation = _evaluate(call, linear_system, fused, memory, b.detach(), with_logdet, exact_reason)
+        except Exception:
+            if late:
+                check_rhs(system, rhs)  # before anything else is blamed for it
+            raise
+        if late and evaluation.fallback_reason is not None:
+            check_rhs(system, rhs)
         show(system, b, prepared, evaluation, noise)
         own = kernel if isinstance(kernel, Tensor) and not system.detached else fused
         assert own is not None
         inv_quad, log_determinant = autograd.likelihood_terms(own, noise, b, evaluation)
         inv_quads.append(inv_quad)
         logdets.append(log_determinant)
+    if len(logdets) == 1:
+        return inv_quads[0].unsqueeze(0), logdets[0].unsqueeze(0)
     return torch.stack(inv_quads), torch.stack(logdets)
 
 
@@ -139,7 +151,8 @@ def _gradient_check(
         return None
     # Not through a graph of GPyTorch's or the user's own: their hooks would see weights that are no gradients.
     asked = None if fused is None else FusedHyperparameters(fused)
-    return GradientCheck(asked, system.noise, memory, tolerance)
+    numbers = system.ask(system.noise, *(() if asked is None else asked.parameters))
+    return GradientCheck(asked, system.noise, memory, tolerance, numbers)
 
 
 def _exact_training_reason(system: EligibleSystem, columns: int) -> Reason | None:

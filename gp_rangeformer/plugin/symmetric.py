@@ -25,8 +25,8 @@ def symmetric_system(
     """A of the symmetric part of K. A fused kernel's matrix is symmetric to the last bit."""
     if not isinstance(kernel, Tensor) or system.fused is not None:
         linear_system = detached_system(kernel, noise)
-        linear_system.points = fused
-        linear_system.trusted = fused is None or fused.positive
+        if fused is not None:
+            belongs_to(linear_system, fused)
         return linear_system
     given = kernel.detach()
     mean, difference = symmetric_part(given)
@@ -37,6 +37,16 @@ def symmetric_system(
         linear_system.asymmetry = min(difference, _EVALUATION_ERROR)
     linear_system.trusted = False
     return linear_system
+
+
+def belongs_to(system: LinearSystem, fused: FusedKernel) -> None:
+    """Says whose matrix K is: its points, and whether it is positive semi-definite, which a device is asked with
+    everything else."""
+    system.points = fused
+    if system.device.type == "cpu":
+        system.trusted = fused.positive
+    else:
+        system.positive = fused.ask_positive(system.ask)
 
 
 def detached_system(kernel: Tensor | KernelMatrix, noise: Tensor) -> LinearSystem:

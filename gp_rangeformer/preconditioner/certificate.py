@@ -57,6 +57,15 @@ class SolutionEvidence:
         bounded = energy_from_above(system, preconditioner, energy, whitened)
         return cls(np.sqrt(residual_square), solution_norm, quadratic, bounded)
 
+    @classmethod
+    def of_sums(
+        cls, system: LinearSystem, preconditioner: NystromPreconditioner, parts: Float64[Tensor, "parts 5 m"]
+    ) -> SolutionEvidence:
+        """From :func:`~gp_rangeformer.system.device_cores.column_sums`, on the host."""
+        residual, whitened, solution, quadratic, energy = parts.sum(0).numpy()
+        bounded = energy_from_above(system, preconditioner, energy, whitened)
+        return cls(np.sqrt(residual), np.sqrt(solution), quadratic, bounded)
+
     def with_leading(self, other: SolutionEvidence) -> SolutionEvidence:
         """Its first columns replaced by those of ``other``."""
         pairs = [(getattr(self, field.name), getattr(other, field.name)) for field in fields(self)]

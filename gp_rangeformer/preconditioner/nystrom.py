@@ -7,18 +7,20 @@ Omega is. So P is positive definite, P <= A, log|P| <= log|A|, and r' A^-1 r <= 
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float64
+from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
 from gp_rangeformer.allocation.workspace import empty_matrix
 from gp_rangeformer.system.linear_system import LinearSystem
 from gp_rangeformer.system.small_cores import to_host, unshared
 
+NEGLIGIBLE = 1e-3  # times the noise: eigenvalues of Q below it cannot speed up the solver, only cost time
 # How far below 1 a quotient may fall beside rounding: directions of block CG are conjugate to about a thousandth.
 _RITZ_SLACK = 1e-2
 _SUBTRACTION = 8  # eps of the largest eigenvalue of D^-1 Q: what applying P^-1 and its root loses there
@@ -117,6 +119,21 @@ class NystromPreconditioner:
         """log|P|, accumulated in float64. O(r)."""
         return float(np.log1p(self.facts.spectrum).sum()) + self.facts.log_noise_sum
 
+    def low_rank_rows(self, chosen: Int[Tensor, " b"], count: int) -> Float64[Tensor, "c b"]:
+        """The first ``count`` rows of D^-1/2 Q D^-1/2 on some points. O(c b r)."""
+        basis = self.basis[chosen].double()
+        return (basis * self.spectrum)[:count] @ basis.mT
+
+    def seen(
+        self, system: LinearSystem, whitened: Float[Tensor, "n k"], chosen: Int[Tensor, " b"]
+    ) -> Callable[[], list[Tensor]]:
+        """Gives, on the CPU in float64: the squares of V'w, r x k; the diagonals of I + D^-1/2 (K - Q) D^-1/2, of
+        D^-1/2 A D^-1/2 and of D^-1/2 P D^-1/2 at some points, 3 x b; ``gap`` and ``leverage``. O(n r k)."""
+        basis, noise = self.basis[chosen].double(), system.noise[chosen].double()
+        explained = torch.linalg.vecdot(basis * self.spectrum, basis)
+        diagonals = torch.stack([self.gap[chosen], system.diagonal()[chosen].double() / noise, explained]).add_(1)
+        return system.ask((self.basis.mT @ whitened).double().square_(), diagonals, self.gap, self.leverage)
+
     def least_ritz_value(self, system: LinearSystem) -> float:
         """Below this a Ritz value of P^-1 A disproves P <= A, hence that K is positive semi-definite.
 
@@ -152,15 +169,21 @@ class PreconditionerFacts:
     log_gap_sum: float
     log_noise_sum: float
 
+    def plausible(self, system: LinearSystem) -> bool:
+        """Whether no gap is clearly negative, as where K is not positive semi-definite."""
+        rounding = 64 * torch.finfo(system.dtype).eps * system.diagonal_facts.largest_ratio
+        largest = self.spectrum[0] if len(self.spectrum) else 0
+        return not self.least_gap < -max(rounding, 1e-3 * (1 + largest))
+
 
 def nystrom_preconditioner(
-    system: LinearSystem, proposal: RangeProposal, *, negligible: float = 1e-3
+    system: LinearSystem, proposal: RangeProposal, *, negligible: float = NEGLIGIBLE
 ) -> NystromPreconditioner:
     """Build P from a proposed range. O(n r^2 + r^3), n x r memory.
 
     The r x r cores are float64 also for float32 systems: the Gram matrix of the whitened sketch spans the whole
     condition number of A, and its small end decides log|P|. Directions whose eigenvalue is below ``negligible`` times
-    the noise are dropped: they cannot speed up the solver, only cost time.
+    the noise are dropped.
 
     :raises PreconditionerError: if the sketch is not finite or its core has a clearly negative eigenvalue.
     """
@@ -187,13 +210,24 @@ def nystrom_preconditioner(
     with unshared(gram):
         ascending, vectors = torch.linalg.eigh(gram)
     (values,) = to_host(ascending)
-    kept = int((values > negligible).sum())
-    spectrum, vectors = ascending[r - kept :].flip(0), vectors[:, r - kept :].flip(1)
-    rounded = empty_matrix(r, n, system.dtype, columns.device).copy_(root)
-    transform = (vectors * spectrum.rsqrt()).mT.to(system.dtype)
-    basis = torch.mm(transform, rounded, out=empty_matrix(kept, n, system.dtype, columns.device)).mT
-    preconditioner = NystromPreconditioner.on_range(system, basis, spectrum)
-    rounding = 64 * torch.finfo(system.dtype).eps * system.diagonal_facts.largest_ratio
-    if preconditioner.facts.least_gap < -max(rounding, 1e-3 * (1 + values[-1] if kept else 1)):
+    preconditioner = of_eigenvectors(system, root, ascending, vectors, int((values > negligible).sum()))
+    if not preconditioner.facts.plausible(system):
         raise PreconditionerError("the diagonal of K - Q is negative: K is not positive semi-definite")
     return preconditioner
+
+
+def of_eigenvectors(
+    system: LinearSystem,
+    root: Float64[Tensor, "r n"],
+    ascending: Float64[Tensor, " r"],
+    vectors: Float64[Tensor, "r r"],
+    kept: int,
+) -> NystromPreconditioner:
+    """P for D^-1/2 Q D^-1/2 = root' root, from the ``kept`` largest eigenvalues of root root' and their vectors.
+    O(n r^2)."""
+    r, n = root.shape
+    spectrum, vectors = ascending[r - kept :].flip(0), vectors[:, r - kept :].flip(1)
+    rounded = empty_matrix(r, n, system.dtype, root.device).copy_(root)
+    transform = (vectors * spectrum.rsqrt()).mT.to(system.dtype)
+    basis = torch.mm(transform, rounded, out=empty_matrix(kept, n, system.dtype, root.device)).mT
+    return NystromPreconditioner.on_range(system, basis, spectrum)

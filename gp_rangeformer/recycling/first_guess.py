@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
+from gp_rangeformer.system import device_cores
 from gp_rangeformer.system.linear_system import LinearSystem
 from gp_rangeformer.system.small_cores import to_host
 
@@ -53,6 +54,8 @@ def fit_to_rows(
     """
     if not basis or not len(rows):
         return None
+    if near is None and rhs.device.type != "cpu" and device_cores.resident(rhs):
+        return _fit_on_device(system, rhs, torch.stack(basis), rows)
     # Rows of A itself: out of place, for the columns may be K's own memory.
     own = torch.arange(len(rows), device=rows.device)
     chosen = system.columns(rows).mT.index_put((own, rows), system.diagonal()[rows] + system.noise[rows])
@@ -68,6 +71,17 @@ def fit_to_rows(
     for weight, vector in zip(coefficients.tolist(), basis, strict=True):
         total.add_(vector, alpha=weight)
     return total
+
+
+def _fit_on_device(
+    system: LinearSystem, rhs: Float[Tensor, "n m"], basis: Float[Tensor, "k n m"], rows: Int[Tensor, " s"]
+) -> Float[Tensor, "n m"]:
+    """The same without a look; zero where nothing can be fitted."""
+    noise = system.noise[rows].unsqueeze(-1)
+    images = torch.addcmul(system.columns(rows).mT @ basis, noise, basis.index_select(1, rows))
+    norm = torch.linalg.vector_norm(rhs, dim=0)
+    coefficients = device_cores.fit(images, rhs.index_select(0, rows), norm, _RCOND)
+    return (coefficients @ basis.flatten(1)).view_as(rhs)
 
 
 def least_squares(

@@ -37,6 +37,7 @@ class Memory:
     neighbour_bar: float = 0.0  # iterations up to which neighbours were found not to pay
     rank: int | None = None  # landmarks that the last steps found worthwhile, where that is adaptive
     iterations: tuple[float, ...] = ()  # of the last warm steps with that effort, a log determinant's passes included
+    solved_in: tuple[int, ...] = ()  # iterations of the last training steps' solves
     solutions: tuple[Float[Tensor, "n m"], ...] = ()  # oldest first
     whitened_by: SparsePattern | None = None  # whose W'z the remembered solutions of probes are beside; None: A^-1 z
     corrections: tuple[Float[Tensor, "n m"], ...] = ()  # P^-1 residual of the last solutions, oldest first

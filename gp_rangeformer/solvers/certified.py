@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from gp_rangeformer.kernels.gpu import operations
 from gp_rangeformer.kernels.native.neighbours import MOST_NEIGHBOURS
 from gp_rangeformer.logdet import learned
 from gp_rangeformer.logdet.estimate import TailEstimator
@@ -26,6 +27,7 @@ from gp_rangeformer.preconditioner.nystrom import (
     PreconditionerError,
     nystrom_preconditioner,
 )
+from gp_rangeformer.preconditioner.unseen_nystrom import UnseenNystrom
 from gp_rangeformer.preconditioner.vecchia import VecchiaPreconditioner, vecchia_preconditioner
 from gp_rangeformer.recycling.memory import Memory
 from gp_rangeformer.solvers.arguments import (
@@ -171,29 +173,32 @@ class Certified:
 
         memory = memory if memory is not None else Memory()
         generator = torch.Generator().manual_seed(self.seed)
-        if not system.diagonal_facts.smallest_noise > 0:
+        unseen = system.device.type != "cpu" and operations.answers_on(system.device)  # nothing is looked at yet
+        if not unseen and not system.diagonal_facts.smallest_noise > 0:
             return CertifiedPrepared(self, system, memory, None, Reason.ZERO_NOISE)
         if memory.pause > 0:
             return CertifiedPrepared(self, system, memory, None, Reason.PAUSED)
         try:
             landmarks = self._landmarks(system, memory, generator)
-            preconditioner = nystrom_preconditioner(system, landmarks)
+            preconditioner = (UnseenNystrom if unseen else nystrom_preconditioner)(system, landmarks)
             vecchia = self._vecchia(system, landmarks, preconditioner, memory)
         except (PreconditionerError, ValueError):
             memory.forget_landmarks()
-            return CertifiedPrepared(self, system, memory, None, Reason.NOT_PSD)
+            reason = Reason.NOT_PSD if system.diagonal_facts.smallest_noise > 0 else Reason.ZERO_NOISE
+            return CertifiedPrepared(self, system, memory, None, reason)
         return CertifiedPrepared(self, system, memory, preconditioner, None, landmarks, vecchia)
 
     def _vecchia(
         self, system: LinearSystem, landmarks: Landmarks, preconditioner: NystromPreconditioner, memory: Memory
     ) -> VecchiaPreconditioner | None:
         """None where they would not pay."""
-        gap = preconditioner.facts.mean_gap
         if not self.adaptive_rank:
-            enough = gap > self.neighbours_above
+            possible = system.points is not None and self.neighbours > 0
+            enough = possible and preconditioner.facts.mean_gap > self.neighbours_above
             return self.with_neighbours(system, landmarks, memory, self.neighbours) if enough else None
         if memory.neighbour_count is None:
-            memory.neighbour_count = FEWEST_NEIGHBOURS if gap > HOPELESS and neighbours_known_to_pay(system) else 0
+            enough = neighbours_known_to_pay(system) and preconditioner.facts.mean_gap > HOPELESS
+            memory.neighbour_count = FEWEST_NEIGHBOURS if enough else 0
         return self.with_neighbours(system, landmarks, memory, memory.neighbour_count)
 
     def with_neighbours(

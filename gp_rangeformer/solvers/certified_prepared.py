@@ -15,9 +15,9 @@ from torch import Tensor
 from gp_rangeformer.allocation.free_memory import because
 from gp_rangeformer.kernels.native.compiler import library_on
 from gp_rangeformer.logdet.checked import checked_logdet, lanczos_value
-from gp_rangeformer.preconditioner.effort import WINDOW
 from gp_rangeformer.preconditioner.landmarks import Landmarks
 from gp_rangeformer.preconditioner.nystrom import NystromPreconditioner
+from gp_rangeformer.preconditioner.unseen_nystrom import UnseenNystrom
 from gp_rangeformer.preconditioner.vecchia import VecchiaPreconditioner
 from gp_rangeformer.recycling.first_guess import extrapolate, fit_to_rows, sample_rows
 from gp_rangeformer.recycling.galerkin import galerkin
@@ -27,9 +27,10 @@ from gp_rangeformer.solvers.certified import Certified
 from gp_rangeformer.solvers.exact import Exact, ExactPrepared, exact_path_fits
 from gp_rangeformer.solvers.gradient_weight import GradientCheck, GradientWeight
 from gp_rangeformer.solvers.low_rank_root import low_rank_root
-from gp_rangeformer.solvers.next_effort import choose_effort, gap_for_neighbours
+from gp_rangeformer.solvers.next_effort import gap_for_neighbours, learn_from_step
 from gp_rangeformer.solvers.probes import InversePairs, Probes
 from gp_rangeformer.solvers.refinement import failed, refine
+from gp_rangeformer.solvers.unseen_step import UnseenStep, start_step
 from gp_rangeformer.system.answers import Evaluation, InverseRoot, LogDet, Solution
 from gp_rangeformer.system.linear_system import LinearSystem
 from gp_rangeformer.system.reason import Reason
@@ -37,8 +38,6 @@ from gp_rangeformer.system.small_cores import to_host
 
 # The quadratic form may miss this share of the tolerance, in nats per point: 0.5 r'P^-1 r <= 0.1 * tolerance * n.
 _ENERGY_SHARE = 0.1
-# Iterations that the first step after a draw of landmarks counts for at least: more than one tell landmarks apart.
-_FEWEST_ITERATIONS = 4
 # Times num_probes that a gradient may take.
 _MOST_PROBES = 4
 # Of the tolerance: for probes, whose solution is known but for its small part A^-1 b - W'z, and for targets: near an
@@ -54,24 +53,36 @@ _TOO_HARD = (Reason.STAGNATION, Reason.MAX_PASSES)
 _PROBES_AS_EXACT, _EXACT_GRADIENT, _EXACT_STEPS = 8, 5000, 24
 
 
-def _permutation(n: int, seed: int) -> Tensor:
-    return torch.randperm(n, generator=torch.Generator().manual_seed(seed))
-
-
 @dataclass
 class CertifiedPrepared:
-    """A preconditioned system with its memory. ``failure`` names why the exact path must answer, or is None."""
+    """A preconditioned system with its memory. ``proposed``: its preconditioner, which nobody may have looked at;
+    ``known_failure``: why the exact path must answer, as far as that is known already."""
 
     solver: Certified
     system: LinearSystem
     memory: Memory
-    preconditioner: NystromPreconditioner | None
-    failure: Reason | None
+    proposed: NystromPreconditioner | None
+    known_failure: Reason | None
     landmarks: Landmarks | None = None  # those of the preconditioner, which the memory need not have kept
     vecchia: VecchiaPreconditioner | None = None  # what is iterated with; the other one certifies
     exact: ExactPrepared | None = field(default=None, repr=False)  # once the exact path had to answer
     # A^-1 W^-1 z of whitened probes that were solved beside other columns, 32 at a time.
     solved_probes: dict[int, Tensor] = field(default_factory=dict, repr=False)
+
+    @property
+    def failure(self) -> Reason | None:
+        """Why the exact path must answer, or None. Looks at a preconditioner that nobody has looked at."""
+        if isinstance(self.proposed, UnseenNystrom) and self.proposed.failure is not None:
+            self.known_failure = self.proposed.failure
+            self.proposed = self.vecchia = None
+            if self.known_failure is Reason.NOT_PSD:
+                self.memory.forget_landmarks()
+        return self.known_failure
+
+    @property
+    def preconditioner(self) -> NystromPreconditioner | None:
+        """None where the exact path must answer."""
+        return self.proposed if self.failure is None else None
 
     def solve(self, rhs: Float[Tensor, "n m"]) -> Solution:
         """A^-1 rhs to ``tolerance``; the reason is CONVERGED, or says why the exact path answered."""
@@ -109,7 +120,7 @@ class CertifiedPrepared:
     def inverse_pairs(self, count: int) -> InversePairs | None:
         """Pairs whose products' mean is A^-1, from whitened probes; None where there are no neighbours, or what they
         are solved to does not certify. A training step's iterations, and two passes more."""
-        if self.vecchia is None:
+        if self.failure is not None or self.vecchia is None:
             return None
         probes = Probes.whitened(self.signs(count), self.vecchia).imaged(self.system)
         assert probes.near is not None
@@ -153,8 +164,8 @@ class CertifiedPrepared:
             times ``num_probes``, and later steps keep them. The exact path answers where that will not do.
         """
         solver, system = self.solver, self.system
-        if self.failure is not None:
-            return self._exact_evaluation(rhs, with_logdet, self.failure)
+        if self.known_failure is not None:
+            return self._exact_evaluation(rhs, with_logdet, self.known_failure)
         if self.memory.exact_steps > 0 and with_logdet:
             self.memory.exact_steps -= 1
             return self._exact_evaluation(rhs, with_logdet, Reason.EXACT_GRADIENT)
@@ -164,14 +175,19 @@ class CertifiedPrepared:
         signs = self.signs(count) if with_logdet else rhs[:, :0]
         energy = np.full(m + signs.shape[1], math.inf)
         energy[:m] = 2 * _ENERGY_SHARE * solver.tolerance * system.size
-        probes, solution = self._solve_step(rhs, signs, energy)
+        unseen = None
+        if isinstance(self.proposed, UnseenNystrom):
+            unseen = start_step(self, self.proposed, rhs, signs, energy)
+            if self.failure is not None:
+                return self._exact_evaluation(rhs, with_logdet, self.failure)
+        probes, solution = self._solve_step(rhs, signs, energy, unseen)
         if solution.reason in _TOO_HARD and self._strengthen():
             probes, solution = self._solve_step(rhs, signs, energy)
         if not solution.converged:
             self.memory.record_failure()
             return self._exact_evaluation(rhs, with_logdet, solution.reason)
         probes = probes.imaged(system)
-        logdet = self._logdet_of_step(probes, solution, m) if with_logdet else None
+        logdet = self._logdet_of_step(probes, solution, m, unseen) if with_logdet else None
         if with_logdet and logdet is None:
             self.memory.record_failure()
             return self._exact_evaluation(rhs, with_logdet, Reason.NOT_PSD)
@@ -181,7 +197,9 @@ class CertifiedPrepared:
                 self.memory.exact_steps, self.memory.gradient_calls = _EXACT_STEPS, 0
                 return self._exact_evaluation(rhs, with_logdet, Reason.EXACT_GRADIENT)
             probes, solution = known
-        self._learn_from(solution, probes.near_block(m), logdet)
+        assert self.preconditioner is not None
+        near, facts = probes.near_block(m), self.preconditioner.facts
+        learn_from_step(self.memory, solver, system, facts, solution, near, logdet)
         return Evaluation(
             solution=solution.leading(m),
             residual=float(solution.residual.max()),
@@ -191,13 +209,27 @@ class CertifiedPrepared:
         )
 
     def _solve_step(
-        self, rhs: Float[Tensor, "n m"], signs: Float[Tensor, "n p"], energy: NDArray[np.float64]
+        self,
+        rhs: Float[Tensor, "n m"],
+        signs: Float[Tensor, "n p"],
+        energy: NDArray[np.float64],
+        unseen: UnseenStep | None = None,
     ) -> tuple[Probes, Solution]:
-        """Targets and probes in one block."""
-        probes = self._probes_of(signs)
-        block = torch.cat([rhs, probes.rhs], dim=1)
-        first = self._predict(block, probes, rhs.shape[1])
+        """Targets and probes in one block.
+
+        :param unseen: answers where it certifies; what does not goes on where it got to.
+        """
+        found = None if unseen is None else unseen.certified()
+        if unseen is not None and found is not None:
+            return unseen.probes, found
+        probes, block = self.block_of(rhs, signs)
+        first = self.predict(block, probes, rhs.shape[1]) if unseen is None else unseen.value
         return probes, self._refined(block, first, energy, self._own_energy(probes, rhs.shape[1]))
+
+    def block_of(self, rhs: Float[Tensor, "n m"], signs: Float[Tensor, "n p"]) -> tuple[Probes, Float[Tensor, "n k"]]:
+        """Probes, and all right-hand sides: targets first."""
+        probes = self._probes_of(signs)
+        return probes, torch.cat([rhs, probes.rhs], dim=1)
 
     def _probes_of(self, signs: Float[Tensor, "n p"]) -> Probes:
         """Whitened where there are neighbours, unless an estimator of log|A| expects plain ones."""
@@ -230,7 +262,7 @@ class CertifiedPrepared:
                 return None
             if count >= _MOST_PROBES * self.solver.num_probes:
                 break
-            further = self._probes_of(self._further_signs(count))
+            further = self._probes_of(self.signs(2 * count)[:, count:])  # as many again
             unbounded = np.full(further.signs.shape[1], math.inf)
             solved = self._refined(further.rhs, further.near, unbounded, self._own_energy(further, 0))
             if not solved.converged:
@@ -255,11 +287,7 @@ class CertifiedPrepared:
         key = system.size, count, solver.num_probes, solver.seed, system.dtype, system.device
         return self.memory.drawn("probes", key, lambda: solver.probe_vectors(system, count))
 
-    def _further_signs(self, count: int) -> Float[Tensor, "n p"]:
-        """As many again."""
-        return self.signs(2 * count)[:, count:]
-
-    def _predict(self, block: Tensor, probes: Probes, m: int) -> Tensor | tuple[Tensor, Tensor] | None:
+    def predict(self, block: Tensor, probes: Probes, m: int) -> Tensor | tuple[Tensor, Tensor] | None:
         near = probes.near_block(m)
         if probes.signs.shape[1] and self.memory.whitened_by is not probes.pattern:
             self.memory.forget_solutions(probes.pattern)
@@ -282,7 +310,8 @@ class CertifiedPrepared:
         n, seed = self.system.size, self.solver.seed + 4
 
         def draw() -> Tensor:
-            return sample_rows(_permutation(n, seed).to(landmarks.index.device), landmarks.index)
+            order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
+            return sample_rows(order.to(landmarks.index.device), landmarks.index)
 
         return self.memory.drawn("rows", (n, seed, landmarks), draw)
 
@@ -331,7 +360,7 @@ class CertifiedPrepared:
             memory.iterations = ()
         return self.vecchia is not None
 
-    def _logdet_of_step(self, probes: Probes, solution: Solution, m: int) -> LogDet | None:
+    def _logdet_of_step(self, probes: Probes, solution: Solution, m: int, unseen: UnseenStep | None) -> LogDet | None:
         solver, system, preconditioner = self.solver, self.system, self.preconditioner
         assert preconditioner is not None
         own, signs = slice(m, m + solver.num_probes), probes.signs[:, : solver.num_probes]
@@ -343,7 +372,9 @@ class CertifiedPrepared:
             found = self._lanczos_logdet(signs, share, probes.image)
             return None if found is None else replace(found, note=_WHITENED)
         # Trained on as many probes as are asked for, not on those that a gradient needed besides.
-        estimate = solver.tail(system, preconditioner, signs, solution.value[:, own], solution.quadratic[own])
+        estimate = None if unseen is None else unseen.tail(solution.value, solution.quadratic[own])
+        if estimate is None:
+            estimate = solver.tail(system, preconditioner, signs, solution.value[:, own], solution.quadratic[own])
         unsure = estimate.half_width > solver.logdet_tolerance
         if unsure and self.memory.rank is not None and not self._gap() > self.solver.neighbours_above:
             # Twice the landmarks leave a shorter tail to estimate, and cost less than Lanczos in every step.
@@ -370,28 +401,6 @@ class CertifiedPrepared:
             vecchia=self.vecchia,
             image=None if image is None else image[:, :count],
         )
-
-    def _learn_from(self, solution: Solution, near: Tensor | None, logdet: LogDet | None) -> None:
-        memory = self.memory
-        memory.failures = 0
-        warm = len(memory.solutions) >= min(2, self.solver.history)
-        correction = solution.correction if self.solver.predictor == "rows" else None
-        value = solution.value if near is None else solution.value - near
-        memory.remember(value, self.solver.history, correction)
-        if self.solver.adaptive_rank and warm:
-            columns = value.shape[1]
-            # Passes of Lanczos, of fewer columns, which neighbours save as well.
-            lanczos = 0.0
-            if logdet is not None and self._gap() > self.solver.neighbours_above:
-                lanczos = logdet.passes * self.solver.num_logdet_probes / columns
-            memory.iterations = (*memory.iterations, solution.iterations + lanczos)[-WINDOW:]
-            learned = logdet is not None and logdet.method == "learned"
-            assert self.preconditioner is not None
-            choose_effort(memory, self.solver, self.system, self.preconditioner.facts, columns, learned=learned)
-        if memory.baseline_iterations is None:
-            memory.baseline_iterations = max(solution.iterations, _FEWEST_ITERATIONS)
-        elif solution.iterations > self.solver.landmark_refresh * memory.baseline_iterations:
-            memory.forget_landmarks()
 
     def _gap(self) -> float:
         assert self.preconditioner is not None

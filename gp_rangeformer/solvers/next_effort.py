@@ -1,6 +1,9 @@
-"""What the next step of a training spends on its preconditioner, from what the last ones took."""
+"""What a training step leaves behind for the next one, and what that spends on its preconditioner."""
 
 from __future__ import annotations
+
+from jaxtyping import Float
+from torch import Tensor
 
 from gp_rangeformer.preconditioner.effort import (
     WINDOW,
@@ -14,12 +17,52 @@ from gp_rangeformer.preconditioner.nystrom import PreconditionerFacts
 from gp_rangeformer.recycling.memory import Memory
 from gp_rangeformer.solvers.certified import Certified, neighbours_known_to_pay
 from gp_rangeformer.solvers.gradient_weight import CONTROL_GAP
+from gp_rangeformer.system.answers import LogDet, Solution
 from gp_rangeformer.system.linear_system import LinearSystem
+
+# Iterations that the first step after a draw of landmarks counts for at least: more than one tell landmarks apart.
+_FEWEST_ITERATIONS = 4
+# Steps whose iterations say how many the next one starts before it looks.
+_SOLVES = 2
 
 
 def gap_for_neighbours(solver: Certified, system: LinearSystem, facts: PreconditionerFacts) -> float:
     """The mean of diag(D^-1 (K - Q)), what landmarks leave; 0 where there can be no neighbours."""
     return facts.mean_gap if solver.neighbours > 0 and neighbours_known_to_pay(system) else 0.0
+
+
+def learn_from_step(
+    memory: Memory,
+    solver: Certified,
+    system: LinearSystem,
+    facts: PreconditionerFacts,
+    solution: Solution,
+    near: Float[Tensor, "n m"] | None,
+    logdet: LogDet | None,
+) -> None:
+    """Leave in ``memory`` the solution and its iterations, what they say of the landmarks, and the next effort.
+
+    :param near: what the solution is remembered without: that of whitened probes changes with the preconditioner.
+    """
+    memory.failures = 0
+    memory.solved_in = (*memory.solved_in, solution.iterations)[-_SOLVES:]
+    warm = len(memory.solutions) >= min(2, solver.history)
+    correction = solution.correction if solver.predictor == "rows" else None
+    value = solution.value if near is None else solution.value - near
+    memory.remember(value, solver.history, correction)
+    if solver.adaptive_rank and warm:
+        columns = value.shape[1]
+        # Passes of Lanczos, of fewer columns, which neighbours save as well.
+        lanczos = 0.0
+        if logdet is not None and gap_for_neighbours(solver, system, facts) > solver.neighbours_above:
+            lanczos = logdet.passes * solver.num_logdet_probes / columns
+        memory.iterations = (*memory.iterations, solution.iterations + lanczos)[-WINDOW:]
+        learned = logdet is not None and logdet.method == "learned"
+        choose_effort(memory, solver, system, facts, columns, learned=learned)
+    if memory.baseline_iterations is None:
+        memory.baseline_iterations = max(solution.iterations, _FEWEST_ITERATIONS)
+    elif solution.iterations > solver.landmark_refresh * memory.baseline_iterations:
+        memory.forget_landmarks()
 
 
 def choose_effort(

@@ -206,7 +206,7 @@ def _energy(
 ) -> Float64[Tensor, " m"]:
     """r' P^-1 r from above, at least r' A^-1 r."""
     scale = torch.linalg.vector_norm(residual, dim=0).clamp_min(torch.finfo(torch.float64).tiny)
-    unit = (residual / scale).to(preconditioner.basis.dtype)  # small residuals would underflow in float32
+    unit = (residual / scale).to(preconditioner.root_noise.dtype)  # small residuals would underflow in float32
     wide = unit.double()
     found = (wide * preconditioner.solve(unit)).sum(0)
     whitened = (wide.square() / system.noise.unsqueeze(-1)).sum(0)

@@ -23,13 +23,13 @@ from gp_rangeformer.system.small_cores import to_host
 # Updates through which a residual is carried instead of being recomputed from the solution, which costs a pass. Each
 # rounds as a product does, and rounds the solution: counted as twice the rounding of a product. Measured, all of four
 # together stay below twice (tests/preconditioner/test_certificate.py).
-_CARRIED, ROUNDING_OF_AN_UPDATE = 4, 2
+CARRIED, ROUNDING_OF_AN_UPDATE = 4, 2
 # Refinements after a residual that, recomputed, missed its target: float32 recurrences drift by a few per cent.
 _RESTARTS = 3
 # Of the energies in the norm of the P that is iterated with: a residual in float32 holds rounding that W enlarges, and
 # nothing certain is said of them.
 _OWN_SLACK = 25.0
-_SHRINK = 0.95  # of the target that block CG is given: what the rounding of its residual adds
+SHRINK = 0.95  # of the target that block CG is given: what the rounding of its residual adds
 
 
 def refine(
@@ -58,16 +58,7 @@ def refine(
     (norm,) = to_host(torch.linalg.vector_norm(rhs, dim=0))
     if not np.isfinite(norm).all():
         return failed(rhs, Reason.NOT_FINITE, 0, system.passes - start)
-    asked = _Asked(
-        system,
-        preconditioner,
-        rhs,
-        norm,
-        np.maximum(tolerance * norm, torch.finfo(rhs.dtype).tiny),
-        np.broadcast_to(np.asarray(stop_energy, dtype=np.float64), norm.shape),
-        tolerance,
-        own_energy,
-    )
+    asked = Asked.of(system, preconditioner, rhs, norm, tolerance, stop_energy, own_energy)
     own = iterated or preconditioner
     fresh = not isinstance(initial, tuple)  # the residual was computed from this very solution
     # Where rounding of float32 products alone may exceed what is allowed, residuals are float64.
@@ -84,7 +75,7 @@ def refine(
     stop_norm, stop_energy = asked.stopping(other_energies=iterated is not None)
     found: Solution | Reason | None = None
     (left,) = to_host(torch.linalg.vector_norm(residual, dim=0))
-    if fresh and (left <= _SHRINK * asked.residual).all():
+    if fresh and (left <= SHRINK * asked.residual).all():
         # Nothing may be left to do, as in many steps of a training.
         correction = own.solve(residual.to(rhs.dtype))
         found = asked.certify(solution, residual, correction, 0 if wide else 1, with_energy=True, slack=1.0)
@@ -93,7 +84,7 @@ def refine(
         if found is None:
             if restarts == _RESTARTS:
                 break
-            shrink = _SHRINK * 0.5**restarts
+            shrink = SHRINK * 0.5**restarts
             restarts += 1
             result = block_cg(
                 system,
@@ -109,7 +100,7 @@ def refine(
                 return failed(rhs, result.reason, iterations, system.passes - start)
             assert result.correction is not None
             solution, residual = (solution + result.value if wide else result.value), result.residual
-            if fresh and not wide and result.iterations <= _CARRIED:
+            if fresh and not wide and result.iterations <= CARRIED:
                 roundings = 1 + ROUNDING_OF_AN_UPDATE * result.iterations
                 other = iterated is not None
                 found = asked.certify(solution, residual, result.correction, roundings, with_energy=other)
@@ -151,7 +142,7 @@ def failed(rhs: Float[Tensor, "n m"], reason: Reason, iterations: int, passes: i
 
 
 @dataclass(frozen=True)
-class _Asked:
+class Asked:
     """What a solution has to reach, per column: ``residual`` for |r| and ``energy`` for r' P^-1 r, ``own_energy`` for
     that of another P; ``norm``: |b|.
 
@@ -166,6 +157,22 @@ class _Asked:
     energy: Float64[np.ndarray, " m"]
     tolerance: float
     own_energy: Float64[np.ndarray, " m"] | None
+
+    @classmethod
+    def of(
+        cls,
+        system: LinearSystem,
+        preconditioner: NystromPreconditioner,
+        rhs: Tensor,
+        norm: Float64[np.ndarray, " m"],
+        tolerance: float,
+        stop_energy: NDArray[np.float64] | float,
+        own_energy: NDArray[np.float64] | None = None,
+    ) -> Asked:
+        """Of a tolerance that all columns share."""
+        residual = np.maximum(tolerance * norm, torch.finfo(rhs.dtype).tiny)
+        energy = np.broadcast_to(np.asarray(stop_energy, dtype=np.float64), norm.shape)
+        return cls(system, preconditioner, rhs, norm, residual, energy, tolerance, own_energy)
 
     def stopping(self, *, other_energies: bool) -> tuple[Float64[np.ndarray, " m"], Float64[np.ndarray, " m"]]:
         """|r| and r'P^-1 r at which block CG stops.
@@ -228,11 +235,18 @@ class _Asked:
             (own_energy,) = to_host((residual.double() * correction).sum(0))
             if not (own_energy <= slack * self.own_energy).all():
                 return None
-        sharp = self._sharp_columns()
+        sharp = self.sharp_columns()
         if sharp and roundings:
             rhs, own = self.rhs[:, :sharp], solution[:, :sharp]
             exact = wide_residual(system, rhs, own)
             evidence = evidence.with_leading(SolutionEvidence.gather(system, self.preconditioner, rhs, own, exact))
+        return self.judge(evidence, solution, correction, roundings, with_energy=with_energy)
+
+    def judge(
+        self, evidence: SolutionEvidence, solution: Tensor, correction: Tensor, roundings: int, *, with_energy: bool
+    ) -> Solution | Reason | None:
+        """What :meth:`certify` answers, from ``evidence`` whose first columns are exact where they have to be."""
+        system, sharp = self.system, self.sharp_columns()
         rounding = roundings * system.rounding_scale * evidence.solution_norm
         rounding[:sharp] = 0
         if roundings <= 1 and (rounding > self.residual).any():
@@ -250,7 +264,7 @@ class _Asked:
         error[:sharp] += system.entry_scale * evidence.solution_norm[:sharp]
         return Solution(solution, relative(error, self.norm), quadratic, bounds, 0, 0, Reason.CONVERGED, correction)
 
-    def _sharp_columns(self) -> int:
+    def sharp_columns(self) -> int:
         """How many columns, from the first, get a wide product: none in float64, whose ordinary ones are as good."""
         return 0 if self.system.dtype == torch.float64 else int((self.energy < math.inf).sum())
 

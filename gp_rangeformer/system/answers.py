@@ -174,7 +174,7 @@ class Evaluation:
 
     def outputs(self, like: Tensor) -> tuple[Float[Tensor, " m"], Float[Tensor, ""]]:
         """Quadratic forms and log|A| (0 where it was not asked for), as new tensors of the dtype of ``like``."""
-        logdet = like.new_zeros(()) if self.logdet is None else like.new_tensor(self.logdet.value)
+        logdet = like.new_zeros(()) if self.logdet is None else like.new_full((), self.logdet.value)
         return self.inv_quad.clone(), logdet
 
 

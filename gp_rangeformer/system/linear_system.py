@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +15,7 @@ from torch import Tensor
 from gp_rangeformer.kernels.fused import FusedKernel
 from gp_rangeformer.system import margins
 from gp_rangeformer.system.kernel_matrix import DenseKernelMatrix, KernelMatrix
-from gp_rangeformer.system.small_cores import to_host
+from gp_rangeformer.system.reading import Reading
 
 _ROUNDING = 6
 
@@ -39,16 +40,31 @@ class LinearSystem:
         self.noise = noise
         self.passes = 0
         self.columns_multiplied = 0
-        # Symmetric to the last bit, and positive semi-definite but for the rounding of its entries: what is not known
-        # to be has wider margins.
-        self.trusted = True
+        self.positive: Callable[[], bool] | None = None
         # What K_ij and K_ji differed by, relative to max_i A_ii: entries of the symmetric part are known to half of it,
         # or to their rounding, and the errors of all may have one sign.
         self.asymmetry = 0.0
         # Whose kernel matrix K is, entry by entry, where that is known.
         self.points: FusedKernel | None = None
-        self._row_squares: Tensor | None = None
+        self._row_squares: Callable[[], list[Tensor]] | None = None
         self._last_columns: tuple[Tensor, Tensor] | None = None
+
+    @functools.cached_property
+    def trusted(self) -> bool:
+        """Whether K is symmetric to the last bit, and positive semi-definite but for the rounding of its entries: what
+        is not known to be has wider margins. ``positive`` tells the latter, where it is set, once it matters."""
+        return self.positive is None or self.positive()
+
+    @functools.cached_property
+    def reading(self) -> Reading:
+        """What the host asks of the device."""
+        return Reading()
+
+    def ask(self, *tensors: Tensor) -> Callable[[], list[Tensor]]:
+        """What gives the tensors on the CPU, once somebody needs them: on a device with everything else that was asked
+        until then, in one transfer. Nothing may write to them in between."""
+        on_cpu = self.device.type == "cpu"
+        return functools.partial(list, tensors) if on_cpu else self.reading.ask(*tensors)
 
     @property
     def held_dense(self) -> bool:
@@ -93,7 +109,7 @@ class LinearSystem:
         self.passes += 1
         self.columns_multiplied += vectors.shape[1]
         product, squares = self._kernel.wide_product(vectors)
-        self._row_squares = squares.amax()
+        self._row_squares = self.ask(squares)
         return product.addcmul_(self.noise.double().unsqueeze(-1), vectors)
 
     @functools.cached_property
@@ -114,7 +130,8 @@ class LinearSystem:
         if self._row_squares is None:
             self.wide_matmul(self.noise.new_zeros(self.size, 1, dtype=torch.float64))
         assert self._row_squares is not None
-        largest = float(self._row_squares) ** 0.5
+        (squares,) = self._row_squares()
+        largest = float(squares.amax()) ** 0.5
         return _ROUNDING * torch.finfo(self.dtype).eps * (largest + self.diagonal_facts.largest_noise)
 
     @property
@@ -152,9 +169,14 @@ class LinearSystem:
         return facts.largest_total / facts.smallest_noise if facts.smallest_noise > 0 else math.inf
 
     @functools.cached_property
+    def diagonals(self) -> Callable[[], list[Tensor]]:
+        """Gives the diagonals of K and of D, on the CPU."""
+        return self.ask(self.diagonal(), self.noise)
+
+    @functools.cached_property
     def diagonal_facts(self) -> DiagonalFacts:
-        """What certificates ask of the diagonals of K and D, in one transfer. O(n)."""
-        kernel, noise = self.diagonal(), self.noise
+        """What certificates ask of the diagonals of K and D. O(n)."""
+        kernel, noise = self.diagonals()
         total, logs = kernel + noise, noise.double().log()
         found = [
             noise.amin(),
@@ -166,7 +188,7 @@ class LinearSystem:
             logs.std(correction=0),
             total.double().log().sum(),
         ]
-        return DiagonalFacts(*(float(number) for number in to_host(*found)))
+        return DiagonalFacts(*(float(number) for number in found))
 
 
 @dataclass(frozen=True)

@@ -17,19 +17,18 @@ from jaxtyping import Float64
 from numpy.typing import NDArray
 from torch import Tensor
 
+from gp_rangeformer.system.reading import together
+
 _UNDIVIDED = 32  # rows of a core that no LAPACK hands to several threads
 
 
 def to_host(*tensors: Tensor) -> list[NDArray[np.float64]]:
     """The tensors as float64 arrays of their shapes, in one transfer; to be read, not written: on a CPU they may share
     the tensors' memory."""
-    away = [tensor for tensor in tensors if tensor.device.type != "cpu"]
-    arrived = iter(())
-    if away:
-        flat = torch.cat([tensor.detach().reshape(-1) for tensor in away]).cpu().double().numpy()
-        ends = np.cumsum([tensor.numel() for tensor in away])[:-1]
-        arrived = iter([part.reshape(tensor.shape) for part, tensor in zip(np.split(flat, ends), away, strict=True)])
-    return [t.detach().double().numpy() if t.device.type == "cpu" else next(arrived) for t in tensors]
+    here = [tensor.detach() for tensor in tensors]
+    if any(tensor.device.type != "cpu" for tensor in here):
+        here = together(here)
+    return [tensor.double().numpy() for tensor in here]
 
 
 def to_device(array: NDArray[np.float64], like: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 
 from gp_rangeformer.logdet import learned
 from gp_rangeformer.logdet.estimate import TailEstimate, objection
-from gp_rangeformer.logdet.evidence import SMALLEST_SIZE, TRAINED_PROBES
+from gp_rangeformer.logdet.evidence import SMALLEST_SIZE, TRAINED_PROBES, tail_evidence
 from gp_rangeformer.logdet.features import SCALARS
 from gp_rangeformer.logdet.learned import load_head, quadrature, tail
 from gp_rangeformer.logdet.network import QUANTILES
@@ -130,7 +130,7 @@ def test_systems_larger_than_measured_are_refused_before_anything_is_read() -> N
 def test_reading_kept_evidence_gives_the_tail_of_its_system() -> None:
     given = solve(600, 2, "matern32", 0.01)
     block = learned.sample_points(600, torch.Generator().manual_seed(3))
-    assert learned.read(learned.tail_evidence(*given, block)) == tail(*given)
+    assert learned.read(tail_evidence(*given, block)) == tail(*given)
 
 
 def test_a_system_unlike_those_of_training_is_refused_with_the_feature_that_differs() -> None:
@@ -165,6 +165,6 @@ def test_the_shipped_network_reads_every_feature_of_the_evidence() -> None:
     head = load_head()
     given = solve(600, 2, "matern32", 0.01)
     block = learned.sample_points(600, torch.Generator().manual_seed(0))
-    evidence = learned.tail_evidence(*given, block)
+    evidence = tail_evidence(*given, block)
     assert (len(evidence.scalars), evidence.tokens.shape[1]) == (head.config.scalars, head.config.token_features)
     assert QUANTILES[2] - QUANTILES[0] == pytest.approx(0.9)

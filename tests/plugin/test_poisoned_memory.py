@@ -204,6 +204,7 @@ NUMBERS: dict[str, tuple[object, ...]] = {
         Trial(-5, -1e300, 1e300),
     ),
     "iterations": ((), (-1.0, -1.0), (0.0,) * 4, (1e9,) * 4, (3.0,) * 50),
+    "solved_in": ((), (-1, 0), (10**9,)),
     "baseline_iterations": (None, *REAL),
     "failures": WHOLE,
     "pause": WHOLE,

@@ -28,6 +28,7 @@ from gp_rangeformer.kernels.gpu.profiles import CODES, numbers_of, profile, squa
 _PRODUCT = {"ROWS": 128, "COLUMNS": 32, "num_warps": 4}
 _GRADIENT = {"ROWS": 64, "COLUMNS": 64, "CHUNK": 32, "num_warps": 4}
 _WIDEST = 64  # columns of a product that fit into registers
+_WIDEST_GRADIENT = 128  # coordinates and ones of a gradient
 _PROGRAMS = 1024  # enough to keep every multiprocessor of a large GPU busy; columns are split until there are as many
 
 
@@ -66,55 +67,62 @@ class TritonProducts:
         padded = _padded(vectors, width)
         blocks, splits, steps = _schedule(rows.stop - rows.start, n, _PRODUCT)
         out = vectors.new_empty(splits, rows.stop - rows.start, width)
-        _multiply[(blocks, splits)](
-            self._points,
-            self._numbers,
-            padded,
-            out,
-            n,
-            rows.start,
-            rows.stop,
-            steps,
-            DIMENSIONS=self._points.shape[0],
-            CODE=self._code,
-            WIDTH=width,
-            **_PRODUCT,
-        )
+        with torch.cuda.device_of(vectors):  # Triton launches on the current device, wherever the numbers are
+            _multiply[(blocks, splits)](
+                self._points,
+                self._numbers,
+                padded,
+                out,
+                n,
+                rows.start,
+                rows.stop,
+                steps,
+                DIMENSIONS=self._points.shape[0],
+                CODE=self._code,
+                WIDTH=width,
+                **_PRODUCT,
+            )
         return out.sum(0)[:, :m]
 
     def pull(self, left: Float[Tensor, "n m"], right: Float[Tensor, "n m"], rows: slice) -> PulledSums:
         """The sums that the gradient of sum_ij W_ij K_ij needs, those over i as far as ``rows`` go. n (4 m + 6 D) flops
-        a row."""
+        a row, and as many again for every 128 dimensions."""
         n, dimensions = self._points_by_row.shape
         first, second = torch.cat([left, right], dim=1), torch.cat([right, left], dim=1)
         inner = _GRADIENT["CHUNK"] * triton.cdiv(first.shape[1], _GRADIENT["CHUNK"])
-        width = max(16, triton.next_power_of_2(dimensions + 1))
-        ones = self._points_by_row.new_ones(n, 1)
+        first, second = _padded(first, inner), _padded(second, inner)
+        augmented = torch.cat([self._points_by_row, self._points_by_row.new_ones(n, 1)], dim=1)
         own = rows.stop - rows.start
         blocks, splits, steps = _schedule(own, n, _GRADIENT)
-        slopes = torch.empty(splits, own, width, dtype=torch.float64, device=left.device)
         sums = torch.empty(splits, 2, own, dtype=torch.float64, device=left.device)
-        _pull[(blocks, splits)](
-            self._points,
-            self._numbers,
-            _padded(first, inner),
-            _padded(second, inner),
-            _padded(torch.cat([self._points_by_row, ones], dim=1), width),
-            slopes,
-            sums,
-            n,
-            rows.start,
-            rows.stop,
-            steps,
-            DIMENSIONS=dimensions,
-            CODE=self._code,
-            INNER=inner,
-            WIDTH=width,
-            **_GRADIENT,
-        )
+        slopes = []
+        # A piece of the coordinates at a time, which has to fit into registers: the weights are made again for each.
+        for piece in augmented.split(_WIDEST_GRADIENT, dim=1):
+            width = max(16, triton.next_power_of_2(piece.shape[1]))
+            found = torch.empty(splits, own, width, dtype=torch.float64, device=left.device)
+            with torch.cuda.device_of(left):
+                _pull[(blocks, splits)](
+                    self._points,
+                    self._numbers,
+                    first,
+                    second,
+                    _padded(piece, width),
+                    found,
+                    sums,
+                    n,
+                    rows.start,
+                    rows.stop,
+                    steps,
+                    DIMENSIONS=dimensions,
+                    CODE=self._code,
+                    INNER=inner,
+                    WIDTH=width,
+                    **_GRADIENT,
+                )
+            slopes.append(found.sum(0)[:, : piece.shape[1]])
         # The weight of a pair was W + W'.
         value, shape = 0.5 * sums.sum((0, 2))
-        return PulledSums(value, slopes.sum(0)[:, : dimensions + 1], shape)
+        return PulledSums(value, torch.cat(slopes, dim=1), shape)
 
 
 def _padded(matrix: Tensor, width: int) -> Tensor:

@@ -32,7 +32,9 @@ class StreamedKernel:
         from gp_rangeformer.kernels.gpu.products import TritonProducts
 
         self._points = coordinates.double()
-        unresolved = unresolved_distance(self._points.square().sum(-1, keepdim=True), coordinates.dtype)
+        unresolved = 0.0
+        if stationary.kind == "matern12":
+            unresolved = unresolved_distance(self._points.square().sum(-1, keepdim=True), coordinates.dtype)
         self._scales = [scale.double() for scale in scales]
         self._slope_factor = profile(stationary.kind, alpha, unresolved).slope_factor
         self._has_shape = alpha is not None

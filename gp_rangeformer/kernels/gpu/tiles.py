@@ -12,6 +12,7 @@ outputs (not per size or hyperparameter) and keeps the result on disk.
 
 from __future__ import annotations
 
+import torch
 import triton
 import triton.language as tl
 from jaxtyping import Float
@@ -56,33 +57,36 @@ class TritonTiles:
         rows, columns = block.shape
         dimensions, n = self._points.shape
         grid = (triton.cdiv(rows, _ROWS), triton.cdiv(columns, _COLUMNS))
-        _tile[grid](
-            self._points,
-            self._numbers,
-            value,
-            slope,
-            shape_slope,
-            n,
-            block.rows.start,
-            block.columns.start,
-            rows,
-            columns,
-            value.stride(0),
-            DIMENSIONS=dimensions,
-            CODE=self._code,
-            SLOPE=gradient and self._code is not CODES["rbf"],
-            SHAPE_SLOPE=gradient and self._code is CODES["rq"],
-            ROWS=_ROWS,
-            COLUMNS=_COLUMNS,
-            num_warps=_WARPS,
-        )
+        with torch.cuda.device_of(value):  # Triton launches on the current device, wherever the numbers are
+            _tile[grid](
+                self._points,
+                self._numbers,
+                value,
+                slope,
+                shape_slope,
+                n,
+                block.rows.start,
+                block.columns.start,
+                rows,
+                columns,
+                value.stride(0),
+                DIMENSIONS=dimensions,
+                CODE=self._code,
+                SLOPE=gradient and self._code is not CODES["rbf"],
+                SHAPE_SLOPE=gradient and self._code is CODES["rq"],
+                ROWS=_ROWS,
+                COLUMNS=_COLUMNS,
+                num_warps=_WARPS,
+            )
 
 
 def copy_transposed(source: Float[Tensor, "rows columns"], target: Float[Tensor, "columns rows"]) -> None:
     """target = source'; both may have any row stride. One read and one write of whole cache lines."""
     rows, columns = source.shape
     grid = (triton.cdiv(rows, _SIDE), triton.cdiv(columns, _SIDE))
-    _transpose[grid](source, target, rows, columns, source.stride(0), target.stride(0), SIDE=_SIDE, num_warps=_WARPS)
+    strides = source.stride(0), target.stride(0)
+    with torch.cuda.device_of(source):
+        _transpose[grid](source, target, rows, columns, *strides, SIDE=_SIDE, num_warps=_WARPS)
 
 
 @triton.jit

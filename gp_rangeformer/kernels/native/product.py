@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
+from gp_rangeformer.kernels.gpu import operations
 from gp_rangeformer.kernels.native.compiler import library_on
 from gp_rangeformer.kernels.native.interface import PANEL, function_for
 from gp_rangeformer.kernels.tiles import spans
@@ -20,6 +21,8 @@ _DENSE_WIDTHS = range(32, 35)
 _DENSE_ROWS = 1500  # below, packing costs what the product saves
 # Numbers of a matrix that tensor operations widen at a time: a level-2 cache of a CPU; on a GPU, enough to occupy it.
 _WIDENED, _WIDENED_CUDA = 2**18, 2**25
+
+_WIDE_COLUMNS = 16  # of a product in float64 that is made as the matrix is read, on a GPU
 
 
 class PackedBlock(NamedTuple):
@@ -81,6 +84,10 @@ def multiply_wide(
     rows, n = matrix.shape
     fits = vectors.device == matrix.device and (n == 1 or matrix.stride(1) == 1)
     known = matrix.dtype in (torch.float32, torch.float64)
+    away, few = matrix.device.type != "cpu", vectors.shape[1] <= _WIDE_COLUMNS
+    if away and fits and known and few and operations.answers_on(matrix.device):
+        found = torch.ops.gp_rangeformer.wide_product(matrix, vectors)
+        return found[:, :-1], found[:, -1]
     library = library_on(matrix.device) if fits and known else None
     if library is None:
         return _multiply_widened(matrix, vectors)
@@ -94,6 +101,12 @@ def multiply_wide(
     return out, squares
 
 
+def _wide_product(matrix: Tensor, vectors: Tensor) -> Tensor:
+    """Both in one tensor: the products, and the squares as its last column."""
+    product, squares = _multiply_widened(matrix, vectors)
+    return torch.cat([product, squares.unsqueeze(1)], dim=1)
+
+
 def _multiply_widened(
     matrix: Float[Tensor, "rows n"], vectors: Float64[Tensor, "n k"]
 ) -> tuple[Float64[Tensor, "rows k"], Float64[Tensor, " rows"]]:
@@ -104,3 +117,11 @@ def _multiply_widened(
         out[piece] = wide @ vectors
         squares[piece] = wide.square().sum(1)
     return out, squares
+
+
+def _example() -> operations.Arguments:
+    numbers = torch.randn(35, 300, generator=torch.Generator().manual_seed(0))
+    return [numbers[2:], numbers[:2].mT.double()]
+
+
+operations.register("wide_product(Tensor matrix, Tensor vectors)", _wide_product, _example)

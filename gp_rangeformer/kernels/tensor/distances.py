@@ -28,7 +28,8 @@ class SquaredDistances:
         # times the rounding error (measured, d = 8 to 50).
         self._left = torch.cat([-2 * points, squares, ones], dim=-1)
         self._right = torch.cat([points, ones, squares], dim=-1).mT.contiguous()
-        self._coincident = max(coincident_square(squares, points.shape[1]), SMALLEST)
+        coincident = coincident_square(squares, points.shape[1]).clamp_min(SMALLEST)
+        self._coincident = float(coincident) if points.device.type == "cpu" else coincident
         self._wide = None if dtype == torch.float64 else Scratch(points.new_empty(0), size)
 
     def write(self, block: Block, out: Float[Tensor, "rows columns"]) -> None:
@@ -37,12 +38,15 @@ class SquaredDistances:
         torch.mm(self._left[block.rows], self._right[:, block.columns], out=wide)
         if wide is not out:
             out.copy_(wide)
-        torch.threshold_(out, self._coincident, SMALLEST)
+        if isinstance(self._coincident, float):
+            torch.threshold_(out, self._coincident, SMALLEST)
+        else:  # three times the passes, and nobody waits for the number
+            out.masked_fill_(out <= self._coincident, SMALLEST)
         if block.on_diagonal:
             out.diagonal().fill_(SMALLEST)
 
 
-def coincident_square(squares: Float64[Tensor, "*n"], dimensions: int) -> float:
+def coincident_square(squares: Float64[Tensor, "*n"], dimensions: int) -> Float64[Tensor, ""]:
     """Below it a squared distance that is the difference of squared norms, ``squares`` in float64, may be rounding
     alone: points so near are taken for coincident. Else duplicates would be off by its root.
 
@@ -50,4 +54,4 @@ def coincident_square(squares: Float64[Tensor, "*n"], dimensions: int) -> float:
     and 2 (1 to 300 dimensions), twice that is counted.
     """
     units = 2 * (1.1 * dimensions**0.5 + 2)
-    return units * torch.finfo(torch.float64).eps * float(squares.detach().max())
+    return units * torch.finfo(torch.float64).eps * squares.detach().max()

@@ -26,6 +26,8 @@ from gp_rangeformer.kernels.tensor.profiles import (
 )
 from gp_rangeformer.kernels.tiles import Block, Scratch
 
+Factor = float | Tensor  # a product of scales
+
 
 class TensorTiles:
     """Tiles by operations on tensors: a :class:`~gp_rangeformer.kernels.bind.KernelTiles` for every device.
@@ -73,7 +75,7 @@ class _Node(Protocol):
         """The opened tile's values; valid until the next ``open``."""
         ...
 
-    def pull(self, block: Block, weight: Tensor, factor: float) -> None:
+    def pull(self, block: Block, weight: Tensor, factor: Factor) -> None:
         """Add the tile's part of d sum(factor * weight * tile). ``weight`` is left as it is."""
         ...
 
@@ -90,7 +92,9 @@ def _bind(expression: Expression, arguments: Iterator[Tensor], like: Tensor, siz
     if isinstance(expression, Constant):
         return _ConstantNode(float(next(arguments)), like, size)
     if isinstance(expression, Scale):
-        factor = float(next(arguments))
+        # On a device nobody waits for its value.
+        factor = next(arguments).double().reshape(())
+        factor = float(factor) if factor.device.type == "cpu" else factor
         return _ScaleNode(factor, _bind(expression.child, arguments, like, size), like, size)
     children = [_bind(child, arguments, like, size) for child in expression.children]
     return (_SumNode if isinstance(expression, Sum) else _ProductNode)(children, like, size)
@@ -104,7 +108,7 @@ class _StationaryNode:
         self._points = points.double()  # as the tiles see them: sums of differences then cancel to the last bit
         squares = self._points.square().sum(-1, keepdim=True)
         self._points_and_ones = torch.cat([points, torch.ones_like(points[:, :1])], dim=-1).mT.contiguous()
-        unresolved = unresolved_distance(squares, like.dtype)
+        unresolved = unresolved_distance(squares, like.dtype) if expression.kind == "matern12" else 0.0
         self._profile = profile(expression.kind, alpha, unresolved)
         self._largest = largest_squared_distance(self._profile, like.dtype)
         self._storage = [Scratch(like, size) for _ in range(3)]
@@ -139,19 +143,19 @@ class _StationaryNode:
         assert self._opened is not None
         return self._opened.value
 
-    def pull(self, block: Block, weight: Tensor, factor: float) -> None:
+    def pull(self, block: Block, weight: Tensor, factor: Factor) -> None:
         assert self._opened is not None
         _, slope, target, alpha_slope = self._opened
         if self._alpha_gradient is not None and alpha_slope is not None:
-            self._alpha_gradient.add_(_dot(weight, alpha_slope), alpha=factor)
+            _add(self._alpha_gradient, _dot(weight, alpha_slope), factor)
         # q_ij = |z_i - z_j|^2, S = weight * dk/dq: the gradient for z_i is 2 sum_j S_ij (z_i - z_j), and for z_j
         # likewise with S'. Points do not move from themselves: a large S_ii would only leave rounding.
         slopes = torch.mul(weight, slope, out=target)
         if block.on_diagonal:
             slopes.diagonal().zero_()
         scale = factor * self._profile.slope_factor
-        self._sums[:, block.rows].add_(self._points_and_ones[:, block.columns] @ slopes.mT, alpha=scale)
-        self._sums[:, block.columns].add_(self._points_and_ones[:, block.rows] @ slopes, alpha=scale)
+        _add(self._sums[:, block.rows], self._points_and_ones[:, block.columns] @ slopes.mT, scale)
+        _add(self._sums[:, block.columns], self._points_and_ones[:, block.rows] @ slopes, scale)
 
     def gradients(self) -> list[Tensor]:
         coordinates = 2 * (self._sums[-1:].mT * self._points - self._sums[:-1].mT)
@@ -183,15 +187,15 @@ class _ConstantNode:
     def current(self, block: Block) -> Tensor:
         return self._storage.of(block)
 
-    def pull(self, block: Block, weight: Tensor, factor: float) -> None:
-        self._gradient.add_(weight.sum(), alpha=factor)
+    def pull(self, block: Block, weight: Tensor, factor: Factor) -> None:
+        _add(self._gradient, weight.sum(), factor)
 
     def gradients(self) -> list[Tensor]:
         return [self._gradient]
 
 
 class _ScaleNode:
-    def __init__(self, factor: float, child: _Node, like: Tensor, size: int) -> None:
+    def __init__(self, factor: Factor, child: _Node, like: Tensor, size: int) -> None:
         self._factor, self._child = factor, child
         self._storage = Scratch(like, size)
         self._gradient = like.new_zeros((), dtype=torch.float64)
@@ -206,8 +210,8 @@ class _ScaleNode:
     def current(self, block: Block) -> Tensor:
         return torch.mul(self._child.current(block), self._factor, out=self._storage.of(block))
 
-    def pull(self, block: Block, weight: Tensor, factor: float) -> None:
-        self._gradient.add_(_dot(weight, self._child.current(block)), alpha=factor)
+    def pull(self, block: Block, weight: Tensor, factor: Factor) -> None:
+        _add(self._gradient, _dot(weight, self._child.current(block)), factor)
         self._child.pull(block, weight, factor * self._factor)
 
     def gradients(self) -> list[Tensor]:
@@ -237,7 +241,7 @@ class _SumNode:
             total.add_(child.current(block))
         return total
 
-    def pull(self, block: Block, weight: Tensor, factor: float) -> None:
+    def pull(self, block: Block, weight: Tensor, factor: Factor) -> None:
         for child in self._children:
             child.pull(block, weight, factor)
 
@@ -268,7 +272,7 @@ class _ProductNode:
             total.mul_(child.current(block))
         return total
 
-    def pull(self, block: Block, weight: Tensor, factor: float) -> None:
+    def pull(self, block: Block, weight: Tensor, factor: Factor) -> None:
         values = [child.current(block) for child in self._children]
         for index, child in enumerate(self._children):
             # Not the product divided by the child's value, which may have underflowed to zero.
@@ -279,6 +283,14 @@ class _ProductNode:
 
     def gradients(self) -> list[Tensor]:
         return [gradient for child in self._children for gradient in child.gradients()]
+
+
+def _add(total: Tensor, part: Tensor, factor: Factor) -> None:
+    """total += factor * part."""
+    if isinstance(factor, Tensor):
+        total.addcmul_(part, factor)
+    else:
+        total.add_(part, alpha=factor)
 
 
 def _dot(one: Tensor, other: Tensor) -> Tensor:
