@@ -12,6 +12,7 @@ from gpytorch.mlls import ExactMarginalLogLikelihood
 from torch import Tensor
 
 from gp_rangeformer.fit import botorch_optimizer, fit_mll
+from gp_rangeformer.fit.objective import Objective
 from gp_rangeformer.lab.bench import robust, robust_sets
 from gp_rangeformer.lab.bench.small_tasks import botorch_conditions, has_botorch
 from tests.fit.models import build, by_lbfgs, value
@@ -163,3 +164,13 @@ def test_where_a_fit_ends_botorchs_gains_nothing_more(kind, seed, start) -> None
     fit_mll(mll)
     end = value(mll)
     assert value(fit_gpytorch_mll(mll)) <= end + _BELOW
+
+
+def test_a_prior_of_the_likelihood_counts_once() -> None:
+    """In the curvature as in the value: GPyTorch's likelihood is the model's as well."""
+    x, y = draw(30, 2)
+    mll = single_task(x, y)
+    with torch.no_grad():
+        counted = sum(Objective(mll)._log_priors())
+        added = mll._add_other_terms(torch.zeros((), dtype=torch.float64), ())
+    assert float(counted) == pytest.approx(float(added), rel=1e-12)
