@@ -73,7 +73,8 @@ def main() -> None:
     sizes = [int(size) for size in arguments.sizes.split(",")]
     facts = {
         # Names, not paths: the file is for others to read.
-        "arguments": {k: v.name if isinstance(v, Path) else v for k, v in vars(arguments).items()},
+        "arguments": {k: v.name if isinstance(v, Path) else v for k, v in vars(arguments).items()}
+        | {"checkpoint": Path(arguments.checkpoint).name},
         "model": asdict(model.config),
         "machine": machine.describe(),
     }

@@ -47,15 +47,39 @@ def evaluation() -> str:
         ("CG, as many products", "cg_equal_columns", "energy"),
         ("Jacobi-CG, as many products", "jacobi_equal_columns", "energy"),
     )
-    lines = []
-    for label, (kind, prefix) in GROUPS.items():
-        group = [row for row in rows if row["kind"] == kind and row["name"].startswith(prefix)]
-        sizes = [row["n"] for row in group]
-        if group:
-            numbers = [_short(median(row[who][what] for row in group)) for _, who, what in columns]
-            span = f"{min(sizes)} to {max(sizes)}" if min(sizes) < max(sizes) else str(min(sizes))
-            lines.append([f"{label}, n = {span}, {len(group)} of them", *numbers])
+    lines = [
+        [label, *(_short(median(row[who][what] for row in group)) for _, who, what in columns)]
+        for label, group in _groups(rows)
+    ]
     return _table(["", *(name for name, *_ in columns)], lines)
+
+
+def seeds() -> str:
+    """The shipped weights and those of two later trainings, on the same matrices, codes and right-hand sides."""
+    files = ("evaluation", "evaluation_again_seed0", "evaluation_again_seed1")
+    shipped, *others = (dict(_groups(_beyond_the_range(_read(name)))) for name in files)
+    lines = [
+        [
+            label,
+            *(
+                _short(median(row["rangeformer"][what] for row in rows[label]))
+                for what in ("logdet", "lambda_max")
+                for rows in (shipped, *others)
+            ),
+        ]
+        for label in shipped
+    ]
+    return _table(
+        [
+            "",
+            *(
+                f"{what}, {of}"
+                for what in ("log|A|", "lambda_max")
+                for of in ("shipped", "again, seed 0", "again, seed 1")
+            ),
+        ],
+        lines,
+    )
 
 
 def over_loops() -> str:
@@ -125,6 +149,21 @@ def length_scale() -> str:
     )
 
 
+def probes() -> str:
+    """The log determinant from probes of one's own, by the rule that reads it off the range."""
+    rules = ("plain", "deflated", "answer", "bound")
+    lines = [
+        [
+            f"{row['kind']}, {row['matrices']} of them",
+            str(row["probes"]),
+            *(f"{row['median'][rule]:.4f} ({row['mean'][rule]:.4f})" for rule in rules),
+        ]
+        for row in _read("probe_quadrature")["rows"]
+    ]
+    header = ("", "probes", "plain quadrature", "pairs to 0.1 left out", "what answers", "the range's bound")
+    return _table(header, lines)
+
+
 def svd() -> str:
     """Frobenius error of rank r over the best one: least and largest mean over the matrices, and seconds."""
     content = _read("downstream_svd")
@@ -179,9 +218,11 @@ def warm_start() -> str:
 
 BLOCKS: dict[str, Callable[[], str]] = {
     "evaluation": evaluation,
+    "seeds": seeds,
     "over-loops": over_loops,
     "direct": direct,
     "length-scale": length_scale,
+    "probes": probes,
     "svd": svd,
     "warm-start": warm_start,
 }
@@ -208,6 +249,18 @@ def _beyond_the_range(content: dict[str, Any]) -> list[dict[str, Any]]:
     model = content["model"]
     columns = model["sketch"] + model["loops"] * model["width"]
     return [row for row in content["rows"] if row["n"] > columns]
+
+
+def _groups(rows: list[dict[str, Any]]) -> list[tuple[str, list[dict[str, Any]]]]:
+    """Rows by what they are of, with sizes and number in the label; groups without rows left out."""
+    found = []
+    for label, (kind, prefix) in GROUPS.items():
+        group = [row for row in rows if row["kind"] == kind and row["name"].startswith(prefix)]
+        sizes = [row["n"] for row in group]
+        if group:
+            span = f"{min(sizes)} to {max(sizes)}" if min(sizes) < max(sizes) else str(min(sizes))
+            found.append((f"{label}, n = {span}, {len(group)} of them", group))
+    return found
 
 
 def _read(name: str) -> dict[str, Any]:

@@ -71,7 +71,7 @@ def ascend(
     """
     secant, near, radius = Secant(), _NEAR * tolerance, _RADIUS
     gains: list[float | None] = []  # None for a rejected step
-    used = 0
+    used, met = 0, 1.0  # of the curvature that average information has, what the last step met
     found = objective.quadratic_model(best, near)
     secants = found is None
     model = secant.first(best) if found is None else found
@@ -79,7 +79,7 @@ def ascend(
     while True:
         noise = 0.0 if best.group_gradients is None else explained_by_noise(model, best.group_gradients)
         reason = None
-        if (decrement := model.newton_decrement()) < enough:
+        if (decrement := model.newton_decrement()) < enough * met:  # with less curvature more is left to gain
             reason = "converged"
         elif decrement < noise:
             reason = AS_NEAR_AS_PROBES_ALLOW
@@ -106,6 +106,8 @@ def ascend(
         accepted, kept, full = gain > 0, gain / step.promised, step.length < radius * (1 - 1e-6)
         watch(new, accepted)
         gains.append(gain if accepted else None)
+        if kept > _GOOD and not full and radius < _RADIUS:
+            gains.clear()  # little was gained because former steps had failed: the radius grows again
         if accepted:
             best = new
             radius = min(radius * (2 if kept > _GOOD else 1 if kept > _POOR else 0.5), _LARGEST_RADIUS)
@@ -117,7 +119,10 @@ def ascend(
         if secants:
             model = secant.learn(old, new, best)
         elif found is not None:
-            model = _corrected(found, old, new, step.value, kept, accepted and full)
+            seen, own = float((old.gradient - new.gradient) @ step.value), found.curvature_along(step.value)
+            if accepted and own > 0 and math.isfinite(seen):
+                met = min(max(seen / own, _LEAST), 1.0)
+            model = _corrected(found, step.value, seen, kept, accepted and full)
 
 
 def _nowhere(phi: Float64[Tensor, " p"]) -> Evaluated:
@@ -133,15 +138,15 @@ def _stalls(gains: list[float | None], tolerance: float) -> bool:
 
 
 def _corrected(
-    model: QuadraticModel, old: Evaluated, new: Evaluated, step: Float64[Tensor, " p"], kept: float, full: bool
+    model: QuadraticModel, step: Float64[Tensor, " p"], seen: float, kept: float, full: bool
 ) -> QuadraticModel:
-    """By the curvature that gradients saw along ``step``, of which ``kept`` says how much of its promise it kept."""
-    seen = float((old.gradient - new.gradient) @ step)
+    """By the curvature that gradients have ``seen`` along ``step``, of which ``kept`` says how much of its promise it
+    kept."""
     if not math.isfinite(seen):
         return model
     if kept < _DISAPPOINTING:
         return model.corrected(step, seen, 1.0, _MOST)
-    if full and seen < _FLATTER * float(step @ model.curvature @ step):
+    if full and seen < _FLATTER * model.curvature_along(step):
         return model.corrected(step, seen, _LEAST, 1.0)
     return model
 

@@ -248,7 +248,7 @@ class Objective:
 
     def _log_priors(self) -> list[Tensor]:
         with torch.enable_grad():
-            return [prior.log_prob(closure(module)).sum() for _, module, prior, closure, _ in self.mll.named_priors()]
+            return [prior.log_prob(closure(module)).sum() for _, module, prior, closure, _ in self.model.named_priors()]
 
     def _prior_curvature(self, slopes: Float64[Tensor, " p"], bends: Float64[Tensor, " p"]) -> Float64[Tensor, "p p"]:
         """Of minus the log prior, per point."""

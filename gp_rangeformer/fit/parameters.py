@@ -18,6 +18,9 @@ from torch import Tensor
 # Nearer to a bound than this is on it: a distance; a share of an interval, whose upper end float32 resolves to 1e-7,
 # as it does its lower end by that share of the bound itself.
 _ON_THE_BOUND, _OF_AN_INTERVAL = 1e-10, 1e-6
+# A start is at least so far from a bound, as a share of the bound itself: nearer to it the logarithm of the distance
+# has next to no gradient, and a fit that begins there (where an earlier one has ended) would never leave.
+_OFF_A_BOUND = 0.01
 _LARGEST = 1e15  # distance from a bound
 
 
@@ -47,14 +50,18 @@ class _Entry:
         return min(_OF_AN_INTERVAL, distance / (self.upper - self.lower))
 
     def free(self, value: Tensor) -> Tensor:
+        """Of a value to start from: off its bounds."""
         below, above = math.isfinite(self.lower), math.isfinite(self.upper)
+        low, high = (max(_ON_THE_BOUND, _OFF_A_BOUND * abs(bound)) for bound in (self.lower, self.upper))
         if below and above:
-            share = (value - self.lower) / (self.upper - self.lower)
-            return share.clamp(self._smallest_share, 1 - _OF_AN_INTERVAL).logit()
+            width = self.upper - self.lower
+            smallest = max(self._smallest_share, min(low / width, _OFF_A_BOUND))
+            largest = 1 - max(_OF_AN_INTERVAL, min(high / width, _OFF_A_BOUND))
+            return ((value - self.lower) / width).clamp(smallest, largest).logit()
         if below:
-            return (value - self.lower).clamp_min(_ON_THE_BOUND).log()
+            return (value - self.lower).clamp_min(low).log()
         if above:
-            return -(self.upper - value).clamp_min(_ON_THE_BOUND).log()
+            return -(self.upper - value).clamp_min(high).log()
         return value
 
     def bounded(self, free: Tensor) -> Tensor:
@@ -110,7 +117,8 @@ class FreeParameters:
         return torch.cat(parts)
 
     def read(self) -> Float64[Tensor, " p"]:
-        """phi of the parameters as they are; those on or beyond a bound just inside."""
+        """phi of the parameters as they are, to start from; those on a bound, beyond it, or within a hundredth of its
+        size, just inside."""
         with torch.no_grad():
             parts = [entry.free(entry.value(entry.raw.detach().double())) for entry in self._entries]
         return torch.cat([part.reshape(-1).cpu() for part in parts])

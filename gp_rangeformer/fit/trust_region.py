@@ -45,6 +45,10 @@ class QuadraticModel:
         share = min(max(curvature / own, least), most)
         return replace(self, curvature=self.curvature + (share - 1) / own * torch.outer(image, image))
 
+    def curvature_along(self, step: Float64[Tensor, " p"]) -> float:
+        """step' curvature step."""
+        return float(step @ self.curvature @ step)
+
     def newton_decrement(self) -> float:
         """What the model gains at most, in nats per point."""
         return self.step(math.inf).promised

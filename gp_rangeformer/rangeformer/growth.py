@@ -1,8 +1,8 @@
 """The state of the loop but for its tokens: a range that grows by blocks of columns, and the solves in it.
 
 Columns are proposed by right-hand sides that are not solved, by their residuals with every row divided by A's diagonal
-(Jacobi's preconditioner: what rows of different sizes need), and where those leave room by A's
-image of the last columns that were not theirs, so that the range holds a block Krylov space of the first columns too.
+(Jacobi's preconditioner: what rows of different sizes need), and where those leave room by A's image of the last
+columns that were not theirs, so that the range holds a block Krylov space of the first columns too.
 """
 
 from __future__ import annotations

@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from gp_rangeformer.rangeformer.floor import floor_bounds
 from gp_rangeformer.rangeformer.quadrature import Quadrature, below
 from gp_rangeformer.rangeformer.subspace import GrowingRange
 
@@ -72,8 +73,8 @@ class RangeStatistics:
         n, k = grown.basis.shape[-2:]
         values, vectors = ritz[0].clamp_min(_SMALLEST), ritz[1]
         logs = values.log()
-        rest = grown.image @ vectors - (grown.basis @ vectors) * values.unsqueeze(-2)
-        residuals = torch.linalg.vector_norm(rest, dim=-2)
+        pairs, images = grown.basis @ vectors, grown.image @ vectors
+        residuals = torch.linalg.vector_norm(images - pairs * values.unsqueeze(-2), dim=-2)
         inside = logs.sum(-1)
         outside = (grown.conditional.sum(-1) / max(n - k, 1)).clamp_min(_SMALLEST)
         known = floor[:, 1].double() > 0
@@ -111,7 +112,13 @@ class RangeStatistics:
         features = torch.cat([*quantiles, torch.stack(further, dim=-1)], dim=-1)
         if probes is not None:
             by_probes = Quadrature.of(grown, values, vectors, residuals, probes, _FOUND_OF_SOLVED)
-            quadrature = below(upper, *by_probes.mean(logs, outside.log(), n))
+            low, high = lower, upper
+            if bool(known.any()):
+                # Tighter, and not what the network has been trained with.
+                by_floor = floor_bounds(pairs, images, values, trace, floor[:, 0].double().exp())
+                low = torch.where(known, torch.maximum(lower, by_floor[0]), lower)
+                high = torch.where(known, torch.minimum(upper, by_floor[1]), upper)
+            quadrature = below(high, *by_probes.mean(logs, outside.log(), n)).clamp(low, high)
         quadrature = torch.minimum(torch.maximum(quadrature, lower), upper)
         return cls(values[:, -1], residuals[:, -1] / values[:, -1], upper, lower, quadrature, unit, features)
 

@@ -195,14 +195,15 @@ class TableRegression:
     def leave_one_out(self) -> LeaveOneOut:
         """Of the training rows, in the target's unit, else as :func:`gp_rangeformer.predict.leave_one_out`.
 
-        :raises OverflowError: variances leave the range of float64 in that unit.
+        Variances too small for float64 in that unit, of deviations below 1e-162, are 0.
+
+        :raises OverflowError: they are too large, of deviations above 1e154.
         """
         found, mean, scale = leave_one_out(self.gp), float(self.outputs.mean), float(self.outputs.scale)
         variance = found.variance * scale * scale
-        if not bool(((variance > 0) & variance.isfinite()).all()):
+        if not bool(variance.isfinite().all()):
             raise OverflowError(
-                f"a target with deviation {scale:.3g} has variances that leave the range of float64: fit to the target "
-                "in another unit"
+                f"a target with deviation {scale:.3g} has variances beyond float64: fit to the target in another unit"
             )
         return replace(
             found,

@@ -12,6 +12,8 @@ from gpytorch.mlls import ExactMarginalLogLikelihood
 from torch import Tensor
 
 from gp_rangeformer.fit import botorch_optimizer, fit_mll
+from gp_rangeformer.fit.objective import Objective
+from gp_rangeformer.lab.bench import robust, robust_sets
 from gp_rangeformer.lab.bench.small_tasks import botorch_conditions, has_botorch
 from tests.fit.models import build, by_lbfgs, value
 
@@ -125,3 +127,50 @@ def test_no_start_ends_far_below_lbfgs(seed) -> None:
         fit(mll)
         ends.append(value(mll))
     assert ends[0] >= ends[1] - _BELOW
+
+
+@pytest.mark.parametrize("kind", ["outliers", "heavy tails", "repeated rows"])
+@pytest.mark.parametrize("bound", ["noise", "lengthscale"])
+def test_a_fit_leaves_the_bound_that_an_earlier_one_has_ended_on(kind, bound) -> None:
+    """As a loop does that fits again when data have come."""
+    from botorch.fit import fit_gpytorch_mll
+
+    x, y = robust_sets.KINDS[kind].data(80, 0)
+    ends = []
+    for fit in (fit_gpytorch_mll, fit_mll):
+        mll = single_task(x, y)
+        if bound == "noise":
+            mll.likelihood.noise = 1e-4
+        else:
+            mll.model.covar_module.lengthscale = 0.025
+        fit(mll)
+        ends.append(value(mll))
+    assert ends[1] >= ends[0] - _BELOW
+
+
+@pytest.mark.parametrize(
+    ("kind", "seed", "start"),
+    [
+        ("repeated rows and targets", 7, 0),  # average information has three times the curvature that is there
+        ("ridge", 0, 102),  # three steps gain little because those before them have failed
+    ],
+)
+def test_where_a_fit_ends_botorchs_gains_nothing_more(kind, seed, start) -> None:
+    from botorch.fit import fit_gpytorch_mll
+
+    mll = robust.build(*robust_sets.KINDS[kind].data(100, seed))
+    if start:
+        robust.move(mll, start)
+    fit_mll(mll)
+    end = value(mll)
+    assert value(fit_gpytorch_mll(mll)) <= end + _BELOW
+
+
+def test_a_prior_of_the_likelihood_counts_once() -> None:
+    """In the curvature as in the value: GPyTorch's likelihood is the model's as well."""
+    x, y = draw(30, 2)
+    mll = single_task(x, y)
+    with torch.no_grad():
+        counted = sum(Objective(mll)._log_priors())
+        added = mll._add_other_terms(torch.zeros((), dtype=torch.float64), ())
+    assert float(counted) == pytest.approx(float(added), rel=1e-12)

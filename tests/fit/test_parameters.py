@@ -82,6 +82,25 @@ def test_slopes_are_the_derivatives_of_what_is_stored(name) -> None:
     assert torch.allclose(second, (stored[2] - 2 * stored[1] + stored[0]) / h**2, atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("constraint", "value", "start"),
+    [
+        (GreaterThan(1e-4, transform=UNTRANSFORMED, initial_value=1e-4), 1e-4, 1.01e-4),
+        (GreaterThan(1e-4, transform=UNTRANSFORMED, initial_value=1e-4), 1.02e-4, 1.02e-4),
+        (GreaterThan(-2.0, transform=UNTRANSFORMED, initial_value=-2.0), -2.0, -1.98),
+        (LessThan(5.0, transform=UNTRANSFORMED, initial_value=5.0), 5.0, 4.95),
+        (Interval(1e-2, 1e2, transform=UNTRANSFORMED, initial_value=1e-2), 1e-2, 1.01e-2),
+        (Interval(1e-2, 1e2, transform=UNTRANSFORMED, initial_value=1e2), 1e2, 99.0001),
+    ],
+)
+def test_a_start_is_a_hundredth_off_a_bound(constraint, value, start) -> None:
+    module = Holder(constraint, value)
+    parameters = FreeParameters(module)
+    parameters.write(parameters.read())
+    # GPyTorch holds bounds in float32.
+    assert module.number.tolist() == pytest.approx([start, start], rel=torch.finfo(torch.float32).eps)
+
+
 def test_a_shared_parameter_counts_once_and_a_fixed_one_not_at_all() -> None:
     module: Any = gpytorch.Module()
     module.one, module.other = Holder(Positive(), 0.5), Holder(Positive(), 0.5)

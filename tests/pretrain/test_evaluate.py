@@ -54,6 +54,7 @@ def test_a_folder_of_matrices_is_evaluated_by_the_command(tmp_path: Path) -> Non
     options = ["--matrices", str(folder), "--json", str(tmp_path / "e.json"), "--sizes", "10", "--draws", "1"]
     subprocess.run([*command, *options, "--seeds", "2"], cwd=ROOT, check=True, timeout=200, capture_output=True)
     content = json.loads((tmp_path / "e.json").read_text())
+    assert str(tmp_path) not in json.dumps(content)
     rows = {(row["kind"], row["name"]): row for row in content["rows"]}
     assert ("matrix market", "ours") in rows
     assert {name for kind, name in rows if kind == "held out"} == {"identity n=10", "diagonal n=10", "toeplitz n=10"}

@@ -13,9 +13,7 @@ KEY = 2**60  # float64 tells integers apart in steps of 256 here
 @pytest.mark.parametrize("step", [300, 2_000, 20_000])
 def test_keys_of_which_digits_are_lost_are_refused(step):
     keys = np.array([KEY + step * at + 1 for at in range(12)], dtype=np.int64).astype(np.float64)
-    with pytest.raises(
-        TableError, match=r"column 'id' holds numbers near 1\.153e\+18 .* in steps of 3e\+02: subtract"
-    ):
+    with pytest.raises(TableError, match=r"column 'id' holds numbers near 1\.153e\+18 .* in steps of 3e\+02: subtract"):
         check_digits("id", keys)
 
 

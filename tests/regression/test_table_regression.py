@@ -268,10 +268,9 @@ def test_tables_that_cannot_be_standardised_are_refused(change, said):
         fit(change(table()), target="y", kernel="rbf", encode="one-hot")
 
 
-@pytest.mark.parametrize("unit", [1e200, 1e-200])
-def test_variances_that_float64_cannot_hold_are_an_error(unit):
+def test_variances_that_float64_cannot_hold_are_an_error():
     frame = table()[["a", "y"]]
-    found = fit(frame.assign(y=unit * frame["y"]), target="y", kernel="rbf")
+    found = fit(frame.assign(y=1e200 * frame["y"]), target="y", kernel="rbf")
     with pytest.raises(OverflowError, match="fit to the target in another unit"):
         found.leave_one_out()
 

@@ -15,6 +15,7 @@ import typer
 
 from gp_rangeformer.lab.bench.fits_command import fits
 from gp_rangeformer.lab.bench.predictions_command import predictions
+from gp_rangeformer.lab.bench.robust_command import robust
 from gp_rangeformer.lab.bench.sklearn_command import sklearn
 from gp_rangeformer.lab.commands.console import open_console, show_status, stdout_for_consoles
 from gp_rangeformer.lab.outputs import Outputs
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from gp_rangeformer.lab.grid import Grid
 
 bench_app = typer.Typer(invoke_without_command=True)
-for command in (fits, predictions, sklearn):
+for command in (fits, predictions, robust, sklearn):
     bench_app.command()(stdout_for_consoles()(command))
 
 _SET = "One name from `info`; robot_arm, borehole and co2 come with the package."

@@ -34,6 +34,10 @@ class EstimatorCell:
     mean_off: float
     deviation_off: float
 
+    @property
+    def key(self) -> tuple[str, int]:
+        return self.dataset, self.n
+
     @classmethod
     def from_json(cls, content: dict) -> EstimatorCell:
         parts = {name: Contender(**content[name]) for name in ("theirs", "ours")}

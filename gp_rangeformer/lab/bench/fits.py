@@ -68,6 +68,10 @@ class FitCell:
     optimum: float
     runs: tuple[FitRun, ...]
 
+    @property
+    def key(self) -> tuple[str, int]:
+        return self.dataset, self.n
+
     @classmethod
     def from_json(cls, content: dict) -> FitCell:
         runs = tuple(

@@ -47,15 +47,13 @@ def fits(
 ) -> None:
     """Seconds until a fit is within 0.1 to 0.001 nats per point of the optimum: the plug-in's, Adam, L-BFGS, on the
     plug-in's solvers and on GPyTorch's. Exact float64 values judge, outside every timing."""
-    from dataclasses import asdict
-
     import torch
 
     from gp_rangeformer.lab import datasets
     from gp_rangeformer.lab.bench.fit_tables import grid
     from gp_rangeformer.lab.bench.fits import CONTENDERS, FitCell, measure, warm_up
     from gp_rangeformer.lab.bench.peer_run import parse_sizes
-    from gp_rangeformer.lab.bench.resumed import PlanError, read_parts
+    from gp_rangeformer.lab.bench.resumed import PlanError, measure_parts
     from gp_rangeformer.lab.compare import machine
     from gp_rangeformer.lab.models import KernelError, check_kernel, default_kernel
 
@@ -66,29 +64,26 @@ def fits(
     if unknown:
         raise typer.BadParameter(f"--contenders {unknown[0]!r}: {'; '.join(CONTENDERS)}")
     plan, outputs, console = FitPlan(kernel, names, dtype, seed, patience), Outputs(), open_console()
+
+    def one(key: tuple[str, int]) -> FitCell:
+        name, n = key
+        loaded = datasets.load(name, n=n, n_test=1, seed=seed, data_dir=data_dir)
+        check_kernel(kernel, loaded)
+        warm_up()
+        used = kernel or default_kernel(loaded)
+        with show_status() as show_doing:
+            return measure(loaded, used, names, dtype=getattr(torch, dtype), patience=patience, observer=show_doing)
+
     try:
-        cells = [] if json is None else read_parts(json, plan, "cells", FitCell.from_json)
-        for name in dataset.split(","):
-            for n in parse_sizes(sizes):
-                if any((cell.dataset, cell.n) == (name, n) for cell in cells):
-                    continue
-                loaded = datasets.load(name, n=n, n_test=1, seed=seed, data_dir=data_dir)
-                check_kernel(kernel, loaded)
-                warm_up()
-                with show_status() as show_doing:
-                    found = measure(
-                        loaded,
-                        kernel or default_kernel(loaded),
-                        names,
-                        dtype=getattr(torch, dtype),
-                        patience=patience,
-                        observer=show_doing,
-                    )
-                cells.append(found)
-                console.print(grid([found], ""))
-                if json is not None:
-                    content = {"format": 1, "plan": asdict(plan), "machine": machine.describe("cpu")}
-                    outputs.write_json(json, {**content, "cells": [cell.to_json() for cell in cells]})
+        cells = measure_parts(
+            json,
+            plan,
+            FitCell,
+            [(name, n) for name in dataset.split(",") for n in parse_sizes(sizes)],
+            one,
+            write=outputs.write_json,
+            show=lambda cell: console.print(grid([cell], "")),
+        )
     except (PlanError, datasets.DatasetError, KernelError) as error:
         raise typer.BadParameter(str(error)) from None
     console.print(grid(cells, f"{dtype}, seed {seed}; {machine.one_line('cpu')}"))

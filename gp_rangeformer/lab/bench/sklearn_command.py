@@ -38,13 +38,11 @@ def sklearn(
 ) -> None:
     """One evaluation, one fit and one prediction of RangeFormerRegressor and of GaussianProcessRegressor: float64, one
     kernel (variance, Matern-3/2 with a length scale per column, noise), one start."""
-    from dataclasses import asdict
-
     from gp_rangeformer.lab import datasets
     from gp_rangeformer.lab.bench.estimator_cell import EstimatorCell
     from gp_rangeformer.lab.bench.estimator_tables import grid
     from gp_rangeformer.lab.bench.peer_run import parse_sizes
-    from gp_rangeformer.lab.bench.resumed import PlanError, read_parts
+    from gp_rangeformer.lab.bench.resumed import PlanError, measure_parts
     from gp_rangeformer.lab.compare import machine
 
     try:
@@ -52,21 +50,24 @@ def sklearn(
     except ImportError as error:
         raise typer.BadParameter(f"{error}: pip install 'gp-rangeformer[sklearn]'") from None
     plan, outputs, console = EstimatorPlan(t, seed, patience), Outputs(), open_console()
+
+    def one(key: tuple[str, int]) -> EstimatorCell:
+        name, n = key
+        loaded = datasets.load(name, n=n, n_test=t, seed=seed, data_dir=data_dir)
+        warm_up()
+        with show_status() as show_doing:
+            return measure(loaded, patience=patience, observer=show_doing)
+
     try:
-        cells = [] if json is None else read_parts(json, plan, "cells", EstimatorCell.from_json)
-        for name in dataset.split(","):
-            for n in parse_sizes(sizes):
-                if any((cell.dataset, cell.n) == (name, n) for cell in cells):
-                    continue
-                loaded = datasets.load(name, n=n, n_test=t, seed=seed, data_dir=data_dir)
-                warm_up()
-                with show_status() as show_doing:
-                    found = measure(loaded, patience=patience, observer=show_doing)
-                cells.append(found)
-                console.print(grid([found], ""))
-                if json is not None:
-                    content = {"format": 1, "plan": asdict(plan), "machine": machine.describe("cpu")}
-                    outputs.write_json(json, {**content, "cells": [cell.to_json() for cell in cells]})
+        cells = measure_parts(
+            json,
+            plan,
+            EstimatorCell,
+            [(name, n) for name in dataset.split(",") for n in parse_sizes(sizes)],
+            one,
+            write=outputs.write_json,
+            show=lambda cell: console.print(grid([cell], "")),
+        )
     except (PlanError, datasets.DatasetError) as error:
         raise typer.BadParameter(str(error)) from None
     console.print(grid(cells, f"float64, seed {seed}; {machine.one_line('cpu')}"))

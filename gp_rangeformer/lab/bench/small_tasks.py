@@ -123,12 +123,12 @@ class Fit(Step):
         """Every fit starts where SingleTaskGP does."""
 
     def prepare(self) -> None:
-        single_task, _ = _botorch()
+        single_task, _ = load_botorch()
         self.model = single_task(self.x, self.y.unsqueeze(-1))
         self.mll = CountingLikelihood(self.model.likelihood, self.model)
 
     def run(self) -> Any:
-        _, fit = _botorch()
+        _, fit = load_botorch()
         fit(self.mll)
 
     def read(self, result: Any) -> dict[str, Tensor]:
@@ -141,7 +141,7 @@ class FitMll(Fit):
     """The same; with the flag on by :func:`gp_rangeformer.fit.botorch_optimizer`."""
 
     def run(self) -> Any:
-        _, fit = _botorch()
+        _, fit = load_botorch()
         if settings.rangeformer.on():
             fit(self.mll, optimizer=botorch_optimizer)
         else:
@@ -206,7 +206,7 @@ def botorch_conditions() -> Iterator[None]:
 
 
 @functools.cache
-def _botorch() -> tuple[Any, Any]:
+def load_botorch() -> tuple[Any, Any]:
     """SingleTaskGP and fit_gpytorch_mll. What their import sets for the whole process is put back.
 
     :raises ImportError: BoTorch is not installed.
@@ -224,7 +224,7 @@ def _botorch() -> tuple[Any, Any]:
 def has_botorch() -> bool:
     """Whether fits can be measured."""
     try:
-        _botorch()
+        load_botorch()
     except ImportError:
         return False
     return True

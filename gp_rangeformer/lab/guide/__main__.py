@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from gp_rangeformer.atomic import write_bytes
-from gp_rangeformer.lab.guide import estimators, fits, measured, optimum, peers, predictions, reference
+from gp_rangeformer.lab.guide import estimators, fits, measured, optimum, peers, predictions, reference, robust
 from gp_rangeformer.lab.guide.figures import stale_figures, write_figures
 from gp_rangeformer.lab.guide.pages import GuideError, fill, pages
 from gp_rangeformer.lab.guide.results import Results
@@ -26,6 +26,8 @@ BLOCKS: dict[str, Callable[[Results], str]] = {
     "fits": fits.fits_tables,
     "fits-sentence": fits.fits_sentence,
     "line-searches": fits.line_searches_table,
+    "robust": robust.robust_tables,
+    "robust-sentence": robust.robust_sentence,
     "large-fits": fits.large_fits_table,
     "predictions": predictions.predictions_table,
     "predictions-sentence": predictions.predictions_sentence,

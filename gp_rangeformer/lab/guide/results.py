@@ -16,6 +16,7 @@ from gp_rangeformer.lab.bench.optima import SETS
 from gp_rangeformer.lab.bench.peer_run import Plan
 from gp_rangeformer.lab.bench.peers import Size
 from gp_rangeformer.lab.bench.products import Product
+from gp_rangeformer.lab.bench.robust import RobustCell
 from gp_rangeformer.lab.bench.stages import Breakdown
 from gp_rangeformer.lab.guide.pages import GuideError
 
@@ -44,6 +45,14 @@ class EstimatorRun:
 
     seed: int
     cells: list[EstimatorCell]
+
+
+@dataclass(frozen=True)
+class RobustRun:
+    """``gp-rangeformer bench robust``."""
+
+    seed: int
+    cells: list[RobustCell]
 
 
 @dataclass(frozen=True)
@@ -132,6 +141,15 @@ class Results:
             return EstimatorRun(content["plan"]["seed"], [EstimatorCell.from_json(cell) for cell in content["cells"]])
 
         return self._read("sklearn", made)
+
+    @cached_property
+    def robust(self) -> RobustRun:
+        """Fits of many kinds of data, and from many starts."""
+
+        def made(content: Any) -> RobustRun:
+            return RobustRun(content["plan"]["seed"], [RobustCell.from_json(cell) for cell in content["cells"]])
+
+        return self._read("robust", made)
 
     @cached_property
     def stages(self) -> list[Breakdown]:
