@@ -57,7 +57,7 @@ class RangeStatistics:
         cls,
         grown: GrowingRange,
         ritz: tuple[Float[Tensor, "b k"], Float[Tensor, "b k k"]],
-        trace: Float[Tensor, " b"],
+        diagonal: Float[Tensor, "b n"],
         codes: Float[Tensor, "b n d"],
         probes: Float[Tensor, "b n p"] | None,
         floor: Float[Tensor, "b 2"],
@@ -65,7 +65,7 @@ class RangeStatistics:
         """O(n k (k + d + p)).
 
         :param ritz: of ``grown``.
-        :param trace: of A / scale.
+        :param diagonal: of A / scale.
         :param codes: the random columns that the range began with, probes of its quadrature.
         :param probes: others that it has been grown to solve; ``quadrature`` is then of these.
         :param floor: (log of a known lower bound of A's eigenvalues, 1), or (0, 0) where none is known.
@@ -89,7 +89,7 @@ class RangeStatistics:
         # Where the probes' eigenvalues have not converged, the quadrature is not the whole of what can be known.
         open_ = (by_codes.weights.mean(-1) * (residuals / values).clamp_max(1)).sum(-1) + by_codes.unseen.mean(-1)
         unit = error + open_ * (upper - lower)
-        mean = (trace / n).clamp_min(_SMALLEST)
+        mean = diagonal.mean(-1).clamp_min(_SMALLEST)
         conditional = (grown.conditional / mean[:, None]).clamp_min(_SMALLEST).log()
         further = [
             outside.log(),
@@ -115,7 +115,7 @@ class RangeStatistics:
             low, high = lower, upper
             if bool(known.any()):
                 # Tighter, and not what the network has been trained with.
-                by_floor = floor_bounds(pairs, images, values, trace, floor[:, 0].double().exp())
+                by_floor = floor_bounds(pairs, images, values, diagonal, floor[:, 0].double().exp())
                 low = torch.where(known, torch.maximum(lower, by_floor[0]), lower)
                 high = torch.where(known, torch.minimum(upper, by_floor[1]), upper)
             quadrature = below(high, *by_probes.mean(logs, outside.log(), n)).clamp(low, high)

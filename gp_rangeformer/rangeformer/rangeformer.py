@@ -181,7 +181,7 @@ class RangeFormer(nn.Module):
         trace = growth.diagonal.sum(-1)
         ritz = growth.range.ritz()
         arguments.check_definite(growth.diagonal, ritz[0])
-        statistics = RangeStatistics.of(growth.range, ritz, trace, first, probes, floor)
+        statistics = RangeStatistics.of(growth.range, ritz, growth.diagonal, first, probes, floor)
         largest, logdet = self.scalars(tokens, statistics)
         logdet = logdet if probes is None else statistics.quadrature
         size, scale = tokens.shape[-2], growth.scale

@@ -164,6 +164,7 @@ def test_a_direct_range_smaller_than_its_probes_is_reported_as_what_it_is(column
     dense = asking.system.to_dense()
     assert evaluation.solution.reason is Reason.DIRECT
     assert evaluation.logdet.rigorous.contains(float(torch.logdet(dense)))
+    assert evaluation.logdet.rigorous.contains(evaluation.logdet.value)
     assert evaluation.solution.inv_quad[0].contains(float((y * torch.linalg.solve(dense, y)).sum()))
 
 
