@@ -157,7 +157,7 @@ def draw(content: dict[str, Any]) -> Figure:
             for name, style in (("lengthscale", "-"), ("outputscale", "--"), ("noise", ":")):
                 path = [step[name] for step in first["parameters"]]
                 bottom.plot(path, color=colour, linestyle=style, label=name if method == "exact" else None)
-        top.set(title=f"{row['name']}, n={row['n']}", ylabel="log p(y) / n (dashed: exact, same parameters)")
+        top.set(title=f"{row['name']}, n={row['n']}", ylabel="log p(y) / n\n(dashed: exact, same parameters)")
         middle.axhline(0, color="0.7", linewidth=1)
         middle.set_ylabel("bias of log p(y) / n, nats")
         bottom.set(yscale="log", xlabel="step")
