@@ -34,10 +34,11 @@ class OrderedPoints:
 
     def __init__(self, expression: Expression, arguments: tuple[Tensor, ...], n: int, dtype: torch.dtype) -> None:
         self._expression, self._n, self._dtype = expression, n, dtype
-        # Coordinates as the tiles of K see them.
-        self._arguments = tuple(a.to(dtype).to(a.dtype) if a.dim() == 2 else a for a in arguments)
         tiles = bind(expression, arguments, n, dtype, 1)
         self._native = tiles if isinstance(tiles, NativeTiles) else None
+        if self._native is None:  # coordinates as the tiles of K see them
+            arguments = tuple(a.to(dtype).to(a.dtype) if a.dim() == 2 else a for a in arguments)
+        self._arguments = arguments
 
     def nearest(self, count: int, first: int = 0) -> Int32[Tensor, "m k"]:
         """Of every point the ``count`` earlier ones with the largest entries of K, ascending, then -1. Half an

@@ -141,6 +141,12 @@ def failed(rhs: Float[Tensor, "n m"], reason: Reason, iterations: int, passes: i
     return Solution(torch.zeros_like(rhs), nothing, none, unbounded, iterations, passes, reason)
 
 
+def sharp_columns(system: LinearSystem, energy: Float64[np.ndarray, " m"]) -> int:
+    """How many columns, from the first, of which ``energy`` is asked get a wide product: none in float64, whose
+    ordinary ones are as good."""
+    return 0 if system.dtype == torch.float64 else int((energy < math.inf).sum())
+
+
 @dataclass(frozen=True)
 class Asked:
     """What a solution has to reach, per column: ``residual`` for |r| and ``energy`` for r' P^-1 r, ``own_energy`` for
@@ -265,8 +271,8 @@ class Asked:
         return Solution(solution, relative(error, self.norm), quadratic, bounds, 0, 0, Reason.CONVERGED, correction)
 
     def sharp_columns(self) -> int:
-        """How many columns, from the first, get a wide product: none in float64, whose ordinary ones are as good."""
-        return 0 if self.system.dtype == torch.float64 else int((self.energy < math.inf).sum())
+        """See :func:`sharp_columns`."""
+        return sharp_columns(self.system, self.energy)
 
     def _tight(self, bounds: list[Interval]) -> bool:
         """Whether the quadratic forms that enter the likelihood (finite energy) are known to half the tolerance, as far

@@ -7,7 +7,6 @@ The host decides after the fact. What certifies is an answer like any other; the
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -19,7 +18,7 @@ from gp_rangeformer.preconditioner.certificate import SolutionEvidence, wide_res
 from gp_rangeformer.preconditioner.nystrom import NystromPreconditioner
 from gp_rangeformer.solvers.block_cg import BlockCG, largest_inverse
 from gp_rangeformer.solvers.block_cores import DeviceCores
-from gp_rangeformer.solvers.refinement import CARRIED, ROUNDING_OF_AN_UPDATE, SHRINK, Asked
+from gp_rangeformer.solvers.refinement import CARRIED, ROUNDING_OF_AN_UPDATE, SHRINK, Asked, sharp_columns
 from gp_rangeformer.system.answers import Solution
 from gp_rangeformer.system.device_cores import column_sums
 from gp_rangeformer.system.linear_system import LinearSystem
@@ -73,7 +72,7 @@ def solve_unseen(
         residual = rhs - system.matmul(value)
         correction = preconditioner.solve(residual)
     sums = [column_sums(rhs, value, residual, correction, system.noise)]
-    sharp = 0 if system.dtype == torch.float64 else int((stop_energy < math.inf).sum())
+    sharp = sharp_columns(system, stop_energy.numpy())
     if sharp:
         first, own = rhs[:, :sharp], value[:, :sharp]
         exact = wide_residual(system, first, own)
