@@ -156,8 +156,9 @@ class exact_line_search(_checked_flag):
 class deterministic(_checked_flag):
     """
     Whether every call answers without memory of earlier ones: the same call gives the same bits whatever came before.
-    Off: the same sequence of calls does (one thread count, one machine), and a step late in a sequence differs from the
-    same step alone by less than its tolerances. A training step takes two to five times as long with it on.
+    Off: the same sequence of calls does (one thread count, one machine without other work), and a step late in a
+    sequence differs from the same step alone by less than its tolerances. A training step takes two to five times as
+    long with it on.
 
     (Default: False)
     """

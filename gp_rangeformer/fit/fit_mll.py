@@ -55,7 +55,8 @@ def fit_mll(
     ``settings.rangeformer()`` the chosen solver answers (a :class:`~gp_rangeformer.Certified` one with neighbours for
     all points, so that probes are whitened), outside of it the exact one. Kernels that have no fused form, and inputs
     that depend on parameters, get their curvature from differences; more than 64 parameters, batches and several
-    columns of targets from secants. The same call gives the same bits, on one machine.
+    columns of targets from secants. The same call gives the same bits, on one machine without
+    other work.
 
     :param tolerance: nats per data point that may be left to gain.
     :param max_evaluations: of the likelihood on all points. Some ten are usual.

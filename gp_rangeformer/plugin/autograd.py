@@ -15,6 +15,7 @@ from dataclasses import fields
 import torch
 from torch import Tensor
 
+from gp_rangeformer.allocation.free_cores import free_cores
 from gp_rangeformer.kernels.conditional_weight import ConditionalWeight
 from gp_rangeformer.kernels.contract import ThinWeight
 from gp_rangeformer.kernels.fused import FusedKernel, takes_unformed_weights
@@ -63,6 +64,7 @@ class InvQuadLogDet(torch.autograd.Function):
         return evaluation.outputs(rhs)
 
     @staticmethod
+    @free_cores()
     def backward(ctx, g_inv_quad: Tensor, g_logdet: Tensor):  # type: ignore[override]
         noise, rhs, *saved = ctx.saved_tensors
         kernel = ctx.fused or _Held(saved[-1])
@@ -109,6 +111,7 @@ class Solve(torch.autograd.Function):
         return solution
 
     @staticmethod
+    @free_cores()
     def backward(ctx, g_solution: Tensor):  # type: ignore[override]
         noise, solution, *arguments = ctx.saved_tensors
         kernel = ctx.fused or _Held(arguments[-1])

@@ -97,7 +97,7 @@ class Certified:
         first one after the last draw (at least 4). 1: at every increase; infinity: never.
     :param max_passes: passes over K per solve before the exact path takes over; five times as many for predictions.
     :param seed: of probes and landmarks. The same sequence of calls with the same seed gives the same bits, on one
-        machine with one number of threads.
+        machine with one number of threads and no other work.
     :raises ValueError: at construction, naming the argument and what it may be.
     """
 

@@ -203,9 +203,10 @@ def test_what_shared_the_machine_is_marked(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_steps_beside_busy_processes_are_timed(tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(contention, "CONDITIONS", contention.CONDITIONS[2:])  # the others take as long to import
+    # The others take as long to import.
+    monkeypatch.setattr(contention, "BUSY_PROCESSES", {contention.PASSIVE: 1})
     path = tmp_path / "contention.json"
-    plan = contention.Plan(n=150, dimensions=2, threads=1, busy=1, patience=0.0)
+    plan = contention.Plan(n=150, dimensions=2, threads=1, patience=0.0)
     contention.main(["--json", str(path), "--plan", json.dumps(plan._asdict())])
     rows = json.loads(path.read_text())["rows"]
     assert [(row["conditions"], row["solver"]) for row in rows] == [

@@ -1,4 +1,4 @@
-"""What other work on the machine costs a training step: alone, beside two busy processes, and with threads that sleep.
+"""What other work on the machine costs a training step: alone, beside busy processes, and with threads that sleep.
 
     python -m gp_rangeformer.lab.guide.contention --json examples/guide/results/contention.json
 
@@ -23,8 +23,9 @@ from typing import Any, NamedTuple
 from gp_rangeformer.lab.grid import Grid
 from gp_rangeformer.lab.guide.results import Contention
 
-QUIET, BUSY, PASSIVE = "quiet", "two busy processes", "two busy processes, OMP_WAIT_POLICY=PASSIVE"
-CONDITIONS = (QUIET, BUSY, PASSIVE)
+QUIET, ONE, BUSY = "quiet", "one busy process", "two busy processes"
+PASSIVE = "two busy processes, OMP_WAIT_POLICY=PASSIVE"
+BUSY_PROCESSES = {QUIET: 0, ONE: 1, BUSY: 2, PASSIVE: 2}
 SOLVERS = {"flag": "RangeFormer", "cg": "GPyTorch CG", "cholesky": "GPyTorch Cholesky"}
 _MODULE = "gp_rangeformer.lab.guide.contention"
 _WARM_UP, _MOST = 3, 40
@@ -36,18 +37,17 @@ class Plan(NamedTuple):
     n: int = 2000
     dimensions: int = 8
     threads: int = 2
-    busy: int = 2
     patience: float = 8.0
 
 
 def measure(plan: Plan) -> list[dict[str, Any]]:
     """Mean seconds per step of every solver under all conditions, each condition in a process of its own."""
     rows = []
-    for conditions in CONDITIONS:
+    for conditions, busy in BUSY_PROCESSES.items():
         environment = {**os.environ, "OMP_NUM_THREADS": str(plan.threads)}
         if conditions == PASSIVE:
             environment["OMP_WAIT_POLICY"] = "PASSIVE"
-        with _busy(0 if conditions == QUIET else plan.busy), tempfile.TemporaryDirectory() as folder:
+        with _busy(busy), tempfile.TemporaryDirectory() as folder:
             # In a file: other libraries print what they like.
             steps = Path(folder) / "steps.json"
             command = [sys.executable, "-m", _MODULE, "--steps-only", json.dumps(plan), "--json", str(steps)]
@@ -118,13 +118,13 @@ def grid(found: Contention, where: str) -> Grid:
     """One row per solver, one column per condition."""
     rows = []
     for name, title in SOLVERS.items():
-        cells = (found.seconds[conditions, name] for conditions in CONDITIONS)
+        cells = (found.seconds[conditions, name] for conditions in BUSY_PROCESSES)
         rows.append((title, *(f"{seconds:.3f} ({steps})" for seconds, steps in cells)))
     notes = (
         f"mean over so many steps after the third; n = {found.n:,}, Matern-3/2, {found.dtype}, {found.threads} "
         f"threads; {where}",
     )
-    return Grid("Busy machines", ("seconds a step (steps)", *CONDITIONS), tuple(rows), notes)
+    return Grid("Busy machines", ("seconds a step (steps)", *BUSY_PROCESSES), tuple(rows), notes)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

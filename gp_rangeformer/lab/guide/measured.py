@@ -77,14 +77,16 @@ def contention_table(results: Results) -> str:
 
 
 def contention_sentence(results: Results) -> str:
-    """What two busy processes beside a step cost, and what helps."""
+    """What busy processes beside a step cost."""
     found = results.contention
-    quiet, busy, passive = (found.seconds[conditions, "flag"][0] for conditions in contention.CONDITIONS)
-    cg, cholesky = (found.seconds[contention.BUSY, name][0] for name in ("cg", "cholesky"))
+
+    def seconds(conditions: str) -> str:
+        flag, cg, cholesky = (found.seconds[conditions, name][0] for name in ("flag", "cg", "cholesky"))
+        return f"{flag:.2g} s (GPyTorch's CG: {cg:.2g}, its Cholesky: {cholesky:.2g})"
+
     return (
-        f"On two cores beside two busy processes a step at n = {found.n:,} takes {busy:.2g} s instead of {quiet:.2g} "
-        f"(GPyTorch's CG: {cg:.2g}, its Cholesky: {cholesky:.2g}); with `OMP_WAIT_POLICY=PASSIVE` in the environment, "
-        f"{passive:.2g}."
+        f"On two cores a step at n = {found.n:,} takes {seconds(contention.QUIET)}, beside one busy process "
+        f"{seconds(contention.ONE)}, beside two {seconds(contention.BUSY)}."
     )
 
 
