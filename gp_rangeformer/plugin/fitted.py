@@ -33,8 +33,8 @@ from gp_rangeformer.report import SolveReport, publish
 from gp_rangeformer.solvers.certified import Certified
 from gp_rangeformer.solvers.certified_prepared import CertifiedPrepared
 from gp_rangeformer.solvers.estimated_variances import EstimatedVariances
-from gp_rangeformer.solvers.exact import Exact, ExactPrepared, exact_path_fits
-from gp_rangeformer.solvers.prediction import mean_solve
+from gp_rangeformer.solvers.exact import Exact, ExactPrepared, exact_path_fits, factorised, solve_by_factor
+from gp_rangeformer.solvers.prediction import mean_beside_probes, mean_by_factor, mean_solve
 from gp_rangeformer.solvers.probes import InversePairs
 from gp_rangeformer.system.answers import Prepared, Solution
 from gp_rangeformer.system.linear_system import LinearSystem
@@ -47,6 +47,14 @@ _PAIRS = 2
 # n^3 up to which a factorisation answers a model's first prediction: n = 4,000, where it takes half a second (float64),
 # and a preconditioner with neighbours as long.
 _FACTORISED = 4000**3
+# n^3 up to which a factorisation in the dtype of K may end what iterations beside probes do not: at n = 8,000 it takes
+# as long as 20 of them, and as much memory as K. Tried first are as many as do where the noise is not small (at an
+# optimum: pol, protein and elevators; kin40k takes 44).
+_ENDED_BY_A_FACTOR, _TRIED = 10_000**3, 10
+_BY_A_FACTOR = "refined by one factorisation, which costs less than the iterations that would be left"
+# Vectors with the covariance A^-1, where a factor makes them in its own time: half of them would take twice the
+# neighbours (kin40k, n = 8000, 10,000 points: 1.9 s a call instead of 1.4).
+_DRAWN = 1024
 # Deviations of the noise that rounding may move means by, from which on a note says so and K(test, train) is float64.
 ROUNDED = 0.01
 # Of prediction_error: what a draw may be off by in standard deviations, before it is weighed.
@@ -74,7 +82,8 @@ class FittedModel:
 
     ``fused``, ``noise``: K and D when the model was asked first; ``solver``: the one that was set then; ``solution``:
     A^-1 (y - m), n x 1; ``factor``: of A, where the exact path has answered; ``preconditioners``: where the certified
-    one has; ``pairs``, ``estimator``: once many variances were asked for; ``audit``: what was said of them at a few.
+    one has; ``rounded``: a factor in the dtype of K, where that ended iterations; ``pairs``, ``estimator``: once many
+    variances were asked for; ``audit``: what was said of them at a few.
     """
 
     fused: FusedKernel
@@ -85,6 +94,7 @@ class FittedModel:
     preconditioners: _Preconditioners | None
     state: tuple[Tensor, ...]  # what all this was computed from
     moved: float  # deviations of the noise that rounding of kernel entries may move means by
+    rounded: Float[Tensor, "n n"] | None = None
     pairs: InversePairs | None = None
     estimator: EstimatedVariances | None = None
     audit: str | None = None
@@ -103,7 +113,7 @@ class FittedModel:
         """Of the solution, the factor, the preconditioners and the pairs, which the estimator has once more: what is
         large."""
         kept = self.solution.numel() * self.solution.element_size()
-        kept += 0 if self.factor is None else self.factor.numel() * self.factor.element_size()
+        kept += sum(f.numel() * f.element_size() for f in (self.factor, self.rounded) if f is not None)
         known = self.preconditioners
         if known is not None:
             width = known.nystrom.rank
@@ -147,7 +157,8 @@ class FittedModel:
         started, system = time.perf_counter(), self.linear_system()
         known, reason = self.preconditioners, Reason.EXACT_MANY_COLUMNS
         if self.factor is None and known is not None:
-            solution = known.of(system).solve_draws(rhs, (_DRAWS * known.solver.prediction_error) ** 2)
+            near = None if self.rounded is None else solve_by_factor(self.rounded, rhs)
+            solution = known.of(system).solve_draws(rhs, (_DRAWS * known.solver.prediction_error) ** 2, near)
             if solution.converged:
                 self._report_solve(solution, "rangeformer", solution.reason, system, started)
                 return solution.value
@@ -212,6 +223,8 @@ class FittedModel:
             known = self.preconditioners = replace(known, vecchia=vecchia)
         if known.vecchia is None:
             return None
+        if self.pairs is None and self.factor is not None:
+            self.pairs = InversePairs.of_factor(system, self.factor, known.solver.probe_vectors(system, _DRAWN))
         if self.pairs is None:
             # To the tolerance of a training step, as the probes of its gradient are.
             rough = replace(known, solver=replace(known.solver, tolerance=self.solver.tolerance)).of(system)
@@ -259,7 +272,7 @@ def keep_at_most(limit: int) -> None:
     others = remembered_bytes()
     for strategy, known in list(_fitted.items()):
         if others + fitted_bytes() > limit:
-            known.factor = None
+            known.factor = known.rounded = None
         if others + fitted_bytes() > limit:
             del _fitted[strategy]
 
@@ -282,15 +295,20 @@ def _fit(strategy: Any, state: tuple[Tensor, ...]) -> FittedModel | None:
     call = Call("solve", system, 1)
     linear_system = symmetric_system(call, system, system.kernel, system.noise, system.fused)
     prepared, reason = _prepared(linear_system, memory_of(system.owners, system.kernel, 0))
-    solution = mean_solve(prepared, rhs, wide=True, start=_starts.get(strategy))
+    solution, rounded = _solved(prepared, rhs, _starts.get(strategy))
+    if rounded is not None:
+        call.note(_BY_A_FACTOR)
     account_solve(call, linear_system, prepared, solution, reason)
     moved = _moved_by_rounding(linear_system, solution.value)
     if moved > ROUNDED:
         call.note(f"float32 entries of K may move means by {moved:.1g} of the noise's deviation: float64 helps")
     # While K is there: what variances need of solves that were made beside the targets'.
     pairs = None
-    if isinstance(prepared, CertifiedPrepared) and len(prepared.solved_probes) >= _PAIRS:
-        pairs = prepared.inverse_pairs(_PAIRS * prepared.solver.num_probes)
+    if isinstance(prepared, CertifiedPrepared):
+        if rounded is not None:
+            pairs = InversePairs.of_factor(linear_system, rounded, prepared.solver.probe_vectors(linear_system, _DRAWN))
+        elif len(prepared.solved_probes) >= _PAIRS:
+            pairs = prepared.inverse_pairs(_PAIRS * prepared.solver.num_probes)
     call.publish()
     return FittedModel(
         _of_its_own(system.fused),
@@ -301,6 +319,7 @@ def _fit(strategy: Any, state: tuple[Tensor, ...]) -> FittedModel | None:
         _preconditioners(prepared),
         tuple(tensor.clone() for tensor in state),
         moved,
+        rounded,
         pairs,
     )
 
@@ -312,6 +331,26 @@ def _prepared(system: LinearSystem, memory: Memory) -> tuple[Prepared, Reason | 
     if small and system.size >= settings.min_size.value_on(system.device) and exact_path_fits(system, 1):
         return Exact(solver.prediction_tolerance).prepare(system), Reason.EXACT_MANY_COLUMNS
     return prepare_solve(system, memory, 1)
+
+
+def _solved(
+    prepared: Prepared, rhs: Float[Tensor, "n 1"], start: Float64[Tensor, "n 1"] | None
+) -> tuple[Solution, Float[Tensor, "n n"] | None]:
+    """A^-1 rhs; and a factor in the dtype of K, where that ended what iterations did not."""
+    system = prepared.system
+    if (
+        isinstance(prepared, CertifiedPrepared)
+        and prepared.vecchia is not None
+        and system.size**3 <= _ENDED_BY_A_FACTOR
+    ):
+        found = mean_beside_probes(prepared, rhs, start, _TRIED)
+        if found is not None:
+            return found, None
+        rounded = factorised(system, system.dtype) if exact_path_fits(system, 1) else None
+        found = None if rounded is None else mean_by_factor(prepared, rhs, start, rounded.factor)
+        if found is not None and rounded is not None:
+            return found, rounded.factor
+    return mean_solve(prepared, rhs, wide=True, start=start), None
 
 
 def _moved_by_rounding(system: LinearSystem, solution: Tensor) -> float:

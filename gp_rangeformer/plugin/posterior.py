@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from gp_rangeformer import settings
-from gp_rangeformer.allocation.free_cores import free_cores
+from gp_rangeformer.allocation.free_cores import on_free_cores
 from gp_rangeformer.kernels.cross import CrossKernel
 from gp_rangeformer.kernels.evaluate import evaluate_arguments
 from gp_rangeformer.plugin.fitted import FittedModel, keep_at_most
@@ -49,14 +49,14 @@ class Posterior:
     ) -> None:
         self._fitted, self._cross, self._by_host, self._unchanged = fitted, cross, by_host, unchanged
 
-    @free_cores()
+    @on_free_cores(lambda self: self._fitted.n)
     def variances(self) -> Tensor:
         """Of f, t, at least 0. See ``variances`` of :class:`gp_rangeformer.Certified`."""
         with torch.no_grad(), no_autocast():
             found = torch.where(self._cross.known, self._variances().value, math.nan)
         return found.to(self._cross.dtype)
 
-    @free_cores()
+    @on_free_cores(lambda self: self._fitted.n)
     def covariance(self) -> Tensor:
         """Of f, t x t: by the factor where certified variances would take one, else by GPyTorch's own way.
 
@@ -132,7 +132,7 @@ class Posterior:
         known = self._fitted.preconditioners
         if known is None or system is None:
             return None
-        found = certified_variances(known.of(system), self._cross)
+        found = certified_variances(known.of(system), self._cross, self._fitted.rounded)
         allowed = known.solver.prediction_error
         return None if found is None or found.error is None or not found.error <= allowed else found
 
@@ -144,7 +144,7 @@ class Posterior:
         if fitted.audit is not None or known is None or system is None:
             return not fitted.doubted
         chosen = evenly_spread(cross.t, _AUDITED, cross.device)
-        truth = certified_variances(known.of(system), cross.of_some(chosen))
+        truth = certified_variances(known.of(system), cross.of_some(chosen), fitted.rounded)
         if truth is None or truth.error is None or not truth.error < 1:
             fitted.audit = f"not held against certified variances, which float32 or {known.solver.max_passes} passes "
             fitted.audit += "do not reach"

@@ -18,6 +18,7 @@ from gp_rangeformer import settings
 from gp_rangeformer.plugin.fitted import FittedModel, fitted_model
 from gp_rangeformer.predict.prior import checked_model, recordable_tensors, strategy_of
 from gp_rangeformer.solvers.certified import Certified
+from gp_rangeformer.solvers.exact import solve_by_factor
 from gp_rangeformer.solvers.inverse_diagonal import (
     InverseDiagonal,
     estimated_inverse_diagonal,
@@ -129,7 +130,7 @@ def _dense(strategy: Any, residual: Float64[Tensor, " n"]) -> tuple[InverseDiago
     """Whatever the kernel is."""
     dense = strategy.lik_train_train_covar.to_dense().double()
     factor = torch.linalg.cholesky(dense)
-    return exact_inverse_diagonal(factor), torch.cholesky_solve(residual.unsqueeze(-1), factor).squeeze(-1)
+    return exact_inverse_diagonal(factor), solve_by_factor(factor, residual.unsqueeze(-1)).squeeze(-1)
 
 
 def _left_out(

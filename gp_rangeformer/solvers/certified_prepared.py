@@ -111,11 +111,13 @@ class CertifiedPrepared:
         logdet = self._lanczos_logdet(self.signs(self.solver.num_probes)) if self.failure is None else None
         return logdet if logdet is not None else self._exact_prepared(self.failure or Reason.NOT_PSD).logdet()
 
-    def solve_draws(self, rhs: Float[Tensor, "n m"], energy: float) -> Solution:
+    def solve_draws(
+        self, rhs: Float[Tensor, "n m"], energy: float, initial: Float[Tensor, "n m"] | None = None
+    ) -> Solution:
         """A^-1 of columns that were drawn with the covariance A, to ``tolerance`` and, where there are neighbours, to
         about r' A^-1 r <= ``energy``: what draws from a posterior are off by. Never by the exact path."""
         own = None if self.vecchia is None else np.full(rhs.shape[1], energy)
-        return self._refined(rhs, None, math.inf, own)
+        return self._refined(rhs, initial, math.inf, own)
 
     def inverse_pairs(self, count: int) -> InversePairs | None:
         """Pairs whose products' mean is A^-1, from whitened probes; None where there are no neighbours, or what they

@@ -39,7 +39,7 @@ class EstimatedVariances:
     """
 
     def __init__(self, vecchia: VecchiaPreconditioner, noise: Float[Tensor, " n"], pairs: InversePairs) -> None:
-        self._vecchia, self._noise, self._vectors = vecchia, noise, pairs.vectors
+        self._vecchia, self._noise, self._pairs = vecchia, noise, pairs
         self._images = ConditionalImages.of(vecchia, pairs.images)
 
     def of(self, cross: CrossKernel, allowed: float) -> Variances:
@@ -64,10 +64,10 @@ class EstimatedVariances:
         for piece in pieces:
             part = cross if len(pieces) == 1 else cross.of_some(everything[piece])
             further = condition_further(part, self._vecchia, self._noise, self._noise.amin(), count)
-            found.append(self._estimate(further, part.product(self._vectors), count))
+            found.append(self._estimate(further, part.product(self._pairs.vectors), count))
         return joined(found)
 
     def _estimate(self, further: FurtherPoints, products: Float[Tensor, "t s2"], count: int) -> Variances:
-        gain, error = InversePairs.quadratic_forms(products - further.weighted(self._images))
+        gain, error = self._pairs.quadratic_forms(products - further.weighted(self._images))
         upper = (further.variances - self._noise.amin().double()).clamp_min(0)
         return Variances(upper - gain.minimum(upper), error, upper, neighbours=count)

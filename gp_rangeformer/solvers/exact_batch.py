@@ -20,7 +20,7 @@ from gp_rangeformer.allocation.free_memory import Demand
 from gp_rangeformer.allocation.workspace import shortage
 from gp_rangeformer.kernels.native.product import multiply_wide
 from gp_rangeformer.preconditioner.certificate import FEW_COLUMNS
-from gp_rangeformer.solvers.exact import MATRICES, ExactWeight
+from gp_rangeformer.solvers.exact import MATRICES, ExactWeight, solve_by_factor
 from gp_rangeformer.system.answers import Interval
 from gp_rangeformer.system.margins import entry_error, factor_rounding, logdet_margin, quadratic_margin
 from gp_rangeformer.system.small_cores import to_host
@@ -73,9 +73,7 @@ def evaluate_batch(
     factor = _factorised(kernel, noise, dtype) if fits else None
     if factor is None:
         return None
-    # Not by cholesky_solve, which copies the factor.
-    half = torch.linalg.solve_triangular(factor, rhs.to(dtype), upper=False)
-    unrounded = torch.linalg.solve_triangular(factor.mT, half, upper=True)
+    unrounded = solve_by_factor(factor, rhs.to(dtype))
     value = unrounded.to(kernel.dtype)
     residual = _wide_residual(kernel, noise, rhs, value)
     # O(n) numbers in one transfer: what follows is cheaper on the host, whatever the device.

@@ -109,5 +109,5 @@ class _Estimate:
         own = chosen[asked]
         told = (self._pairs.images[own] - further.weighted(images)).double()
         left = self._pairs.vectors[own].double() - told / further.variances.unsqueeze(-1)
-        gain, error = InversePairs.quadratic_forms(left)
+        gain, error = self._pairs.quadratic_forms(left)
         return InverseDiagonal(1 / further.variances + gain, error)

@@ -7,10 +7,11 @@ relative residual says little about either: next to little noise its error is am
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
-from jaxtyping import Float64
+from jaxtyping import Float, Float64
 from torch import Tensor
 
 from gp_rangeformer.preconditioner.certificate import (
@@ -25,8 +26,8 @@ from gp_rangeformer.recycling.galerkin import galerkin
 from gp_rangeformer.recycling.memory import Memory
 from gp_rangeformer.solvers.block_cg import BlockCGResult, block_cg
 from gp_rangeformer.solvers.certified_prepared import CertifiedPrepared
-from gp_rangeformer.solvers.exact import Exact, ExactPrepared
-from gp_rangeformer.system.answers import Factorised, Interval, Prepared, Solution
+from gp_rangeformer.solvers.exact import Exact, ExactPrepared, solve_by_factor
+from gp_rangeformer.system.answers import Interval, Prepared, Solution
 from gp_rangeformer.system.linear_system import LinearSystem
 from gp_rangeformer.system.reason import Reason
 
@@ -38,6 +39,9 @@ _SHARED = 32  # columns that a pass over K takes for little more than one
 # Of a mean, each of which takes a factor of at most 30 off the residual: the bound of its error is loose, and thirty
 # times less residual took errors from 1e-2 to 5e-4 of the deviation.
 _MEAN_REFINEMENTS, _MEAN_REDUCTION = 3, 0.03
+# About A^-1 of a residual, if it was found, and the iterations spent; to how much of its norm, in which refinement.
+Correction = tuple[Tensor | None, int]
+Correct = Callable[[Tensor, float, int], Correction]
 
 
 def mean_solve(
@@ -63,7 +67,7 @@ def mean_solve(
     :param start: an x that is near, where that and neighbours are at hand: of the same targets and a few more.
     """
     if wide and isinstance(prepared, CertifiedPrepared) and prepared.vecchia is not None:
-        found = _beside_probes(prepared, rhs, start)
+        found = mean_beside_probes(prepared, rhs, start)
         if found is not None:
             return found
     solution = prepared.solve(rhs)
@@ -73,16 +77,16 @@ def mean_solve(
     before = system.passes - solution.passes
     value, iterations = solution.value.double(), solution.iterations
     if isinstance(prepared, CertifiedPrepared) and solution.converged:
-        value, iterations = _refined(prepared, rhs, value, iterations)
+        value, iterations = _refined(prepared, rhs, value, iterations, _by_iterations(prepared))
     rounded = value if wide else value.to(rhs.dtype)
     residual = wide_residual(system, rhs, rounded)
     factorised = prepared.exact
     if factorised is not None:
-        corrected = _corrected(factorised, residual)
+        corrected = _corrected(factorised.factor, residual)
         if wide and rhs.dtype != torch.float64:
             rounded = rounded + corrected
             residual = wide_residual(system, rhs, rounded)
-            corrected = _corrected(factorised, residual)
+            corrected = _corrected(factorised.factor, residual)
         energy = (residual * corrected).sum(0)
         return replace(solution, value=rounded, mean_error=_mean_error(system, energy, rounded))
     assert isinstance(prepared, CertifiedPrepared)
@@ -114,23 +118,55 @@ def _with_evidence(
     )
 
 
-def _beside_probes(prepared: CertifiedPrepared, rhs: Tensor, start: Float64[Tensor, "n m"] | None) -> Solution | None:
-    """Refined from ``start``, or zero, in columns beside probes; None where it does not come to what is asked."""
+def mean_beside_probes(
+    prepared: CertifiedPrepared, rhs: Tensor, start: Float64[Tensor, "n m"] | None, patience: int | None = None
+) -> Solution | None:
+    """As :func:`mean_solve`, refined from ``start``, or zero, in columns beside probes; None where it does not come to
+    what is asked.
+
+    :param patience: iterations that a factor of 1000 may take; None for ``max_passes``.
+    """
+    return _refined_from(prepared, rhs, start, _by_iterations(prepared, patience))
+
+
+def mean_by_factor(
+    prepared: CertifiedPrepared, rhs: Tensor, start: Float64[Tensor, "n m"] | None, factor: Float[Tensor, "n n"]
+) -> Solution | None:
+    """The same by a factor of A: how it was rounded costs refinements, not accuracy."""
+    return _refined_from(prepared, rhs, start, lambda residual, target, number: (_corrected(factor, residual), 0))
+
+
+def _refined_from(
+    prepared: CertifiedPrepared, rhs: Tensor, start: Float64[Tensor, "n m"] | None, correct: Correct
+) -> Solution | None:
     if prepared.preconditioner is None:
         return None
     system, solver = prepared.system, prepared.solver
     before = system.passes
     value = torch.zeros_like(rhs, dtype=torch.float64) if start is None else start
-    value, iterations = _refined(prepared, rhs, value, 0, rounds=_ROUNDS, reduction=_REDUCTION)
+    value, iterations = _refined(prepared, rhs, value, 0, correct, rounds=_ROUNDS, reduction=_REDUCTION)
     residual = wide_residual(system, rhs, value)
     found = _with_evidence(prepared, rhs, value, residual, iterations, before, Reason.CONVERGED)
     # Not by the relative residual as well: that counts the rounding of K's entries, which no iteration changes.
     return found if found.mean_error is not None and found.mean_error <= solver.prediction_error else None
 
 
-def _corrected(factorised: Factorised, residual: Float64[Tensor, "n m"]) -> Float64[Tensor, "n m"]:
-    """A^-1 residual by the factor."""
-    return torch.cholesky_solve(residual.to(factorised.factor.dtype), factorised.factor).double()
+def _corrected(factor: Float[Tensor, "n n"], residual: Float64[Tensor, "n m"]) -> Float64[Tensor, "n m"]:
+    """A^-1 residual by the factor, in whose dtype it might underflow as it is."""
+    scale = torch.linalg.vector_norm(residual, dim=0).clamp_min(torch.finfo(torch.float64).tiny)
+    return solve_by_factor(factor, (residual / scale).to(factor.dtype)).double() * scale
+
+
+def _by_iterations(prepared: CertifiedPrepared, patience: int | None = None) -> Correct:
+    """By block CG of as many iterations, at most."""
+    most = prepared.solver.max_passes if patience is None else min(patience, prepared.solver.max_passes)
+    patient = replace(prepared, solver=replace(prepared.solver, max_passes=most))
+
+    def correct(residual: Float64[Tensor, "n m"], target: float, number: int) -> Correction:
+        found = _correction(patient, residual, target, number)
+        return found.value if found.reason is Reason.CONVERGED else None, found.iterations
+
+    return correct
 
 
 def _refined(
@@ -138,6 +174,7 @@ def _refined(
     rhs: Tensor,
     value: Float64[Tensor, "n m"],
     iterations: int,
+    correct: Correct,
     rounds: int = _MEAN_REFINEMENTS,
     reduction: float = _MEAN_REDUCTION,
 ) -> tuple[Float64[Tensor, "n m"], int]:
@@ -152,11 +189,11 @@ def _refined(
         if not excess > 1:
             break
         target = max(0.5 / excess, reduction)
-        correction = _correction(prepared, residual, target, number)
-        iterations += correction.iterations
-        if correction.reason is not Reason.CONVERGED:
+        correction, spent = correct(residual, target, number)
+        iterations += spent
+        if correction is None:
             break
-        nearer = value + correction.value
+        nearer = value + correction
         left = wide_residual(system, rhs, nearer)
         smaller = _energy(system, preconditioner, left)
         if not bool((smaller <= energy).all()):
@@ -264,17 +301,21 @@ def covariance_solve(prepared: Prepared, rhs: Tensor) -> Solution:
     return replace(prepared.exact.solve(rhs), reason=Reason.ROUNDING)
 
 
-def variance_solve(prepared: CertifiedPrepared, rhs: Tensor, prior: float) -> list[Interval] | None:
+def variance_solve(
+    prepared: CertifiedPrepared, rhs: Tensor, prior: float, factor: Float[Tensor, "n n"] | None = None
+) -> list[Interval] | None:
     """Of single variances prior - b' A^-1 b, b a column of ``rhs``: intervals, certain but for what
     :meth:`~gp_rangeformer.system.linear_system.LinearSystem.quadratic_margin` counts, refined with residuals that are
     summed in float64 until their widths are below ``prediction_error`` of the variance of an observation, where
     rounding allows that. None where a solve does not certify. Never by the exact path.
 
     A solve's iterations, two or three times, and as many passes in float64.
+
+    :param factor: of A, however rounded, which takes the place of most iterations.
     """
     system, preconditioner = prepared.system, prepared.preconditioner
     assert preconditioner is not None
-    solution = prepared.attempt(rhs, None)
+    solution = prepared.attempt(rhs, None if factor is None else solve_by_factor(factor, rhs))
     if not solution.converged:
         return None
     noise, allowed = system.diagonal_facts.smallest_noise, prepared.solver.prediction_error
@@ -287,10 +328,14 @@ def variance_solve(prepared: CertifiedPrepared, rhs: Tensor, prior: float) -> li
         if excess <= 1 or refinement == _MEAN_REFINEMENTS:
             return found
         # The width falls with the square of the residual; what rounding adds to it does not fall.
-        correction = _correction(prepared, residual, max(0.5 * excess**-0.5, _REDUCTION))
-        if correction.reason is not Reason.CONVERGED:
-            return found
-        value = value + correction.value
+        if factor is not None:
+            correction = _corrected(factor, residual)
+        else:
+            iterated = _correction(prepared, residual, max(0.5 * excess**-0.5, _REDUCTION))
+            if iterated.reason is not Reason.CONVERGED:
+                return found
+            correction = iterated.value
+        value = value + correction
         residual = wide_residual(system, rhs, value)
     return None
 

@@ -81,15 +81,26 @@ class Probes:
 
 @dataclass(frozen=True)
 class InversePairs:
-    """Vectors u_s = W'z and v_s = A^-1 W^-1 z of whitened probes, all u before all v: the mean of u_s v_s' over the
-    choice of probes is A^-1. ``images``: A times them, as they are, whatever the tolerance that v was solved to."""
+    """Vectors u_s and v_s such that the mean of u_s v_s' over the choice of probes z is A^-1, all u before all v.
+
+    W'z and A^-1 W^-1 z of whitened probes, or both L^-T z of a factor L, which are then held once. ``images``: A times
+    them, as they are, whatever the tolerance that v was solved to.
+    """
 
     vectors: Float[Tensor, "n s2"]
     images: Float[Tensor, "n s2"]
+    alike: bool = False  # whether every v is its u
 
-    @staticmethod
-    def quadratic_forms(products: Float[Tensor, "t s2"]) -> tuple[Float64[Tensor, " t"], Float64[Tensor, " t"]]:
-        """Estimates of r' A^-1 r, at least 0, and their standard errors, from r'u and r'v of t vectors r."""
-        left, right = products.double().chunk(2, dim=1)
+    @classmethod
+    def of_factor(cls, system: LinearSystem, factor: Float[Tensor, "n n"], signs: Float[Tensor, "n s"]) -> InversePairs:
+        """Of A = L L', a pair for every column of ``signs``. One pass over K, and half of its flops."""
+        vectors = torch.linalg.solve_triangular(factor.mT, signs.to(factor.dtype), upper=True).to(signs.dtype)
+        return cls(vectors, system.matmul(vectors), alike=True)
+
+    def quadratic_forms(self, products: Float[Tensor, "t s2"]) -> tuple[Float64[Tensor, " t"], Float64[Tensor, " t"]]:
+        """Estimates of r' A^-1 r, at least 0, and their standard errors, from products of t vectors r with
+        ``vectors``."""
+        wide = products.double()
+        left, right = (wide, wide) if self.alike else wide.chunk(2, dim=1)
         terms = left * right
         return terms.mean(1).clamp_min(0), terms.std(1) / terms.shape[1] ** 0.5

@@ -65,15 +65,18 @@ def exact_variances(cross: CrossKernel, factor: Float[Tensor, "n n"]) -> Varianc
     return Variances(value, torch.zeros_like(value), value)
 
 
-def certified_variances(prepared: CertifiedPrepared, cross: CrossKernel) -> Variances | None:
+def certified_variances(
+    prepared: CertifiedPrepared, cross: CrossKernel, factor: Float[Tensor, "n n"] | None = None
+) -> Variances | None:
     """By solves, 32 columns at a time, of the middle of each interval; ``error`` is half of the widest, infinite where
     there is no noise. None where a solve does not certify. See
-    :func:`~gp_rangeformer.solvers.prediction.variance_solve`."""
+    :func:`~gp_rangeformer.solvers.prediction.variance_solve`, also for ``factor``."""
     prior, noise = float(cross.prior()), prepared.system.diagonal_facts.smallest_noise
     intervals = []
     everything = torch.arange(cross.t, device=cross.device)
     for piece in spans(0, cross.t, _AT_ONCE):
-        found = variance_solve(prepared, cross.of_some(everything[piece]).dense().mT, prior)
+        columns = cross.of_some(everything[piece]).dense().mT
+        found = variance_solve(prepared, columns, prior, factor)
         if found is None:
             return None
         intervals += found
