@@ -78,10 +78,10 @@ def free_cores(n: int) -> Iterator[None]:
     """All threads of PyTorch, or half of them where other work was met: for one call of ``n`` points, and what it
     calls. 4 us."""
     threads = torch.get_num_threads()
-    if n < _SMALLEST or threads == 1 or _watch.inside or not _may_choose():
+    if n < _SMALLEST or threads == 1 or _watch.inside or _THIS_THREAD is None:
         yield
         return
-    fewer = _watch.fewer_for > 0
+    fewer = _watch.fewer_for > 0 and _may_choose()
     seconds, left_core = _usage()
     _watch.inside = True
     if fewer:
@@ -126,9 +126,8 @@ def _judge(fewer: bool, seconds: float, left_core: int) -> None:
 
 
 def _may_choose() -> bool:
-    if _THIS_THREAD is None or settings.deterministic.on():
-        return False
-    return not (torch.distributed.is_available() and torch.distributed.is_initialized())
+    alone = not (torch.distributed.is_available() and torch.distributed.is_initialized())
+    return alone and settings.deterministic.off()
 
 
 def _usage() -> tuple[float, int]:
