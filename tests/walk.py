@@ -41,6 +41,7 @@ class Walk:
 
 def walk(n: int = 2000) -> Walk:
     """Of one training step of a Matern kernel, value and gradient, on the certified path with its defaults."""
+    threads = torch.get_num_threads()
     torch.set_num_threads(2)
     problem = build("matern32", n=n, dtype=torch.float32)
     entered: list[str] = []
@@ -60,6 +61,7 @@ def walk(n: int = 2000) -> Walk:
             problem.loss().backward()
         finally:
             sys.settrace(None)
+            torch.set_num_threads(threads)
     return Walk(tuple(entered))
 
 
