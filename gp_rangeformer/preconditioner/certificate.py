@@ -148,7 +148,7 @@ def relative_residual(
 
 def relative(error: Float64[np.ndarray, " m"], norm: Float64[np.ndarray, " m"]) -> Float64[Tensor, " m"]:
     """error / norm, and 0 where the norm is."""
-    return torch.from_numpy(np.divide(error, norm, out=np.zeros_like(error), where=norm > 0))
+    return torch.from_numpy(np.divide(error, norm, out=np.zeros_like(error), where=norm != 0))
 
 
 def logdet_bounds(

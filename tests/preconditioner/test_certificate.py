@@ -2,11 +2,12 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from gp_rangeformer.preconditioner.certificate import inv_quad_bounds, logdet_bounds
+from gp_rangeformer.preconditioner.certificate import inv_quad_bounds, logdet_bounds, relative
 from gp_rangeformer.preconditioner.landmarks import Landmarks
 from gp_rangeformer.preconditioner.nystrom import nystrom_preconditioner
 from gp_rangeformer.solvers.block_cg import block_cg
@@ -146,3 +147,9 @@ def test_the_rounding_counted_for_a_carried_residual_covers_what_is_measured(nam
     assert bool((measured <= counted).all())
     # Per rounding counted 0.7 to 7.9 times what is measured, with AVX-512 and without; half as much again is allowed.
     assert bool((rounding(single, result.value) <= 12 * measured).all())
+
+
+def test_a_norm_that_is_no_number_proves_nothing() -> None:
+    found = relative(np.array([1.0, 1.0, 1.0, 0.0]), np.array([2.0, math.nan, 0.0, 0.0]))
+    assert found[[0, 2, 3]].tolist() == [0.5, 0.0, 0.0]
+    assert math.isnan(found[1])
