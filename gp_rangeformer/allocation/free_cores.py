@@ -6,17 +6,15 @@ process a step at n = 2000 took 0.6 s with two threads and 0.07 with one; alone 
 
 Other work is noticed by how often this thread loses its core, or gives it up while it waits: Linux counts both. Fewer
 threads add numbers up in another order, so ``settings.deterministic`` keeps all, and so do processes of a group, which
-must agree; and so do small systems.
+must agree.
 """
 
 from __future__ import annotations
 
 import contextlib
-import functools
 import threading
 import time
-from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+from collections.abc import Iterator
 
 import torch
 
@@ -30,8 +28,6 @@ except ImportError:
 # Who to count for, None where a thread's own switches are not counted (not Linux): there nothing is noticed.
 _THIS_THREAD: int | None = getattr(resource, "RUSAGE_THREAD", None)
 
-# Points: fewer are answered exactly, in few parallel stretches, and with the same bits whatever else runs.
-_SMALLEST = 1000
 # Times a thread left its core, in a second of its own time: 0 to 90 alone, 220 to 430 beside one or two busy processes
 # (n = 2000 and 8000, two threads, two cores).
 _MANY = 150
@@ -39,8 +35,6 @@ _WINDOW = 0.03  # s of a thread's own time that are judged together: a call may 
 # s of its own time that a thread goes on with fewer before it tries all again: twice as long every time in vain.
 _SHORTEST, _LONGEST = 2.0, 32.0
 
-
-Function = TypeVar("Function", bound=Callable[..., Any])
 
 OTHER_WORK = "other work wants the same cores: half of the threads"
 
@@ -59,26 +53,14 @@ class _Watch(threading.local):
 _watch = _Watch()
 
 
-def on_free_cores(size: Callable[..., int]) -> Callable[[Function], Function]:
-    """Makes a function run inside :func:`free_cores`, for the n that ``size`` reads from its positional arguments."""
-
-    def decorate(function: Function) -> Function:
-        @functools.wraps(function)
-        def run(*args: Any, **kwargs: Any) -> Any:
-            with free_cores(size(*args)):
-                return function(*args, **kwargs)
-
-        return run  # type: ignore[return-value]
-
-    return decorate
-
-
 @contextlib.contextmanager
-def free_cores(n: int) -> Iterator[None]:
-    """All threads of PyTorch, or half of them where other work was met: for one call of ``n`` points, and what it
-    calls. 4 us."""
+def free_cores() -> Iterator[None]:
+    """All threads of PyTorch, or half of them where other work was met: for one call, and what it calls. 4 us.
+
+    A decorator too.
+    """
     threads = torch.get_num_threads()
-    if n < _SMALLEST or threads == 1 or _watch.inside or _THIS_THREAD is None:
+    if threads == 1 or _watch.inside or _THIS_THREAD is None:
         yield
         return
     fewer = _watch.fewer_for > 0 and _may_choose()
@@ -96,9 +78,9 @@ def free_cores(n: int) -> Iterator[None]:
         _judge(fewer, now - seconds, left_core_now - left_core)
 
 
-def beside_other_work(n: int) -> bool:
-    """Whether calls of ``n`` points by this thread take half of the threads now."""
-    return n >= _SMALLEST and _watch.fewer_for > 0 and _may_choose()
+def beside_other_work() -> bool:
+    """Whether calls of this thread take half of the threads now."""
+    return _watch.fewer_for > 0 and _may_choose()
 
 
 def forget() -> None:

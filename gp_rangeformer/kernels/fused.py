@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from gp_rangeformer.allocation.free_cores import on_free_cores
+from gp_rangeformer.allocation.free_cores import free_cores
 from gp_rangeformer.kernels.conditional_weight import ConditionalWeight
 from gp_rangeformer.kernels.contract import DenseWeight, ThinWeight, contract
 from gp_rangeformer.kernels.derivatives import parameter_products
@@ -159,7 +159,7 @@ def takes_unformed_weights(kernel: Tensor) -> bool:
 
 class _Dense(torch.autograd.Function):
     @staticmethod
-    @on_free_cores(lambda ctx, expression, n, *rest: n)
+    @free_cores()
     def forward(ctx, expression: Expression, n: int, dtype: torch.dtype, *arguments: Tensor) -> Tensor:
         ctx.expression = expression
         ctx.dtype = dtype
@@ -167,7 +167,7 @@ class _Dense(torch.autograd.Function):
         return evaluate_arguments(expression, arguments, n, dtype)
 
     @staticmethod
-    @on_free_cores(lambda ctx, g_kernel: g_kernel.shape[-1])
+    @free_cores()
     def backward(ctx, g_kernel: Tensor):  # type: ignore[override]
         arguments = ctx.saved_tensors
         # Grad mode is on during a backward pass with create_graph only.

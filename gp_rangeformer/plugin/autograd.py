@@ -15,7 +15,7 @@ from dataclasses import fields
 import torch
 from torch import Tensor
 
-from gp_rangeformer.allocation.free_cores import on_free_cores
+from gp_rangeformer.allocation.free_cores import free_cores
 from gp_rangeformer.kernels.conditional_weight import ConditionalWeight
 from gp_rangeformer.kernels.contract import ThinWeight
 from gp_rangeformer.kernels.fused import FusedKernel, takes_unformed_weights
@@ -59,13 +59,12 @@ class InvQuadLogDet(torch.autograd.Function):
     @staticmethod
     def forward(ctx, noise: Tensor, rhs: Tensor, evaluation: AnyEvaluation, fused: AnyFused | None, *arguments: Tensor):
         ctx.weight, ctx.fused, ctx.count = type(evaluation.weight), fused, len(arguments)
-        ctx.size = noise.shape[-1]
         # The arguments of a fused kernel too: autograd refuses a backward pass after they were changed in place.
         ctx.save_for_backward(noise, rhs, *_fields(evaluation.weight), *arguments)
         return evaluation.outputs(rhs)
 
     @staticmethod
-    @on_free_cores(lambda ctx, *_: ctx.size)
+    @free_cores()
     def backward(ctx, g_inv_quad: Tensor, g_logdet: Tensor):  # type: ignore[override]
         noise, rhs, *saved = ctx.saved_tensors
         kernel = ctx.fused or _Held(saved[-1])
@@ -112,7 +111,7 @@ class Solve(torch.autograd.Function):
         return solution
 
     @staticmethod
-    @on_free_cores(lambda ctx, g_solution: g_solution.shape[-2])
+    @free_cores()
     def backward(ctx, g_solution: Tensor):  # type: ignore[override]
         noise, solution, *arguments = ctx.saved_tensors
         kernel = ctx.fused or _Held(arguments[-1])

@@ -18,7 +18,7 @@ from linear_operator.utils.memoize import _is_in_cache, add_to_cache, get_from_c
 from torch import Tensor
 
 from gp_rangeformer import settings
-from gp_rangeformer.allocation.free_cores import on_free_cores
+from gp_rangeformer.allocation.free_cores import free_cores
 from gp_rangeformer.allocation.free_memory import because
 from gp_rangeformer.kernels.fused import FusedKernel
 from gp_rangeformer.kernels.native.neighbours import MOST_NEIGHBOURS
@@ -140,7 +140,7 @@ def _left_product(left: Tensor, solution: Tensor, right: Tensor) -> Tensor:
     return left @ solution
 
 
-@on_free_cores(lambda operator, *_: operator.shape[-1])
+@free_cores()
 def _solve(operator: AddedDiagLinearOperator, system: EligibleSystem, right_tensor: Tensor) -> Tensor:
     check_rhs(system, right_tensor)
     n = operator.shape[-1]
@@ -189,7 +189,7 @@ def _solve(operator: AddedDiagLinearOperator, system: EligibleSystem, right_tens
     return result.squeeze(-1) if vector else result
 
 
-@on_free_cores(lambda operator, *_: operator.shape[-1])
+@free_cores()
 def root_inv_decomposition(
     self: AddedDiagLinearOperator,
     initial_vectors: Tensor | None = None,

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from gp_rangeformer import settings
-from gp_rangeformer.allocation.free_cores import OTHER_WORK, beside_other_work, on_free_cores
+from gp_rangeformer.allocation.free_cores import OTHER_WORK, beside_other_work, free_cores
 from gp_rangeformer.allocation.free_memory import because
 from gp_rangeformer.kernels.fused import FusedKernel
 from gp_rangeformer.plugin import autograd
@@ -35,7 +35,7 @@ from gp_rangeformer.system.symmetry import last_bits_asymmetry
 EXACT_COLUMNS = 32
 
 
-@on_free_cores(lambda system, *_: system.kernel.shape[-1])
+@free_cores()
 def likelihood_terms(system: EligibleSystem, rhs: Tensor, with_logdet: bool = True) -> tuple[Tensor, Tensor]:
     """rhs_j' A^-1 rhs_j for every column j, (*batch) m, and log|A|, (*batch): differentiable, reported.
 
@@ -45,7 +45,7 @@ def likelihood_terms(system: EligibleSystem, rhs: Tensor, with_logdet: bool = Tr
     *_, n, m = rhs.shape
     batch_shape, count = system.kernel.shape[:-2], system.count
     call = Call("inv_quad_logdet", system, m)
-    if beside_other_work(system.kernel.shape[-1]):
+    if beside_other_work():
         call.note(OTHER_WORK)
     exact_reason = _exact_training_reason(system, m)
     columns = rhs.reshape(count, n, m)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from gp_rangeformer import settings
-from gp_rangeformer.allocation.free_cores import on_free_cores
+from gp_rangeformer.allocation.free_cores import free_cores
 from gp_rangeformer.kernels.cross import CrossKernel
 from gp_rangeformer.kernels.evaluate import evaluate_arguments
 from gp_rangeformer.plugin.fitted import FittedModel, keep_at_most
@@ -49,14 +49,14 @@ class Posterior:
     ) -> None:
         self._fitted, self._cross, self._by_host, self._unchanged = fitted, cross, by_host, unchanged
 
-    @on_free_cores(lambda self: self._fitted.n)
+    @free_cores()
     def variances(self) -> Tensor:
         """Of f, t, at least 0. See ``variances`` of :class:`gp_rangeformer.Certified`."""
         with torch.no_grad(), no_autocast():
             found = torch.where(self._cross.known, self._variances().value, math.nan)
         return found.to(self._cross.dtype)
 
-    @on_free_cores(lambda self: self._fitted.n)
+    @free_cores()
     def covariance(self) -> Tensor:
         """Of f, t x t: by the factor where certified variances would take one, else by GPyTorch's own way.
 

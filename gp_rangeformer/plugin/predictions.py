@@ -26,7 +26,7 @@ from linear_operator.operators import AddedDiagLinearOperator, LinearOperator
 from torch import Tensor
 
 from gp_rangeformer import settings
-from gp_rangeformer.allocation.free_cores import on_free_cores
+from gp_rangeformer.allocation.free_cores import free_cores
 from gp_rangeformer.kernels.cross import CrossKernel
 from gp_rangeformer.kernels.fused import FusedKernel
 from gp_rangeformer.plugin.crossover import host_predicts_as_fast
@@ -81,7 +81,7 @@ def test_prior(self: ExactGP, train_inputs: Any, test_inputs: Any, **kwargs: Any
         return original_test_prior(self, train_inputs, test_inputs, **kwargs)
 
 
-@on_free_cores(lambda strategy, *_: strategy.train_labels.shape[-1])
+@free_cores()
 def exact_prediction(
     self: DefaultPredictionStrategy, test_mean: Tensor, test_test_covar: Any, test_train_covar: Any
 ) -> tuple[Tensor, Any]:

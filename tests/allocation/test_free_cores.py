@@ -15,7 +15,7 @@ from gp_rangeformer import settings
 from gp_rangeformer.allocation import free_cores
 from gp_rangeformer.allocation.free_cores import OTHER_WORK, beside_other_work
 
-THREADS, N = 4, 2000
+THREADS = 4
 
 
 class Machine:
@@ -34,7 +34,7 @@ class Machine:
 
     def call(self, seconds: float = 2**-5) -> int:
         """How many threads a call of so many seconds has."""
-        with free_cores.free_cores(N):
+        with free_cores.free_cores():
             self.seconds += seconds
             self.left_core += seconds * self.per_second
             return torch.get_num_threads()
@@ -69,7 +69,7 @@ def test_a_first_call_that_reads_files_is_no_other_work(machine: Machine) -> Non
 def test_beside_other_work_half_of_them(machine: Machine) -> None:
     machine.per_second = 250
     assert [machine.call() for _ in range(4)] == [THREADS, THREADS, THREADS // 2, THREADS // 2]
-    assert beside_other_work(N)
+    assert beside_other_work()
 
 
 def test_short_calls_are_judged_together(machine: Machine) -> None:
@@ -78,10 +78,10 @@ def test_short_calls_are_judged_together(machine: Machine) -> None:
     machine.per_second = 1000
     machine.call(0.001)
     machine.call(0.001)
-    assert not beside_other_work(N)
+    assert not beside_other_work()
     for _ in range(60):
         machine.call(0.001)
-    assert beside_other_work(N)
+    assert beside_other_work()
 
 
 def test_all_are_tried_again_and_less_often_in_vain(machine: Machine) -> None:
@@ -99,7 +99,7 @@ def test_all_are_back_when_the_other_work_has_ended(machine: Machine) -> None:
     machine.per_second = 5
     found = [machine.call() for _ in range(200)]
     assert found == [THREADS // 2] * 64 + [THREADS] * 136
-    assert not beside_other_work(N)
+    assert not beside_other_work()
     machine.meet_other_work()
     machine.per_second = 5
     assert [machine.call() for _ in range(65)] == [THREADS // 2] * 64 + [THREADS]  # not twice as long
@@ -107,14 +107,14 @@ def test_all_are_back_when_the_other_work_has_ended(machine: Machine) -> None:
 
 def test_calls_inside_calls_are_not_halved_twice(machine: Machine) -> None:
     machine.meet_other_work()
-    with free_cores.free_cores(N):
+    with free_cores.free_cores():
         assert machine.call() == THREADS // 2
         assert machine.call() == THREADS // 2
 
 
 def test_a_call_that_fails_leaves_all_threads(machine: Machine) -> None:
     machine.meet_other_work()
-    with pytest.raises(KeyboardInterrupt), free_cores.free_cores(N):
+    with pytest.raises(KeyboardInterrupt), free_cores.free_cores():
         raise KeyboardInterrupt
     assert torch.get_num_threads() == THREADS
     assert machine.call() == THREADS // 2
@@ -124,7 +124,7 @@ def test_deterministic_answers_keep_all(machine: Machine) -> None:
     machine.meet_other_work()
     with settings.deterministic():
         assert machine.call() == THREADS
-        assert not beside_other_work(N)
+        assert not beside_other_work()
 
 
 def test_processes_of_a_group_keep_all(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -137,25 +137,6 @@ def test_where_nothing_is_counted_nothing_is_noticed(machine: Machine, monkeypat
     monkeypatch.setattr(free_cores, "_THIS_THREAD", None)
     machine.per_second = 300
     assert [machine.call() for _ in range(5)] == [THREADS] * 5
-
-
-def test_small_systems_keep_all(machine: Machine) -> None:
-    machine.meet_other_work()
-    with free_cores.free_cores(999):
-        assert torch.get_num_threads() == THREADS
-    assert not beside_other_work(999)
-
-
-def test_a_function_is_run_inside(machine: Machine) -> None:
-    @free_cores.on_free_cores(lambda rows, *_: len(rows))
-    def threads(rows: range, *, more: int) -> int:
-        """Of a call."""
-        return torch.get_num_threads() + more
-
-    machine.meet_other_work()
-    assert threads(range(N), more=10) == THREADS // 2 + 10
-    assert threads(range(10), more=0) == THREADS
-    assert threads.__doc__ == "Of a call."
 
 
 def test_one_thread_stays_one(machine: Machine) -> None:

@@ -31,6 +31,7 @@ from gp_rangeformer.lab.bench.small_tasks import (
     Plan,
     Step,
     botorch_conditions,
+    floor_of,
     has_botorch,
 )
 from gp_rangeformer.lab.compare import machine
@@ -79,12 +80,14 @@ class Cell:
 
     :param timings: by the names of :data:`TASKS`; ``fit`` of a single model, and where BoTorch is installed.
     :param peaks: of a step in MiB above what was held before, host and flag; None where they cannot be told.
+    :param floor: median seconds of :func:`~gp_rangeformer.lab.bench.small_tasks.floor_of` a step; None: not measured.
     """
 
     n: int
     batch: int
     timings: dict[str, Timing]
     peaks: list[float | None]
+    floor: float | None = None
 
     def to_json(self) -> dict[str, object]:
         return {**asdict(self), "summaries": {name: timing.summary() for name, timing in self.timings.items()}}
@@ -92,7 +95,7 @@ class Cell:
     @classmethod
     def from_json(cls, content: dict) -> Cell:
         timings = {name: Timing(**timing) for name, timing in content["timings"].items()}
-        return cls(content["n"], content["batch"], timings, content["peaks"])
+        return cls(content["n"], content["batch"], timings, content["peaks"], content.get("floor"))
 
 
 def time_pairs(task: Step, repetitions: int, patience: float) -> Timing:
@@ -145,7 +148,18 @@ def measure_cell(
             timings[name] = time_pairs(TASKS[name](n, batch, plan), plan.repetitions, patience)
         step = Step(n, batch, plan)
         step.renew()
-        return Cell(n, batch, timings, [_peak(step, flag) for flag in (False, True)])
+        floor = _floor(step, plan.repetitions, patience)
+        return Cell(n, batch, timings, [_peak(step, flag) for flag in (False, True)], floor)
+
+
+def _floor(step: Step, repetitions: int, patience: float) -> float:
+    """As many repetitions as a step has, the first not counted."""
+    run, seconds, started = floor_of(step), [], time.perf_counter()
+    while len(seconds) <= repetitions and (len(seconds) < step.fewest or time.perf_counter() - started < patience):
+        with Clock(CPU) as clock:
+            run()
+        seconds.append(clock.seconds)
+    return median(seconds[1:])
 
 
 def _peak(task: Step, flag: bool) -> float | None:

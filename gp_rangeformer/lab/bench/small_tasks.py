@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
@@ -19,6 +19,7 @@ from torch import Tensor
 from gp_rangeformer import settings
 from gp_rangeformer.fit import botorch_optimizer
 from gp_rangeformer.lab.compare.audit import gradient_vector
+from gp_rangeformer.plugin.recognition import recognise_selected
 
 TEST_POINTS = 100
 CPU = torch.device("cpu")
@@ -85,6 +86,23 @@ class Step:
     def read(self, result: Any) -> dict[str, Tensor]:
         """What host and flag are compared by."""
         return {"loss": result.detach(), "gradient": gradient_vector(self.model)}
+
+
+def floor_of(step: Step) -> Callable[[], Sequence[Tensor]]:
+    """What no step with Cholesky goes below: K, a factorisation, the inverse and one contraction of the gradient of K,
+    as the plug-in computes them, at the hyperparameters as they are. Without GPyTorch."""
+    with torch.no_grad():
+        fused = recognise_selected(step.model.covar_module.base_kernel, step.x)
+        noise = step.likelihood.noise.unsqueeze(-1) * torch.ones_like(step.y).unsqueeze(-2)
+    assert fused is not None, "a kernel that is recognised"
+
+    def run() -> Sequence[Tensor]:
+        kernel = fused.evaluate().reshape(*step.y.shape, step.y.shape[-1])
+        kernel.diagonal(dim1=-2, dim2=-1).add_(noise.squeeze(-2))
+        factor, _ = torch.linalg.cholesky_ex(kernel)
+        return fused.contract_symmetric(torch.cholesky_inverse(factor))
+
+    return run
 
 
 class Prediction(Step):

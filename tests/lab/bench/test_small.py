@@ -184,6 +184,21 @@ def test_botorchs_fit_ends_at_the_same_likelihood(answering: None) -> None:
     assert min(fit.evaluations) > 1
 
 
+@pytest.mark.parametrize("batch", [1, 3])
+def test_a_floor_is_the_gradient_of_the_log_determinant(batch: int) -> None:
+    """With respect to the coordinates in units of length-scales, whatever else a step computes."""
+    step = Step(40, batch, PLAN)
+    step.renew()
+    kernel = step.model.covar_module.base_kernel
+    z = (step.x / kernel.lengthscale).detach().requires_grad_()
+    squares = (z.unsqueeze(-2) - z.unsqueeze(-3)).square().sum(-1)
+    dense = (-0.5 * squares).exp() + torch.diag_embed(step.likelihood.noise.detach().expand_as(step.y))
+    torch.logdet(dense).sum().backward()
+    found = small_tasks.floor_of(step)()
+    assert z.grad is not None
+    torch.testing.assert_close(found[0].reshape(z.shape), z.grad, rtol=1e-8, atol=1e-8)
+
+
 # --------------------------------------------------------------------------------------------------------------------
 # Tables
 
@@ -193,7 +208,7 @@ def test_tables_have_a_row_per_cell_and_fit_into_the_console() -> None:
     with_fit = {name: slow for name in TASKS}
     with_fit |= dict.fromkeys(FITS, replace(timing([12.345], [54.321]), evaluations=[120, 123]))
     without = {name: slow for name in WITHOUT_FIT}
-    cells = [Cell(1000, 1, with_fit, [12.0, 3.0]), Cell(1000, 16, without, [None, None])]
+    cells = [Cell(1000, 1, with_fit, [12.0, 3.0], 0.0123456), Cell(1000, 16, without, [None, None])]
     console = Console(width=170, highlight=False)
     for grid, fitted in (
         (seconds_grid(cells, PLAN), ["12345, 54321", "0.23"]),
@@ -207,7 +222,8 @@ def test_tables_have_a_row_per_cell_and_fit_into_the_console() -> None:
             console.print(grid)
         for row in grid.rows:
             assert any(all(part in line for part in row) for line in capture.get().splitlines())
-    assert seconds_grid(cells, PLAN).rows[0][1:3] == ("900, 1346", "0.67 (0.66-0.73)")
+    assert seconds_grid(cells, PLAN).rows[0][1:4] == ("12.3", "900, 1346", "0.67 (0.66-0.73)")
+    assert seconds_grid(cells, PLAN).rows[1][1] == "-"
 
 
 def test_without_a_fit_there_is_no_column_for_it() -> None:
@@ -215,7 +231,7 @@ def test_without_a_fit_there_is_no_column_for_it() -> None:
     for grid in (seconds_grid(cells, PLAN), accuracy_grid(cells)):
         assert "fit" not in grid.to_markdown()
         assert all(len(row) == len(grid.headers) for row in grid.rows)
-    assert "| 10, 1 | 100, 50.0 | 2.00 |" in seconds_grid(cells, PLAN).to_markdown()
+    assert "| 10, 1 | - | 100, 50.0 | 2.00 |" in seconds_grid(cells, PLAN).to_markdown()
 
 
 # --------------------------------------------------------------------------------------------------------------------
