@@ -12,6 +12,7 @@ must agree.
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
 import time
 from collections.abc import Iterator
@@ -31,6 +32,8 @@ _THIS_THREAD: int | None = getattr(resource, "RUSAGE_THREAD", None)
 # Times a thread left its core, in a second of its own time: 0 to 90 alone, 220 to 430 beside one or two busy processes
 # (n = 2000 and 8000, two threads, two cores).
 _MANY = 150
+# Where waiting threads sleep, they give their cores up whatever else runs.
+_SLEEPING = os.environ.get("OMP_WAIT_POLICY", "").upper() == "PASSIVE"
 _WINDOW = 0.03  # s of a thread's own time that are judged together: a call may last a millisecond
 # s of its own time that a thread goes on with fewer before it tries all again: twice as long every time in vain.
 _SHORTEST, _LONGEST = 2.0, 32.0
@@ -60,19 +63,19 @@ def free_cores() -> Iterator[None]:
     A decorator too.
     """
     threads = torch.get_num_threads()
-    if threads == 1 or _watch.inside or _THIS_THREAD is None:
+    if threads == 1 or _watch.inside or not _watched():
         yield
         return
     fewer = _watch.fewer_for > 0 and _may_choose()
     seconds, left_core = _usage()
-    _watch.inside = True
-    if fewer:
-        torch.set_num_threads(threads // 2)
     try:
+        _watch.inside = True
+        if fewer:
+            torch.set_num_threads(threads // 2)
         yield
     finally:
         _watch.inside = False
-        if fewer:
+        if fewer and torch.get_num_threads() == threads // 2:  # else somebody has chosen another number
             torch.set_num_threads(threads)
         now, left_core_now = _usage()
         _judge(fewer, now - seconds, left_core_now - left_core)
@@ -80,7 +83,7 @@ def free_cores() -> Iterator[None]:
 
 def beside_other_work() -> bool:
     """Whether calls of this thread take half of the threads now."""
-    return _watch.fewer_for > 0 and _may_choose()
+    return _watch.fewer_for > 0 and torch.get_num_threads() > 1 and _watched() and _may_choose()
 
 
 def forget() -> None:
@@ -107,6 +110,11 @@ def _judge(fewer: bool, seconds: float, left_core: int) -> None:
     _watch.suspected = met
 
 
+def _watched() -> bool:
+    """PyTorch's number is also that which new threads start with: the main thread alone changes it."""
+    return _THIS_THREAD is not None and threading.current_thread() is threading.main_thread()
+
+
 def _may_choose() -> bool:
     alone = not (torch.distributed.is_available() and torch.distributed.is_initialized())
     return alone and settings.deterministic.off()
@@ -117,4 +125,4 @@ def _usage() -> tuple[float, int]:
     assert resource is not None
     assert _THIS_THREAD is not None
     used = resource.getrusage(_THIS_THREAD)
-    return time.thread_time(), used.ru_nivcsw + used.ru_nvcsw
+    return time.thread_time(), used.ru_nivcsw + (0 if _SLEEPING else used.ru_nvcsw)

@@ -24,8 +24,11 @@ NUMERICAL = (NanError, NotPSDError, torch.linalg.LinAlgError, ArithmeticError, I
 _NEAR = 10.0  # tolerances: of what is left to gain, where it is asked how much of it is noise
 # Accepted steps, and steps of any kind, in which less than the tolerance was gained, all together.
 _PATIENCE, _LONG_PATIENCE = 3, 5
+# Further evaluations, unless the caller says how many: secants take tens where average information takes two.
+_EVALUATIONS, _BY_SECANTS = 40, 400
 _OF_SECANTS = 1e-3  # of the tolerance: curvature that was seen along a few steps says little of the rest
 _RADIUS, _LARGEST_RADIUS, _SMALLEST_RADIUS = 1.0, 4.0, 1e-3
+_TINY_RADIUS = 1e-6  # where average information was wrong: a likelihood may bend within a ten-thousandth
 # Share of the promised gain above which the radius grows and below which it shrinks.
 _GOOD, _POOR = 0.5, 0.1
 _SHRINK = 0.3
@@ -58,14 +61,17 @@ def ascend(
     best: Evaluated,
     *,
     tolerance: float,
-    max_evaluations: int,
+    max_evaluations: int | None,
     watch: Watch = lambda evaluated, accepted: None,
     expired: Callable[[], bool] = lambda: False,
 ) -> Ascent:
     """Steps from ``best`` until the model has less than ``tolerance`` nats per point to gain, or less than noise.
 
+    Where average information leads nowhere although it has far more left to gain, of values and gradients that are
+    exact, secants take over: it is the wrong curvature there (spectral mixtures).
+
     :param best: just evaluated.
-    :param max_evaluations: further ones, at most.
+    :param max_evaluations: further ones, at most; None for 40, and 400 by secants.
     :param watch: sees every further evaluation and whether it was accepted.
     :param expired: whether to stop with what there is.
     """
@@ -76,6 +82,9 @@ def ascend(
     secants = found is None
     model = secant.first(best) if found is None else found
     enough = (_OF_SECANTS if secants else 1.0) * tolerance
+    smallest, steps_that_fail_count = _SMALLEST_RADIUS, True
+    by_information = _EVALUATIONS if max_evaluations is None else max_evaluations
+    by_secants = _BY_SECANTS if max_evaluations is None else max_evaluations
     while True:
         noise = 0.0 if best.group_gradients is None else explained_by_noise(model, best.group_gradients)
         reason = None
@@ -83,13 +92,18 @@ def ascend(
             reason = "converged"
         elif decrement < noise:
             reason = AS_NEAR_AS_PROBES_ALLOW
-        elif used >= max_evaluations:
+        elif used >= (by_secants if secants else by_information):
             reason = USED_UP
         elif expired():
             reason = TIMEOUT
-        elif radius < _SMALLEST_RADIUS or _stalls(gains, enough):
+        elif radius < smallest or _stalls(gains, enough):
             reason = NO_FURTHER_GAIN
-        if reason is not None:
+        misled = reason in (NO_FURTHER_GAIN, USED_UP) and not secants and used < by_secants
+        if misled and decrement > near and _is_exact(best):
+            secants, model, radius, met, enough = True, secant.first(best), _RADIUS, 1.0, _OF_SECANTS * tolerance
+            smallest, steps_that_fail_count = _TINY_RADIUS, False
+            gains.clear()
+        elif reason is not None:
             return Ascent(best, model, reason, secants, noise)
         step = model.step(radius)
         if not step.promised > 0:  # at a wall
@@ -100,12 +114,12 @@ def ascend(
         except NUMERICAL:
             watch(_nowhere(best.phi + step.value), False)
             radius = _SHRINK * min(step.length, radius)
-            gains.append(None)
+            gains += [None] * steps_that_fail_count
             continue
         old, gain = best, gained(best, new, step)
         accepted, kept, full = gain > 0, gain / step.promised, step.length < radius * (1 - 1e-6)
         watch(new, accepted)
-        gains.append(gain if accepted else None)
+        gains += [gain] if accepted else [None] * steps_that_fail_count
         if kept > _GOOD and not full and radius < _RADIUS:
             gains.clear()  # little was gained because former steps had failed: the radius grows again
         if accepted:
@@ -123,6 +137,11 @@ def ascend(
             if accepted and own > 0 and math.isfinite(seen):
                 met = min(max(seen / own, _LEAST), 1.0)
             model = _corrected(found, step.value, seen, kept, accepted and full)
+
+
+def _is_exact(point: Evaluated) -> bool:
+    """Whether value and gradient are known to rounding, and the gradient moves every parameter."""
+    return point.samples is None and point.error == 0 and bool(point.gradient.isfinite().all())
 
 
 def _nowhere(phi: Float64[Tensor, " p"]) -> Evaluated:

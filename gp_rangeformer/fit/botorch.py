@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-import warnings
+import logging
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from gpytorch.mlls import ExactMarginalLogLikelihood, MarginalLogLikelihood
 
 from gp_rangeformer import settings
-from gp_rangeformer.fit.fit_mll import MAX_EVALUATIONS, TOLERANCE, fit_mll
+from gp_rangeformer.fit.fit_mll import TOLERANCE, fit_mll
 from gp_rangeformer.fit.result import TIMEOUT, USED_UP, Record
+
+_FAR = 10.0  # tolerances: more left to gain than that is no end
+_logger = logging.getLogger("gp_rangeformer")
 
 if TYPE_CHECKING:
     from botorch.optim.core import OptimizationResult
@@ -25,17 +28,19 @@ def botorch_optimizer(
     callback: Callable[[dict[str, Any], OptimizationResult], None] | None = None,
     timeout_sec: float | None = None,
     tolerance: float = TOLERANCE,
-    max_evaluations: int = MAX_EVALUATIONS,
+    max_evaluations: int | None = None,
     **others: Any,
 ) -> OptimizationResult:
-    """:func:`~gp_rangeformer.fit.fit_mll` with the signature of BoTorch's optimisers, which retry where one warns.
+    """:func:`~gp_rangeformer.fit.fit_mll` with the signature of BoTorch's optimisers.
+
+    A fit that ends early (time, evaluations, no step that gains) keeps what it has, as BoTorch's own does at its
+    limits, and is logged as a warning: one that BoTorch sees would put the start back in the end.
 
     :param parameters: not supported: parameters to leave alone have ``requires_grad=False``.
     :param closure: a loss of one's own is minimised by BoTorch's default optimiser, as are sums of likelihoods.
     :param timeout_sec: ends the fit after the evaluation during which it passes, with the best parameters so far.
     :param others: for BoTorch's default optimiser, where that has to do it.
     """
-    from botorch.exceptions.warnings import OptimizationWarning
     from botorch.optim.core import OptimizationResult, OptimizationStatus
     from botorch.optim.fit import fit_gpytorch_mll_scipy
 
@@ -55,9 +60,9 @@ def botorch_optimizer(
     status = OptimizationStatus.SUCCESS
     if result.reason == TIMEOUT:
         status = OptimizationStatus.STOPPED
-    elif result.reason == USED_UP:
-        status = OptimizationStatus.FAILURE
-        warnings.warn(f"the fit has not converged: {result.summary()}", OptimizationWarning, stacklevel=2)
+    elif result.reason == USED_UP or result.decrement > max(_FAR * tolerance, result.noise):
+        status = OptimizationStatus.STOPPED
+        _logger.warning("the fit has not converged: %s", result.summary())
     return OptimizationResult(len(result.history), -result.value, status, result.seconds, result.reason)
 
 

@@ -25,7 +25,7 @@ from gp_rangeformer.solvers.certified import Certified
 from gp_rangeformer.solvers.exact import Exact
 
 # Nats per point that may be left to gain, and evaluations on all points.
-TOLERANCE, MAX_EVALUATIONS = 1e-4, 40
+TOLERANCE = 1e-4
 # Of a subset: its own optimum is not the one that is wanted, and what it says nothing of must not drift to where all
 # points do not find it again (pol, n = 1000, from the optimum of 200 points: 0.008 to 0.01 below the best, for good).
 _LEVEL_TOLERANCE, _LEVEL_EVALUATIONS, _LEVEL_DEVIATION = 1e-3, 20, 1.0
@@ -42,7 +42,7 @@ def fit_mll(
     mll: MarginalLogLikelihood,
     *,
     tolerance: float = TOLERANCE,
-    max_evaluations: int = MAX_EVALUATIONS,
+    max_evaluations: int | None = None,
     timeout: float | None = None,
     callback: Callable[[Record], None] | None = None,
     levels: bool | int = True,
@@ -59,8 +59,8 @@ def fit_mll(
     other work.
 
     :param tolerance: nats per data point that may be left to gain.
-    :param max_evaluations: of the likelihood on all points. Some ten are usual.
-    :param timeout: seconds after which no further evaluation begins.
+    :param max_evaluations: of the likelihood on all points. Some ten are usual; None for some 40, and 400 by secants.
+    :param timeout: seconds after which no further step is taken: one evaluation, of where the fit is then, may follow.
     :param callback: sees every evaluation, on subsets too, while the model has its parameters. What it raises ends the
         fit.
     :param levels: whether to begin on subsets; False starts on all points, a number on subsets of at least so many.
@@ -75,7 +75,8 @@ def fit_mll(
     _check_positive("tolerance", tolerance)
     if timeout is not None:
         _check_positive("timeout", timeout)
-    if isinstance(max_evaluations, bool) or not isinstance(max_evaluations, int) or max_evaluations < 2:
+    whole = isinstance(max_evaluations, int) and not isinstance(max_evaluations, bool)
+    if max_evaluations is not None and not (whole and max_evaluations >= 2):
         raise ValueError(f"max_evaluations must be an integer of at least 2, got {max_evaluations!r}")
     if not isinstance(levels, int) or (levels is not False and levels < 1):
         raise ValueError(f"levels must be True, False or a positive number of points, got {levels!r}")
@@ -92,7 +93,7 @@ class _Fit:
         self,
         mll: ExactMarginalLogLikelihood,
         tolerance: float,
-        max_evaluations: int,
+        max_evaluations: int | None,
         timeout: float | None,
         callback: Callable[[Record], None] | None,
         levels: bool | int,
@@ -136,8 +137,9 @@ class _Fit:
         if not (math.isfinite(best.value) and bool(best.gradient.isfinite().all())):
             raise FitError(f"log p(y)/n is {best.value} at the parameters as they are, or its gradient is not finite")
         self._note_evaluation(objective, best, True)
-        led = self._through_levels(start) if self._levels else start
-        if len(self._history) > 1:  # on subsets, which have moved the parameters
+        led = self._through_levels(start) if self._levels and not self._expired() else start
+        moved = len(self._history) > 1  # by subsets
+        if moved and not (led is start and self._expired()):
             best.seen = None  # which holds K
             found = objective(led)
             better = led is start or found.value > best.value
@@ -148,7 +150,11 @@ class _Fit:
                 found = objective(start)
                 self._note_evaluation(objective, found, True)
             best = found
-        return self._ascend(objective, best, self._tolerance, self._most - objective.evaluations)
+        most = None if self._most is None else self._most - objective.evaluations
+        return self._ascend(objective, best, self._tolerance, most)
+
+    def _expired(self) -> bool:
+        return time.perf_counter() - self._started > self._timeout
 
     def _told(self, error: BaseException, objective: Objective) -> BaseException:
         """The error with what became of the model."""
@@ -199,6 +205,8 @@ class _Fit:
         order = torch.randperm(n, generator=torch.Generator().manual_seed(self._seed))
         anchor = Anchor(phi, _LEVEL_DEVIATION)
         for size in sizes:
+            if self._expired():
+                break
             try:
                 small = thinned(self._mll, order[:size])
             except Exception as error:  # whatever a model's own attributes raise when they are copied
@@ -216,14 +224,14 @@ class _Fit:
                 return start
         return phi
 
-    def _ascend(self, objective: Objective, start: Evaluated, tolerance: float, most: int) -> Ascent:
+    def _ascend(self, objective: Objective, start: Evaluated, tolerance: float, most: int | None) -> Ascent:
         return ascend(
             objective,
             start,
             tolerance=tolerance,
             max_evaluations=most,
             watch=lambda evaluated, accepted: self._note_evaluation(objective, evaluated, accepted),
-            expired=lambda: time.perf_counter() - self._started > self._timeout,
+            expired=self._expired,
         )
 
     def _note_evaluation(self, objective: Objective, evaluated: Evaluated, accepted: bool) -> None:

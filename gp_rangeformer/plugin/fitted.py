@@ -223,12 +223,15 @@ class FittedModel:
             known = self.preconditioners = replace(known, vecchia=vecchia)
         if known.vecchia is None:
             return None
-        if self.pairs is None and self.factor is not None:
-            self.pairs = InversePairs.of_factor(system, self.factor, known.solver.probe_vectors(system, _DRAWN))
+        factor = self.rounded if self.factor is None else self.factor
+        if self.pairs is None and factor is not None:
+            signs = known.solver.probe_vectors(system, _DRAWN)
+            self.pairs = InversePairs.of_factor(system, factor, signs, self.solver.tolerance)
         if self.pairs is None:
             # To the tolerance of a training step, as the probes of its gradient are.
             rough = replace(known, solver=replace(known.solver, tolerance=self.solver.tolerance)).of(system)
             self.pairs = rough.inverse_pairs(_PAIRS * known.solver.num_probes)
+        keep_at_most(settings.memory_limit.value())
         return None if self.pairs is None else (known.vecchia, self.pairs)
 
 
@@ -297,18 +300,15 @@ def _fit(strategy: Any, state: tuple[Tensor, ...]) -> FittedModel | None:
     prepared, reason = _prepared(linear_system, memory_of(system.owners, system.kernel, 0))
     solution, rounded = _solved(prepared, rhs, _starts.get(strategy))
     if rounded is not None:
-        call.note(_BY_A_FACTOR)
+        call.note(_BY_A_FACTOR if linear_system.held_dense else f"{_BY_A_FACTOR}, and formed K as a dense matrix")
     account_solve(call, linear_system, prepared, solution, reason)
     moved = _moved_by_rounding(linear_system, solution.value)
     if moved > ROUNDED:
         call.note(f"float32 entries of K may move means by {moved:.1g} of the noise's deviation: float64 helps")
     # While K is there: what variances need of solves that were made beside the targets'.
     pairs = None
-    if isinstance(prepared, CertifiedPrepared):
-        if rounded is not None:
-            pairs = InversePairs.of_factor(linear_system, rounded, prepared.solver.probe_vectors(linear_system, _DRAWN))
-        elif len(prepared.solved_probes) >= _PAIRS:
-            pairs = prepared.inverse_pairs(_PAIRS * prepared.solver.num_probes)
+    if isinstance(prepared, CertifiedPrepared) and rounded is None and len(prepared.solved_probes) >= _PAIRS:
+        pairs = prepared.inverse_pairs(_PAIRS * prepared.solver.num_probes)
     call.publish()
     return FittedModel(
         _of_its_own(system.fused),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -143,8 +144,16 @@ class Posterior:
         known = fitted.preconditioners
         if fitted.audit is not None or known is None or system is None:
             return not fitted.doubted
-        chosen = evenly_spread(cross.t, _AUDITED, cross.device)
-        truth = certified_variances(known.of(system), cross.of_some(chosen), fitted.rounded)
+        # Of points with NaN nothing is known.
+        answered = cross.known.nonzero().squeeze(-1)
+        chosen = answered[evenly_spread(len(answered), _AUDITED, cross.device)]
+        if not len(chosen):
+            return True
+        few = cross.of_some(chosen)
+        if fitted.factor is not None:
+            truth = replace(exact_variances(few, fitted.factor), error=0.0)
+        else:
+            truth = certified_variances(known.of(system), few, fitted.rounded)
         if truth is None or truth.error is None or not truth.error < 1:
             fitted.audit = f"not held against certified variances, which float32 or {known.solver.max_passes} passes "
             fitted.audit += "do not reach"

@@ -143,7 +143,10 @@ def _may_serve(strategy: Any, test_inputs: Any) -> bool:
     if labels.dim() != 1 or type(operator) is not AddedDiagLinearOperator or transforming():
         return False
     n, t, x = len(labels), len(test_inputs[0]), test_inputs[0]
-    if n + t <= (gpytorch_settings.max_eager_kernel_size.value() or 0) or n < settings.exact_size.value():
+    if n < settings.exact_size.value():
+        return False
+    # So few that GPyTorch evaluates all their kernels at once; in float32 it would sum means in float32 as well.
+    if n + t <= (gpytorch_settings.max_eager_kernel_size.value() or 0) and x.dtype == torch.float64:
         return False
     return t > _HOST_POINTS or not host_predicts_as_fast(n, x.dtype, x.device)
 

@@ -51,7 +51,7 @@ class TableRegression:
     its history too; after :meth:`load` without its ``report``. ``level``: the probability of the fit's ``error``, None
     where the likelihood is exact. ``candidates``: the kernels that were compared, best first
     (:class:`~gp_rangeformer.regression.Candidate`; empty where one was named). ``notes``: what was left out of the
-    table, one sentence each. ``seed``, ``dtype`` ("float32"), ``device`` ("cpu").
+    table, one sentence each. ``seed``, ``dtype`` ("float64"), ``device`` ("cpu").
     """
 
     def __init__(self, state: State) -> None:
@@ -98,7 +98,7 @@ class TableRegression:
         :param encode: what becomes of text columns. "one-hot": an input for each of at most 20 texts.
         :param missing: what becomes of rows with missing cells; "mean" puts the column's mean, of texts and booleans
             the most frequent. Rows without a target are left out, and with "refuse" refused.
-        :param dtype: None: float32, or float64 where the kernel asks for it.
+        :param dtype: None: float64 up to 2,000 rows and where the kernel asks for it, else float32.
         :param callback: sees the kernel's name and every evaluation. What it raises ends the fit.
         :param folder: keeps the kernels that were compared and the best parameters so far in ``unfinished.json``; the
             same call on the same data goes on from there, after a kill too. :meth:`save` to it ends that.
@@ -120,7 +120,7 @@ class TableRegression:
             starts = [Covariance(None, kernel) if isinstance(kernel, Kernel) else kernel]
         else:
             starts = [covariance(name, data.x.shape[1], data.year) for name in names]
-        wanted = getattr(torch, dtype or default_dtype(starts[0].name))
+        wanted = getattr(torch, dtype or default_dtype(starts[0].name, len(data.y)))
         x, y = data.x.to(device, wanted), data.y.to(device, wanted)
         watch: Watch = callback or (lambda name, record: None)
         candidates: tuple[Candidate, ...] = ()

@@ -101,25 +101,28 @@ def block_cg(
     stop_norm: Float[Tensor, " m"],
     stop_energy: Float[Tensor, " m"],
     max_passes: int,
+    patience: int | None = None,
 ) -> BlockCGResult:
     """Reduce ``residual = rhs - A @ initial`` until every column is small enough.
 
     :param stop_norm: |r| to reach, per column.
     :param stop_energy: r' P^-1 r to reach, per column (infinity where it does not matter).
     :param max_passes: the most passes over K to spend.
+    :param patience: iterations after which it gives up unless half as many more would do, at the rate so far.
     Cost per iteration: one pass with at most m columns, O(n r m) for P, O(n m^2); no n x n memory.
     """
     cores = cores_of(residual, stop_norm, stop_energy, functools.partial(largest_inverse, system, preconditioner))
     recurrence = BlockCG(system, preconditioner, initial, residual, cores)
-    best, since_best = float("inf"), 0
+    best, since_best, first = float("inf"), 0, None
     while True:
         iterations, worst, reason = cores.look()
+        first = worst if first is None else first
         correction = None
         if reason is None and worst <= 1:
             reason, correction = Reason.CONVERGED, recurrence.correction()
         elif reason is None and not worst < float("inf"):
             reason = Reason.NOT_FINITE
-        elif reason is None and iterations >= max_passes:
+        elif reason is None and (iterations >= max_passes or _too_slow(iterations, patience, first, worst)):
             reason = Reason.MAX_PASSES
         if worst < 0.5 * best:
             best, since_best = worst, 0
@@ -130,3 +133,10 @@ def block_cg(
         if reason is not None:
             return BlockCGResult(recurrence.solution, recurrence.residual, iterations, reason, correction)
         recurrence.iterate()
+
+
+def _too_slow(iterations: int, patience: int | None, first: float, worst: float) -> bool:
+    """Whether more than one and a half times ``patience`` would be needed from ``first`` to 1, with ``worst`` left."""
+    if patience is None or iterations < patience:
+        return False
+    return worst >= first or iterations * math.log(first) > 1.5 * patience * math.log(first / worst)

@@ -64,8 +64,12 @@ class EstimatedVariances:
         for piece in pieces:
             part = cross if len(pieces) == 1 else cross.of_some(everything[piece])
             further = condition_further(part, self._vecchia, self._noise, self._noise.amin(), count)
-            found.append(self._estimate(further, part.product(self._pairs.vectors), count))
+            found.append(self._estimate(further, self._products(part), count))
         return joined(found)
+
+    def _products(self, cross: CrossKernel) -> Float[Tensor, "t s2"]:
+        vectors = self._pairs.vectors
+        return cross.widened().product(vectors.double()) if self._pairs.wide else cross.product(vectors)
 
     def _estimate(self, further: FurtherPoints, products: Float[Tensor, "t s2"], count: int) -> Variances:
         gain, error = self._pairs.quadratic_forms(products - further.weighted(self._images))

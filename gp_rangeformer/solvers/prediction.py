@@ -124,7 +124,7 @@ def mean_beside_probes(
     """As :func:`mean_solve`, refined from ``start``, or zero, in columns beside probes; None where it does not come to
     what is asked.
 
-    :param patience: iterations that a factor of 1000 may take; None for ``max_passes``.
+    :param patience: iterations that a factor of 1000 may take, about; None for ``max_passes``.
     """
     return _refined_from(prepared, rhs, start, _by_iterations(prepared, patience))
 
@@ -159,11 +159,9 @@ def _corrected(factor: Float[Tensor, "n n"], residual: Float64[Tensor, "n m"]) -
 
 def _by_iterations(prepared: CertifiedPrepared, patience: int | None = None) -> Correct:
     """By block CG of as many iterations, at most."""
-    most = prepared.solver.max_passes if patience is None else min(patience, prepared.solver.max_passes)
-    patient = replace(prepared, solver=replace(prepared.solver, max_passes=most))
 
     def correct(residual: Float64[Tensor, "n m"], target: float, number: int) -> Correction:
-        found = _correction(patient, residual, target, number)
+        found = _correction(prepared, residual, target, number, patience)
         return found.value if found.reason is Reason.CONVERGED else None, found.iterations
 
     return correct
@@ -205,7 +203,11 @@ def _refined(
 
 
 def _correction(
-    prepared: CertifiedPrepared, residual: Float64[Tensor, "n m"], target: float, number: int | None = None
+    prepared: CertifiedPrepared,
+    residual: Float64[Tensor, "n m"],
+    target: float,
+    number: int | None = None,
+    patience: int | None = None,
 ) -> BlockCGResult:
     """A^-1 of the residual, roughly: to ``target`` of its norm, per column.
 
@@ -232,6 +234,7 @@ def _correction(
     found = block_cg(
         system, own, torch.zeros_like(everything), everything,
         stop_norm=stop, stop_energy=torch.full_like(stop, math.inf), max_passes=prepared.solver.max_passes,
+        patience=patience,
     )  # fmt: skip
     if number is not None and found.reason is Reason.CONVERGED and target <= _KEPT and further.shape[1]:
         prepared.solved_probes[number] = found.value[:, m:] / scale

@@ -79,6 +79,12 @@ class Probes:
         return WhitenedWeight.of_vecchia(self.vecchia, noise, solutions, self.near, left, excess.to(noise.dtype))
 
 
+_LOOKED_AT = 16  # vectors that say how a factor and products with them are rounded
+# Of the variance of an observation: what rounding may add to a variance, a tenth of an estimate's standard error.
+_BIAS = 1e-3
+_WIDE_AT_ONCE = 128  # columns of a product in float64
+
+
 @dataclass(frozen=True)
 class InversePairs:
     """Vectors u_s and v_s such that the mean of u_s v_s' over the choice of probes z is A^-1, all u before all v.
@@ -90,12 +96,32 @@ class InversePairs:
     vectors: Float[Tensor, "n s2"]
     images: Float[Tensor, "n s2"]
     alike: bool = False  # whether every v is its u
+    wide: bool = False  # whether products with them are to be summed in float64: else rounding would be counted as gain
 
     @classmethod
-    def of_factor(cls, system: LinearSystem, factor: Float[Tensor, "n n"], signs: Float[Tensor, "n s"]) -> InversePairs:
-        """Of A = L L', a pair for every column of ``signs``. One pass over K, and half of its flops."""
+    def of_factor(
+        cls, system: LinearSystem, factor: Float[Tensor, "n n"], signs: Float[Tensor, "n s"], tolerance: float
+    ) -> InversePairs | None:
+        """Of A = L L', a pair for every column of ``signs``; None where the factor is no better than rounding. One pass
+        over K, and half of its flops; a pass in float64 where ``wide``.
+
+        :param tolerance: largest |L^-1 A L^-T z - z| / |z|, root mean square of a few z.
+        """
+        few = signs[:, :_LOOKED_AT]
         vectors = torch.linalg.solve_triangular(factor.mT, signs.to(factor.dtype), upper=True).to(signs.dtype)
-        return cls(vectors, system.matmul(vectors), alike=True)
+        exact = system.wide_matmul(vectors[:, :_LOOKED_AT].double())
+        back = torch.linalg.solve_triangular(factor, exact.to(factor.dtype), upper=False)
+        left = float((back.double() - few.double()).square().mean().sqrt())
+        if not left <= tolerance:
+            return None
+        images = system.matmul(vectors)
+        lost = float((images[:, :_LOOKED_AT].double() - exact).square().mean())
+        # Twice: of products with u as well. Squares do not average that out.
+        wide = not 2 * lost <= _BIAS * system.diagonal_facts.smallest_noise
+        if wide and signs.dtype != torch.float64:
+            pieces = [piece.double() for piece in vectors.split(_WIDE_AT_ONCE, dim=1)]
+            images = torch.cat([system.wide_matmul(piece).to(signs.dtype) for piece in pieces], dim=1)
+        return cls(vectors, images, alike=True, wide=wide)
 
     def quadratic_forms(self, products: Float[Tensor, "t s2"]) -> tuple[Float64[Tensor, " t"], Float64[Tensor, " t"]]:
         """Estimates of r' A^-1 r, at least 0, and their standard errors, from products of t vectors r with

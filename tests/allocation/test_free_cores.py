@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -137,6 +138,27 @@ def test_where_nothing_is_counted_nothing_is_noticed(machine: Machine, monkeypat
     monkeypatch.setattr(free_cores, "_THIS_THREAD", None)
     machine.per_second = 300
     assert [machine.call() for _ in range(5)] == [THREADS] * 5
+
+
+def test_other_threads_keep_all(machine: Machine) -> None:
+    """Theirs would be what every later one starts with."""
+    machine.meet_other_work()
+    found: list[int] = []
+    own = threading.Thread(target=lambda: (torch.set_num_threads(THREADS), found.append(machine.call())))
+    own.start()
+    own.join()
+    assert found == [THREADS]
+
+
+def test_a_number_that_is_chosen_inside_stays(machine: Machine) -> None:
+    machine.meet_other_work()
+    with free_cores.free_cores():
+        torch.set_num_threads(3)
+    assert torch.get_num_threads() == 3
+    torch.set_num_threads(1)
+    assert not beside_other_work()
+    torch.set_num_threads(THREADS)
+    assert beside_other_work()
 
 
 def test_one_thread_stays_one(machine: Machine) -> None:

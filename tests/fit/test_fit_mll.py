@@ -11,9 +11,9 @@ from typing import Any
 import gpytorch
 import pytest
 import torch
-from gpytorch.kernels import MaternKernel, RBFKernel, ScaleKernel
+from gpytorch.kernels import MaternKernel, RBFKernel, ScaleKernel, SpectralMixtureKernel
 from gpytorch.likelihoods import FixedNoiseGaussianLikelihood
-from gpytorch.means import LinearMean
+from gpytorch.means import ConstantMean, LinearMean
 from gpytorch.priors import GammaPrior, LogNormalPrior
 
 from gp_rangeformer import settings
@@ -131,6 +131,24 @@ def test_many_parameters_are_fitted_by_secants() -> None:
     assert result.method == "secants"
     assert value(mll) > before + 0.5
     assert result.value == pytest.approx(value(mll), abs=1e-9)
+
+
+@pytest.mark.parametrize("seed", [0, 1, 3])
+def test_where_average_information_leads_nowhere_secants_go_on(seed: int) -> None:
+    """The likelihood of a spectral mixture bends within a thousandth of a parameter."""
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.rand(60, 1, generator=generator, dtype=torch.float64)
+    y = torch.sin(12 * x[:, 0]) + 0.5 * torch.sin(31 * x[:, 0])
+    y = y + 0.1 * torch.randn(60, generator=generator, dtype=torch.float64)
+    kernel = SpectralMixtureKernel(num_mixtures=2).double()
+    torch.manual_seed(seed)
+    kernel.initialize_from_data(x, y)
+    likelihood = gpytorch.likelihoods.GaussianLikelihood().double()
+    mll = gpytorch.mlls.ExactMarginalLogLikelihood(likelihood, Model(x, y, likelihood, ConstantMean(), kernel).double())
+    result = fit_mll(mll)
+    assert result.converged, result.summary()
+    further = value(mll)
+    assert by_lbfgs(mll) <= further + 1e-3
 
 
 def test_a_batch_of_models() -> None:

@@ -291,7 +291,7 @@ def test_variances_that_are_estimated_are_said_to_be() -> None:
     x = random.uniform(-1, 1, (400, 3))
     y = np.sin(4 * x).sum(1) + random.normal(0, 0.3, 400)
     frame = pd.DataFrame({"a": x[:, 0], "b": x[:, 1], "c": x[:, 2], "y": y})
-    model = TableRegression.fit(frame, target="y", kernel="matern12")
+    model = TableRegression.fit(frame, target="y", kernel="matern12", dtype="float32")
     frame = model.training_frame()
     (exact,) = effects(model, frame, ["a"])
     with settings.solver(Certified(variances="estimated", rank=10, neighbours=5)), settings.min_size(100):

@@ -70,6 +70,21 @@ def noise_of(problem: Problem) -> float:
     return float(problem.likelihood.noise.detach().min())
 
 
+def test_float32_means_do_not_depend_on_how_many_are_asked_for() -> None:
+    """GPyTorch evaluates up to 512 points at once, and sums in float32 what it has evaluated."""
+    problem, x = build("rational_quadratic", n=200, dtype=torch.float32), further_points(dtype=torch.float32)
+    problem.likelihood.noise = 2e-4
+    expected, noise = by_host(problem, x), 2e-4
+    with served():
+        few = problem.predict(x[:2]).mean
+        many = problem.predict(x).mean
+        again = problem.model(x[:2]).mean
+    room = 0.02 * (expected.variance + noise).sqrt()
+    assert ((many - expected.mean).abs() <= room).all()
+    assert ((few - many[:2]).abs() <= 1e-4 * room[:2] + 1e-6).all()
+    assert torch.equal(few, again)
+
+
 @pytest.mark.parametrize("kernel", FUSED)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_small_models_are_answered_exactly(kernel: str, dtype: torch.dtype) -> None:

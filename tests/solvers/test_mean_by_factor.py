@@ -23,26 +23,42 @@ def prepared(system: LinearSystem, rank: int = 20, neighbours: int = 16) -> Cert
     return solver.for_predictions.prepare(system, Memory())
 
 
+@pytest.mark.parametrize("noise", [1e-2, 1e-4, 1e-6])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_pairs_of_a_factor(dtype: torch.dtype) -> None:
-    """Their images are A times them, and quadratic forms with them are off by as much as they say."""
-    system, _ = rough(N, NOISE, dtype=dtype)
-    found = factorised(system, dtype)
+def test_pairs_of_a_factor(noise: float, dtype: torch.dtype) -> None:
+    """Quadratic forms with them are off by as much as they say, also next to little noise in float32."""
+    system, _ = rough(N, noise, dtype=dtype)
+    found = factorised(system, torch.float64)
     assert found is not None
-    pairs = InversePairs.of_factor(system, found.factor, Certified().probe_vectors(system, 512))
+    pairs = InversePairs.of_factor(system, found.factor, Certified().probe_vectors(system, 512), 0.01)
+    assert pairs is not None
     assert pairs.vectors.shape == pairs.images.shape == (N, 512)
-    dense = system.to_dense(torch.float64)
-    # A product's rounding: n^1/2 eps |A||u|, entry by entry.
-    room = N**0.5 * torch.finfo(dtype).eps * (dense.abs() @ pairs.vectors.double().abs())
-    assert ((pairs.images.double() - dense @ pairs.vectors.double()).abs() <= room).all()
-    r = torch.randn(400, N, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    # What neighbours leave of a column of K: of the size of the noise.
+    kernel = system.to_dense(torch.float64) - system.noise.double().diag()
+    dense = kernel + system.noise.double().diag()
+    x = torch.linalg.solve(dense, kernel[:, ::4]).mT
+    x[:, 1::2] = 0
+    r = kernel[::4] - x @ dense
     expected = (r * torch.linalg.solve(dense, r.mT).mT).sum(1)
     gain, error = pairs.quadratic_forms(r @ pairs.vectors.double())
     # 512 squares of normal numbers: a standard error of (2 / 512)^1/2 of their mean, 0.0625.
     assert 0.05 < float((error / gain).mean()) < 0.075
     off = (gain - expected) / error
     assert off.abs().max() < 6
-    assert 0.3 < float(off.square().mean().sqrt()) < 2  # the 400 share their draws
+    assert 0.3 < float(off.square().mean().sqrt()) < 2  # all share their draws
+    # By images, as estimates have them: b'u - x'(A u). Rounding adds a thousandth of the noise at most.
+    products = kernel[::4] @ pairs.vectors.double() - x @ pairs.images.double()
+    by_images, _ = pairs.quadratic_forms(products)
+    assert (by_images - gain).abs().mean() < 2e-3 * noise + 0.01 * float(gain.mean())
+
+
+def test_a_factor_that_is_no_better_than_rounding_gives_no_pairs() -> None:
+    system, _ = rough(N, NOISE)
+    found = factorised(system, torch.float64)
+    assert found is not None
+    signs = Certified().probe_vectors(system, 64)
+    assert InversePairs.of_factor(system, found.factor, signs, 0.01) is not None
+    assert InversePairs.of_factor(system, 1.05 * found.factor, signs, 0.01) is None
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

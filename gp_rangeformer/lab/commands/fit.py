@@ -94,7 +94,8 @@ def fit(
     steps: Annotated[int | None, typer.Option(min=1, help="Adam steps.", show_default="60")] = None,
     lr: Annotated[float | None, typer.Option(min=0.0, help="Adam's learning rate.", show_default="0.1")] = None,
     dtype: Annotated[
-        str | None, typer.Option(help="float32 or float64.", show_default="float32; float64 for trend-seasonal")
+        str | None,
+        typer.Option(help="float32 or float64.", show_default="float64 to 2,000 rows, else float32"),
     ] = None,
     device: Device = "cpu",
     seed: Seed = 0,
@@ -138,7 +139,7 @@ def fit(
             with saying_warnings():
                 loaded = datasets.dataset_of(split, options.missing)
         start = _start(names, loaded)
-        (spec,) = parse_solvers("rangeformer", dtype or default_dtype(names[0]), min_size=min_size)
+        (spec,) = parse_solvers("rangeformer", dtype or default_dtype(names[0], len(split.train)), min_size=min_size)
     try:
         with show_progress() as show, saying_warnings():
             if by_adam and loaded is not None:
