@@ -135,7 +135,7 @@ def _named(name: str, header: list[str]) -> list[str]:
     :raises TableError: there is no header, or a name occurs twice.
     """
     if not any(header):
-        raise TableError(f"{name} is empty: it needs a header line and at least 10 rows")
+        raise TableError(f"{name} is empty: it needs a header line and rows below it")
     if all(Notation().number(column) is not None for column in header):
         raise TableError(f"{name} has no header: its first line holds only numbers; put column names above it")
     header = [column or f"{UNNAMED}{at}" for at, column in enumerate(header)]

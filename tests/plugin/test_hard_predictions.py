@@ -63,6 +63,9 @@ def test_means_and_variances_are_as_near_as_they_say(dtype: torch.dtype) -> None
     rounding = 1e-3 if dtype == torch.float32 else 0.0
     assert ((found.mean - expected.mean).abs() <= (solve.mean_error + rounding) * whole.sqrt()).all()
     assert (variances.solver, variances.reason) == ("rangeformer", Reason.CONVERGED)
+    pairs = fitted._fitted[problem.model.prediction_strategy].pairs
+    assert pairs is not None
+    assert pairs.alike  # made by the factor
     stated = variances.variance_error
     assert stated is not None
     assert 0 < stated <= 0.01

@@ -17,13 +17,16 @@ def seconds_grid(cells: Sequence[Cell], plan: Plan, where: str | None = None) ->
     :param where: what it was measured on; None: this machine.
     """
     shown = [name for name in TASKS if any(name in cell.timings for cell in cells)]
-    headers = ["n, batch", "step's floor"]
+    known = any(cell.floor is not None for cell in cells)
+    headers = ["n, batch", *(["step's floor"] if known else [])]
     for name in shown:
         title = name.replace(" p", "\np")
         headers += [f"{title}\nhost, flag", f"{title}\nfaster (10-90 %)"]
     rows = []
     for cell in cells:
-        row = [f"{cell.n}, {cell.batch}", "-" if cell.floor is None else f"{1e3 * cell.floor:.3g}"]
+        row = [f"{cell.n}, {cell.batch}"]
+        if known:
+            row.append("-" if cell.floor is None else f"{1e3 * cell.floor:.3g}")
         for name in shown:
             timing = cell.timings.get(name)
             row += ["-", "-"] if timing is None else [_milliseconds(timing), _times(timing)]
@@ -31,8 +34,6 @@ def seconds_grid(cells: Sequence[Cell], plan: Plan, where: str | None = None) ->
     counts = sorted({len(timing.host) for cell in cells for timing in cell.timings.values()})
     runs = " to ".join(map(str, dict.fromkeys((counts[0], counts[-1]))))
     notes = [
-        "step's floor: K, a factorisation, its inverse and the contraction of the gradient, as the plug-in computes "
-        "them, without GPyTorch, whose own code is a step at n = 20",
         "step: likelihood and backward pass; prediction: means and variances at "
         f"{TEST_POINTS} points without caches; fast: with fast_pred_var",
         f"host: BoTorch's settings, Cholesky at every n; medians of {runs} runs, in turn; "
@@ -40,10 +41,16 @@ def seconds_grid(cells: Sequence[Cell], plan: Plan, where: str | None = None) ->
         f"d = {plan.dimensions}, {plan.dtype}, seed {plan.seed}, threads: {plan.threads}; "
         f"{where or machine.one_line()}",
     ]
+    if known:
+        floor = (
+            "step's floor: K, a factorisation, its inverse and the contraction of the gradient, as the plug-in "
+            "computes them, without GPyTorch, whose own code is a step at n = 20"
+        )
+        notes.append(floor)
     if "fit" in shown:
-        notes.insert(2, "fit: BoTorch's fit_gpytorch_mll of a SingleTaskGP from its start values")
+        notes.insert(1, "fit: BoTorch's fit_gpytorch_mll of a SingleTaskGP from its start values")
     if "fit by fit_mll" in shown:
-        notes.insert(3, "fit by fit_mll: the same, with the flag on by this package's optimiser")
+        notes.insert(2, "fit by fit_mll: the same, with the flag on by this package's optimiser")
     return Grid("Small data sets: milliseconds", tuple(headers), tuple(rows), tuple(notes))
 
 

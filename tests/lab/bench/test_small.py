@@ -231,7 +231,7 @@ def test_without_a_fit_there_is_no_column_for_it() -> None:
     for grid in (seconds_grid(cells, PLAN), accuracy_grid(cells)):
         assert "fit" not in grid.to_markdown()
         assert all(len(row) == len(grid.headers) for row in grid.rows)
-    assert "| 10, 1 | - | 100, 50.0 | 2.00 |" in seconds_grid(cells, PLAN).to_markdown()
+    assert "| 10, 1 | 100, 50.0 | 2.00 |" in seconds_grid(cells, PLAN).to_markdown()
 
 
 # --------------------------------------------------------------------------------------------------------------------
