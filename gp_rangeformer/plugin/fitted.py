@@ -229,7 +229,7 @@ class FittedModel:
         factor = self.rounded if self.factor is None else self.factor
         if self.pairs is None and factor is not None:
             signs = known.solver.probe_vectors(system, _DRAWN)
-            self.pairs = InversePairs.of_factor(system, factor, signs, _FACTOR_OFF)
+            self.pairs = InversePairs.of_factor(system, factor, signs, _FACTOR_OFF, known.vecchia.small_variance())
         if self.pairs is None:
             # To the tolerance of a training step, as the probes of its gradient are.
             rough = replace(known, solver=replace(known.solver, tolerance=self.solver.tolerance)).of(system)

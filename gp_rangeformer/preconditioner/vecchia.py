@@ -43,6 +43,10 @@ class VecchiaPreconditioner:
     rows: SparseRows
     log_determinant: float
 
+    def small_variance(self) -> float:
+        """Of an observation given the landmarks and its neighbours before it: a tenth of the points have less."""
+        return float((self.conditionals[:, -1].double() ** -2).quantile(0.1))
+
     def solve(self, rhs: Float[Tensor, "n c"]) -> Float[Tensor, "n c"]:
         """P^-1 rhs. 4 n (r + k) c flops."""
         return self.root_solve_transposed(self.root_solve(rhs))

@@ -100,12 +100,18 @@ class InversePairs:
 
     @classmethod
     def of_factor(
-        cls, system: LinearSystem, factor: Float[Tensor, "n n"], signs: Float[Tensor, "n s"], tolerance: float
+        cls,
+        system: LinearSystem,
+        factor: Float[Tensor, "n n"],
+        signs: Float[Tensor, "n s"],
+        tolerance: float,
+        variance: float,
     ) -> InversePairs | None:
         """Of A = L L', a pair for every column of ``signs``; None where the factor is no better than rounding. One pass
         over K, and half of its flops; a pass in float64 where ``wide``.
 
         :param tolerance: largest |L^-1 A L^-T z - z| / |z|, root mean square of a few z.
+        :param variance: of an observation, of which rounding may add a thousandth.
         """
         few = signs[:, :_LOOKED_AT]
         vectors = torch.linalg.solve_triangular(factor.mT, signs.to(factor.dtype), upper=True).to(signs.dtype)
@@ -117,7 +123,7 @@ class InversePairs:
         images = system.matmul(vectors)
         lost = float((images[:, :_LOOKED_AT].double() - exact).square().mean())
         # Twice: of products with u as well. Squares do not average that out.
-        wide = not 2 * lost <= _BIAS * system.diagonal_facts.smallest_noise
+        wide = not 2 * lost <= _BIAS * variance
         if wide and signs.dtype != torch.float64:
             pieces = [piece.double() for piece in vectors.split(_WIDE_AT_ONCE, dim=1)]
             images = torch.cat([system.wide_matmul(piece).to(signs.dtype) for piece in pieces], dim=1)

@@ -20,6 +20,7 @@ from torch import Tensor
 
 import gp_rangeformer
 from gp_rangeformer import collect_reports, settings
+from gp_rangeformer.plugin import fitted
 from gp_rangeformer.report import FallbackWarning, ReportCollection, SolveReport
 from tests.fuzz.truth import Truth, exact, relative_residual
 from tests.plugin.market import Problem, build, data, set_to
@@ -275,8 +276,11 @@ def test_whatever_a_user_does_every_answer_is_right_or_says_how_far_it_is_known(
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_the_trajectories_are_not_vacuous_every_move_is_answered_by_the_rangeformer_solver(dtype: torch.dtype) -> None:
+def test_the_trajectories_are_not_vacuous_every_move_is_answered_by_the_rangeformer_solver(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """One of them, in which everything happens once."""
+    monkeypatch.setattr(fitted, "_FACTORISED", 0)  # as if n were large
     Trajectories.seen = seen = Counter()
     moving = Trajectories()
     moving.start(dtype, ["matern32", "ard"], [320, 200], False)

@@ -30,7 +30,7 @@ def test_pairs_of_a_factor(noise: float, dtype: torch.dtype) -> None:
     system, _ = rough(N, noise, dtype=dtype)
     found = factorised(system, torch.float64)
     assert found is not None
-    pairs = InversePairs.of_factor(system, found.factor, Certified().probe_vectors(system, 512), 0.01)
+    pairs = InversePairs.of_factor(system, found.factor, Certified().probe_vectors(system, 512), 0.01, noise)
     assert pairs is not None
     assert pairs.vectors.shape == pairs.images.shape == (N, 512)
     # What neighbours leave of a column of K: of the size of the noise.
@@ -52,13 +52,37 @@ def test_pairs_of_a_factor(noise: float, dtype: torch.dtype) -> None:
     assert (by_images - gain).abs().mean() < 2e-3 * noise + 0.01 * float(gain.mean())
 
 
+def test_small_variances_are_those_given_neighbours() -> None:
+    system, _ = rough(N, NOISE)
+    vecchia = prepared(system).vecchia
+    assert vecchia is not None
+    found = vecchia.small_variance()
+    exact = 1 / torch.linalg.inv(system.to_dense()).diagonal()  # given all others: less than given some
+    assert NOISE < float(exact.quantile(0.1)) < found < float(system.diagonal().max())
+
+
+def test_where_rounding_would_count_products_are_wide() -> None:
+    system, _ = rough(N, NOISE, dtype=torch.float32)
+    found = factorised(system, torch.float32)
+    assert found is not None
+    signs = Certified().probe_vectors(system, 64)
+    narrow, wide = (InversePairs.of_factor(system, found.factor, signs, 0.05, of) for of in (NOISE, 1e-12))
+    assert narrow is not None
+    assert wide is not None
+    assert (narrow.wide, wide.wide) == (False, True)
+    exact = system.to_dense(torch.float64) @ wide.vectors.double()
+    off, rounded = (wide.images.double() - exact).norm(), (narrow.images.double() - exact).norm()
+    assert off < rounded
+    assert off <= torch.finfo(torch.float32).eps * exact.norm()
+
+
 def test_a_factor_that_is_no_better_than_rounding_gives_no_pairs() -> None:
     system, _ = rough(N, NOISE)
     found = factorised(system, torch.float64)
     assert found is not None
     signs = Certified().probe_vectors(system, 64)
-    assert InversePairs.of_factor(system, found.factor, signs, 0.01) is not None
-    assert InversePairs.of_factor(system, 1.05 * found.factor, signs, 0.01) is None
+    assert InversePairs.of_factor(system, found.factor, signs, 0.01, NOISE) is not None
+    assert InversePairs.of_factor(system, 1.05 * found.factor, signs, 0.01, NOISE) is None
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
