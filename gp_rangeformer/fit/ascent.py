@@ -82,7 +82,7 @@ def ascend(
     secants = found is None
     model = secant.first(best) if found is None else found
     enough = (_OF_SECANTS if secants else 1.0) * tolerance
-    smallest, steps_that_fail_count = _SMALLEST_RADIUS, True
+    misled = False  # by average information, so that secants have taken over
     by_information = _EVALUATIONS if max_evaluations is None else max_evaluations
     by_secants = _BY_SECANTS if max_evaluations is None else max_evaluations
     while True:
@@ -96,12 +96,12 @@ def ascend(
             reason = USED_UP
         elif expired():
             reason = TIMEOUT
-        elif radius < smallest or _stalls(gains, enough):
+        elif radius < (_TINY_RADIUS if misled else _SMALLEST_RADIUS) or _stalls(gains, enough):
             reason = NO_FURTHER_GAIN
-        misled = reason in (NO_FURTHER_GAIN, USED_UP) and not secants and used < by_secants
-        if misled and decrement > near and _is_exact(best):
-            secants, model, radius, met, enough = True, secant.first(best), _RADIUS, 1.0, _OF_SECANTS * tolerance
-            smallest, steps_that_fail_count = _TINY_RADIUS, False
+        stuck = reason in (NO_FURTHER_GAIN, USED_UP) and decrement > near
+        if stuck and not secants and used < by_secants and _is_exact(best):
+            misled = secants = True
+            model, radius, met, enough = secant.first(best), _RADIUS, 1.0, _OF_SECANTS * tolerance
             gains.clear()
         elif reason is not None:
             return Ascent(best, model, reason, secants, noise)
@@ -114,12 +114,12 @@ def ascend(
         except NUMERICAL:
             watch(_nowhere(best.phi + step.value), False)
             radius = _SHRINK * min(step.length, radius)
-            gains += [None] * steps_that_fail_count
+            gains += [] if misled else [None]
             continue
         old, gain = best, gained(best, new, step)
         accepted, kept, full = gain > 0, gain / step.promised, step.length < radius * (1 - 1e-6)
         watch(new, accepted)
-        gains += [gain] if accepted else [None] * steps_that_fail_count
+        gains += [gain] if accepted else [] if misled else [None]
         if kept > _GOOD and not full and radius < _RADIUS:
             gains.clear()  # little was gained because former steps had failed: the radius grows again
         if accepted:
@@ -140,7 +140,7 @@ def ascend(
 
 
 def _is_exact(point: Evaluated) -> bool:
-    """Whether value and gradient are known to rounding, and the gradient moves every parameter."""
+    """Whether value and gradient are known to rounding."""
     return point.samples is None and point.error == 0 and bool(point.gradient.isfinite().all())
 
 

@@ -113,20 +113,21 @@ class InversePairs:
         :param tolerance: largest |L^-1 A L^-T z - z| / |z|, root mean square of a few z.
         :param variance: of an observation, of which rounding may add a thousandth.
         """
-        few = signs[:, :_LOOKED_AT]
         vectors = torch.linalg.solve_triangular(factor.mT, signs.to(factor.dtype), upper=True).to(signs.dtype)
-        exact = system.wide_matmul(vectors[:, :_LOOKED_AT].double())
+        few = vectors[:, :_LOOKED_AT]
+        exact = system.wide_matmul(few.double())
         back = torch.linalg.solve_triangular(factor, exact.to(factor.dtype), upper=False)
-        left = float((back.double() - few.double()).square().mean().sqrt())
+        left = float((back.double() - signs[:, :_LOOKED_AT].double()).square().mean().sqrt())
         if not left <= tolerance:
             return None
-        images = system.matmul(vectors)
-        lost = float((images[:, :_LOOKED_AT].double() - exact).square().mean())
+        lost = float((system.matmul(few).double() - exact).square().mean())
         # Twice: of products with u as well. Squares do not average that out.
         wide = not 2 * lost <= _BIAS * variance
-        if wide and signs.dtype != torch.float64:
+        if wide:
             pieces = [piece.double() for piece in vectors.split(_WIDE_AT_ONCE, dim=1)]
             images = torch.cat([system.wide_matmul(piece).to(signs.dtype) for piece in pieces], dim=1)
+        else:
+            images = system.matmul(vectors)
         return cls(vectors, images, alike=True, wide=wide)
 
     def quadratic_forms(self, products: Float[Tensor, "t s2"]) -> tuple[Float64[Tensor, " t"], Float64[Tensor, " t"]]:

@@ -93,12 +93,12 @@ def floor_of(step: Step) -> Callable[[], Sequence[Tensor]]:
     as the plug-in computes them, at the hyperparameters as they are. Without GPyTorch."""
     with torch.no_grad():
         fused = recognise_selected(step.model.covar_module.base_kernel, step.x)
-        noise = step.likelihood.noise.unsqueeze(-1) * torch.ones_like(step.y).unsqueeze(-2)
+    noise = step.likelihood.noise.detach().expand_as(step.y)
     assert fused is not None, "a kernel that is recognised"
 
     def run() -> Sequence[Tensor]:
         kernel = fused.evaluate().reshape(*step.y.shape, step.y.shape[-1])
-        kernel.diagonal(dim1=-2, dim2=-1).add_(noise.squeeze(-2))
+        kernel.diagonal(dim1=-2, dim2=-1).add_(noise)
         factor, _ = torch.linalg.cholesky_ex(kernel)
         return fused.contract_symmetric(torch.cholesky_inverse(factor))
 
