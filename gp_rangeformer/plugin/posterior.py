@@ -14,7 +14,8 @@ from gp_rangeformer import settings
 from gp_rangeformer.allocation.free_cores import free_cores
 from gp_rangeformer.kernels.cross import CrossKernel
 from gp_rangeformer.kernels.evaluate import evaluate_arguments
-from gp_rangeformer.plugin.fitted import FittedModel, keep_at_most
+from gp_rangeformer.plugin.fitted import keep_at_most
+from gp_rangeformer.plugin.fitted_model import FittedModel
 from gp_rangeformer.solvers.certified import Certified
 from gp_rangeformer.solvers.exact import exact_path_fits
 from gp_rangeformer.solvers.variances import Variances, certified_variances, evenly_spread, exact_variances
@@ -117,7 +118,9 @@ class Posterior:
             if found is not None:
                 return self._report(found, "rangeformer", system, started)
         if not by_factor:
-            estimator = fitted.estimated(system) if estimator is None and system is not None else estimator
+            if estimator is None and system is not None:
+                estimator = fitted.estimated(system)
+                keep_at_most(settings.memory_limit.value())
             if estimator is not None:
                 assert isinstance(fitted.solver, Certified)
                 found = estimator.of(cross, fitted.solver.prediction_error)

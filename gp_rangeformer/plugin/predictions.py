@@ -30,7 +30,8 @@ from gp_rangeformer.allocation.free_cores import free_cores
 from gp_rangeformer.kernels.cross import CrossKernel
 from gp_rangeformer.kernels.fused import FusedKernel
 from gp_rangeformer.plugin.crossover import host_predicts_as_fast
-from gp_rangeformer.plugin.fitted import ROUNDED, FittedModel, fitted_model, start_from
+from gp_rangeformer.plugin.fitted import ROUNDED, continues, fitted_model
+from gp_rangeformer.plugin.fitted_model import FittedModel
 from gp_rangeformer.plugin.posterior import Posterior
 from gp_rangeformer.plugin.predictive_covariance import PredictiveCovariance, PredictiveCovarianceOperator
 from gp_rangeformer.plugin.recognition import recognise_selected
@@ -188,20 +189,18 @@ def fantasy_strategy(
 ) -> Any:
     """Of the training points and a few more, m.
 
-    Above ``min_size`` and without a graph, for one model and one set of further points: nothing is computed now; a
-    prediction solves for all targets, from the solution for those of before. Else the host's: an inverse root, once.
+    Without a graph, for one model and one set of further points: nothing is computed now; a prediction appends to the
+    factor of before, or solves for all targets from the solution of before. Else the host's: an inverse root, once.
     """
     served = not torch.is_grad_enabled() and _may_serve(self, inputs) and full_targets.dim() == 1
-    if not served or len(self.train_labels) < settings.min_size.value_on(full_targets.device):
-        return original_fantasy_strategy(self, inputs, targets, full_inputs, full_targets, full_output, **kwargs)
-    known = fitted_model(self)
+    known = fitted_model(self) if served else None
     if known is None:
         return original_fantasy_strategy(self, inputs, targets, full_inputs, full_targets, full_output, **kwargs)
     self.fantasy_inputs, self.fantasy_targets = inputs, targets
     prior = type(self.train_prior_dist)(full_output.mean, full_output.lazy_covariance_matrix)
     likelihood: Any = self.likelihood
     found = type(self)(full_inputs, prior, full_targets, likelihood.get_fantasy_likelihood(**kwargs))
-    start_from(found, torch.cat([known.solution, known.solution.new_zeros(len(targets), 1)]))
+    continues(found, known)
     return found
 
 

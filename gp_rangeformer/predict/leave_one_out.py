@@ -15,7 +15,8 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from gp_rangeformer import settings
-from gp_rangeformer.plugin.fitted import FittedModel, fitted_model
+from gp_rangeformer.plugin.fitted import fitted_model, keep_at_most
+from gp_rangeformer.plugin.fitted_model import FittedModel
 from gp_rangeformer.predict.prior import checked_model, recordable_tensors, strategy_of
 from gp_rangeformer.solvers.certified import Certified
 from gp_rangeformer.solvers.exact import solve_by_factor
@@ -119,6 +120,7 @@ def _diagonal(fitted: FittedModel) -> InverseDiagonal:
     if not exact and isinstance(solver, Certified):
         system = fitted.linear_system()
         found = fitted.inverse_pairs(system)
+        keep_at_most(settings.memory_limit.value())
         if found is not None:
             return estimated_inverse_diagonal(fitted.fused, fitted.noise, *found, solver.prediction_error)
     if factor is None:

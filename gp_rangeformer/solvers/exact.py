@@ -22,6 +22,7 @@ from torch import Tensor
 from gp_rangeformer.allocation.free_memory import Demand, InsufficientMemoryError
 from gp_rangeformer.allocation.workspace import shortage
 from gp_rangeformer.preconditioner.certificate import FEW_COLUMNS, wide_residual
+from gp_rangeformer.solvers.appended import appended_factor
 from gp_rangeformer.solvers.arguments import check_share
 from gp_rangeformer.system.answers import Evaluation, Interval, InverseRoot, LogDet, Solution
 from gp_rangeformer.system.linear_system import LinearSystem
@@ -64,9 +65,7 @@ class Exact:
         :raises InsufficientMemoryError: the dense matrix and its factor do not fit.
         """
         del memory
-        dtype = system.dtype
-        if dtype == torch.float32 and factor_rounding(system.size, dtype, system.condition) > 0.1 * self.tolerance:
-            dtype = torch.float64
+        dtype = self._dtype(system)
         prepared = factorised(system, dtype)
         if prepared is None and dtype == torch.float32:
             # The host would add jitter here; float64 first, because jitter changes the answer.
@@ -74,6 +73,24 @@ class Exact:
         if prepared is None:
             prepared = _factorise_with_jitter(system, torch.float64)
         return prepared._with_tolerance(self.tolerance)
+
+    def append(self, system: LinearSystem, factor: Float[Tensor, "k k"]) -> ExactPrepared | None:
+        """The same from a factor of the first k rows and columns, to which the others are appended: k^2 (n - k)
+        multiplications. None where that factor is not precise enough, or there is no room for a second one.
+
+        :param factor: without jitter. See :func:`~gp_rangeformer.solvers.appended.appended_factor`.
+        """
+        if factor.dtype == torch.float32 != self._dtype(system) or not exact_path_fits(system, 1):
+            return None
+        found = appended_factor(system, factor)
+        return None if found is None else ExactPrepared(system, found, jitter=0.0, tolerance=self.tolerance)
+
+    def _dtype(self, system: LinearSystem) -> torch.dtype:
+        """Of a factor."""
+        dtype = system.dtype
+        if dtype == torch.float32 and factor_rounding(system.size, dtype, system.condition) > 0.1 * self.tolerance:
+            return torch.float64
+        return dtype
 
 
 # n x n matrices beside K: the matrix and its factor, or the factor and the copies that LAPACK's other routines make of

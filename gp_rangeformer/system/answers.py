@@ -199,10 +199,13 @@ class Prepared(Protocol):
 
 @runtime_checkable
 class Factorised(Prepared, Protocol):
-    """A system with its Cholesky factor, which may be of a higher precision."""
+    """A system with its Cholesky factor, which may be of a higher precision, or that of A + ``jitter`` I."""
 
     @property
     def factor(self) -> Float[Tensor, "n n"]: ...
+
+    @property
+    def jitter(self) -> float: ...
 
     def notes(self) -> list[str]:
         """What a reader of the report should know of the factorisation."""

@@ -21,6 +21,7 @@ class Reason(enum.Enum):
         "determinant has in expectation only; the exact path answers (settings.exact_line_search(False) changes it)"
     )
     EXACT_MANY_COLUMNS = "so many right-hand sides cost less through one Cholesky factorisation"
+    EXACT_APPENDED = "the factorisation of the model before was there, and its new rows were appended to it"
     EXACT_GRADIENT = (
         "probes leave the gradient more uncertain than gradient_tolerance allows; one Cholesky factorisation "
         "costs less than the probes that would do"

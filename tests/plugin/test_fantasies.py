@@ -97,3 +97,51 @@ def test_a_low_rank_variance_cache_does_not_reach_the_fantasy() -> None:
     assert ("exact", Reason.EXACT_ROOT) in roots
     assert relative(found_mean, mean) < 0.01
     assert relative(found_covariance, covariance) < 0.01
+
+
+@pytest.mark.parametrize("likelihood", ["gaussian", "heteroscedastic"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
+def test_rows_are_appended_to_the_factor_of_before(dtype: torch.dtype, likelihood: str) -> None:
+    problem = build("matern32", likelihood, n=200, dtype=dtype)
+    noise = {"noise": torch.full((4,), 0.03, dtype=dtype)} if likelihood == "heteroscedastic" else {}
+
+    def run() -> list[torch.Tensor]:
+        model: Any = problem.model
+        problem.predict().variance  # noqa: B018
+        found = []
+        for shift in range(3):
+            inputs, targets = new_data(problem)
+            model = model.get_fantasy_model(inputs + 0.1 * shift, targets, **noise)
+            prediction = model(problem.test_x)
+            found += [prediction.mean, prediction.variance]
+        return found
+
+    with torch.no_grad(), gpytorch.settings.max_eager_kernel_size(0):
+        expected = run()
+        with exact_path() as reports:
+            found = run()
+    solves = [report.reason for report in reports if report.operation == "solve"]
+    assert solves[1:] == [Reason.EXACT_APPENDED] * 3
+    for one, other in zip(found, expected, strict=True):
+        assert relative(one, other) < (1e-4 if dtype == torch.float32 else 1e-8)
+
+
+def test_a_factor_of_other_noise_is_not_appended_to() -> None:
+    problem = build("matern32", n=200)
+    inputs, targets = new_data(problem)
+    with torch.no_grad(), gpytorch.settings.max_eager_kernel_size(0), exact_path() as reports:
+        problem.predict()
+        fantasy: Any = problem.model.get_fantasy_model(inputs, targets)
+        fantasy.prediction_strategy.likelihood.noise = fantasy.likelihood.noise = 0.3
+        found = fantasy(problem.test_x)
+        found = found.mean, found.variance
+    solves = [report.reason for report in reports if report.operation == "solve"]
+    assert solves == [Reason.EXACT_SMALL] * 2
+    with torch.no_grad():
+        expected = Problem(fantasy, *data_of(fantasy), problem.test_x).predict()
+    assert relative(found[0], expected.mean) < 1e-8
+    assert relative(found[1], expected.variance) < 1e-8
+
+
+def data_of(model: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    return model.train_inputs[0], model.train_targets

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from gp_rangeformer.plugin import fitted
+from gp_rangeformer.plugin.fitted_model import preconditioners_of
 from gp_rangeformer.preconditioner.landmarks import Landmarks
 from gp_rangeformer.preconditioner.nystrom import nystrom_preconditioner
 from gp_rangeformer.preconditioner.unseen_nystrom import UnseenNystrom
@@ -92,7 +92,7 @@ def test_what_a_fitted_model_keeps_of_it_does_not_hold_the_kernel_matrix() -> No
     linear_system, landmarks = system(kernel_matrix(X)), Landmarks(LANDMARKS)
     preconditioner = UnseenNystrom(linear_system, landmarks)
     prepared = CertifiedPrepared(Certified(), linear_system, Memory(), preconditioner, None, landmarks)
-    kept = fitted._preconditioners(prepared)
+    kept = preconditioners_of(prepared)
     known = weakref.ref(linear_system)
     del linear_system, preconditioner, prepared
     gc.collect()
