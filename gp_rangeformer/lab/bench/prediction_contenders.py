@@ -84,7 +84,8 @@ def _certified() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _cholesky(fast: bool) -> Iterator[None]:
+def cholesky(fast: bool) -> Iterator[None]:
+    """GPyTorch's at every n; ``fast``: under ``fast_pred_var``."""
     host = gpytorch.settings
     with host.fast_computations(False, False, False), host.max_cholesky_size(10**9), host.fast_pred_var(fast):
         yield
@@ -157,8 +158,8 @@ GPFLASH, SCIKIT_LEARN = "gpflash", "scikit-learn"
 CONTENDERS = (
     FLAG,
     Contender(CERTIFIED, 'the flag with settings.solver(variances="certified")', _under(_certified)),
-    Contender(CHOLESKY, "GPyTorch's Cholesky at every n", _under(lambda: _cholesky(False)), _host_numbers),
-    Contender(FAST, "the same under fast_pred_var", _under(lambda: _cholesky(True)), _host_numbers),
+    Contender(CHOLESKY, "GPyTorch's Cholesky at every n", _under(lambda: cholesky(False)), _host_numbers),
+    Contender(FAST, "the same under fast_pred_var", _under(lambda: cholesky(True)), _host_numbers),
     Contender(
         LOVE,
         "GPyTorch's defaults, conjugate gradients above n = 800, under fast_pred_var",

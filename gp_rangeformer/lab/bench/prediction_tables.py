@@ -6,6 +6,8 @@ from collections.abc import Iterable, Sequence
 
 from gp_rangeformer.lab.bench.prediction_calls import Calls, Row
 from gp_rangeformer.lab.bench.prediction_contenders import FLAG
+from gp_rangeformer.lab.bench.prediction_exact import Errors
+from gp_rangeformer.lab.bench.prediction_further import ROUNDS, Further
 from gp_rangeformer.lab.bench.predictions import AUDITED, Cell, Plan
 from gp_rangeformer.lab.grid import Grid
 
@@ -104,6 +106,30 @@ def left_out_grid(cells: Sequence[Cell], plan: Plan, where: str) -> Grid:
     return Grid("Leave-one-out", headers, tuple(rows), (*first, *notes))
 
 
+def further_grid(parts: Sequence[Further], plan: Plan, where: str) -> Grid:
+    """A row for everybody who takes further observations."""
+    headers = ("set, n", "by", "s, first", "s, then", *_ERRORS)
+    rows, notes = [], []
+    for part in parts:
+        own = next((row for row in part.rows if row.name == FLAG.name), part.rows[0])
+        for row in part.rows:
+            spent = _spent(row.first, own.first), _spent(row.later, own.later)
+            rows.append((f"{part.dataset}, {part.n:,}", row.name, *spent, *_off(row.errors)))
+            if row.failure is not None:
+                notes.append(f"{part.dataset}, {part.n:,}, {row.name}: {row.failure}")
+    asked = {(part.more, part.t) for part in parts}
+    first = (
+        *(
+            f"{more} observations at a time: get_fantasy_model, with means and variances of {t} points of what it gives"
+            for more, t in sorted(asked)
+        ),
+        f"first: of a model that has predicted; then: of the fantasy model before, the median of {ROUNDS - 1}; errors: "
+        "of the last one, as above",
+        f"{plan.dtype}, seed {plan.seed}; {where}",
+    )
+    return Grid("Further observations", headers, tuple(rows), (*first, *notes), keys=2)
+
+
 def seconds(value: float | None) -> str:
     """Three digits or fewer."""
     if value is None:
@@ -131,7 +157,10 @@ def _peak(calls: Calls) -> str:
 
 
 def _errors(calls: Calls) -> tuple[str, str, str]:
-    found = calls.errors
+    return _off(calls.errors)
+
+
+def _off(found: Errors | None) -> tuple[str, str, str]:
     if found is None:
         return _NONE, _NONE, _NONE
     return _percent(found.mean), _percent(found.variance), _percent(found.largest_variance)

@@ -23,6 +23,7 @@ from gp_rangeformer.lab.bench.prediction_calls import Row, measure_row
 from gp_rangeformer.lab.bench.prediction_contenders import CONTENDERS, FLAG, HOST
 from gp_rangeformer.lab.bench.prediction_data import Fitted, load_fitted
 from gp_rangeformer.lab.bench.prediction_exact import ExactModel, ExactPredictions
+from gp_rangeformer.lab.bench.prediction_further import NEEDED, Further, measure_further
 from gp_rangeformer.lab.bench.prediction_left_out import LeftOut, measure_left_out
 from gp_rangeformer.lab.bench.prediction_paths import Paths, measure_paths
 from gp_rangeformer.lab.bench.resumed import PlanError, read_parts
@@ -124,6 +125,13 @@ def measure_small(name: str, fitted: Fitted, plan: Plan, observer: Observer = la
     return _cell(name, fitted, [measure_row(contender, fitted, sizes, exact) for contender in (FLAG, HOST)])
 
 
+def measure_more(name: str, fitted: Fitted, plan: Plan, observer: Observer = lambda text: None) -> Further:
+    """A few observations more, time after time."""
+    del plan
+    observer(f"{name}, n = {fitted.n:,}: further observations")
+    return measure_further(name, fitted, AUDITED)
+
+
 def _cell(name: str, fitted: Fitted, rows: Sequence[Row], *rest: Any) -> Cell:
     model: Any = fitted.build()
     noise, d = model.likelihood.noise.item(), fitted.data.train_x.shape[1]
@@ -157,20 +165,26 @@ def run(
     write: Callable[[Path, dict[str, object]], object] = write_json,
     data_dir: Path | None = None,
     observer: Observer = lambda text: None,
-    show: Callable[[Cell], None] = lambda cell: None,
-) -> tuple[list[Cell], list[Cell]]:
+    show: Callable[[Cell | Further], None] = lambda part: None,
+) -> tuple[list[Cell], list[Cell], list[Further]]:
     """Measure every set at every size, and the first set's small model, what ``path`` has not yet; write the file after
-    each. Returns the cells that were asked for, and the small one's.
+    each. Returns the cells that were asked for, the small one's, and further observations of the models of the former.
 
-    :param show: called with every cell that has been measured.
+    :param show: called with everything that has been measured.
     :raises PlanError, DatasetError: as :func:`~gp_rangeformer.lab.bench.resumed.read_parts` and
         :func:`~gp_rangeformer.lab.bench.prediction_data.load_fitted`.
     """
-    parts: dict[str, list[Cell]] = {"cells": [], "small": []}
+    kinds: dict[str, Any] = {"cells": Cell, "small": Cell, "further": Further}
+    parts: dict[str, list[Any]] = {key: [] for key in kinds}
     if path is not None:
-        parts = {key: read_parts(path, plan, key, Cell.from_json) for key in parts}
+        parts = {key: read_parts(path, plan, key, kind.from_json) for key, kind in kinds.items()}
     dtype, described = getattr(torch, plan.dtype), machine.describe()
-    wanted = [("cells", name, n, 2 * sum(plan.sizes), measure_cell) for name in sets for n in sizes]
+    several = 2 * sum(plan.sizes)
+    wanted: list[tuple[str, str, int, int, Callable[..., Any]]] = []
+    for name in sets:
+        for n in sizes:
+            wanted.append(("cells", name, n, several, measure_cell))
+            wanted.append(("further", name, n, max(several, NEEDED), measure_more))
     wanted.append(("small", sets[0], SMALL, 4 * plan.wide, measure_small))
     warm = False
     for key, name, n, points, measure in wanted:
@@ -187,5 +201,7 @@ def run(
             content = {"format": FORMAT, "plan": asdict(plan), "machine": described, "kernel": KERNEL}
             cells = {key: [cell.to_json() for cell in found] for key, found in parts.items()}
             write(path, {**content, "settings": settings.current(), **cells})
-    asked = [cell for cell in parts["cells"] if cell.dataset in sets and cell.n in sizes]
-    return asked, [cell for cell in parts["small"] if cell.dataset == sets[0]]
+    asked, more = (
+        [part for part in parts[key] if part.dataset in sets and part.n in sizes] for key in ("cells", "further")
+    )
+    return asked, [cell for cell in parts["small"] if cell.dataset == sets[0]], more

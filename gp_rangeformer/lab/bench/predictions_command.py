@@ -33,8 +33,8 @@ def predictions(
     ] = None,
     markdown: Annotated[Path | None, typer.Option(help="Write the tables to this file.")] = None,
 ) -> None:
-    """Means and variances, functions and leave-one-out scores of fitted models: seconds, memory and errors of the
-    plug-in, GPyTorch, BoTorch, gpflash and scikit-learn.
+    """Means and variances, functions, leave-one-out scores and further observations of fitted models: seconds, memory
+    and errors of the plug-in, GPyTorch, BoTorch, gpflash and scikit-learn.
 
     Hyperparameters are those of converged fits (matern32). First calls are of fresh models. Who needs more memory than
     is free, or fails, is recorded with the reason.
@@ -42,7 +42,14 @@ def predictions(
     import torch
 
     from gp_rangeformer.lab.bench.peer_run import parse_sizes
-    from gp_rangeformer.lab.bench.prediction_tables import left_out_grid, paths_grid, predictions_grid, small_grid
+    from gp_rangeformer.lab.bench.prediction_further import Further
+    from gp_rangeformer.lab.bench.prediction_tables import (
+        further_grid,
+        left_out_grid,
+        paths_grid,
+        predictions_grid,
+        small_grid,
+    )
     from gp_rangeformer.lab.bench.predictions import Cell, Plan, run
     from gp_rangeformer.lab.bench.resumed import PlanError
     from gp_rangeformer.lab.compare import machine
@@ -56,12 +63,15 @@ def predictions(
     try:
         plan = Plan(t, few, wide, paths, dtype, seed, torch.get_num_threads())
 
-        def show(cell: Cell) -> None:
-            grid = predictions_grid if cell.left_out is not None else small_grid
-            console.print(grid([cell], plan, where))
+        def show(part: Cell | Further) -> None:
+            if isinstance(part, Further):
+                console.print(further_grid([part], plan, where))
+            else:
+                grid = predictions_grid if part.left_out is not None else small_grid
+                console.print(grid([part], plan, where))
 
         with show_status() as show_doing:
-            cells, small = run(
+            cells, small, further = run(
                 plan,
                 [name.strip() for name in dataset.split(",")],
                 parse_sizes(sizes),
@@ -75,6 +85,7 @@ def predictions(
         raise typer.BadParameter(str(error)) from None
     grids = [grid(cells, plan, where) for grid in (predictions_grid, paths_grid, left_out_grid)]
     grids.insert(1, small_grid(small, plan, where))
+    grids.append(further_grid(further, plan, where))
     for grid in grids:
         console.print(grid)
     if markdown is not None:

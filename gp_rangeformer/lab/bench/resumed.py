@@ -32,7 +32,7 @@ def whole_numbers(text: str, option: str) -> list[int]:
 
 
 def read_parts(path: Path, plan: Any, key: str, from_json: Callable[[Any], Part]) -> list[Part]:
-    """What ``path`` holds under ``key`` of the same plan; nothing if there is no such file.
+    """What ``path`` holds under ``key`` of the same plan; nothing if there is no such file, or no such key yet.
 
     :param plan: a dataclass of plain values.
     :raises PlanError: the file is damaged, or holds another plan.
@@ -42,7 +42,7 @@ def read_parts(path: Path, plan: Any, key: str, from_json: Callable[[Any], Part]
     try:
         content = json.loads(path.read_text())
         found = type(plan)(**content["plan"])
-        parts = [from_json(part) for part in content[key]]
+        parts = [from_json(part) for part in content.get(key, ())]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise PlanError(f"{path} is not a result of this command ({error}): choose another --json") from None
     if found != plan:

@@ -35,6 +35,7 @@ BLOCKS: dict[str, Callable[[Results], str]] = {
     "predictions-paths": predictions.paths_table,
     "predictions-paths-sentence": predictions.paths_sentence,
     "predictions-left-out": predictions.left_out_table,
+    "predictions-further": predictions.further_table,
     "estimators": estimators.estimators_table,
     "estimators-sentence": estimators.estimators_sentence,
     "stages": measured.stages_table,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 from gp_rangeformer.lab.bench import prediction_tables
 from gp_rangeformer.lab.bench.prediction_calls import Calls
@@ -12,6 +13,8 @@ from gp_rangeformer.lab.bench.prediction_paths import BOTORCH, OURS, Paths
 from gp_rangeformer.lab.bench.predictions import Cell, Plan
 from gp_rangeformer.lab.grid import Grid
 from gp_rangeformer.lab.guide.results import Results
+
+Part = TypeVar("Part")
 
 _PEERS = ((CHOLESKY, "GPyTorch's Cholesky"), (LOVE, "its conjugate gradients with fast_pred_var"))
 
@@ -34,6 +37,11 @@ def paths_table(results: Results) -> str:
 def left_out_table(results: Results) -> str:
     """Leave-one-out scores."""
     return _markdown(results, prediction_tables.left_out_grid, results.predictions.cells)
+
+
+def further_table(results: Results) -> str:
+    """Further observations."""
+    return _markdown(results, prediction_tables.further_grid, results.predictions.further)
 
 
 def predictions_sentence(results: Results) -> str:
@@ -81,9 +89,9 @@ def paths_sentence(results: Results) -> str:
     return text
 
 
-def _markdown(results: Results, grid: Callable[[Sequence[Cell], Plan, str], Grid], cells: Sequence[Cell]) -> str:
+def _markdown(results: Results, grid: Callable[[Sequence[Part], Plan, str], Grid], parts: Sequence[Part]) -> str:
     """Without a title: the page has one."""
-    return grid(cells, results.predictions.plan, results.machine("predictions")).to_markdown(titled=False)
+    return grid(parts, results.predictions.plan, results.machine("predictions")).to_markdown(titled=False)
 
 
 def _calls(cell: Cell, name: str, t: int) -> Calls:

@@ -15,6 +15,7 @@ from gp_rangeformer.lab.bench.fits import FitCell
 from gp_rangeformer.lab.bench.optima import SETS
 from gp_rangeformer.lab.bench.peer_run import Plan
 from gp_rangeformer.lab.bench.peers import Size
+from gp_rangeformer.lab.bench.prediction_further import Further
 from gp_rangeformer.lab.bench.products import Product
 from gp_rangeformer.lab.bench.robust import RobustCell
 from gp_rangeformer.lab.bench.stages import Breakdown
@@ -62,6 +63,7 @@ class PredictionRun:
     plan: predictions.Plan
     cells: list[predictions.Cell]
     small: list[predictions.Cell]
+    further: list[Further]
 
 
 @dataclass(frozen=True)
@@ -128,8 +130,9 @@ class Results:
         """What follows a fit."""
 
         def made(content: Any) -> PredictionRun:
-            cells = ([predictions.Cell.from_json(cell) for cell in content[key]] for key in ("cells", "small"))
-            return PredictionRun(predictions.Plan(**content["plan"]), *cells)
+            cells, few = ([predictions.Cell.from_json(cell) for cell in content[key]] for key in ("cells", "small"))
+            further = [Further.from_json(part) for part in content["further"]]
+            return PredictionRun(predictions.Plan(**content["plan"]), cells, few, further)
 
         return self._read("predictions", made)
 

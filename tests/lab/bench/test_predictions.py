@@ -30,9 +30,16 @@ from gp_rangeformer.lab.bench.prediction_contenders import (
 )
 from gp_rangeformer.lab.bench.prediction_data import Fitted, blocks, load_fitted
 from gp_rangeformer.lab.bench.prediction_exact import ExactModel, ExactPredictions
+from gp_rangeformer.lab.bench.prediction_further import Further, measure_further
 from gp_rangeformer.lab.bench.prediction_left_out import measure_left_out
 from gp_rangeformer.lab.bench.prediction_paths import BOTORCH, OURS, measure_paths
-from gp_rangeformer.lab.bench.prediction_tables import left_out_grid, paths_grid, predictions_grid, small_grid
+from gp_rangeformer.lab.bench.prediction_tables import (
+    further_grid,
+    left_out_grid,
+    paths_grid,
+    predictions_grid,
+    small_grid,
+)
 from gp_rangeformer.lab.bench.predictions import Cell, Plan, measure_cell, measure_small
 from gp_rangeformer.lab.bench.resumed import PlanError
 from gp_rangeformer.lab.cli import app
@@ -273,6 +280,23 @@ def test_scores_are_held_against_an_inverse(cell: Cell, fitted: Fitted) -> None:
     assert measure_left_out(fitted, None).error is None
 
 
+def test_further_observations_are_held_against_a_model_of_all_rows(fitted: Fitted) -> None:
+    found = measure_further("robot_arm", fitted, audited=fitted.n)
+    assert [row.failure for row in found.rows] == [None] * 3
+    for row in found.rows:
+        assert row.first is not None
+        assert row.later is not None
+        assert min(row.first, row.later) > 0
+        assert row.errors is not None
+        assert max(row.errors.mean, row.errors.largest_variance) < 1e-3, row.name
+    assert Further.from_json(json.loads(json.dumps(found.to_json()))) == found
+    unknown = replace(found.rows[1], first=None, later=None, errors=None, failure="it was tired")
+    made = further_grid([replace(found, rows=(found.rows[0], unknown))], PLAN, "a machine")
+    assert all(len(row) == len(made.headers) for row in made.rows)
+    assert "it was tired" in made.to_markdown()
+    assert measure_further("robot_arm", fitted, audited=0).rows[0].errors is None
+
+
 # --------------------------------------------------------------------------------------------------------------------
 # File, tables, command
 
@@ -304,10 +328,17 @@ def test_the_command_resumes_and_refuses(tmp_path: Path, any_set: None, monkeypa
     content = json.loads(path.read_text())
     assert [(found["dataset"], found["n"]) for found in content["cells"]] == [("robot_arm", 100)]
     assert [(found["n"], found["left_out"]) for found in content["small"]] == [(100, None)]
+    assert [(found["dataset"], found["n"]) for found in content["further"]] == [("robot_arm", 100)]
     assert content["plan"]["t"] == 60
     assert content["machine"]["versions"]["torch"] == torch.__version__
     assert content["settings"]["solver"]["variances"] == "auto"
-    for title in ("**Predictions**", "**A small model**", "**Functions from the posterior**", "**Leave-one-out**"):
+    for title in (
+        "**Predictions**",
+        "**A small model**",
+        "**Functions from the posterior**",
+        "**Leave-one-out**",
+        "**Further observations**",
+    ):
         assert title in table.read_text()
     written = path.read_text()
     assert invoke(*OPTIONS, "--output", path).exit_code == 0
