@@ -22,6 +22,7 @@ from gp_rangeformer.plugin.reports import Call, account_solve
 from gp_rangeformer.plugin.symmetric import symmetric_system
 from gp_rangeformer.plugin.unevaluated import unevaluated
 from gp_rangeformer.recycling.memory import Memory
+from gp_rangeformer.solvers.appended import appended_factor
 from gp_rangeformer.solvers.certified import Certified
 from gp_rangeformer.solvers.certified_prepared import CertifiedPrepared
 from gp_rangeformer.solvers.exact import Exact, exact_path_fits, factorised
@@ -39,6 +40,7 @@ _FACTORISED = 4000**3
 # optimum: pol, protein and elevators; kin40k takes 44).
 _ENDED_BY_A_FACTOR, _TRIED = 10_000**3, 10
 _BY_A_FACTOR = "refined by one factorisation, which costs less than the iterations that would be left"
+_BY_APPENDING = "refined by the factorisation of the model before, to which its new rows were appended"
 # Deviations of the noise that rounding may move means by, from which on a note says so and K(test, train) is float64.
 ROUNDED = 0.01
 
@@ -107,11 +109,14 @@ def _fit(strategy: Any, state: tuple[Tensor, ...]) -> FittedModel | None:
     call = Call("solve", system, 1)
     linear_system = symmetric_system(call, system, system.kernel, system.noise, system.fused)
     before = _before.get(strategy)
-    factor = None if before is None or not _appended_to(before, system.fused, state) else before.factor
+    grown = before is not None and _appended_to(before, system.fused, state)
+    factor, known = (before.factor, before.rounded) if before is not None and grown else (None, None)
     prepared, reason = _prepared(linear_system, memory_of(system.owners, system.kernel, 0), factor)
-    solution, rounded = _solved(prepared, rhs, None if before is None else before.start(len(rhs)))
+    solution, rounded = _solved(prepared, rhs, None if before is None else before.start(len(rhs)), known)
     if rounded is not None:
-        call.note(_BY_A_FACTOR if linear_system.held_dense else f"{_BY_A_FACTOR}, and formed K as a dense matrix")
+        call.note(_BY_A_FACTOR if known is None else _BY_APPENDING)
+        if not linear_system.held_dense and known is None:
+            call.note("the factorisation formed K as a dense matrix")
     account_solve(call, linear_system, prepared, solution, reason)
     moved = _moved_by_rounding(linear_system, solution.value)
     if moved > ROUNDED:
@@ -155,22 +160,32 @@ def _prepared(
 
 
 def _solved(
-    prepared: Prepared, rhs: Float[Tensor, "n 1"], start: Float64[Tensor, "n 1"] | None
+    prepared: Prepared,
+    rhs: Float[Tensor, "n 1"],
+    start: Float64[Tensor, "n 1"] | None,
+    known: Float[Tensor, "k k"] | None,
 ) -> tuple[Solution, Float[Tensor, "n n"] | None]:
-    """A^-1 rhs; and a factor in the dtype of K, where that ended what iterations did not."""
+    """A^-1 rhs; and a factor in the dtype of K, where that ended what iterations did not.
+
+    :param known: such a factor of the first k rows and columns, where there is one.
+    """
     system = prepared.system
     if (
         isinstance(prepared, CertifiedPrepared)
         and prepared.vecchia is not None
         and system.size**3 <= _ENDED_BY_A_FACTOR
     ):
-        found = mean_beside_probes(prepared, rhs, start, _TRIED)
+        fits = exact_path_fits(system, 1)
+        factor = appended_factor(system, known) if known is not None and fits else None
+        if factor is None:
+            found = mean_beside_probes(prepared, rhs, start, _TRIED)
+            if found is not None:
+                return found, None
+            rounded = factorised(system, system.dtype) if fits else None
+            factor = None if rounded is None else rounded.factor
+        found = None if factor is None else mean_by_factor(prepared, rhs, start, factor)
         if found is not None:
-            return found, None
-        rounded = factorised(system, system.dtype) if exact_path_fits(system, 1) else None
-        found = None if rounded is None else mean_by_factor(prepared, rhs, start, rounded.factor)
-        if found is not None and rounded is not None:
-            return found, rounded.factor
+            return found, factor
     return mean_solve(prepared, rhs, wide=True, start=start), None
 
 

@@ -83,7 +83,7 @@ class Exact:
         if factor.dtype == torch.float32 != self._dtype(system) or not exact_path_fits(system, 1):
             return None
         found = appended_factor(system, factor)
-        return None if found is None else ExactPrepared(system, found, jitter=0.0, tolerance=self.tolerance)
+        return None if found is None else ExactPrepared(system, found, 0.0, self.tolerance, appended=True)
 
     def _dtype(self, system: LinearSystem) -> torch.dtype:
         """Of a factor."""
@@ -207,6 +207,7 @@ class ExactPrepared:
     factor: Float[Tensor, "n n"]
     jitter: float
     tolerance: float = 0.01
+    appended: bool = False  # to a factor that was there: K was not formed
     unheld: float = 0.0  # largest relative residual beyond the tolerance that rounding a solution has left
 
     def _with_tolerance(self, tolerance: float) -> ExactPrepared:
@@ -222,7 +223,7 @@ class ExactPrepared:
         notes = []
         if self.factor.dtype != self.system.dtype:
             notes.append(FACTORISED_IN_FLOAT64)
-        if not self.system.held_dense:
+        if not self.system.held_dense and not self.appended:
             notes.append("the exact path formed K as a dense matrix")
         if self.jitter:
             notes.append(f"jitter {self.jitter:.0e} added to the diagonal")

@@ -16,7 +16,7 @@ from gp_rangeformer import FallbackWarning, settings
 from gp_rangeformer.plugin import fitted
 from gp_rangeformer.report import ReportCollection, collect_reports
 from gp_rangeformer.system.reason import Reason
-from tests.plugin.market import build
+from tests.plugin.market import Problem, build
 from tests.plugin.test_posterior import by_host, further_points, noise_of
 
 pytestmark = pytest.mark.usefixtures("predicts_small_systems")
@@ -36,15 +36,24 @@ def as_if_it_were_large(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     gp_rangeformer.clear_memory()
 
 
+@contextlib.contextmanager
+def flag(**solver: Any) -> Iterator[ReportCollection]:
+    chosen = settings.solver(**{"rank": 20, "neighbours": 8, "neighbours_above": 0.0, **solver})
+    with (
+        settings.rangeformer(),
+        settings.min_size(100),
+        chosen,
+        torch.no_grad(),
+        warnings.catch_warnings(),
+        collect_reports() as reports,
+    ):
+        warnings.simplefilter("error", FallbackWarning)
+        yield reports
+
+
 def predicted(dtype: torch.dtype, **solver: Any) -> tuple[Any, torch.Tensor, Any, ReportCollection]:
     problem, x = build("matern12", n=N, dtype=dtype), further_points(dtype=dtype)
-    solver = {"rank": 20, "neighbours": 8, "neighbours_above": 0.0, **solver}
-    chosen = settings.solver(**solver)
-    flag = settings.rangeformer(), settings.min_size(100), chosen, torch.no_grad(), warnings.catch_warnings()
-    with contextlib.ExitStack() as entered, collect_reports() as reports:
-        for context in flag:
-            entered.enter_context(context)
-        warnings.simplefilter("error", FallbackWarning)
+    with flag(**solver) as reports:
         found = problem.predict(x)
         _ = found.variance
     return problem, x, found, reports
@@ -113,3 +122,23 @@ def test_scores_come_from_the_same_draws() -> None:
     off = scores.variance / exact - 1
     assert 0 < scores.variance_error <= 0.02
     assert float(off.square().mean().sqrt()) < 2.5 * scores.variance_error
+
+
+def test_fantasies_append_to_that_factor() -> None:
+    problem, x, _, _ = predicted(torch.float64)
+    new_x, new_y = x[:5] + 0.01, torch.linspace(-1, 1, 5, dtype=torch.float64)
+    with flag() as reports:
+        fantasy: Any = problem.model.get_fantasy_model(new_x, new_y)
+        found = fantasy(x)
+        mean, variance = found.mean, found.variance
+    solve = reports[0]
+    assert (solve.operation, solve.n, solve.iterations) == ("solve", N + 5, 0)
+    assert any("were appended" in note for note in solve.notes)
+    assert solve.mean_error is not None
+    whole = Problem(fantasy, fantasy.train_inputs[0], fantasy.train_targets, x)
+    expected = by_host(whole, x)
+    spread = expected.variance + noise_of(problem)
+    assert ((mean - expected.mean).abs() <= solve.mean_error * spread.sqrt()).all()
+    stated = reports[-1].variance_error
+    assert stated is not None
+    assert float(((variance - expected.variance) / spread).square().mean().sqrt()) < 2.5 * stated
