@@ -11,14 +11,14 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from gpytorch.mlls import ExactMarginalLogLikelihood, MarginalLogLikelihood
+from gpytorch.mlls import ExactMarginalLogLikelihood, LeaveOneOutPseudoLikelihood, MarginalLogLikelihood
 from jaxtyping import Float64
 from torch import Tensor
 
 from gp_rangeformer import settings
 from gp_rangeformer.fit.ascent import NUMERICAL, Ascent, ascend
 from gp_rangeformer.fit.objective import Anchor, Evaluated, Objective
-from gp_rangeformer.fit.result import FitResult, Record
+from gp_rangeformer.fit.result import LEFT_OUT, LIKELIHOOD, FitResult, Record
 from gp_rangeformer.fit.subsets import can_be_thinned, level_sizes, thinned
 from gp_rangeformer.fit.wall import Wall
 from gp_rangeformer.solvers.certified import Certified
@@ -54,9 +54,9 @@ def fit_mll(
     information in a trust region, judged by values and gradients with the same probes. Inside
     ``settings.rangeformer()`` the chosen solver answers (a :class:`~gp_rangeformer.Certified` one with neighbours for
     all points, so that probes are whitened), outside of it the exact one. Kernels that have no fused form, and inputs
-    that depend on parameters, get their curvature from differences; more than 64 parameters, batches and several
-    columns of targets from secants. The same call gives the same bits, on one machine without
-    other work.
+    that depend on parameters, get their curvature from differences; more than 64 parameters, batches, several columns
+    of targets and subclasses of the likelihood (:class:`gpytorch.mlls.LeaveOneOutPseudoLikelihood`) from secants. The
+    same call gives the same bits, on one machine without other work.
 
     :param tolerance: nats per data point that may be left to gain.
     :param max_evaluations: of the likelihood on all points. Some ten are usual; None for some 40, and 400 by secants.
@@ -135,7 +135,9 @@ class _Fit:
         start = objective.parameters.read()
         best = objective(start)
         if not (math.isfinite(best.value) and bool(best.gradient.isfinite().all())):
-            raise FitError(f"log p(y)/n is {best.value} at the parameters as they are, or its gradient is not finite")
+            raise FitError(
+                f"{self._criterion} is {best.value} at the parameters as they are, or its gradient is not finite"
+            )
         self._note_evaluation(objective, best, True)
         led = self._through_levels(start) if self._levels and not self._expired() else start
         moved = len(self._history) > 1  # by subsets
@@ -160,7 +162,7 @@ class _Fit:
         """The error with what became of the model."""
         state = "the parameters are what they were"
         if self._best is not None:
-            state = f"the model has the best parameters so far, of log p(y)/n = {self._best.value:.4f}"
+            state = f"the model has the best parameters so far, of {self._criterion} = {self._best.value:.4f}"
         where = f"evaluation {objective.evaluations} on {objective.points} points"
         if isinstance(error, KeyboardInterrupt):
             return KeyboardInterrupt(f"interrupted, {where}: {state}")
@@ -250,6 +252,14 @@ class _Fit:
                 raise
 
     @property
+    def _criterion(self) -> str:
+        """What is maximised, in words."""
+        if isinstance(self._mll, LeaveOneOutPseudoLikelihood):
+            return LEFT_OUT
+        kind = type(self._mll)
+        return LIKELIHOOD if kind is ExactMarginalLogLikelihood else kind.__name__
+
+    @property
     def _dtype_name(self) -> str:
         return str(self._mll.model.train_targets.dtype).removeprefix("torch.")
 
@@ -277,4 +287,5 @@ class _Fit:
             history=tuple(self._history),
             report=report,
             notes=tuple(self._notes),
+            criterion=self._criterion,
         )

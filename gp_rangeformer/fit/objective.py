@@ -111,7 +111,9 @@ class Objective:
         found = Evaluated(phi, float(value.detach()), 0.0, gradient, reports[-1] if len(reports) else None)
         if found.report is not None:
             found.error, found.rounding = _errors(found.report, self.points)
-        usable = len(observations) == 1 and observations[0].rhs.shape[1] == 1
+        # Curvature and the mean's own optimum are those of log p(y): what else a subclass may maximise is not known.
+        known = type(self.mll) is ExactMarginalLogLikelihood
+        usable = known and len(observations) == 1 and observations[0].rhs.shape[1] == 1
         if usable and self.parameters.size <= MOST_COLUMNS:
             found.samples = self._samples(observations[0])
             found.seen = self._seen(observations[0], phi, slopes)

@@ -13,6 +13,7 @@ USED_UP, TIMEOUT, NO_FURTHER_GAIN = "evaluations used up", "out of time", "no fu
 AS_NEAR_AS_PROBES_ALLOW = "as near as the probes allow"
 _ENDED = (NO_FURTHER_GAIN, AS_NEAR_AS_PROBES_ALLOW)
 _HARDLY_ANYTHING = 0.01  # nats per point
+LIKELIHOOD, LEFT_OUT = "log p(y)/n", "leave-one-out log p(y)/n"
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class FitResult:
     that its last report states (0 where it is exact); ``certain``: the interval of log p(y) / n that holds always, or
     None. ``decrement``: what the last quadratic model says is still to be gained, ``noise``: how much of that the
     probes alone explain. ``reason``: why it stopped. ``method``: where curvature
-    came from. ``evaluations``: by number of points.
+    came from. ``evaluations``: by number of points. ``criterion``: what was maximised, as texts name it.
     """
 
     value: float
@@ -51,6 +52,7 @@ class FitResult:
     history: tuple[Record, ...]
     report: SolveReport | None
     notes: tuple[str, ...] = ()
+    criterion: str = LIKELIHOOD
 
     @property
     def settled(self) -> bool:
@@ -65,15 +67,16 @@ class FitResult:
     def summary(self) -> str:
         """One line."""
         counts = ", ".join(f"{count} on {points}" for points, count in sorted(self.evaluations.items()))
-        parts = [f"log p(y)/n {self.value:.4f} +- {self.error:.4f}", f"{self.reason}", f"{counts} points"]
+        parts = [f"{self.criterion} {self.value:.4f} +- {self.error:.4f}", f"{self.reason}", f"{counts} points"]
         noise = f" (probes alone explain {self.noise:.1e})" if self.noise else ""
         parts.append(f"{self.decrement:.1e} left to gain{noise}")
         return "; ".join([*parts, *self.notes, f"{self.seconds:.2f} s"])
 
     def table(self) -> str:
         """The history, a line for each evaluation."""
-        lines = [f"{'points':>8} {'seconds':>8} {'log p(y)/n':>11} {'+-':>7}  step"]
+        width = max(11, len(self.criterion))
+        lines = [f"{'points':>8} {'seconds':>8} {self.criterion:>{width}} {'+-':>7}  step"]
         for row in self.history:
             word = "accepted" if row.accepted else "rejected"
-            lines.append(f"{row.points:>8} {row.seconds:>8.2f} {row.value:>11.5f} {row.error:>7.4f}  {word}")
+            lines.append(f"{row.points:>8} {row.seconds:>8.2f} {row.value:>{width}.5f} {row.error:>7.4f}  {word}")
         return "\n".join(lines)
