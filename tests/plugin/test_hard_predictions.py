@@ -17,7 +17,7 @@ from gp_rangeformer.plugin import fitted
 from gp_rangeformer.report import ReportCollection, collect_reports
 from gp_rangeformer.system.reason import Reason
 from tests.plugin.market import Problem, build
-from tests.plugin.test_posterior import by_host, further_points, noise_of
+from tests.plugin.posteriors import by_host, further_points, noise_of
 
 pytestmark = pytest.mark.usefixtures("predicts_small_systems")
 N = 700
