@@ -55,7 +55,7 @@ class FrozenPrior:
     """
 
     def __init__(self, model: torch.nn.Module) -> None:
-        self._model: Any = _copied(checked_model(model, "sample_paths"))
+        self._model: Any = copied_model(checked_model(model, "sample_paths"))
         self._of_botorch = _is_botorchs(model)
         self._inputs: tuple[Tensor, ...] = tuple(self._model.train_inputs)
         self.dtype, self.device = self._inputs[0].dtype, self._inputs[0].device
@@ -183,7 +183,7 @@ def _same_prior(one: Any, other: Any) -> bool:
     return torch.equal(one.mean, other.mean) and torch.equal(lazies[0].x1, lazies[1].x1)
 
 
-def _copied(model: ExactGP) -> ExactGP:
+def copied_model(model: ExactGP) -> ExactGP:
     """Frozen, and as ``model.eval()`` would be; the training data are shared."""
     assert model.train_inputs is not None
     memo = {id(tensor): tensor for tensor in (*model.train_inputs, model.train_targets)}
