@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import weakref
 from typing import Any
 
@@ -47,6 +48,7 @@ ROUNDED = 0.01
 
 _fitted: weakref.WeakKeyDictionary[DefaultPredictionStrategy, FittedModel] = weakref.WeakKeyDictionary()
 _before: weakref.WeakKeyDictionary[DefaultPredictionStrategy, FittedModel] = weakref.WeakKeyDictionary()
+_lock = threading.RLock()  # of both: threads predict at the same time
 
 
 def fitted_model(strategy: Any) -> FittedModel | None:
@@ -59,42 +61,51 @@ def fitted_model(strategy: Any) -> FittedModel | None:
     if type(operator) is not AddedDiagLinearOperator or type(operator._linear_op) is not LazyEvaluatedKernelTensor:
         return None
     with torch.no_grad(), no_autocast():
-        known = _fitted.get(strategy)
+        with _lock:
+            known = _fitted.get(strategy)
         state = state_of(strategy)
         if known is not None and known.solver == settings.solver.value() and same(state, known.state):
             return known
         found = _fit(strategy, state)
     if found is not None:
-        _fitted[strategy] = found
-        _before.pop(strategy, None)
+        with _lock:
+            _fitted[strategy] = found
+            _before.pop(strategy, None)
         keep_at_most(settings.memory_limit.value())
     return found
 
 
 def continues(strategy: Any, known: FittedModel) -> None:
     """A strategy's points are those of a fitted model, and more."""
-    _before[strategy] = known
+    with _lock:
+        _before[strategy] = known
+    keep_at_most(settings.memory_limit.value())
 
 
 def fitted_bytes() -> int:
     """Bytes that are kept for predictions of all models."""
-    return sum(known.nbytes for known in _fitted.values())
+    with _lock:
+        models = {id(known): known for kept in (_fitted, _before) for known in kept.values()}
+        return sum(known.nbytes for known in models.values())
 
 
 def keep_at_most(limit: int) -> None:
     """Bytes, with what training remembers: what was solved for other models goes first, and of each its factor."""
     others = remembered_bytes()
-    for strategy, known in list(_fitted.items()):
-        if others + fitted_bytes() > limit:
-            known.factor = known.rounded = None
-        if others + fitted_bytes() > limit:
-            del _fitted[strategy]
+    with _lock:
+        for kept in (_fitted, _before):
+            for strategy, known in list(kept.items()):
+                if others + fitted_bytes() > limit:
+                    known.factor = known.rounded = None
+                if others + fitted_bytes() > limit:
+                    del kept[strategy]
 
 
 def forget_fitted() -> None:
     """What was solved for predictions."""
-    _fitted.clear()
-    _before.clear()
+    with _lock:
+        _fitted.clear()
+        _before.clear()
 
 
 def _fit(strategy: Any, state: tuple[Tensor, ...]) -> FittedModel | None:
@@ -108,7 +119,7 @@ def _fit(strategy: Any, state: tuple[Tensor, ...]) -> FittedModel | None:
     check_rhs(system, rhs)
     call = Call("solve", system, 1)
     linear_system = symmetric_system(call, system, system.kernel, system.noise, system.fused)
-    before = _before.get(strategy)
+    before = _model_before(strategy)
     grown = before is not None and _appended_to(before, system.fused, state)
     factor, known = (before.factor, before.rounded) if before is not None and grown else (None, None)
     prepared, reason = _prepared(linear_system, memory_of(system.owners, system.kernel, 0), factor)
@@ -141,6 +152,14 @@ def _fit(strategy: Any, state: tuple[Tensor, ...]) -> FittedModel | None:
     )
 
 
+def _model_before(strategy: Any) -> FittedModel | None:
+    """What may be continued: nothing where the same call is to give the same bits, whatever came before."""
+    if settings.deterministic.on():
+        return None
+    with _lock:
+        return _before.get(strategy)
+
+
 def _prepared(
     system: LinearSystem, memory: Memory, factor: Float[Tensor, "k k"] | None
 ) -> tuple[Prepared, Reason | None]:
@@ -149,7 +168,8 @@ def _prepared(
     :param factor: of the first k rows and columns, where there is one.
     """
     solver = settings.solver.value()
-    if factor is not None:
+    # Where many rows are appended to few a preconditioner may take less.
+    if factor is not None and (system.size**3 <= _FACTORISED or 4 * (system.size - len(factor)) <= len(factor)):
         appended = Exact(solver.prediction_tolerance).append(system, factor)
         if appended is not None:
             return appended, Reason.EXACT_APPENDED

@@ -131,10 +131,12 @@ class FittedModel:
 
         :raises NotPSDError: as :meth:`~gp_rangeformer.solvers.exact.Exact.prepare`.
         """
-        if self.factor is None:
+        known = self.factor
+        if known is None:
             prepared = Exact(self.solver.prediction_tolerance).prepare(system)
-            self.factor, self.jitter = prepared.factor, prepared.jitter
-        return self.factor
+            known = self.factor = prepared.factor  # which another thread may forget again
+            self.jitter = prepared.jitter
+        return known
 
     def solve_draws(self, rhs: Float[Tensor, "n m"]) -> Float[Tensor, "n m"]:
         """A^-1 of columns drawn with the covariance A: functions from a posterior take them. A report is published.

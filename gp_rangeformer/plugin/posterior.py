@@ -86,10 +86,10 @@ class Posterior:
         return covariance.to(cross.dtype)
 
     def _factor(self, system: LinearSystem | None) -> Tensor:
-        if self._fitted.factor is not None:
-            return self._fitted.factor
-        assert system is not None
-        factor = self._fitted.factorised(system)
+        known = self._fitted.factor
+        if known is not None:
+            return known
+        factor = self._fitted.factorised(self._fitted.linear_system() if system is None else system)
         keep_at_most(settings.memory_limit.value())
         return factor
 

@@ -10,6 +10,7 @@ points instead. What is not served here gets the evaluated matrices, as without 
 from __future__ import annotations
 
 import contextlib
+import copy
 import math
 import threading
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ from gpytorch import settings as gpytorch_settings
 from gpytorch.beta_features import checkpoint_kernel
 from gpytorch.kernels import Kernel
 from gpytorch.lazy import LazyEvaluatedKernelTensor
+from gpytorch.likelihoods import FixedNoiseGaussianLikelihood
 from gpytorch.models import ExactGP
 from gpytorch.models.exact_prediction_strategies import DefaultPredictionStrategy
 from linear_operator.operators import AddedDiagLinearOperator, LinearOperator
@@ -190,14 +192,26 @@ def fantasy_strategy(
     """Of the training points and a few more, m.
 
     Without a graph, for one model and one set of further points: nothing is computed now; a prediction appends to the
-    factor of before, or solves for all targets from the solution of before. Else the host's: an inverse root, once.
+    factor of before, or solves for all targets from the solution of before. The kernel is as it is now. Else the
+    host's, whose errors come now: an inverse root, once.
     """
-    served = not torch.is_grad_enabled() and _may_serve(self, inputs) and full_targets.dim() == 1
+    covariance = full_output.lazy_covariance_matrix
+    served = not torch.is_grad_enabled() and type(covariance) is LazyEvaluatedKernelTensor and full_targets.dim() == 1
+    # Noise for a likelihood that has its own is a matter of the host.
+    served = served and (not kwargs or isinstance(self.likelihood, FixedNoiseGaussianLikelihood))
+    served = served and _may_serve(self, inputs) and bool(inputs[0].isfinite().all() & targets.isfinite().all())
     known = fitted_model(self) if served else None
     if known is None:
         return original_fantasy_strategy(self, inputs, targets, full_inputs, full_targets, full_output, **kwargs)
     self.fantasy_inputs, self.fantasy_targets = inputs, targets
-    prior = type(self.train_prior_dist)(full_output.mean, full_output.lazy_covariance_matrix)
+    own = LazyEvaluatedKernelTensor(
+        covariance.x1,
+        covariance.x2,
+        kernel=copy.deepcopy(covariance.kernel),
+        last_dim_is_batch=covariance.last_dim_is_batch,
+        **covariance.params,
+    )
+    prior = type(self.train_prior_dist)(full_output.mean.clone(), own)
     likelihood: Any = self.likelihood
     found = type(self)(full_inputs, prior, full_targets, likelihood.get_fantasy_likelihood(**kwargs))
     continues(found, known)

@@ -80,7 +80,8 @@ class Exact:
 
         :param factor: without jitter. See :func:`~gp_rangeformer.solvers.appended.appended_factor`.
         """
-        if factor.dtype == torch.float32 != self._dtype(system) or not exact_path_fits(system, 1):
+        precise = factor.dtype == torch.float64 or self._dtype(system) == torch.float32
+        if not precise or _shortage(system, factor.dtype, MATRICES, _PER_COLUMN) is not None:
             return None
         found = appended_factor(system, factor)
         return None if found is None else ExactPrepared(system, found, 0.0, self.tolerance, appended=True)
