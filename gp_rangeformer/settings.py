@@ -317,8 +317,8 @@ class min_size(_count):
 
 class exact_size(_count):
     """
-    The number of points, of all elements of a batch together, from which the plug-in answers at all; smaller systems
-    stay with GPyTorch.
+    The number of points from which the plug-in answers at all; smaller systems stay with GPyTorch. A batch counts by
+    the numbers that its matrices hold together, and a kernel that has no fused form from twice as many points on.
 
     (Default: 100)
     """

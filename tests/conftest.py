@@ -106,6 +106,7 @@ def predicts_small_systems(monkeypatch: pytest.MonkeyPatch) -> None:
     """Predictions of a few hundred points are the plug-in's too: at sizes that it leaves to the host, the same code as
     beyond takes seconds less."""
     monkeypatch.setattr(crossover, "POINTS", 0)
+    monkeypatch.setattr(crossover, "NARROW", 0)
 
 
 @pytest.fixture

@@ -11,13 +11,14 @@ from gp_rangeformer.rangeformer.direct import Direct
 # Points up to which a prediction of GPyTorch's takes less than one of this plug-in: at n = 100 it evaluates, factorises
 # and solves within 2.4 to 3 ms, and a certificate takes another millisecond (float64, one thread; level at 500). Of a
 # batch of four the host is a sixth faster at 500, and slower at 1000 (`gp-rangeformer bench small`).
-POINTS = 640
+# In float32, whose factorisations may need float64, fewer: there the host is faster by a third at 100 and 120 points.
+POINTS, NARROW = 640, 150
 
 
 def host_predicts_as_fast(n: int, dtype: torch.dtype | None, device: torch.device | None) -> bool:
-    """Whether predictions from ``n`` points are left to the host's Cholesky factorisation. Never in float32, whose
-    factorisations may need float64."""
-    if dtype != torch.float64 or device is None or n >= min(POINTS, settings.min_size.value_on(device)):
+    """Whether predictions from ``n`` points are left to the host's Cholesky factorisation."""
+    most = POINTS if dtype == torch.float64 else NARROW
+    if device is None or n >= min(most, settings.min_size.value_on(device)):
         return False
     by_cholesky = host_settings.fast_computations.solves.off() or n <= (host_settings.max_cholesky_size.value() or 0)
     dense = settings.kernel_storage.value() != "tiles" and settings.process_group.value() is None

@@ -126,7 +126,7 @@ def decline_reason(operator: AddedDiagLinearOperator) -> Reason | None:
     *batch_shape, n, _ = diagonal.shape
     if n == 0:
         return Reason.SHAPE
-    if n * math.prod(batch_shape) < settings.exact_size.value():
+    if below_exact_size(n, math.prod(batch_shape)):
         return Reason.TOO_SMALL
     if diagonal.dtype not in (torch.float32, torch.float64):
         return Reason.UNSUPPORTED_DTYPE
@@ -146,7 +146,21 @@ def decline_reason(operator: AddedDiagLinearOperator) -> Reason | None:
     shape = kernel.shape
     if shape[-1] != n or shape[-2] != n or 0 in shape or 0 in diagonal.shape:
         return Reason.SHAPE
+    if below_exact_size(n, math.prod(batch_shape), fused=False) and not _is_fused(kernel):
+        return Reason.TOO_SMALL
     return None
+
+
+def below_exact_size(n: int, systems: int = 1, *, fused: bool = True) -> bool:
+    """Whether so many systems of n points hold fewer numbers together than one of
+    :class:`~gp_rangeformer.settings.exact_size`; of twice that where the host evaluates and differentiates the kernel,
+    so that less is left to save. A size of 1 means all."""
+    least = settings.exact_size.value()
+    return n * n * systems < (least if fused else 2 * least - 1) ** 2
+
+
+def _is_fused(kernel: LinearOperator) -> bool:
+    return type(kernel) is FusedLinearOperator or fused_origin(kernel) is not None
 
 
 def decline_prediction_reason(operator: AddedDiagLinearOperator) -> Reason | None:

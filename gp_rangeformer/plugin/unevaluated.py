@@ -22,7 +22,7 @@ from torch import Tensor
 from gp_rangeformer import settings
 from gp_rangeformer.kernels.fused import FusedKernel
 from gp_rangeformer.kernels.fused_batch import FusedBatch
-from gp_rangeformer.plugin.eligibility import EligibleSystem
+from gp_rangeformer.plugin.eligibility import EligibleSystem, below_exact_size
 from gp_rangeformer.plugin.owners import owner_of
 from gp_rangeformer.plugin.recognition import recognise_selected
 from gp_rangeformer.plugin.storage import choose_storage, hold
@@ -40,7 +40,7 @@ def unevaluated(operator: AddedDiagLinearOperator, targets: torch.Size) -> Eligi
     lazy = operator._linear_op
     diagonal = operator._diag_tensor
     n = diagonal.shape[-1]
-    if targets[-1] != n or targets.numel() < settings.exact_size.value():
+    if targets[-1] != n or below_exact_size(n, targets[:-1].numel()):
         return None
     if type(lazy) is not LazyEvaluatedKernelTensor or _declined(lazy):
         return None

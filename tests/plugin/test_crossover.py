@@ -1,4 +1,4 @@
-"""Predictions from few points in float64 are left to the host, and no others."""
+"""Predictions from few points are left to the host, in float32 from fewer, and no others."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from gp_rangeformer.plugin import crossover
 from gp_rangeformer.system.reason import Reason
 from tests.plugin.market import build
 
-SMALL, LARGE = 150, crossover.POINTS
+SMALL, LARGE = 200, crossover.POINTS
 
 
 def reasons(n: int, dtype: torch.dtype = torch.float64) -> set[Reason]:
@@ -43,8 +43,27 @@ def test_they_are_reported() -> None:
     assert reasons(SMALL) == {Reason.HOST_CHOLESKY}
 
 
-def test_float32_is_not_left_to_the_host() -> None:
-    assert Reason.HOST_CHOLESKY not in reasons(SMALL, torch.float32)
+def test_float32_is_left_to_the_host_where_its_overhead_would_show() -> None:
+    few = crossover.NARROW - 1
+    assert reasons(few, torch.float32) <= {Reason.HOST_CHOLESKY, Reason.TOO_SMALL}
+    for more in (crossover.NARROW, SMALL):
+        assert not reasons(more, torch.float32) & {Reason.HOST_CHOLESKY, Reason.TOO_SMALL}
+
+
+@pytest.mark.parametrize(("n", "batch", "served"), [(50, 3, False), (20, 16, False), (50, 4, True), (100, 1, True)])
+def test_batches_count_by_the_numbers_of_their_matrices(n: int, batch: int, served: bool) -> None:
+    problem = build(n=n, batch=() if batch == 1 else (batch,))
+    with settings.rangeformer(), gp_rangeformer.collect_reports() as reports:
+        problem.loss().backward()
+    assert (Reason.TOO_SMALL not in {report.reason for report in reports}) == served
+
+
+@pytest.mark.parametrize(("n", "served"), [(120, False), (199, True)])
+def test_kernels_without_a_fused_form_are_left_to_the_host_up_to_twice_as_many_points(n: int, served: bool) -> None:
+    problem = build("spectral_mixture", n=n)
+    with settings.rangeformer(), gp_rangeformer.collect_reports() as reports:
+        problem.loss().backward()
+    assert (Reason.TOO_SMALL not in {report.reason for report in reports}) == served
 
 
 def test_neither_are_more_points() -> None:
