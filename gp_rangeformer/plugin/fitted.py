@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import weakref
+from collections import Counter
 from typing import Any
 
 import torch
@@ -91,14 +92,21 @@ def fitted_bytes() -> int:
 
 def keep_at_most(limit: int) -> None:
     """Bytes, with what training remembers: what was solved for other models goes first, and of each its factor."""
-    others = remembered_bytes()
     with _lock:
+        over = remembered_bytes() + fitted_bytes() - limit
+        if over <= 0:
+            return
+        holders = Counter(id(known) for kept in (_fitted, _before) for known in kept.values())
         for kept in (_fitted, _before):
             for strategy, known in list(kept.items()):
-                if others + fitted_bytes() > limit:
+                if over > 0:
+                    whole = known.nbytes
                     known.factor = known.rounded = None
-                if others + fitted_bytes() > limit:
+                    over -= whole - known.nbytes
+                if over > 0:
                     del kept[strategy]
+                    holders[id(known)] -= 1
+                    over -= 0 if holders[id(known)] else known.nbytes
 
 
 def forget_fitted() -> None:
@@ -123,7 +131,8 @@ def _fit(strategy: Any, state: tuple[Tensor, ...]) -> FittedModel | None:
     grown = before is not None and _appended_to(before, system.fused, state)
     factor, known = (before.factor, before.rounded) if before is not None and grown else (None, None)
     prepared, reason = _prepared(linear_system, memory_of(system.owners, system.kernel, 0), factor)
-    solution, rounded = _solved(prepared, rhs, None if before is None else before.start(len(rhs)), known)
+    start = before.start(len(rhs)) if before is not None and _few_more(len(rhs), before.n) else None
+    solution, rounded = _solved(prepared, rhs, start, known)
     if rounded is not None:
         call.note(_BY_A_FACTOR if known is None else _BY_APPENDING)
         if not linear_system.held_dense and known is None:
@@ -168,8 +177,7 @@ def _prepared(
     :param factor: of the first k rows and columns, where there is one.
     """
     solver = settings.solver.value()
-    # Where many rows are appended to few a preconditioner may take less.
-    if factor is not None and (system.size**3 <= _FACTORISED or 4 * (system.size - len(factor)) <= len(factor)):
+    if factor is not None and (system.size**3 <= _FACTORISED or _few_more(system.size, len(factor))):
         appended = Exact(solver.prediction_tolerance).append(system, factor)
         if appended is not None:
             return appended, Reason.EXACT_APPENDED
@@ -177,6 +185,12 @@ def _prepared(
     if small and system.size >= settings.min_size.value_on(system.device) and exact_path_fits(system, 1):
         return Exact(solver.prediction_tolerance).prepare(system), Reason.EXACT_MANY_COLUMNS
     return prepare_solve(system, memory, 1)
+
+
+def _few_more(n: int, k: int) -> bool:
+    """Whether what is known of k points is most of what there is to know of n: else a preconditioner may take less than
+    appending to a factor, and fewer iterations from zero than from the solution for the k."""
+    return 4 * (n - k) <= k
 
 
 def _solved(

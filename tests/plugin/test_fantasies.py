@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
+import sys
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import gpytorch
 import pytest
 import torch
 
+from gp_rangeformer import clear_memory, settings
+from gp_rangeformer.plugin import fitted, predictions
+from gp_rangeformer.report import ReportCollection
 from gp_rangeformer.system.reason import Reason
 from tests.plugin.market import Problem, build, exact_path, rangeformer_path, relative
 
@@ -145,3 +154,120 @@ def test_a_factor_of_other_noise_is_not_appended_to() -> None:
 
 def data_of(model: Any) -> tuple[torch.Tensor, torch.Tensor]:
     return model.train_inputs[0], model.train_targets
+
+
+@contextlib.contextmanager
+def served() -> Iterator[ReportCollection]:
+    with torch.no_grad(), gpytorch.settings.max_eager_kernel_size(0), exact_path() as reports:
+        yield reports
+
+
+def fantasy_of(problem: Problem, **options: Any) -> Any:
+    problem.predict().variance  # noqa: B018
+    return problem.model.get_fantasy_model(*new_data(problem), **options)
+
+
+def test_a_fantasy_is_of_the_parameters_that_there_were() -> None:
+    """Nothing is computed when it is made, but its kernel is copied then."""
+    problem = build("matern32", n=200)
+    with served():
+        fantasy = fantasy_of(problem)
+        expected = fantasy_of(problem)(problem.test_x)
+        expected = expected.mean, expected.variance
+        problem.model.covar_module.base_kernel.lengthscale = 0.1
+        problem.model.mean_module.constant.data += 1.0
+        found = fantasy(problem.test_x)
+        assert torch.equal(found.mean, expected[0])
+        assert torch.equal(found.variance, expected[1])
+
+
+def test_deterministic_fantasies_do_not_depend_on_what_is_kept() -> None:
+    found = []
+    for forget in (False, True):
+        problem = build("matern32", n=200)
+        with served() as reports, settings.deterministic():
+            fantasy = fantasy_of(problem)
+            if forget:
+                clear_memory()
+            prediction = fantasy(problem.test_x)
+            found.append((prediction.mean, prediction.variance))
+        assert Reason.EXACT_APPENDED not in {report.reason for report in reports}
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+
+
+def test_what_waits_for_a_prediction_counts_and_is_bounded() -> None:
+    waiting = []
+    with served():
+        for seed in range(3):
+            problem = build("matern32", n=200, seed=seed)
+            waiting.append(fantasy_of(problem))
+            del problem
+            gc.collect()
+        whole = fitted.fitted_bytes()
+        assert whole > 3 * 200**2 * 8
+        with settings.memory_limit(whole // 2):
+            problem = build("matern32", n=200, seed=5)
+            problem.predict()
+            assert fitted.fitted_bytes() <= whole // 2
+        assert all(bool(fantasy(problem.test_x).mean.isfinite().all()) for fantasy in waiting)
+
+
+def test_many_rows_are_not_appended_to_few(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fitted, "_FACTORISED", 0)
+    for m, appended in ((50, True), (51, False)):
+        problem = build("matern32", n=200)
+        with served() as reports:
+            problem.predict()
+            _ = problem.model.get_fantasy_model(*new_data(problem, m=m))(problem.test_x).mean
+        assert (Reason.EXACT_APPENDED in {report.reason for report in reports}) == appended
+
+
+@pytest.mark.parametrize("wrong", ["x", "y", "noise"])
+def test_what_only_the_host_knows_how_to_take_is_taken_by_it(wrong: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """NaN among new points is an error at once; noise for a likelihood that has its own is a matter of GPyTorch's."""
+    problem = build("matern32", n=200)
+    asked = []
+    monkeypatch.setattr(predictions, "original_fantasy_strategy", lambda *arguments, **options: asked.append(options))
+    with served():
+        problem.predict()
+        inputs, targets = new_data(problem)
+        options = {"noise": torch.full((4,), 0.1, dtype=torch.float64)} if wrong == "noise" else {}
+        (inputs if wrong == "x" else targets)[0] = torch.nan if wrong != "noise" else 0.0
+        problem.model.get_fantasy_model(inputs, targets, **options)
+    assert asked == [options]
+
+
+class Strategy:
+    """For one of GPyTorch's."""
+
+
+def test_threads_may_count_what_is_kept_while_others_keep_more() -> None:
+    problem = build("matern32", n=120)
+    with served():
+        problem.predict()
+    known = fitted._fitted[problem.model.prediction_strategy]
+    errors: list[BaseException] = []
+    kept = [Strategy() for _ in range(300)]
+
+    def keep() -> None:
+        for strategy in kept:
+            fitted.continues(strategy, replace(known))
+
+    def count() -> None:
+        try:
+            for _ in range(len(kept)):
+                fitted.fitted_bytes()
+        except BaseException as error:
+            errors.append(error)
+
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        threads = [threading.Thread(target=count), threading.Thread(target=keep)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(before)
+    assert not errors
