@@ -22,7 +22,7 @@ from torch import Tensor
 from gp_rangeformer import settings
 from gp_rangeformer.allocation.free_memory import Demand, InsufficientMemoryError
 from gp_rangeformer.allocation.workspace import shortage
-from gp_rangeformer.predict.prior import checked_model, copied_model, recordable_tensors, strategy_of
+from gp_rangeformer.predict.prior import checked_model, copied_model, is_botorchs, recordable_tensors, strategy_of
 from gp_rangeformer.solvers.exact import solve_by_factor
 from gp_rangeformer.torch_modes import no_autocast
 
@@ -32,8 +32,9 @@ _MATRICES, _STRIP = 3.3, 2**21  # n x n held at once; numbers of a strip of K_j(
 
 @dataclass(frozen=True)
 class Component:
-    """One part of f at t points, in the units of the training targets. The means of all parts and the prior mean add up
-    to the predictive mean; the variances do not add up, for parts are correlated given their sum."""
+    """One part of f at t points, in the units of the targets that the model holds (BoTorch's after its outcome
+    transform). The means of all parts and the prior mean add up to the predictive mean; the variances do not, for parts
+    are correlated given their sum."""
 
     name: str
     mean: Float64[Tensor, " t"]
@@ -63,7 +64,7 @@ def components(
     The model has a single output and no batch; it is left as it is. n^3 / 3 multiplications and n^2 for every point and
     part, on a copy in float64; about three n x n matrices.
 
-    :param x: as the kernels take it: after the transforms, if the model has some.
+    :param x: as ``model`` takes it, after what else than BoTorch's input transforms comes before the kernels.
     :param kernels: names and kernels of the parts; None for those of ``model.covar_module``, a sum, or a scaled one,
         named by their classes.
     :raises ValueError: what the model is or holds is not covered, or the parts do not add up to its covariance.
@@ -72,7 +73,8 @@ def components(
     """
     with recordable_tensors(), no_autocast(), settings.rangeformer():
         own: Any = copied_model(checked_model(model, "components")).double()
-        points, x = own.train_inputs[0], _checked_points(x, own.train_inputs[0])
+        points = own.train_inputs[0]
+        x = _checked_points(own.transform_inputs(x.to(points)) if is_botorchs(own) else x, points)
         parts = _parts(getattr(own, "covar_module", None)) if kernels is None else _given(kernels, model, own)
         factor, residual = _factorised(strategy_of(own), parts, points)
         solution = solve_by_factor(factor, residual)
@@ -151,7 +153,8 @@ def _factorised(strategy: Any, parts: list[_Part], points: Tensor) -> tuple[Tens
             f"the parts do not add up to the model's covariance (off by {float(off):.1g} of its variance): name all "
             "kernels that the model's forward adds, and no transform before them"
         )
-    dense = dense + torch.diag(operator._diag_tensor._diagonal())
+    dense = dense.clone()
+    dense.diagonal().add_(operator._diag_tensor._diagonal())
     return psd_safe_cholesky(dense), (strategy.train_labels - strategy.train_prior_dist.loc).unsqueeze(-1)
 
 

@@ -56,7 +56,7 @@ class FrozenPrior:
 
     def __init__(self, model: torch.nn.Module) -> None:
         self._model: Any = copied_model(checked_model(model, "sample_paths"))
-        self._of_botorch = _is_botorchs(model)
+        self._of_botorch = is_botorchs(model)
         self._inputs: tuple[Tensor, ...] = tuple(self._model.train_inputs)
         self.dtype, self.device = self._inputs[0].dtype, self._inputs[0].device
         self.dimensions: int = self._inputs[0].shape[-1]
@@ -197,7 +197,7 @@ def copied_model(model: ExactGP) -> ExactGP:
     return own.eval().requires_grad_(False)
 
 
-def _is_botorchs(model: torch.nn.Module) -> bool:
+def is_botorchs(model: torch.nn.Module) -> bool:
     """Known without importing BoTorch: who has made such a model has done so."""
     module = sys.modules.get("botorch.models.model")
     return module is not None and isinstance(model, module.Model)

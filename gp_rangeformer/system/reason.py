@@ -47,7 +47,10 @@ class Reason(enum.Enum):
     STRUCTURED_KERNEL = (
         "the kernel matrix has structure (Kronecker, Toeplitz, interpolation, ...) that GPyTorch exploits"
     )
-    TOO_SMALL = "n is below settings.exact_size, where the overhead of a plug-in shows"
+    TOO_SMALL = (
+        "n is below settings.exact_size, or below twice that for a kernel without a fused form: the overhead of a "
+        "plug-in would show"
+    )
     HOST_CHOLESKY = (
         "a prediction in float64 of few points, for which GPyTorch's own factorisation is as exact and faster"
     )

@@ -8,6 +8,8 @@ from typing import Any
 import gpytorch
 import pytest
 import torch
+from botorch.models import SingleTaskGP
+from botorch.models.transforms import Normalize
 from gpytorch.kernels import LinearKernel, MaternKernel, PeriodicKernel, RBFKernel, ScaleKernel
 from torch import Tensor
 
@@ -137,6 +139,21 @@ def test_a_float32_model_is_answered_in_float64() -> None:
     wide = model.double()
     for part, expected in zip(found, dense(wide, x.double(), list(wide.covar_module.kernels)), strict=True):
         assert_close(part, expected)
+
+
+def test_botorchs_transforms_are_applied() -> None:
+    kernel = sums()["sum"]
+    x = torch.rand(N, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64) * torch.tensor(
+        [1.0, 20.0, 5.0]
+    )
+    y = (x[:, :1] * 3).sin() + 0.1 * x[:, 1:2]
+    model: Any = SingleTaskGP(x, y, covar_module=kernel, input_transform=Normalize(3), outcome_transform=None)
+    points = x[:T] + 0.1
+    found = predict.components(model.double(), points)
+    with torch.no_grad():
+        mean = model.posterior(points).mean.squeeze(-1)
+    total = sum(part.mean for part in found) + model.mean_module.constant.detach()
+    torch.testing.assert_close(total, mean, rtol=1e-6, atol=1e-7)
 
 
 def test_many_points_come_in_strips(monkeypatch: pytest.MonkeyPatch) -> None:
