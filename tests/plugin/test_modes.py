@@ -200,6 +200,7 @@ def test_autocast_changes_no_bit_of_a_float64_prediction(path) -> None:
 
 
 @paths
+@pytest.mark.usefixtures("predicts_small_systems")
 def test_autocast_leaves_the_cached_mean_solve_alone(path) -> None:
     """The solve behind float32 predictions keeps its precision; the product with it is GPyTorch's, in bfloat16."""
     tolerance: Any = {} if path == "exact" else {"tolerance": 1e-3}
