@@ -17,7 +17,7 @@ from torch import Tensor
 
 from gp_rangeformer import settings
 from gp_rangeformer.fit.ascent import NUMERICAL, Ascent, ascend
-from gp_rangeformer.fit.objective import Anchor, Evaluated, Objective
+from gp_rangeformer.fit.objective import Anchor, Evaluated, Objective, is_likelihood
 from gp_rangeformer.fit.result import LEFT_OUT, LIKELIHOOD, FitResult, Record
 from gp_rangeformer.fit.subsets import can_be_thinned, level_sizes, thinned
 from gp_rangeformer.fit.wall import Wall
@@ -55,8 +55,8 @@ def fit_mll(
     ``settings.rangeformer()`` the chosen solver answers (a :class:`~gp_rangeformer.Certified` one with neighbours for
     all points, so that probes are whitened), outside of it the exact one. Kernels that have no fused form, and inputs
     that depend on parameters, get their curvature from differences; more than 64 parameters, batches, several columns
-    of targets and subclasses of the likelihood (:class:`gpytorch.mlls.LeaveOneOutPseudoLikelihood`) from secants. The
-    same call gives the same bits, on one machine without other work.
+    of targets and an ``mll`` with a ``forward`` of its own (:class:`gpytorch.mlls.LeaveOneOutPseudoLikelihood`) from
+    secants. The same call gives the same bits, on one machine without other work.
 
     :param tolerance: nats per data point that may be left to gain.
     :param max_evaluations: of the likelihood on all points. Some ten are usual; None for some 40, and 400 by secants.
@@ -256,8 +256,7 @@ class _Fit:
         """What is maximised, in words."""
         if isinstance(self._mll, LeaveOneOutPseudoLikelihood):
             return LEFT_OUT
-        kind = type(self._mll)
-        return LIKELIHOOD if kind is ExactMarginalLogLikelihood else kind.__name__
+        return LIKELIHOOD if is_likelihood(self._mll) else type(self._mll).__name__
 
     @property
     def _dtype_name(self) -> str:

@@ -73,6 +73,11 @@ class Evaluated:
     group_gradients: Float64[Tensor, "g p"] | None = None
 
 
+def is_likelihood(mll: object) -> bool:
+    """Whether this is log p(y) / n: what a ``forward`` of one's own may maximise is not known."""
+    return type(mll).forward is ExactMarginalLogLikelihood.forward  # type: ignore[attr-defined]
+
+
 class Objective:
     """log p(y) / n of ``mll``'s own training data, priors included, as a function of phi.
 
@@ -111,8 +116,8 @@ class Objective:
         found = Evaluated(phi, float(value.detach()), 0.0, gradient, reports[-1] if len(reports) else None)
         if found.report is not None:
             found.error, found.rounding = _errors(found.report, self.points)
-        # Curvature and the mean's own optimum are those of log p(y): what else a subclass may maximise is not known.
-        known = type(self.mll) is ExactMarginalLogLikelihood
+        # Curvature and the mean's own optimum are those of log p(y).
+        known = is_likelihood(self.mll)
         usable = known and len(observations) == 1 and observations[0].rhs.shape[1] == 1
         if usable and self.parameters.size <= MOST_COLUMNS:
             found.samples = self._samples(observations[0])

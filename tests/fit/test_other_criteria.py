@@ -40,3 +40,22 @@ def test_they_end_where_lbfgs_ends_and_are_called_by_their_names(kind: Any, name
     assert named in result.table().splitlines()[0]
     assert result.value == pytest.approx(value(mll), abs=1e-6)
     assert result.value >= reference - 1e-3
+
+
+class Counting(ExactMarginalLogLikelihood):
+    """It maximises what its class does."""
+
+    calls = 0
+
+    def __call__(self, *arguments: Any, **options: Any) -> Any:
+        self.calls += 1
+        return super().__call__(*arguments, **options)
+
+
+def test_a_subclass_that_maximises_the_same_is_fitted_alike() -> None:
+    plain = build(150)
+    mll = Counting(plain.likelihood, plain.model)
+    result = fit_mll(mll)
+    assert result.method == "average information"
+    assert result.summary().startswith("log p(y)/n")
+    assert mll.calls == result.evaluations[150]
