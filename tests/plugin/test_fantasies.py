@@ -108,6 +108,12 @@ def test_a_low_rank_variance_cache_does_not_reach_the_fantasy() -> None:
     assert relative(found_covariance, covariance) < 0.01
 
 
+@contextlib.contextmanager
+def served() -> Iterator[ReportCollection]:
+    with torch.no_grad(), gpytorch.settings.max_eager_kernel_size(0), exact_path() as reports:
+        yield reports
+
+
 @pytest.mark.parametrize("likelihood", ["gaussian", "heteroscedastic"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
 def test_rows_are_appended_to_the_factor_of_before(dtype: torch.dtype, likelihood: str) -> None:
@@ -127,8 +133,8 @@ def test_rows_are_appended_to_the_factor_of_before(dtype: torch.dtype, likelihoo
 
     with torch.no_grad(), gpytorch.settings.max_eager_kernel_size(0):
         expected = run()
-        with exact_path() as reports:
-            found = run()
+    with served() as reports:
+        found = run()
     solves = [report.reason for report in reports if report.operation == "solve"]
     assert solves[1:] == [Reason.EXACT_APPENDED] * 3
     for one, other in zip(found, expected, strict=True):
@@ -138,7 +144,7 @@ def test_rows_are_appended_to_the_factor_of_before(dtype: torch.dtype, likelihoo
 def test_a_factor_of_other_noise_is_not_appended_to() -> None:
     problem = build("matern32", n=200)
     inputs, targets = new_data(problem)
-    with torch.no_grad(), gpytorch.settings.max_eager_kernel_size(0), exact_path() as reports:
+    with served() as reports:
         problem.predict()
         fantasy: Any = problem.model.get_fantasy_model(inputs, targets)
         fantasy.prediction_strategy.likelihood.noise = fantasy.likelihood.noise = 0.3
@@ -154,12 +160,6 @@ def test_a_factor_of_other_noise_is_not_appended_to() -> None:
 
 def data_of(model: Any) -> tuple[torch.Tensor, torch.Tensor]:
     return model.train_inputs[0], model.train_targets
-
-
-@contextlib.contextmanager
-def served() -> Iterator[ReportCollection]:
-    with torch.no_grad(), gpytorch.settings.max_eager_kernel_size(0), exact_path() as reports:
-        yield reports
 
 
 def fantasy_of(problem: Problem, **options: Any) -> Any:

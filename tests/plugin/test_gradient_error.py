@@ -123,9 +123,13 @@ def test_a_matrix_of_unknown_origin_reports_noise_and_scale() -> None:
     with torch.no_grad():
         kernel = problem.model.covar_module(problem.x).to_dense()
     noise, y = torch.full((N,), 0.05, dtype=torch.float64), problem.y
-    at_any_size = settings.min_size(1), settings.exact_size(1)
-    solver = settings.solver(tolerance=1e-5)
-    with settings.rangeformer(), at_any_size[0], at_any_size[1], solver, collect_reports() as reports:
+    with (
+        settings.rangeformer(),
+        settings.min_size(1),
+        settings.exact_size(1),
+        settings.solver(tolerance=1e-5),
+        collect_reports() as reports,
+    ):
         added_diagonal(kernel.requires_grad_(), noise).inv_quad_logdet(y.unsqueeze(-1), logdet=True)
     found = measured(reports[0])
     inverse = torch.linalg.inv(kernel.detach() + noise.diag())
