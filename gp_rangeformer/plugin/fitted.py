@@ -128,10 +128,13 @@ def _fit(strategy: Any, state: tuple[Tensor, ...]) -> FittedModel | None:
     call = Call("solve", system, 1)
     linear_system = symmetric_system(call, system, system.kernel, system.noise, system.fused)
     before = _model_before(strategy)
-    grown = before is not None and _appended_to(before, system.fused, state)
-    factor, known = (before.factor, before.rounded) if before is not None and grown else (None, None)
+    factor = known = start = None
+    if before is not None:
+        if _appended_to(before, system.fused, state):
+            factor, known = before.factor, before.rounded
+        if _few_more(len(rhs), before.n):
+            start = before.start(len(rhs))
     prepared, reason = _prepared(linear_system, memory_of(system.owners, system.kernel, 0), factor)
-    start = before.start(len(rhs)) if before is not None and _few_more(len(rhs), before.n) else None
     solution, rounded = _solved(prepared, rhs, start, known)
     if rounded is not None:
         call.note(_BY_A_FACTOR if known is None else _BY_APPENDING)

@@ -81,7 +81,7 @@ class Exact:
         :param factor: without jitter. See :func:`~gp_rangeformer.solvers.appended.appended_factor`.
         """
         precise = factor.dtype == torch.float64 or self._dtype(system) == torch.float32
-        if not precise or _shortage(system, factor.dtype, MATRICES, _PER_COLUMN) is not None:
+        if not precise or not exact_path_fits(system, 1, factor.dtype):
             return None
         found = appended_factor(system, factor)
         return None if found is None else ExactPrepared(system, found, 0.0, self.tolerance, appended=True)
@@ -110,9 +110,10 @@ def solve_by_factor(
     return torch.linalg.solve_triangular(factor.mT, half, upper=True)
 
 
-def exact_path_fits(system: LinearSystem, columns: int) -> bool:
-    """Whether a factorisation and a solve with so many right-hand sides fit into free memory, as far as is known."""
-    return _shortage(system, system.dtype, MATRICES, _PER_COLUMN * columns) is None
+def exact_path_fits(system: LinearSystem, columns: int, dtype: torch.dtype | None = None) -> bool:
+    """Whether a factorisation in ``dtype``, else that of the system, and a solve with so many right-hand sides fit into
+    free memory, as far as is known."""
+    return _shortage(system, dtype or system.dtype, MATRICES, _PER_COLUMN * columns) is None
 
 
 def _shortage(system: LinearSystem, dtype: torch.dtype, matrices: float, columns: int = 0) -> str | None:
