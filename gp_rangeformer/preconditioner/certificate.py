@@ -142,7 +142,7 @@ def relative_residual(
     from a wide product of a float32 system; on the host. O(n m)."""
     norms = [torch.linalg.vector_norm(block, dim=0) for block in (residual, solution, rhs)]
     left, length, norm = to_host(*norms)
-    scale = system.rounding_scale if residual.dtype == system.dtype else system.entry_scale
+    scale = system.wide_rounding_scale if residual.dtype == torch.float64 else system.rounding_scale
     return relative(left + scale * length, norm)
 
 

@@ -22,7 +22,7 @@ from gp_rangeformer.kernels.native.product import multiply_wide
 from gp_rangeformer.preconditioner.certificate import FEW_COLUMNS
 from gp_rangeformer.solvers.exact import MATRICES, ExactWeight, solve_by_factor
 from gp_rangeformer.system.answers import Interval
-from gp_rangeformer.system.margins import entry_error, factor_rounding, logdet_margin, quadratic_margin
+from gp_rangeformer.system.margins import factor_rounding, logdet_margin, quadratic_margin, wide_product_rounding
 from gp_rangeformer.system.small_cores import to_host
 
 
@@ -79,7 +79,7 @@ def evaluate_batch(
     # O(n) numbers in one transfer: what follows is cheaper on the host, whatever the device.
     b, x, r, answer, pivots = to_host(rhs, value, residual, unrounded, factor.diagonal(dim1=-2, dim2=-1))
     norm, length, left = (_norms(block) for block in (b, x, r))
-    error = left + entry_error(kernel.dtype, asymmetry) * n**0.5 * largest[:, None] * length
+    error = left + wide_product_rounding(n, kernel.dtype, asymmetry, largest[:, None]) * length
     relative = np.divide(error, norm, out=error.copy(), where=norm > 0)
     logdet = 2 * np.log(pivots).sum(-1)
     if not (m == 0 or (relative.max() <= tolerance and norm.max() < math.inf)) or not np.isfinite(logdet).all():

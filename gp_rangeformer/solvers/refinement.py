@@ -267,7 +267,7 @@ class Asked:
             return Reason.ROUNDING
         bounds = evidence.bounds(model + system.quadratic_margin(evidence.solution_norm**2))
         quadratic = torch.from_numpy(evidence.quadratic)
-        error[:sharp] += system.entry_scale * evidence.solution_norm[:sharp]
+        error[:sharp] += system.wide_rounding_scale * evidence.solution_norm[:sharp]
         return Solution(solution, relative(error, self.norm), quadratic, bounds, 0, 0, Reason.CONVERGED, correction)
 
     def sharp_columns(self) -> int:

@@ -17,8 +17,6 @@ from gp_rangeformer.system import margins
 from gp_rangeformer.system.kernel_matrix import DenseKernelMatrix, KernelMatrix
 from gp_rangeformer.system.reading import Reading
 
-_ROUNDING = 6
-
 
 class LinearSystem:
     """A = K + D: a symmetric positive semi-definite kernel matrix and a positive diagonal.
@@ -122,8 +120,9 @@ class LinearSystem:
         (:meth:`wide_matmul`). Measured errors are 0.7 to 3.9 times eps |x| |K e_j| (n = 500 to 12,000, kernels smooth
         and rough, any share of large entries), and 6 times is what this says (test_certificate.py).
         It does not depend on the order of the sum, so it holds as well where K comes in tiles, whose products are added
-        up in the same dtype. In float32 the columns' norms come along with a wide product, or take one pass; in float64
-        sqrt(max_i K_ii tr K) bounds them well enough.
+        up in the same dtype. Equal rows, those of points given several times, are rounded alike, and no mean over rows
+        is left of what is random (:func:`margins.rounded_alike`). In float32 the columns' norms, which tell equal rows
+        too, come along with a wide product, or take one pass; in float64 sqrt(max_i K_ii tr K) bounds them well enough.
         """
         if self.dtype == torch.float64:
             return self.largest_rounding_scale
@@ -131,15 +130,15 @@ class LinearSystem:
             self.wide_matmul(self.noise.new_zeros(self.size, 1, dtype=torch.float64))
         assert self._row_squares is not None
         (squares,) = self._row_squares()
-        largest = float(squares.amax()) ** 0.5
-        return _ROUNDING * torch.finfo(self.dtype).eps * (largest + self.diagonal_facts.largest_noise)
+        norm = float(squares.amax()) ** 0.5 + self.diagonal_facts.largest_noise
+        return margins.product_rounding(self.dtype, norm) * margins.rounded_alike(squares.numpy())
 
     @property
     def largest_rounding_scale(self) -> float:
-        """What :attr:`rounding_scale` is at most, from the diagonal alone: no pass over K."""
+        """What :attr:`rounding_scale` is at most, from the diagonal alone: no pass over K, all rows may be equal."""
         facts = self.diagonal_facts
-        largest = (facts.largest_total * facts.total_sum) ** 0.5
-        return _ROUNDING * torch.finfo(self.dtype).eps * (largest + facts.largest_noise)
+        norm = (facts.largest_total * facts.total_sum) ** 0.5 + facts.largest_noise
+        return margins.product_rounding(self.dtype, norm) * margins.ALL_ROUNDED_ALIKE
 
     @property
     def entry_error(self) -> float:
@@ -152,6 +151,12 @@ class LinearSystem:
         of E of at most eps max_i A_ii with signs of their own. A K that is symmetric up to such rounding alone has no
         more exact a residual."""
         return self.entry_error * self.size**0.5 * self.diagonal_facts.largest_total
+
+    @property
+    def wide_rounding_scale(self) -> float:
+        """:attr:`rounding_scale` of a residual from a wide product. In float32 the rounding of K's entries alone is
+        left; in float64 the product is an ordinary one."""
+        return self.entry_scale + (self.rounding_scale if self.dtype == torch.float64 else 0.0)
 
     def quadratic_margin(self, square: Float64[np.ndarray, " m"]) -> Float64[np.ndarray, " m"]:
         """What an interval of b' A^-1 b with a solution x has to allow for beside its residual. ``square``: |x|^2."""

@@ -13,10 +13,40 @@ import torch
 
 Numbers = TypeVar("Numbers", float, np.ndarray)
 
+_ROUNDING = 6  # of a product, over eps |x| times the largest norm of a row: see LinearSystem.rounding_scale
+_SPREAD = 10  # of the square of one random number over its mean, beyond one: exceeded by 1 in 1000
+ALL_ROUNDED_ALIKE = (1 + _SPREAD) ** 0.5
+
+
+def product_rounding(dtype: torch.dtype, norm: Numbers) -> Numbers:
+    """The norm of the rounding error of A x over that of x, where rows are not equal. ``norm``: the largest of a row."""
+    return _ROUNDING * torch.finfo(dtype).eps * norm
+
+
+def rounded_alike(squares: np.ndarray) -> float:
+    """What equal rows multiply :func:`product_rounding` by, from 1, where all differ, to ``ALL_ROUNDED_ALIKE``.
+
+    The square of the error's norm is sum_g size_g e_g^2 over groups of equal rows, whose errors e_g are random numbers
+    of one variance: its standard deviation over its mean is sqrt(2 sum_g size_g^2) / n. That of n different rows is in
+    the constant of the product. ``squares``: the squared norms of rows, equal to float32 where rows are.
+    """
+    sizes = np.unique(squares.astype(np.float32), return_counts=True)[1]
+    n = len(squares)
+    return (1 + _SPREAD * (float(np.square(sizes, dtype=np.float64).sum()) ** 0.5 - n**0.5) / n) ** 0.5
+
 
 def entry_error(dtype: torch.dtype, asymmetry: float) -> float:
     """What the entries of K are known to, relative to max_i A_ii: their rounding, or worse."""
     return max(torch.finfo(dtype).eps, asymmetry)
+
+
+def wide_product_rounding(n: int, dtype: torch.dtype, asymmetry: float, largest: Numbers) -> Numbers:
+    """The norm of the rounding error of A x, summed in float64, over that of x: of K's entries, and of the sums where
+    these are in ``dtype`` itself. ``largest``: max_i A_ii."""
+    entries = entry_error(dtype, asymmetry) * n**0.5 * largest
+    if dtype != torch.float64:
+        return entries
+    return entries + product_rounding(dtype, n**0.5 * largest) * ALL_ROUNDED_ALIKE
 
 
 def factor_rounding(n: int, dtype: torch.dtype, condition: Numbers) -> Numbers:

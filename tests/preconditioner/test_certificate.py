@@ -101,6 +101,27 @@ def test_the_rounding_of_a_residual_follows_the_size_of_the_entries(name, dimens
     assert bool((counted <= 30 * least).all())
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("different", [1, 3, 20])
+def test_the_rounding_of_equal_rows_is_counted_as_one_and_the_same(dtype, different) -> None:
+    """Points given many times: the errors of their rows are one random number, of which no mean is taken. Up to 2.5
+    times what is counted of rows that differ."""
+    n = 400
+    repeated = points(different, 2)[torch.arange(n) % different]
+    copies = system(kernel_matrix(repeated), 1e-3, dtype)
+    entries = copies.to_dense().numpy().astype(np.longdouble)  # A, rounded to the dtype: what there is to answer for
+    vectors = targets(n, 40).to(dtype)
+    true = torch.from_numpy((entries @ vectors.double().numpy().astype(np.longdouble)).astype(np.float64))
+    for product, counted in (
+        (copies.matmul(vectors), copies.rounding_scale),
+        (copies.wide_matmul(vectors[:, :4].double()), copies.wide_rounding_scale),
+    ):
+        length = torch.linalg.vector_norm(vectors.double(), dim=0)[: product.shape[1]]
+        measured = torch.linalg.vector_norm(product.double() - true[:, : product.shape[1]], dim=0) / length
+        # Beside the product's own rounding that of D added to K, half a unit in the last place.
+        assert bool((measured <= counted + torch.finfo(dtype).eps).all())
+
+
 @pytest.mark.parametrize("name", ["rbf", "matern32", "matern12"])
 @pytest.mark.parametrize("noise", [1e-4, 1e-2, 1.0, 10.0])
 def test_the_float32_rounding_margins_cover_what_is_measured(name, noise) -> None:
