@@ -19,7 +19,7 @@ ALL_ROUNDED_ALIKE = (1 + _SPREAD) ** 0.5
 
 
 def product_rounding(dtype: torch.dtype, norm: Numbers) -> Numbers:
-    """The norm of the rounding error of A x over that of x, where rows are not equal. ``norm``: the largest of a row."""
+    """The norm of the rounding error of A x over that of x, where rows differ. ``norm``: the largest of a row."""
     return _ROUNDING * torch.finfo(dtype).eps * norm
 
 

@@ -108,7 +108,7 @@ def test_the_rounding_of_equal_rows_is_counted_as_one_and_the_same(dtype, differ
     times what is counted of rows that differ."""
     n = 400
     repeated = points(different, 2)[torch.arange(n) % different]
-    copies = system(kernel_matrix(repeated), 1e-3, dtype)
+    copies = system(2.4512345 * kernel_matrix(repeated), 1e-3, dtype)  # products by one would not be rounded
     entries = copies.to_dense().numpy().astype(np.longdouble)  # A, rounded to the dtype: what there is to answer for
     vectors = targets(n, 40).to(dtype)
     true = torch.from_numpy((entries @ vectors.double().numpy().astype(np.longdouble)).astype(np.float64))
