@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -15,23 +14,18 @@ from gpytorch.mlls import ExactMarginalLogLikelihood, LeaveOneOutPseudoLikelihoo
 from jaxtyping import Float64
 from torch import Tensor
 
-from gp_rangeformer import settings
 from gp_rangeformer.fit.ascent import NUMERICAL, Ascent, ascend
 from gp_rangeformer.fit.objective import Anchor, Evaluated, Objective, is_likelihood
 from gp_rangeformer.fit.result import LEFT_OUT, LIKELIHOOD, FitResult, Record
+from gp_rangeformer.fit.solver import solver_of_fit
 from gp_rangeformer.fit.subsets import can_be_thinned, level_sizes, thinned
 from gp_rangeformer.fit.wall import Wall
-from gp_rangeformer.solvers.certified import Certified
-from gp_rangeformer.solvers.exact import Exact
 
 # Nats per point that may be left to gain, and evaluations on all points.
 TOLERANCE = 1e-4
 # Of a subset: its own optimum is not the one that is wanted, and what it says nothing of must not drift to where all
 # points do not find it again (pol, n = 1000, from the optimum of 200 points: 0.008 to 0.01 below the best, for good).
 _LEVEL_TOLERANCE, _LEVEL_EVALUATIONS, _LEVEL_DEVIATION = 1e-3, 20, 1.0
-# Landmarks of a fit, at least, and points for each: with neighbours for all, more do not save what they cost (n = 2000,
-# five sets: 100 and 200). And passes: the last evaluations are the hard ones, and the exact path may be none.
-_RANK, _POINTS_A_LANDMARK, _PASSES = 100, 90, 300
 
 
 class FitError(RuntimeError):
@@ -80,6 +74,8 @@ def fit_mll(
         raise ValueError(f"max_evaluations must be an integer of at least 2, got {max_evaluations!r}")
     if not isinstance(levels, int) or (levels is not False and levels < 1):
         raise ValueError(f"levels must be True, False or a positive number of points, got {levels!r}")
+    if mll.model.train_inputs is None or mll.model.train_targets is None:  # type: ignore[attr-defined]
+        raise ValueError("the model has no training data: give it some (set_train_data) before it is fitted")
     return _Fit(mll, float(tolerance), max_evaluations, timeout, callback, levels, seed).run()
 
 
@@ -110,9 +106,9 @@ class _Fit:
         self._raised: Exception | None = None  # by the callback
 
     def run(self) -> FitResult:
-        with torch.inference_mode(False), torch.enable_grad(), self._solver():
+        with torch.inference_mode(False), torch.enable_grad(), solver_of_fit(self._mll):
             targets = self._mll.model.train_targets
-            self._wall = None if targets is None else Wall.of(targets.shape[-1], targets.dtype)
+            self._wall = Wall.of(targets.shape[-1], targets.dtype)
             self._objective = objective = Objective(self._mll, wall=self._wall)
             before = objective.parameters.raw_state()
             try:
@@ -170,35 +166,6 @@ class _Fit:
         if isinstance(error, Exception) and not own:
             return FitError(f"{where}: {type(error).__name__}: {error} ({state})")
         return error
-
-    @contextlib.contextmanager
-    def _solver(self) -> Iterator[None]:
-        """Whitened probes throughout; and no check of gradients by their own size, which vanishes at an optimum.
-        Systems of every size: curvature comes from solves."""
-        chosen = settings.solver.value()
-        with settings.exact_size(1), self._chosen(chosen):
-            yield
-
-    @contextlib.contextmanager
-    def _chosen(self, chosen: Any) -> Iterator[None]:
-        if settings.rangeformer.off():
-            with settings.rangeformer(), settings.solver(Exact()):
-                yield
-        elif isinstance(chosen, Certified):
-            n = self._mll.model.train_targets.shape[-1]
-            changed = replace(
-                chosen,
-                rank=min(chosen.rank, max(_RANK, n // _POINTS_A_LANDMARK)),
-                max_passes=max(chosen.max_passes, _PASSES),
-                neighbours_above=0.0,
-                adaptive_rank=False,
-                logdet="lanczos",
-                gradient_tolerance=math.inf,
-            )
-            with settings.solver(changed):
-                yield
-        else:
-            yield
 
     def _through_levels(self, start: Float64[Tensor, " p"]) -> Float64[Tensor, " p"]:
         """Where nested subsets lead; ``start`` where there are none, or one fails."""

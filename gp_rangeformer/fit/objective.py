@@ -83,15 +83,13 @@ class Objective:
 
     :param anchor: a prior more.
     :param wall: that no step of a model crosses.
-    :raises ValueError: without training data or without free parameters.
+    :raises ValueError: without free parameters.
     """
 
     def __init__(self, mll: ExactMarginalLogLikelihood, anchor: Anchor | None = None, wall: Wall | None = None) -> None:
         self.mll: Any = mll  # whose parts GPyTorch types as modules
         self.model: Any = mll.model
         self._anchor, self._wall = anchor, wall
-        if self.model.train_inputs is None or self.model.train_targets is None:
-            raise ValueError("the model has no training data: give it some (set_train_data) before it is fitted")
         self.parameters = FreeParameters(mll)
         self.points: int = self.model.train_targets.shape[-1]
         self.evaluations = 0

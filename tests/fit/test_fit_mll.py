@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 import threading
@@ -68,11 +69,11 @@ def test_it_ends_where_lbfgs_ends_or_higher(name, flag) -> None:
     assert result.method == "average information"
 
 
-@pytest.mark.parametrize("n", [1100, 1600])
-def test_levels_and_certified_evaluations_of_a_float32_model(n) -> None:
+@pytest.mark.parametrize(("n", "least", "solver"), [(1100, None, "exact"), (1600, 1500, "rangeformer")])
+def test_levels_and_certified_evaluations_of_a_float32_model(n, least, solver) -> None:
     best = fit_mll(build(n), tolerance=1e-6).value  # exact, in float64
     mll = build(n, dtype=torch.float32)
-    with settings.rangeformer():
+    with settings.rangeformer(), contextlib.nullcontext() if least is None else settings.min_size(least):
         result = fit_mll(mll)
     wide = build(n)
     wide.load_state_dict({name: tensor.double() for name, tensor in mll.state_dict().items()})
@@ -82,13 +83,14 @@ def test_levels_and_certified_evaluations_of_a_float32_model(n) -> None:
     assert result.evaluations[n] <= 15
     assert result.report is not None
     assert not result.report.fell_back
+    assert result.report.solver == solver
 
 
 def test_the_same_call_gives_the_same_bits() -> None:
     ends = []
     for _ in range(2):
         mll = build(1100, dtype=torch.float32)
-        with settings.rangeformer():
+        with settings.rangeformer(), settings.min_size(1000):
             ends.append((fit_mll(mll), mll.state_dict()))
     (first, state), (second, again) = ends
     assert [row.value for row in first.history] == [row.value for row in second.history]
@@ -339,14 +341,15 @@ def test_bad_arguments(options, message) -> None:
         fit_mll(build(20), **options)
 
 
-def test_sums_and_models_without_data() -> None:
+@pytest.mark.parametrize("flag", [False, True])
+def test_sums_and_models_without_data(flag) -> None:
     mll = build(20)
     total = gpytorch.mlls.SumMarginalLogLikelihood(mll.likelihood, gpytorch.models.IndependentModelList(mll.model))
-    with pytest.raises(ValueError, match="fit the parts of a sum one by one"):
+    with settings.rangeformer(flag), pytest.raises(ValueError, match="fit the parts of a sum one by one"):
         fit_mll(total)
     empty = Model(None, None, mll.likelihood, gpytorch.means.ZeroMean(), matern())
     mll = gpytorch.mlls.ExactMarginalLogLikelihood(mll.likelihood, empty)
-    with pytest.raises(ValueError, match="no training data"):
+    with settings.rangeformer(flag), pytest.raises(ValueError, match="no training data"):
         fit_mll(mll)
 
 
