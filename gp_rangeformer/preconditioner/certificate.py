@@ -143,7 +143,7 @@ def relative_residual(
     norms = [torch.linalg.vector_norm(block, dim=0) for block in (residual, solution, rhs)]
     left, length, norm = to_host(*norms)
     scale = system.wide_rounding_scale if residual.dtype == torch.float64 else system.rounding_scale
-    return relative(left + scale * length, norm)
+    return relative(left + scale * length + system.skew_norms(solution), norm)
 
 
 def relative(error: Float64[np.ndarray, " m"], norm: Float64[np.ndarray, " m"]) -> Float64[Tensor, " m"]:

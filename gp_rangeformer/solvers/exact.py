@@ -267,7 +267,9 @@ class ExactPrepared:
             (rhs.double() * unrounded).sum(0),
             ((residual.double() - self.jitter * value.double()) * value.double()).sum(0),
         )
-        error = left + (system.wide_rounding_scale if few else system.rounding_scale) * length
+        error = (
+            left + (system.wide_rounding_scale if few else system.rounding_scale) * length + system.skew_norms(value)
+        )
         relative = np.divide(error, norm, out=error.copy(), where=norm > 0)
         room = system.quadratic_margin(length**2)
         if self.factor.dtype == torch.float64:

@@ -79,7 +79,10 @@ def evaluate_batch(
     # O(n) numbers in one transfer: what follows is cheaper on the host, whatever the device.
     b, x, r, answer, pivots = to_host(rhs, value, residual, unrounded, factor.diagonal(dim1=-2, dim2=-1))
     norm, length, left = (_norms(block) for block in (b, x, r))
-    error = left + wide_product_rounding(n, kernel.dtype, asymmetry, largest[:, None]) * length
+    error = left + wide_product_rounding(n, kernel.dtype, largest[:, None]) * length
+    if asymmetry:  # the residual is one of the rows as they are
+        (skew,) = to_host(0.5 * (kernel @ value - kernel.mT @ value))
+        error = error + _norms(skew)
     relative = np.divide(error, norm, out=error.copy(), where=norm > 0)
     logdet = 2 * np.log(pivots).sum(-1)
     if not (m == 0 or (relative.max() <= tolerance and norm.max() < math.inf)) or not np.isfinite(logdet).all():

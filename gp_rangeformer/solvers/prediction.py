@@ -280,7 +280,8 @@ def _mean_error(
     if not system.trusted:
         # The residual is one of the rows as they are; that of the symmetric part differs by the rounding of entries.
         length = torch.linalg.vector_norm(value, dim=0, dtype=torch.float64)
-        rounding = system.entry_scale * float(length.max()) / facts.smallest_noise**0.5
+        entries = system.entry_error * system.size**0.5 * facts.largest_total
+        rounding = entries * float(length.max()) / facts.smallest_noise**0.5
         error += rounding * (facts.largest_total / facts.smallest_noise) ** 0.5
     return error
 

@@ -268,6 +268,7 @@ class Asked:
         bounds = evidence.bounds(model + system.quadratic_margin(evidence.solution_norm**2))
         quadratic = torch.from_numpy(evidence.quadratic)
         error[:sharp] += system.wide_rounding_scale * evidence.solution_norm[:sharp]
+        error += system.skew_norms(solution)
         return Solution(solution, relative(error, self.norm), quadratic, bounds, 0, 0, Reason.CONVERGED, correction)
 
     def sharp_columns(self) -> int:

@@ -16,6 +16,7 @@ from gp_rangeformer.kernels.fused import FusedKernel
 from gp_rangeformer.system import margins
 from gp_rangeformer.system.kernel_matrix import DenseKernelMatrix, KernelMatrix
 from gp_rangeformer.system.reading import Reading
+from gp_rangeformer.system.small_cores import to_host
 
 
 class LinearSystem:
@@ -148,9 +149,16 @@ class LinearSystem:
     @property
     def entry_scale(self) -> float:
         """What the rounding of K's entries adds to the norm of a residual, over that of the solution: E x for entries
-        of E of at most eps max_i A_ii with signs of their own. A K that is symmetric up to such rounding alone has no
-        more exact a residual."""
-        return self.entry_error * self.size**0.5 * self.diagonal_facts.largest_total
+        of E of at most eps max_i A_ii with signs of their own."""
+        return torch.finfo(self.dtype).eps * self.size**0.5 * self.diagonal_facts.largest_total
+
+    def skew_norms(self, vectors: Float[Tensor, "n k"]) -> Float64[np.ndarray, " k"]:
+        """|(K - K') x| / 2 per column, on the host: what the residual of K's rows as they are is off by from that of
+        the symmetric part. 0 where K is symmetric to the last bit; else two passes over it."""
+        if not (self.asymmetry and isinstance(self._kernel, DenseKernelMatrix)):
+            return np.zeros(vectors.shape[1])
+        (norms,) = to_host(torch.linalg.vector_norm(self._kernel.skew(vectors.to(self.dtype)), dim=0))
+        return norms
 
     @property
     def wide_rounding_scale(self) -> float:

@@ -40,10 +40,10 @@ def entry_error(dtype: torch.dtype, asymmetry: float) -> float:
     return max(torch.finfo(dtype).eps, asymmetry)
 
 
-def wide_product_rounding(n: int, dtype: torch.dtype, asymmetry: float, largest: Numbers) -> Numbers:
+def wide_product_rounding(n: int, dtype: torch.dtype, largest: Numbers) -> Numbers:
     """The norm of the rounding error of A x, summed in float64, over that of x: of K's entries, and of the sums where
     these are in ``dtype`` itself. ``largest``: max_i A_ii."""
-    entries = entry_error(dtype, asymmetry) * n**0.5 * largest
+    entries = torch.finfo(dtype).eps * n**0.5 * largest
     if dtype != torch.float64:
         return entries
     return entries + product_rounding(dtype, n**0.5 * largest) * ALL_ROUNDED_ALIKE

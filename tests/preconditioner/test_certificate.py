@@ -7,7 +7,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from gp_rangeformer.preconditioner.certificate import inv_quad_bounds, logdet_bounds, relative
+from gp_rangeformer.preconditioner.certificate import (
+    inv_quad_bounds,
+    logdet_bounds,
+    relative,
+    relative_residual,
+    wide_residual,
+)
 from gp_rangeformer.preconditioner.landmarks import Landmarks
 from gp_rangeformer.preconditioner.nystrom import nystrom_preconditioner
 from gp_rangeformer.solvers.block_cg import block_cg
@@ -120,6 +126,27 @@ def test_the_rounding_of_equal_rows_is_counted_as_one_and_the_same(dtype, differ
         measured = torch.linalg.vector_norm(product.double() - true[:, : product.shape[1]], dim=0) / length
         # Beside the product's own rounding that of D added to K, half a unit in the last place.
         assert bool((measured <= counted + torch.finfo(dtype).eps).all())
+
+
+@pytest.mark.parametrize("wide", [False, True])
+def test_a_residual_is_one_of_the_symmetric_part(wide) -> None:
+    """Rows of a K that is symmetric up to rounding alone, all of whose differences have one sign."""
+    n, largest = 300, 2.0
+    kernel = (largest * kernel_matrix(points(n, 3), "rbf", 3.0)).float()
+    off = 3 * torch.finfo(torch.float32).eps * largest
+    skewed = LinearSystem(kernel + torch.ones(n, n).triu(1) * off, torch.full((n,), 1e-3))
+    skewed.asymmetry = off / largest
+    rhs = targets(n, 3).float() + 1
+    mean = 0.5 * (skewed.to_dense(torch.float64) + skewed.to_dense(torch.float64).mT)
+    solution = torch.linalg.solve(mean, rhs.double()).float()
+    norm = torch.linalg.vector_norm(rhs, dim=0)
+    true = torch.linalg.vector_norm(rhs.double() - mean @ solution.double(), dim=0) / norm
+    residual = wide_residual(skewed, rhs, solution) if wide else rhs - skewed.matmul(solution)
+    stated = relative_residual(skewed, rhs, solution, residual)
+    assert bool((true <= stated).all())
+    assert bool((stated - torch.from_numpy(skewed.skew_norms(solution)) / norm < stated).all())
+    skewed.asymmetry = 0.0  # as if K were symmetric to the last bit
+    assert bool((skewed.skew_norms(solution) == 0).all())
 
 
 @pytest.mark.parametrize("name", ["rbf", "matern32", "matern12"])

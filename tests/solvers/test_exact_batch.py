@@ -356,8 +356,10 @@ def test_targets_of_any_size_are_answered_in_float32(scale) -> None:
 @dtypes
 @pytest.mark.parametrize("relative", [0.0, 3.0, 100.0])
 def test_an_asymmetry_widens_what_is_said_as_for_one_system(relative, dtype) -> None:
-    given = batch(50, 1, dtype)
+    symmetric = batch(50, 1, dtype)
     asymmetry = relative * torch.finfo(dtype).eps
+    largest = symmetric.kernel.diagonal(dim1=-2, dim2=-1).amax()
+    given = symmetric._replace(kernel=symmetric.kernel + torch.ones(50, 50, dtype=dtype).triu(1) * asymmetry * largest)
     found = given.answered(asymmetry=asymmetry)
     intervals, logdets, residuals = [], [], []
     for system, rhs in zip(given.systems(), given.rhs, strict=True):
@@ -371,7 +373,7 @@ def test_an_asymmetry_widens_what_is_said_as_for_one_system(relative, dtype) -> 
     assert found.residual == pytest.approx(max(residuals), rel=0.5)
     assert found.inv_quad_interval.width == pytest.approx(sum(i.width for i in intervals), rel=0.5)
     assert found.logdet_interval.width == pytest.approx(sum(i.width for i in logdets), rel=1e-6)
-    plain = given.answered()
+    plain = symmetric.answered()
     assert plain.logdet_interval is not None
     if relative > 1:
         assert found.residual > plain.residual
