@@ -27,8 +27,9 @@ from gp_rangeformer.recycling.memory import Memory
 from gp_rangeformer.solvers.appended import appended_factor
 from gp_rangeformer.solvers.certified import Certified
 from gp_rangeformer.solvers.certified_prepared import CertifiedPrepared
-from gp_rangeformer.solvers.exact import Exact, exact_path_fits, factorised
-from gp_rangeformer.solvers.prediction import mean_beside_probes, mean_by_factor, mean_solve
+from gp_rangeformer.solvers.exact import Exact
+from gp_rangeformer.solvers.factorisation import exact_path_fits, factorised
+from gp_rangeformer.solvers.predictive_means import mean_beside_probes, mean_by_factor, mean_solve
 from gp_rangeformer.system.answers import Prepared, Solution
 from gp_rangeformer.system.linear_system import LinearSystem
 from gp_rangeformer.system.reason import Reason
@@ -218,8 +219,7 @@ def _solved(
             found = mean_beside_probes(prepared, rhs, start, _TRIED)
             if found is not None:
                 return found, None
-            rounded = factorised(system, system.dtype) if fits else None
-            factor = None if rounded is None else rounded.factor
+            factor = factorised(system, system.dtype) if fits else None
         found = None if factor is None else mean_by_factor(prepared, rhs, start, factor)
         if found is not None:
             return found, factor

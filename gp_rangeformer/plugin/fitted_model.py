@@ -25,7 +25,8 @@ from gp_rangeformer.report import SolveReport, publish
 from gp_rangeformer.solvers.certified import Certified
 from gp_rangeformer.solvers.certified_prepared import CertifiedPrepared
 from gp_rangeformer.solvers.estimated_variances import EstimatedVariances
-from gp_rangeformer.solvers.exact import Exact, ExactPrepared, solve_by_factor
+from gp_rangeformer.solvers.exact import Exact, ExactPrepared
+from gp_rangeformer.solvers.factorisation import solve_by_factor
 from gp_rangeformer.solvers.probes import InversePairs
 from gp_rangeformer.system.answers import Prepared, Solution
 from gp_rangeformer.system.linear_system import LinearSystem
@@ -143,7 +144,7 @@ class FittedModel:
         """A^-1 of columns drawn with the covariance A: functions from a posterior take them. A report is published.
 
         Off by r with r' A^-1 r <= (5 prediction_error)^2, about: of a function's value given its neighbours that is as
-        much of a standard deviation, and less (see :func:`~gp_rangeformer.solvers.prediction.mean_solve`).
+        much of a standard deviation, and less (see :func:`~gp_rangeformer.solvers.predictive_means.mean_solve`).
         """
         started, system = time.perf_counter(), self.linear_system()
         known, reason = self.preconditioners, Reason.EXACT_MANY_COLUMNS

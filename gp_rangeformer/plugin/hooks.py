@@ -40,8 +40,10 @@ from gp_rangeformer.plugin.symmetric import symmetric_system
 from gp_rangeformer.rangeformer.direct import Direct
 from gp_rangeformer.recycling.memory import Memory
 from gp_rangeformer.solvers.certified import Certified
-from gp_rangeformer.solvers.exact import Exact, ExactPrepared, exact_path_fits
-from gp_rangeformer.solvers.prediction import covariance_solve, mean_solve
+from gp_rangeformer.solvers.exact import Exact, ExactPrepared
+from gp_rangeformer.solvers.factorisation import exact_path_fits
+from gp_rangeformer.solvers.predictive_covariances import covariance_solve
+from gp_rangeformer.solvers.predictive_means import mean_solve
 from gp_rangeformer.system.answers import InverseRoot, Prepared
 from gp_rangeformer.system.linear_system import LinearSystem
 from gp_rangeformer.system.reason import Reason

@@ -23,8 +23,9 @@ from gp_rangeformer.rangeformer.direct import Direct
 from gp_rangeformer.recycling.memory import Memory
 from gp_rangeformer.solvers.certified import Certified
 from gp_rangeformer.solvers.certified_prepared import CertifiedPrepared
-from gp_rangeformer.solvers.exact import Exact, exact_path_fits
+from gp_rangeformer.solvers.exact import Exact
 from gp_rangeformer.solvers.exact_batch import evaluate_batch
+from gp_rangeformer.solvers.factorisation import exact_path_fits
 from gp_rangeformer.solvers.gradient_weight import GradientWeight
 from gp_rangeformer.system.answers import Evaluation, Prepared
 from gp_rangeformer.system.linear_system import LinearSystem

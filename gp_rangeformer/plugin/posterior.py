@@ -17,7 +17,7 @@ from gp_rangeformer.kernels.evaluate import evaluate_arguments
 from gp_rangeformer.plugin.fitted import keep_at_most
 from gp_rangeformer.plugin.fitted_model import FittedModel
 from gp_rangeformer.solvers.certified import Certified
-from gp_rangeformer.solvers.exact import exact_path_fits
+from gp_rangeformer.solvers.factorisation import exact_path_fits
 from gp_rangeformer.solvers.variances import Variances, certified_variances, evenly_spread, exact_variances
 from gp_rangeformer.system.linear_system import LinearSystem
 from gp_rangeformer.system.reason import Reason

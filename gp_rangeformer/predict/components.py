@@ -23,7 +23,7 @@ from gp_rangeformer import settings
 from gp_rangeformer.allocation.free_memory import Demand, InsufficientMemoryError
 from gp_rangeformer.allocation.workspace import shortage
 from gp_rangeformer.predict.prior import checked_model, copied_model, is_botorchs, recordable_tensors, strategy_of
-from gp_rangeformer.solvers.exact import solve_by_factor
+from gp_rangeformer.solvers.factorisation import solve_by_factor
 from gp_rangeformer.torch_modes import no_autocast
 
 _CHECKED, _OFF = 5, 1e-6  # training points at which the parts must add up, and how nearly, over the largest variance

@@ -19,7 +19,7 @@ from gp_rangeformer.plugin.fitted import fitted_model, keep_at_most
 from gp_rangeformer.plugin.fitted_model import FittedModel
 from gp_rangeformer.predict.prior import checked_model, recordable_tensors, strategy_of
 from gp_rangeformer.solvers.certified import Certified
-from gp_rangeformer.solvers.exact import solve_by_factor
+from gp_rangeformer.solvers.factorisation import solve_by_factor
 from gp_rangeformer.solvers.inverse_diagonal import (
     InverseDiagonal,
     estimated_inverse_diagonal,

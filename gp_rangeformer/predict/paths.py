@@ -37,8 +37,8 @@ def sample_paths(model: torch.nn.Module, count: int, *, features: int = FEATURES
 
     The model is one of a single output, without a batch, in either mode, BoTorch's SingleTaskGP among them; it is left
     as it is. Two solves by the plug-in, whatever the flag: one column for the mean, as accurate as predictive means
-    (:func:`~gp_rangeformer.solvers.prediction.mean_solve`) and that of predictions made before, and one of ``count``
-    columns; ``settings.solver`` and the fallbacks apply.
+    (:func:`~gp_rangeformer.solvers.predictive_means.mean_solve`) and that of predictions made before, and one of
+    ``count`` columns; ``settings.solver`` and the fallbacks apply.
 
     Cost: the solves, O(n features (d + count)) for the prior at the training points, and n x count memory beside K's.
 

@@ -24,7 +24,8 @@ from gp_rangeformer.recycling.galerkin import galerkin
 from gp_rangeformer.recycling.memory import Memory
 from gp_rangeformer.solvers.block_cg import block_cg
 from gp_rangeformer.solvers.certified import Certified
-from gp_rangeformer.solvers.exact import Exact, ExactPrepared, exact_path_fits
+from gp_rangeformer.solvers.exact import Exact, ExactPrepared
+from gp_rangeformer.solvers.factorisation import exact_path_fits
 from gp_rangeformer.solvers.gradient_weight import GradientCheck, GradientWeight
 from gp_rangeformer.solvers.low_rank_root import low_rank_root
 from gp_rangeformer.solvers.next_effort import gap_for_neighbours, learn_from_step

@@ -8,22 +8,25 @@ measured crossover and whenever a certificate does not close above it.
 from __future__ import annotations
 
 import math
-import warnings
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from jaxtyping import Float
-from linear_operator import settings as host_settings
-from linear_operator.utils.errors import NanError, NotPSDError
-from linear_operator.utils.warnings import NumericalWarning
 from torch import Tensor
 
-from gp_rangeformer.allocation.free_memory import Demand, InsufficientMemoryError
-from gp_rangeformer.allocation.workspace import shortage
+from gp_rangeformer.allocation.free_memory import InsufficientMemoryError
 from gp_rangeformer.preconditioner.certificate import FEW_COLUMNS, wide_residual
 from gp_rangeformer.solvers.appended import appended_factor
 from gp_rangeformer.solvers.arguments import check_share
+from gp_rangeformer.solvers.factorisation import (
+    ROOT_MATRICES,
+    exact_path_fits,
+    factorised,
+    factorised_with_jitter,
+    lacking_for,
+    solve_by_factor,
+)
 from gp_rangeformer.system.answers import Evaluation, Interval, InverseRoot, LogDet, Solution
 from gp_rangeformer.system.linear_system import LinearSystem
 from gp_rangeformer.system.margins import factor_rounding
@@ -66,13 +69,13 @@ class Exact:
         """
         del memory
         dtype = self._dtype(system)
-        prepared = factorised(system, dtype)
-        if prepared is None and dtype == torch.float32:
+        factor, jitter = factorised(system, dtype), 0.0
+        if factor is None and dtype == torch.float32:
             # The host would add jitter here; float64 first, because jitter changes the answer.
-            prepared = factorised(system, torch.float64)
-        if prepared is None:
-            prepared = _factorise_with_jitter(system, torch.float64)
-        return prepared._with_tolerance(self.tolerance)
+            factor = factorised(system, torch.float64)
+        if factor is None:
+            factor, jitter = factorised_with_jitter(system, torch.float64)
+        return ExactPrepared(system, factor, jitter, self.tolerance)
 
     def append(self, system: LinearSystem, factor: Float[Tensor, "k k"]) -> ExactPrepared | None:
         """The same from a factor of the first k rows and columns, to which the others are appended: k^2 (n - k)
@@ -94,84 +97,8 @@ class Exact:
         return dtype
 
 
-# n x n matrices beside K: the matrix and its factor, or the factor and the copies that LAPACK's other routines make of
-# it (measured with torch 2.13 on a CPU); and numbers per row and right-hand side of a solve with its residual.
-MATRICES, _ROOT, _PER_COLUMN = 2.3, 2.2, 12
 _INVERSE_ITERATIONS = 8
 FACTORISED_IN_FLOAT64 = "factorised in float64"  # a note
-
-
-def solve_by_factor(
-    factor: Float[Tensor, "*batch n n"], rhs: Float[Tensor, "*batch n m"]
-) -> Float[Tensor, "*batch n m"]:
-    """(L L')^-1 rhs. 2 n^2 m flops a system. Not by :func:`torch.cholesky_solve`, which copies the factor: ten times as
-    long for one column at n = 4000."""
-    half = torch.linalg.solve_triangular(factor, rhs, upper=False)
-    return torch.linalg.solve_triangular(factor.mT, half, upper=True)
-
-
-def exact_path_fits(system: LinearSystem, columns: int, dtype: torch.dtype | None = None) -> bool:
-    """Whether a factorisation in ``dtype``, else that of the system, and a solve with so many right-hand sides fit into
-    free memory, as far as is known."""
-    return _shortage(system, dtype or system.dtype, MATRICES, _PER_COLUMN * columns) is None
-
-
-def _shortage(system: LinearSystem, dtype: torch.dtype, matrices: float, columns: int = 0) -> str | None:
-    return shortage(Demand(matrices, columns, dtype.itemsize), system.size, system.device)
-
-
-def _dense(system: LinearSystem, dtype: torch.dtype) -> Tensor:
-    """A, if there is room for it and its factor.
-
-    :raises InsufficientMemoryError: if there is not.
-    """
-    lacking = _shortage(system, dtype, MATRICES)
-    if lacking is not None:
-        raise InsufficientMemoryError(
-            f"the exact path needs K + D as a dense {str(dtype).removeprefix('torch.')} matrix of n = {system.size}, "
-            f"and its Cholesky factor, which do not fit on {system.device} ({lacking}). The RangeFormer solver needs "
-            "neither: where it could not certify its answer, raise rank, max_passes or tolerance of settings.solver, "
-            "or the likelihood's noise; float64 helps where rounding is the cause"
-        )
-    return system.to_dense(dtype)
-
-
-def factorised(system: LinearSystem, dtype: torch.dtype) -> ExactPrepared | None:
-    """By one factorisation in ``dtype``, as it is; None where A is not positive definite in it.
-
-    :raises NanError, InsufficientMemoryError: as :meth:`Exact.prepare`.
-    """
-    # In place: seen from its other side a symmetric matrix has the order of LAPACK, and no copy of it is made.
-    factor = _dense(system, dtype).mT
-    info = torch.empty((), dtype=torch.int32, device=factor.device)
-    torch.linalg.cholesky_ex(factor, out=(factor, info))
-    if bool((info != 0) | ~factor.diagonal().sum().isfinite()):
-        if not system.is_finite():
-            raise NanError(
-                "the kernel matrix or the noise holds NaN or infinity: look for NaN in the training inputs and for "
-                "hyperparameters that overflowed (a smaller learning rate or a constraint helps)"
-            )
-        return None
-    return ExactPrepared(system, factor, jitter=0.0)
-
-
-def _factorise_with_jitter(system: LinearSystem, dtype: torch.dtype) -> ExactPrepared:
-    """The host's policy (linear_operator.settings.cholesky_jitter, cholesky_max_tries), for the system's own dtype."""
-    dense = _dense(system, dtype)
-    first = host_settings.cholesky_jitter.value(system.dtype)
-    added = 0.0
-    for attempt in range(host_settings.cholesky_max_tries.value() or 0):
-        jitter = first * 10**attempt
-        dense.diagonal().add_(jitter - added)
-        added = jitter
-        warnings.warn(f"A not p.d., added jitter of {jitter:.1e} to the diagonal", NumericalWarning, stacklevel=2)
-        factor, info = torch.linalg.cholesky_ex(dense)
-        if not bool(info):
-            return ExactPrepared(system, factor, jitter=jitter)
-    raise NotPSDError(
-        f"the {system.size} x {system.size} kernel matrix plus noise is not positive definite even with "
-        f"jitter {added:.0e}: raise the likelihood's noise constraint, remove duplicated inputs, or use float64"
-    )
 
 
 @dataclass(frozen=True)
@@ -212,10 +139,6 @@ class ExactPrepared:
     appended: bool = False  # to a factor that was there: K was not formed
     unheld: float = 0.0  # largest relative residual beyond the tolerance that rounding a solution has left
 
-    def _with_tolerance(self, tolerance: float) -> ExactPrepared:
-        self.tolerance = tolerance
-        return self
-
     @property
     def exact(self) -> ExactPrepared:
         return self
@@ -244,7 +167,7 @@ class ExactPrepared:
         if self.factor.dtype == torch.float32 and bool((found.residual > self.tolerance).any()):
             promoted = factorised(self.system, torch.float64)
             if promoted is not None:
-                self.factor = promoted.factor
+                self.factor = promoted
                 found = self._solve_once(rhs)
         # Nothing is left to try: that the dtype of the answer cannot hold it better is said in a note.
         left = float(found.residual.max()) if found.residual.numel() else 0.0
@@ -321,7 +244,7 @@ class ExactPrepared:
 
         :raises InsufficientMemoryError: if it does not fit.
         """
-        lacking = _shortage(self.system, self.factor.dtype, _ROOT)
+        lacking = lacking_for(self.system, self.factor.dtype, ROOT_MATRICES)
         if lacking is not None:
             raise InsufficientMemoryError(
                 f"an exact root of the inverse of n = {self.system.size} does not fit on {self.system.device} "

@@ -20,7 +20,8 @@ from gp_rangeformer.allocation.free_memory import Demand
 from gp_rangeformer.allocation.workspace import shortage
 from gp_rangeformer.kernels.native.product import multiply_wide
 from gp_rangeformer.preconditioner.certificate import FEW_COLUMNS
-from gp_rangeformer.solvers.exact import MATRICES, ExactWeight, solve_by_factor
+from gp_rangeformer.solvers.exact import ExactWeight
+from gp_rangeformer.solvers.factorisation import MATRICES, solve_by_factor
 from gp_rangeformer.system.answers import Interval
 from gp_rangeformer.system.margins import factor_rounding, logdet_margin, quadratic_margin, wide_product_rounding
 from gp_rangeformer.system.small_cores import to_host

@@ -12,7 +12,7 @@ from torch import Tensor
 from gp_rangeformer.kernels.cross import CrossKernel
 from gp_rangeformer.kernels.tiles import spans
 from gp_rangeformer.solvers.certified_prepared import CertifiedPrepared
-from gp_rangeformer.solvers.prediction import variance_solve
+from gp_rangeformer.solvers.predictive_covariances import variance_solve
 
 _AT_ONCE = 32  # columns of a certified solve
 
@@ -70,7 +70,7 @@ def certified_variances(
 ) -> Variances | None:
     """By solves, 32 columns at a time, of the middle of each interval; ``error`` is half of the widest, infinite where
     there is no noise. None where a solve does not certify. See
-    :func:`~gp_rangeformer.solvers.prediction.variance_solve`, also for ``factor``."""
+    :func:`~gp_rangeformer.solvers.predictive_covariances.variance_solve`, also for ``factor``."""
     prior, noise = float(cross.prior()), prepared.system.diagonal_facts.smallest_noise
     intervals = []
     everything = torch.arange(cross.t, device=cross.device)

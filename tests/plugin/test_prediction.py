@@ -15,7 +15,7 @@ from torch import Tensor
 from gp_rangeformer import settings
 from gp_rangeformer.solvers.certified import Certified
 from gp_rangeformer.solvers.certified_prepared import CertifiedPrepared
-from gp_rangeformer.solvers.prediction import mean_solve
+from gp_rangeformer.solvers.predictive_means import mean_solve
 from gp_rangeformer.system.answers import Solution
 from gp_rangeformer.system.reason import Reason
 from tests.plugin.market import (

@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gp_rangeformer.solvers.appended import appended_factor
-from gp_rangeformer.solvers.exact import Exact, factorised
+from gp_rangeformer.solvers.exact import Exact
+from gp_rangeformer.solvers.factorisation import factorised
 from gp_rangeformer.system.linear_system import LinearSystem
 from tests.system.systems import kernel_matrix, points, system
 
@@ -36,7 +37,7 @@ def test_however_often_rows_are_appended_rounding_is_that_of_one_factorisation(
     whole = system(kernel_matrix(points(sum(sizes), 2)), noise, dtype)
     first = factorised(leading(whole, sizes[0]), dtype)
     assert first is not None
-    factor, k = first.factor, sizes[0]
+    factor, k = first, sizes[0]
     for more in sizes[1:]:
         k += more
         grown = appended_factor(leading(whole, k), factor)
@@ -55,7 +56,7 @@ def test_what_is_not_positive_definite_or_not_finite_has_no_factor() -> None:
     indefinite[25, 25] = -1.0
     broken[25, :] = broken[:, 25] = torch.nan
     for wrong in (indefinite, broken):
-        assert appended_factor(system(wrong, 0.1), first.factor) is None
+        assert appended_factor(system(wrong, 0.1), first) is None
 
 
 def test_a_float32_factor_is_not_appended_to_where_float64_is_asked_for() -> None:
@@ -66,9 +67,9 @@ def test_a_float32_factor_is_not_appended_to_where_float64_is_asked_for() -> Non
         wide = factorised(leading(whole, 20), torch.float64)
         assert first is not None
         assert wide is not None
-        narrow = Exact().append(whole, first.factor)
+        narrow = Exact().append(whole, first)
         assert (narrow is None) == (whole is tiny)
-        found = Exact().append(whole, wide.factor)
+        found = Exact().append(whole, wide)
         assert found is not None
         assert found.notes() == ["factorised in float64"]
         assert found.logdet().value == pytest.approx(float(torch.logdet(whole.to_dense(torch.float64))), rel=1e-9)

@@ -8,8 +8,8 @@ import torch
 from gp_rangeformer import Certified
 from gp_rangeformer.recycling.memory import Memory
 from gp_rangeformer.solvers.certified_prepared import CertifiedPrepared
-from gp_rangeformer.solvers.exact import factorised
-from gp_rangeformer.solvers.prediction import mean_beside_probes, mean_by_factor
+from gp_rangeformer.solvers.factorisation import factorised
+from gp_rangeformer.solvers.predictive_means import mean_beside_probes, mean_by_factor
 from gp_rangeformer.solvers.probes import InversePairs
 from gp_rangeformer.system.linear_system import LinearSystem
 from tests.preconditioner.test_vecchia import rough
@@ -30,7 +30,7 @@ def test_pairs_of_a_factor(noise: float, dtype: torch.dtype) -> None:
     system, _ = rough(N, noise, dtype=dtype)
     found = factorised(system, torch.float64)
     assert found is not None
-    pairs = InversePairs.of_factor(system, found.factor, Certified().probe_vectors(system, 512), 0.01, noise)
+    pairs = InversePairs.of_factor(system, found, Certified().probe_vectors(system, 512), 0.01, noise)
     assert pairs is not None
     assert pairs.vectors.shape == pairs.images.shape == (N, 512)
     # What neighbours leave of a column of K: of the size of the noise.
@@ -66,7 +66,7 @@ def test_where_rounding_would_count_products_are_wide() -> None:
     found = factorised(system, torch.float32)
     assert found is not None
     signs = Certified().probe_vectors(system, 64)
-    narrow, wide = (InversePairs.of_factor(system, found.factor, signs, 0.05, of) for of in (NOISE, 1e-12))
+    narrow, wide = (InversePairs.of_factor(system, found, signs, 0.05, of) for of in (NOISE, 1e-12))
     assert narrow is not None
     assert wide is not None
     assert (narrow.wide, wide.wide) == (False, True)
@@ -81,8 +81,8 @@ def test_a_factor_that_is_no_better_than_rounding_gives_no_pairs() -> None:
     found = factorised(system, torch.float64)
     assert found is not None
     signs = Certified().probe_vectors(system, 64)
-    assert InversePairs.of_factor(system, found.factor, signs, 0.01, NOISE) is not None
-    assert InversePairs.of_factor(system, 1.05 * found.factor, signs, 0.01, NOISE) is None
+    assert InversePairs.of_factor(system, found, signs, 0.01, NOISE) is not None
+    assert InversePairs.of_factor(system, 1.05 * found, signs, 0.01, NOISE) is None
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -91,7 +91,7 @@ def test_a_rounded_factor_gives_certified_means(dtype: torch.dtype) -> None:
     y = targets(N).to(dtype)
     found = factorised(system, dtype)
     assert found is not None
-    solution = mean_by_factor(prepared(system), y, None, found.factor)
+    solution = mean_by_factor(prepared(system), y, None, found)
     assert solution is not None
     assert solution.mean_error is not None
     assert solution.mean_error <= 0.01
@@ -105,7 +105,7 @@ def test_a_factor_of_another_matrix_is_noticed() -> None:
     system, _ = rough(N, NOISE)
     found = factorised(system, torch.float64)
     assert found is not None
-    assert mean_by_factor(prepared(system), targets(N), None, 0.3 * found.factor) is None
+    assert mean_by_factor(prepared(system), targets(N), None, 0.3 * found) is None
 
 
 def test_more_iterations_than_they_may_take() -> None:

@@ -18,7 +18,7 @@ from gp_rangeformer.preconditioner.nystrom import nystrom_preconditioner
 from gp_rangeformer.preconditioner.vecchia import VecchiaPreconditioner
 from gp_rangeformer.recycling.memory import Memory
 from gp_rangeformer.solvers.gradient_weight import WhitenedWeight
-from gp_rangeformer.solvers.prediction import mean_solve
+from gp_rangeformer.solvers.predictive_means import mean_solve
 from gp_rangeformer.solvers.probes import Probes
 from gp_rangeformer.system.linear_system import LinearSystem
 from tests.preconditioner.test_vecchia import preconditioned, rough

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from gp_rangeformer.lab.bench.arguments import check_dtype, write_markdown
 from gp_rangeformer.lab.commands.console import open_console, show_status
 from gp_rangeformer.lab.outputs import Outputs
 
@@ -53,11 +53,9 @@ def predictions(
     from gp_rangeformer.lab.bench.predictions import Cell, Plan, run
     from gp_rangeformer.lab.bench.resumed import PlanError
     from gp_rangeformer.lab.compare import machine
-    from gp_rangeformer.lab.compare.result import write_text
     from gp_rangeformer.lab.datasets import DatasetError
 
-    if dtype not in ("float32", "float64"):
-        raise typer.BadParameter(f"--dtype {dtype!r}: float32 or float64")
+    check_dtype(dtype)
     console, outputs = open_console(), Outputs()
     where = machine.one_line()
     try:
@@ -88,7 +86,5 @@ def predictions(
     grids.append(further_grid(further, plan, where))
     for grid in grids:
         console.print(grid)
-    if markdown is not None:
-        text = "\n\n".join(grid.to_markdown() for grid in grids) + "\n"
-        outputs.write(markdown, partial(write_text, markdown, text))
+    write_markdown(outputs, markdown, grids)
     outputs.finish()

@@ -1,7 +1,6 @@
-"""Solves behind predictions, as accurate as a predictive mean or variance needs.
+"""Solves behind predictive means k*' X with X from ``solve(y)``, as accurate as these need.
 
-The host forms means k*' X with X from ``solve(y)``, and covariances K** - B' X with B = K_X* and X from ``solve(B)``. A
-relative residual says little about either: next to little noise its error is amplified, and the difference is small.
+A relative residual says little about them: next to little noise its error is amplified.
 """
 
 from __future__ import annotations
@@ -22,20 +21,15 @@ from gp_rangeformer.preconditioner.certificate import (
     wide_residual,
 )
 from gp_rangeformer.preconditioner.nystrom import NystromPreconditioner
-from gp_rangeformer.recycling.galerkin import galerkin
-from gp_rangeformer.recycling.memory import Memory
-from gp_rangeformer.solvers.block_cg import BlockCGResult, block_cg
 from gp_rangeformer.solvers.certified_prepared import CertifiedPrepared
-from gp_rangeformer.solvers.exact import Exact, ExactPrepared, solve_by_factor
-from gp_rangeformer.system.answers import Interval, Prepared, Solution
+from gp_rangeformer.solvers.corrections import corrected_by_factor, correction_beside_probes
+from gp_rangeformer.solvers.exact import ExactPrepared
+from gp_rangeformer.system.answers import Prepared, Solution
 from gp_rangeformer.system.linear_system import LinearSystem
 from gp_rangeformer.system.reason import Reason
 
-_REFINEMENTS = 2
 # Of means whose columns have probes beside them: float32 leaves about a thousandth of what it solves.
 _ROUNDS, _REDUCTION, _WASTED = 8, 1e-3, 3
-_KEPT = 0.01  # of the norm: what probes that were solved beside others may be off by
-_SHARED = 32  # columns that a pass over K takes for little more than one
 # Of a mean, each of which takes a factor of at most 30 off the residual: the bound of its error is loose, and thirty
 # times less residual took errors from 1e-2 to 5e-4 of the deviation.
 _MEAN_REFINEMENTS, _MEAN_REDUCTION = 3, 0.03
@@ -82,11 +76,11 @@ def mean_solve(
     residual = wide_residual(system, rhs, rounded)
     factorised = prepared.exact
     if factorised is not None:
-        corrected = _corrected(factorised.factor, residual)
+        corrected = corrected_by_factor(factorised.factor, residual)
         if wide and rhs.dtype != torch.float64:
             rounded = rounded + corrected
             residual = wide_residual(system, rhs, rounded)
-            corrected = _corrected(factorised.factor, residual)
+            corrected = corrected_by_factor(factorised.factor, residual)
         energy = (residual * corrected).sum(0)
         return replace(solution, value=rounded, mean_error=_mean_error(system, energy, rounded))
     assert isinstance(prepared, CertifiedPrepared)
@@ -133,7 +127,9 @@ def mean_by_factor(
     prepared: CertifiedPrepared, rhs: Tensor, start: Float64[Tensor, "n m"] | None, factor: Float[Tensor, "n n"]
 ) -> Solution | None:
     """The same by a factor of A: how it was rounded costs refinements, not accuracy."""
-    return _refined_from(prepared, rhs, start, lambda residual, target, number: (_corrected(factor, residual), 0))
+    return _refined_from(
+        prepared, rhs, start, lambda residual, target, number: (corrected_by_factor(factor, residual), 0)
+    )
 
 
 def _refined_from(
@@ -151,17 +147,11 @@ def _refined_from(
     return found if found.mean_error is not None and found.mean_error <= solver.prediction_error else None
 
 
-def _corrected(factor: Float[Tensor, "n n"], residual: Float64[Tensor, "n m"]) -> Float64[Tensor, "n m"]:
-    """A^-1 residual by the factor, in whose dtype it might underflow as it is."""
-    scale = torch.linalg.vector_norm(residual, dim=0).clamp_min(torch.finfo(torch.float64).tiny)
-    return solve_by_factor(factor, (residual / scale).to(factor.dtype)).double() * scale
-
-
 def _by_iterations(prepared: CertifiedPrepared, patience: int | None = None) -> Correct:
     """By block CG of as many iterations, at most."""
 
     def correct(residual: Float64[Tensor, "n m"], target: float, number: int) -> Correction:
-        found = _correction(prepared, residual, target, number, patience)
+        found = correction_beside_probes(prepared, residual, target, number, patience)
         return found.value if found.reason is Reason.CONVERGED else None, found.iterations
 
     return correct
@@ -200,45 +190,6 @@ def _refined(
             reduction = max(reduction, _MEAN_REDUCTION)  # rounding has taken over before
         value, residual, energy = nearer, left, smaller
     return value, iterations
-
-
-def _correction(
-    prepared: CertifiedPrepared,
-    residual: Float64[Tensor, "n m"],
-    target: float,
-    number: int | None = None,
-    patience: int | None = None,
-) -> BlockCGResult:
-    """A^-1 of the residual, roughly: to ``target`` of its norm, per column.
-
-    Whitened probes go with it, up to 32 columns in all. That many cost a pass over K hardly more than one, which reads
-    as much, and what they find shortens the way of the others (kin40k, n = 8000: 19 iterations instead of 38).
-
-    :param number: of the probes, 32 at a time, whose solutions are kept.
-    """
-    system, vecchia = prepared.system, prepared.vecchia
-    own = vecchia or prepared.preconditioner
-    assert own is not None
-    narrow = residual.to(system.dtype)
-    m = narrow.shape[1]
-    stop = target * torch.linalg.vector_norm(residual, dim=0)
-    beside = max(0, _SHARED - m) if number is None else _SHARED
-    further, scale = narrow[:, :0], stop[:0].to(narrow.dtype)
-    if vecchia is not None and beside:
-        first = 0 if number is None else number * _SHARED
-        signs = prepared.signs(first + beside)[:, first:]
-        further = vecchia.root_multiply(signs)
-        scale = (stop.max() / target / torch.linalg.vector_norm(further, dim=0)).to(narrow.dtype)
-    everything = torch.cat([narrow, further * scale], dim=1)
-    stop = torch.cat([stop, stop.new_full((further.shape[1],), math.inf)])
-    found = block_cg(
-        system, own, torch.zeros_like(everything), everything,
-        stop_norm=stop, stop_energy=torch.full_like(stop, math.inf), max_passes=prepared.solver.max_passes,
-        patience=patience,
-    )  # fmt: skip
-    if number is not None and found.reason is Reason.CONVERGED and target <= _KEPT and further.shape[1]:
-        prepared.solved_probes[number] = found.value[:, m:] / scale
-    return replace(found, value=found.value[:, :m], residual=found.residual[:, :m], correction=None)
 
 
 def _energy(
@@ -284,89 +235,3 @@ def _mean_error(
         rounding = entries * float(length.max()) / facts.smallest_noise**0.5
         error += rounding * (facts.largest_total / facts.smallest_noise) ** 0.5
     return error
-
-
-def covariance_solve(prepared: Prepared, rhs: Tensor) -> Solution:
-    """A^-1 rhs such that rhs' X is symmetric, and at most rhs' A^-1 rhs in the order of semi-definite matrices.
-
-    The best combination of a solve's columns in the norm of A has both properties, and an error of second order
-    (measured at a relative residual of 1e-3, float32, noise 0.01: 1e-3 instead of 3e-2 of variance plus noise). It is
-    refined until the certified error of every variance is below the solver's ``prediction_error`` times the noise, a
-    lower bound of the variance of an observation; the exact path answers if rounding forbids that.
-    Cost beyond the solve: one pass over K with as many columns, seldom a second, shorter solve.
-    """
-    solution = prepared.solve(rhs)
-    if not isinstance(prepared, CertifiedPrepared) or prepared.exact is not None or not solution.converged:
-        return solution
-    found = _best_combination(prepared, rhs, solution)
-    if found is not None:
-        return found
-    prepared.exact = Exact(prepared.solver.tolerance).prepare(prepared.system)
-    return replace(prepared.exact.solve(rhs), reason=Reason.ROUNDING)
-
-
-def variance_solve(
-    prepared: CertifiedPrepared, rhs: Tensor, prior: float, factor: Float[Tensor, "n n"] | None = None
-) -> list[Interval] | None:
-    """Of single variances prior - b' A^-1 b, b a column of ``rhs``: intervals, certain but for what
-    :meth:`~gp_rangeformer.system.linear_system.LinearSystem.quadratic_margin` counts, refined with residuals that are
-    summed in float64 until their widths are below ``prediction_error`` of the variance of an observation, where
-    rounding allows that. None where a solve does not certify. Never by the exact path.
-
-    A solve's iterations, two or three times, and as many passes in float64.
-
-    :param factor: of A, however rounded, which takes the place of most iterations.
-    """
-    system, preconditioner = prepared.system, prepared.preconditioner
-    assert preconditioner is not None
-    solution = prepared.attempt(rhs, None if factor is None else solve_by_factor(factor, rhs))
-    if not solution.converged:
-        return None
-    noise, allowed = system.diagonal_facts.smallest_noise, prepared.solver.prediction_error
-    value = solution.value.double()
-    residual = wide_residual(system, rhs, value)
-    for refinement in range(1 + _MEAN_REFINEMENTS):
-        _, bounds = inv_quad_bounds(system, preconditioner, rhs, value, residual)
-        found = [Interval(prior - bound.upper, prior - bound.lower) for bound in bounds]
-        excess = max(interval.width / (noise + max(0.0, interval.lower)) for interval in found) / allowed
-        if excess <= 1 or refinement == _MEAN_REFINEMENTS:
-            return found
-        # The width falls with the square of the residual; what rounding adds to it does not fall.
-        if factor is not None:
-            correction = _corrected(factor, residual)
-        else:
-            iterated = _correction(prepared, residual, max(0.5 * excess**-0.5, _REDUCTION))
-            if iterated.reason is not Reason.CONVERGED:
-                return found
-            correction = iterated.value
-        value = value + correction
-        residual = wide_residual(system, rhs, value)
-    return None
-
-
-def _best_combination(prepared: CertifiedPrepared, rhs: Tensor, solution: Solution) -> Solution | None:
-    """None where it cannot be refined to what is allowed."""
-    system, preconditioner = prepared.system, prepared.preconditioner
-    assert preconditioner is not None
-    allowed = prepared.solver.prediction_error * system.diagonal_facts.smallest_noise
-    iterations, start = solution.iterations, system.passes - solution.passes
-    value, residual = galerkin(system, solution.value, rhs)
-    for refinement in range(1 + _REFINEMENTS):
-        quadratic, bounds = inv_quad_bounds(system, preconditioner, rhs, value, residual)
-        relative = relative_residual(system, rhs, value, residual)
-        excess = max(interval.width for interval in bounds) / allowed
-        if excess <= 1 and bool((relative <= prepared.solver.tolerance).all()):
-            passes = system.passes - start
-            return Solution(value, relative, quadratic, bounds, iterations, passes, Reason.CONVERGED)
-        if refinement == _REFINEMENTS:
-            break
-        # The width falls with the square of the residual; a factor of 2 in reserve saves another round.
-        share = min(0.5, 0.5 * max(excess, 1.0) ** -0.5)
-        refiner = replace(prepared, solver=replace(prepared.solver, tolerance=share), memory=Memory())
-        # attempt, not solve: what fails is answered by one factorisation.
-        correction = refiner.attempt(residual, None)
-        if not correction.converged:
-            break
-        iterations += correction.iterations
-        value, residual = galerkin(system, value + correction.value, rhs)
-    return None
