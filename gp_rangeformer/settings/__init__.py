@@ -11,125 +11,17 @@ is said by one of them, ``solver``; the others say when, where and from what.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import functools
-import inspect
 import sys
-from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from linear_operator.settings import _feature_flag, _value_context
 
-_Function = TypeVar("_Function", bound=Callable[..., Any])
+from gp_rangeformer.settings import kinds
 
 
-def _goes_on(func: Any) -> bool:
-    """Whether it, what it wraps, or the method that calls it is a generator or a coroutine."""
-    inside = _innermost(func)
-    return any(
-        goes_on(each)
-        for goes_on in (inspect.isgeneratorfunction, inspect.iscoroutinefunction, inspect.isasyncgenfunction)
-        for each in (func, inside, type(inside).__call__)
-    )
-
-
-def _innermost(func: Any) -> Any:
-    """What decorators and partial objects were made of."""
-    while True:
-        if isinstance(func, functools.partial):
-            func = func.func
-        elif hasattr(func, "__wrapped__"):
-            func = inspect.unwrap(func)
-        else:
-            return func
-
-
-class _setting(contextlib.ContextDecorator):
-    """What both kinds have beyond the host's: what was there is read on entry, so that one context may be entered again
-    while it is open, as decorated functions do that call themselves; and a value for the whole process."""
-
-    def __init__(self, *arguments: Any, **changes: Any) -> None:
-        self._before: list[Any] = []
-
-    @classmethod
-    def set_global(cls, *arguments: Any, **changes: Any) -> None:
-        """Set for the whole process, with the arguments of the context, until it is set again. A context that is open
-        around this call puts back at its end what was there before it."""
-        cls(*arguments, **changes).__enter__()
-
-    def __call__(self, func: _Function) -> _Function:
-        """``func`` with this setting during each of its calls: a function, class method, static method or any other
-        callable.
-
-        :raises TypeError: a class, what cannot be called, or what goes on after its call has returned: a generator, a
-            coroutine, or what such a one was made of.
-        """
-        decorator = f"@settings.{type(self).__name__}(...)"
-        if isinstance(func, type):
-            raise TypeError(f"{decorator} is for functions: put it on the methods of {func.__name__}")
-        if isinstance(func, classmethod | staticmethod):
-            found: Any = type(func)(self(func.__func__))
-            return found
-        if not callable(func):
-            kind = type(func).__name__
-            raise TypeError(
-                f"{decorator} is for functions, got a {kind}: put it directly above `def`, below the others"
-            )
-        if _goes_on(func):
-            name = getattr(_innermost(func), "__qualname__", type(_innermost(func)).__qualname__)
-            raise TypeError(
-                f"{decorator} ends when the call returns, and {name} goes on after it: write `with {decorator[1:]}:` "
-                "inside, around what computes"
-            )
-        return super().__call__(func)
-
-    def __enter__(self) -> None:
-        inside = self._inside()
-        self._before.append(self._stored())
-        self._store(inside)
-
-    def __exit__(self, *_: object) -> None:
-        self._store(self._before.pop())
-
-    def _inside(self) -> Any:
-        """What holds in the context."""
-        raise NotImplementedError
-
-    @classmethod
-    def _stored(cls) -> Any:
-        raise NotImplementedError
-
-    @classmethod
-    def _store(cls, value: Any) -> None:
-        raise NotImplementedError
-
-
-class _checked_flag(_setting, _feature_flag):
-    """A flag that takes True or False and nothing that merely counts as one of them."""
-
-    def __init__(self, state: bool = True) -> None:
-        if not isinstance(state, bool):
-            name = f"settings.{type(self).__name__}"
-            hint = f"; as a decorator it is @{name}()" if callable(state) else ""
-            raise ValueError(f"{name} must be True or False, got {state!r}{hint}")
-        super().__init__()
-        self.state = state
-
-    def _inside(self) -> bool:
-        return self.state
-
-    @classmethod
-    def _stored(cls) -> bool | None:
-        return cls._state  # None: the default
-
-    @classmethod
-    def _store(cls, value: bool | None) -> None:
-        cls._set_state(value)
-
-
-class rangeformer(_checked_flag):
+class rangeformer(kinds.Flag):
     """
     Whether exact-GP solves, log determinants and inverse roots go through this plug-in.
     Off means GPyTorch's own code, untouched.
@@ -140,7 +32,7 @@ class rangeformer(_checked_flag):
     _default = False
 
 
-class exact_line_search(_checked_flag):
+class exact_line_search(kinds.Flag):
     """
     Whether calls made from inside a line search (torch.optim.LBFGS, scipy.optimize, hence BoTorch's fits) are answered
     by the exact path. A line search compares values with their own gradients; a stochastic log determinant and its
@@ -153,7 +45,7 @@ class exact_line_search(_checked_flag):
     _default = True
 
 
-class deterministic(_checked_flag):
+class deterministic(kinds.Flag):
     """
     Whether every call answers without memory of earlier ones: the same call gives the same bits whatever came before.
     Off: the same sequence of calls does (one thread count, one machine without other work), and a step late in a
@@ -166,58 +58,7 @@ class deterministic(_checked_flag):
     _default = False
 
 
-class _checked_value(_setting, _value_context):
-    """A value that is checked when it is set, so that a typing error is met where it was made."""
-
-    def __init__(self, value: Any) -> None:
-        self.check(value)
-        super().__init__()
-        self._chosen = value
-
-    def _inside(self) -> Any:
-        return self._chosen
-
-    @classmethod
-    def _stored(cls) -> Any:
-        return cls._global_value
-
-    @classmethod
-    def _store(cls, value: Any) -> None:
-        cls._set_value(value)
-
-    @classmethod
-    def value(cls) -> Any:
-        return cls._global_value
-
-    @classmethod
-    def check(cls, value: Any) -> None:
-        """Raise ValueError unless ``value`` fits."""
-
-    @classmethod
-    def _refuse(cls, value: Any, expected: str) -> None:
-        hint = f"; as a decorator it is @settings.{cls.__name__}(...)" if inspect.isroutine(value) else ""
-        raise ValueError(f"settings.{cls.__name__} must be {expected}, got {value!r}{hint}")
-
-
-class _count(_checked_value):
-    _smallest = 1
-
-    @classmethod
-    def check(cls, value: Any) -> None:
-        if isinstance(value, bool) or not isinstance(value, int) or value < cls._smallest:
-            cls._refuse(value, f"an integer of at least {cls._smallest}")
-
-
-class _choice(_checked_value):
-    _choices: tuple[str, ...] = ()
-
-    @classmethod
-    def check(cls, value: Any) -> None:
-        if not isinstance(value, str) or value not in cls._choices:
-            cls._refuse(value, "one of " + ", ".join(repr(choice) for choice in cls._choices))
-
-
-class solver(_checked_value):
+class solver(kinds.Value):
     """
     Who answers: :class:`gp_rangeformer.Certified` (few passes over K, every answer certified),
     :class:`gp_rangeformer.Exact` (one Cholesky factorisation for everything, with its own gradient), or, for research,
@@ -234,7 +75,7 @@ class solver(_checked_value):
     _present = object()
 
     def __init__(self, chosen: Any = _present, **changes: Any) -> None:
-        _setting.__init__(self)
+        kinds.Setting.__init__(self)
         self._chosen, self._changes = chosen, changes
         self._inside()  # what cannot be is refused where it is written
 
@@ -256,7 +97,7 @@ class solver(_checked_value):
             cls._refuse(value, "gp_rangeformer.Certified(...), Exact(...) or Direct(...)")
 
 
-class fused_kernels(_choice):
+class fused_kernels(kinds.Choice):
     """
     How the common stationary kernels, their scalings, sums and products are evaluated and differentiated. "compiled":
     tile by tile, on a CPU by code that the system's C++ compiler makes once, in some six seconds (without one a warning
@@ -298,7 +139,7 @@ class _ByDevice(int):
     cuda: int
 
 
-class min_size(_count):
+class min_size(kinds.Count):
     """
     The size n from which the RangeFormer solver answers; the exact path answers below, where one Cholesky is faster.
     On CUDA, where that holds for longer, the default is 5000; in ``fit_mll`` 2500 (2000 by secants).
@@ -320,7 +161,7 @@ class min_size(_count):
         return isinstance(cls._global_value, _ByDevice)
 
 
-class exact_size(_count):
+class exact_size(kinds.Count):
     """
     The number of points from which the plug-in answers at all; smaller systems stay with GPyTorch. A batch counts by
     the numbers that its matrices hold together, and a kernel that has no fused form from twice as many points on.
@@ -331,7 +172,7 @@ class exact_size(_count):
     _global_value = 100
 
 
-class memory_limit(_count):
+class memory_limit(kinds.Count):
     """
     Bytes that remembered solutions and landmarks of all models together may take; the least recently used go first. On
     a CPU as many again may be kept, between steps, of memory in which the next kernel matrix is put, and the memory of
@@ -344,7 +185,7 @@ class memory_limit(_count):
     _global_value = 512 * 2**20
 
 
-class kernel_storage(_choice):
+class kernel_storage(kinds.Choice):
     """
     How K is held. "dense": n^2 numbers; where they do not fit an error says so beforehand. "tiles": recomputed at every
     product, any n, O(n) memory; an early training step takes 1.1 to 1.5 times as long (n = 2000 to 8000, Matern-3/2,
@@ -360,7 +201,7 @@ class kernel_storage(_choice):
     _global_value = "auto"
 
 
-class process_group(_checked_value):
+class process_group(kinds.Value):
     """
     The torch.distributed group whose processes share K: each holds some of its rows, or recomputes some of its tiles.
     True is the default group, None one process alone. Every process runs the same script with the same data and seeds
