@@ -1,7 +1,7 @@
 """The diagonal of A^-1: what leave-one-out asks. 1 / (A^-1)_ii is the variance of y_i given all other targets.
 
-Exactly, from the factor; or as :mod:`~gp_rangeformer.solvers.estimated_variances` does it: with weights w of a point's
-neighbours among the others and v the variance that they leave, x = (e_i - w) / v and r = e_i - A x,
+From a factor, as precise as that is; or as :mod:`~gp_rangeformer.solvers.estimated_variances` does it: with weights w
+of a point's neighbours among the others and v the variance that they leave, x = (e_i - w) / v and r = e_i - A x,
 
     e_i' A^-1 e_i = 1 / v + r' A^-1 r,
 
@@ -19,14 +19,18 @@ from torch import Tensor
 from gp_rangeformer.kernels.fused import FusedKernel
 from gp_rangeformer.kernels.native.neighbours import MOST_NEIGHBOURS
 from gp_rangeformer.kernels.tiles import spans
+from gp_rangeformer.preconditioner.certificate import wide_residual
 from gp_rangeformer.preconditioner.further_points import ConditionalImages, condition_each, enough_neighbours
 from gp_rangeformer.preconditioner.vecchia import VecchiaPreconditioner
+from gp_rangeformer.solvers.corrections import corrected_by_factor
 from gp_rangeformer.solvers.estimated_variances import SAMPLE
 from gp_rangeformer.solvers.probes import InversePairs
 from gp_rangeformer.solvers.variances import evenly_spread
+from gp_rangeformer.system.linear_system import LinearSystem
 
 _AT_ONCE = 4096  # points conditioned together
 _COLUMNS = 512  # of the inverse factor at a time
+_AUDITED, _REFINEMENTS = 16, 2
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,21 @@ def exact_inverse_diagonal(factor: Float[Tensor, "n n"]) -> InverseDiagonal:
         own = torch.linalg.solve_triangular(factor[piece.start :, piece.start :], columns, upper=False)
         value[piece] = own.double().square().sum(0)
     return InverseDiagonal(value, torch.zeros_like(value))
+
+
+def audited_inverse_diagonal(system: LinearSystem, factor: Float[Tensor, "n n"]) -> InverseDiagonal:
+    """The same from a factor in the dtype of K, whose rounding shows at a few points: refined solves with residuals
+    that are summed in float64 tell these. A few wide passes over K."""
+    found = exact_inverse_diagonal(factor)
+    chosen = evenly_spread(system.size, _AUDITED, factor.device)
+    places = chosen, torch.arange(len(chosen), device=factor.device)
+    units = torch.zeros(system.size, len(chosen), dtype=torch.float64, device=factor.device)
+    units[places] = 1.0
+    columns = torch.zeros_like(units)
+    for _ in range(1 + _REFINEMENTS):
+        columns += corrected_by_factor(factor, wide_residual(system, units, columns))
+    off = (found.value[chosen] / columns[places] - 1).square().mean().sqrt()
+    return InverseDiagonal(found.value, off * found.value)
 
 
 def estimated_inverse_diagonal(
