@@ -8,6 +8,8 @@ from typer.testing import CliRunner
 
 from gp_rangeformer.lab import cli
 
+SMALL = ["--n", "150", "--n-test", "30", "--steps", "2"]
+
 
 def invoke(*arguments: object) -> Any:
     """``gp-rangeformer`` with these arguments."""

@@ -1,0 +1,103 @@
+"""Files that cannot be written cost themselves and no results."""
+
+import errno
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from tests.lab.commands import SMALL, invoke
+
+BENCH = ["--dataset", "robot_arm", "--sizes", "200", "--steps", "4"]
+
+COMMANDS = {
+    "compare": (["compare", "--dataset", "robot_arm", *SMALL, "--solvers", "exact"], "Cost: robot_arm"),
+    "fit": (["fit", "--dataset", "robot_arm", *SMALL], "test RMSE"),
+    "bench": (["bench", *BENCH, "--solvers", "rangeformer"], "Growth: robot_arm"),
+    "bench learning": (["bench", "learning", *BENCH, "--seeds", "0"], "log determinant"),
+    "bench products": (["bench", "products", "--sizes", "200"], "recomputed"),
+    "bench stages": (["bench", "stages", *BENCH], "a step"),
+    "bench small": (["bench", "small", "--sizes", "10", "--batches", "1", "--repetitions", "1"], "Small data sets"),
+}
+
+FILES = dict.fromkeys(COMMANDS, ("--json", "--markdown")) | {
+    "compare": ("--json", "--markdown", "--plots"),
+    "fit": ("--predictions",),
+    "bench": ("--json", "--markdown", "--figures"),
+}
+
+
+def fails_in_a_line_each(result, paths: list[Path], *said: str) -> None:
+    """Exit code 1, no traceback, and lines on stderr with the paths and what to do."""
+    assert result.exit_code == 1, result.output
+    assert isinstance(result.exception, SystemExit)
+    lines = [line for line in result.stderr.splitlines() if line.startswith("Error")]
+    assert len(lines) == len(paths)
+    for path in paths:
+        (line,) = [line for line in lines if str(path) in line]
+        for word in ("Error: cannot write", *said):
+            assert word in line
+
+
+@pytest.mark.parametrize("command", [name for name in COMMANDS if name not in ("bench learning", "bench small")])
+def test_a_full_disk_costs_the_files_and_no_results(command, tmp_path, monkeypatch):
+    arguments, title = COMMANDS[command]
+
+    def full(*arguments):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("gp_rangeformer.atomic.os.replace", full)
+    paths = {option: tmp_path / option for option in FILES[command]}
+    result = invoke(*arguments, *(word for pair in paths.items() for word in pair))
+    fails_in_a_line_each(result, list(paths.values()), "No space left on device", "free some space there")
+    assert title in result.stdout
+    assert "written:" not in result.stdout
+    assert not [found for found in tmp_path.rglob("*") if found.is_file()], "half a file is left"
+
+
+@pytest.mark.parametrize(("command", "option"), [("compare", "--plots"), ("bench", "--json")])
+def test_a_folder_that_cannot_be_made_costs_a_file_and_no_results(command, option, table):
+    arguments, title = COMMANDS[command]
+    before = table.read_bytes()
+    result = invoke(*arguments, option, table / "out")
+    fails_in_a_line_each(result, [table / "out"], "choose another path")
+    assert title in result.stdout
+    assert table.read_bytes() == before
+
+
+@pytest.mark.skipif(not Path("/dev/full").is_char_device(), reason="there is no device that is always full")
+@pytest.mark.parametrize(("command", "option"), [("compare", "--json"), ("fit", "--predictions"), ("bench", "--json")])
+def test_a_device_that_is_full_is_neither_read_nor_replaced(command, option):
+    arguments, title = COMMANDS[command]
+    result = invoke(*arguments, option, "/dev/full")
+    fails_in_a_line_each(result, [Path("/dev/full")], "free some space there")
+    assert title in result.stdout
+    assert Path("/dev/full").is_char_device()
+
+
+def test_a_disk_that_has_space_again_is_no_failure(tmp_path, monkeypatch):
+    path, original, calls = tmp_path / "r.json", os.replace, []
+
+    def full_at_first(*arguments):
+        calls.append(1)
+        if len(calls) == 1:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        original(*arguments)
+
+    monkeypatch.setattr("gp_rangeformer.atomic.os.replace", full_at_first)
+    result = invoke("compare", "--dataset", "robot_arm", *SMALL, "--solvers", "exact", "--json", path)
+    assert result.exit_code == 0, result.output
+    assert len(json.loads(path.read_text())["comparisons"]) == 1
+    assert len(calls) > 1
+
+
+def test_one_file_that_fails_does_not_cost_the_others(table, tmp_path):
+    good = tmp_path / "t.md"
+    result = invoke(
+        "compare", "--dataset", "robot_arm,borehole", *SMALL, "--solvers", "exact", "--markdown", good,
+        "--plots", table / "plots",
+    )  # fmt: skip
+    fails_in_a_line_each(result, [table / "plots"])
+    assert "borehole" in good.read_text()
+    assert f"written: {good}" in result.stdout
