@@ -9,6 +9,8 @@ import torch
 
 from gp_rangeformer.lab import datasets
 from gp_rangeformer.lab.bench import stages
+from gp_rangeformer.lab.compare import Comparison, Options, compare, parse_solvers
+from tests.lab.comparisons import SOLVERS, STEPS, arm
 from tests.lab.tables import bike_rows, write_uci
 
 
@@ -44,3 +46,9 @@ def folder(tmp_path: Path) -> Path:
         "name,n,d,origin_repo,y\nbike,20,17,someone/somewhere@1,log count; LEAK\nabsent,9,1,a/b@1,y\n"
     )
     return tmp_path
+
+
+@pytest.fixture(scope="session")
+def comparison() -> Comparison:
+    """robot_arm, n = 500, every step audited, RangeFormer answering instead of the exact path."""
+    return compare(arm(), parse_solvers(SOLVERS, min_size=300), Options(steps=STEPS, audit_every=1))
