@@ -1,4 +1,5 @@
-"""The two hooks that lead to the three: log_prob when fast log_prob is off, and the owner's mark on a kernel matrix."""
+"""The hooks that lead to the three: log_prob when fast log_prob is off, the owner's mark on a kernel matrix, and sums
+of kernels without their roots."""
 
 from __future__ import annotations
 
@@ -108,6 +109,15 @@ def call_kernel(self: Kernel, *args: Any, **kwargs: Any) -> Any:
     return result
 
 
+def add_low_rank(self: LinearOperator, low_rank_mat: Any, *args: Any, **kwargs: Any) -> LinearOperator:
+    """A + B B'. Inside a kernel's evaluation, where linear kernels come after others, without roots: GPyTorch makes
+    those from a factorisation of A, which has no noise, and a singular value decomposition. No solve makes use of them.
+    """
+    if _nesting.depth and settings.rangeformer.on():
+        kwargs["generate_roots"] = False
+    return original_add_low_rank(self, low_rank_mat, *args, **kwargs)
+
+
 def _put_off_or_fused(
     kernel: Kernel, x1: Tensor, x2: Tensor | None = None, *args: Any, **kwargs: Any
 ) -> LinearOperator | None:
@@ -167,5 +177,7 @@ def _one_set(x1: Tensor, x2: Tensor) -> bool:
 # Kept on the hooks, so that a reloaded module finds the host's methods and not its own former hooks.
 original_log_prob = getattr(MultivariateNormal.log_prob, "original", MultivariateNormal.log_prob)
 original_call_kernel = getattr(Kernel.__call__, "original", Kernel.__call__)
+original_add_low_rank = getattr(LinearOperator.add_low_rank, "original", LinearOperator.add_low_rank)
+add_low_rank.original = original_add_low_rank  # type: ignore[attr-defined]
 log_prob.original = original_log_prob  # type: ignore[attr-defined]
 call_kernel.original = original_call_kernel  # type: ignore[attr-defined]

@@ -35,6 +35,7 @@ def package_removed() -> Iterator[None]:
         delattr(AddedDiagLinearOperator, name)
     MultivariateNormal.log_prob = entrances.original_log_prob
     Kernel.__call__ = entrances.original_call_kernel
+    LinearOperator.add_low_rank = entrances.original_add_low_rank
     try:
         yield
     finally:
@@ -97,7 +98,7 @@ def test_the_comparison_can_fail_the_flag_changes_bits() -> None:
 def test_installing_again_changes_nothing() -> None:
     def hooks() -> list[Any]:
         methods = [AddedDiagLinearOperator.__dict__[name] for name in HOOKED]
-        return [*methods, MultivariateNormal.log_prob, Kernel.__call__]
+        return [*methods, MultivariateNormal.log_prob, Kernel.__call__, LinearOperator.add_low_rank]
 
     before = hooks()
     plugin.install()
