@@ -34,7 +34,7 @@ def symmetric_system(
     if mean is not given:
         call.note("the kernel matrix is not symmetric: its symmetric part answers")
     if difference > 0:
-        linear_system.asymmetry = min(difference, _EVALUATION_ERROR)
+        linear_system.asymmetry, linear_system.skewed = min(difference, _EVALUATION_ERROR), mean is given
     linear_system.trusted = False
     return linear_system
 

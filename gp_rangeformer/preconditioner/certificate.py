@@ -12,6 +12,7 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from gp_rangeformer.preconditioner.nystrom import NystromPreconditioner
+from gp_rangeformer.preconditioner.residual_error import residual_error
 from gp_rangeformer.preconditioner.vecchia import VecchiaPreconditioner
 from gp_rangeformer.system.answers import Interval
 from gp_rangeformer.system.linear_system import LinearSystem
@@ -137,13 +138,21 @@ def relative_residual(
     rhs: Float[Tensor, "n m"],
     solution: Float[Tensor, "n m"],
     residual: Float[Tensor, "n m"],
+    allowed: float = math.inf,
 ) -> Float64[Tensor, " m"]:
     """|b - A v| / |b| per column (0 where b is), widened by the rounding of ``residual``, or of K's entries where it is
-    from a wide product of a float32 system; on the host. O(n m)."""
-    norms = [torch.linalg.vector_norm(block, dim=0) for block in (residual, solution, rhs)]
+    from a wide product of a float32 system; on the host. O(n m).
+
+    :param allowed: beyond which that rounding itself is looked at, by a wide product of all columns.
+    """
+    norms = [torch.linalg.vector_norm(block, dim=0, dtype=torch.float64) for block in (residual, solution, rhs)]
     left, length, norm = to_host(*norms)
-    scale = system.wide_rounding_scale if residual.dtype == torch.float64 else system.rounding_scale
-    return relative(left + scale * length + system.skew_norms(solution), norm)
+    narrow = residual.dtype == system.dtype
+    error = left + (residual_error(system, rhs, solution, residual) if narrow else system.entry_scale * length)
+    found = relative(error + system.skew_norms(solution, lambda: rhs - residual, error), norm)
+    if narrow and system.dtype == torch.float32 and bool((found > allowed).any()) and (left <= allowed * norm).all():
+        return relative_residual(system, rhs, solution, wide_residual(system, rhs, solution))
+    return found
 
 
 def relative(error: Float64[np.ndarray, " m"], norm: Float64[np.ndarray, " m"]) -> Float64[Tensor, " m"]:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from gp_rangeformer.allocation.free_memory import InsufficientMemoryError
 from gp_rangeformer.preconditioner.certificate import FEW_COLUMNS, wide_residual
+from gp_rangeformer.preconditioner.residual_error import residual_error
 from gp_rangeformer.solvers.appended import appended_factor
 from gp_rangeformer.solvers.arguments import check_share
 from gp_rangeformer.solvers.factorisation import (
@@ -163,20 +164,21 @@ class ExactPrepared:
 
     def solve(self, rhs: Float[Tensor, "n m"]) -> Solution:
         """A^-1 rhs by two triangular solves, and one pass over K for the residual. O(n^2 m)."""
-        found = self._solve_once(rhs)
-        if self.factor.dtype == torch.float32 and bool((found.residual > self.tolerance).any()):
+        found, left = self._solve_once(rhs)
+        if self.factor.dtype == torch.float32 and left > self.tolerance:
             promoted = factorised(self.system, torch.float64)
             if promoted is not None:
                 self.factor = promoted
-                found = self._solve_once(rhs)
+                found, left = self._solve_once(rhs)
         # Nothing is left to try: that the dtype of the answer cannot hold it better is said in a note.
-        left = float(found.residual.max()) if found.residual.numel() else 0.0
         if not left <= self.tolerance:
             self.unheld = max(self.unheld, left)
             return replace(found, reason=Reason.ROUNDING)
         return found
 
-    def _solve_once(self, rhs: Float[Tensor, "n m"]) -> Solution:
+    def _solve_once(self, rhs: Float[Tensor, "n m"]) -> tuple[Solution, float]:
+        """The solution, and what its largest relative residual probably is: the one that it states counts also what
+        rounding may hide where the signs of a solution are not random, which no other factor would change."""
         system = self.system
         unrounded = solve_by_factor(self.factor, rhs.to(self.factor.dtype))
         value = unrounded.to(system.dtype)
@@ -184,15 +186,16 @@ class ExactPrepared:
         few = rhs.shape[1] <= FEW_COLUMNS
         residual = wide_residual(system, rhs, value) if few else rhs - system.matmul(value)
         left, norm, length, inner, correction = to_host(
-            torch.linalg.vector_norm(residual, dim=0),
-            torch.linalg.vector_norm(rhs, dim=0),
+            torch.linalg.vector_norm(residual, dim=0, dtype=torch.float64),
+            torch.linalg.vector_norm(rhs, dim=0, dtype=torch.float64),
             torch.linalg.vector_norm(value, dim=0, dtype=torch.float64),
             (rhs.double() * unrounded).sum(0),
             ((residual.double() - self.jitter * value.double()) * value.double()).sum(0),
         )
-        error = (
-            left + (system.wide_rounding_scale if few else system.rounding_scale) * length + system.skew_norms(value)
-        )
+        summed_wide = residual.dtype != system.dtype
+        probable = left + (system.entry_scale if summed_wide else system.rounding_scale) * length
+        error = probable if summed_wide else left + residual_error(system, rhs, value, residual)
+        error = error + system.skew_norms(value, lambda: rhs - residual, error)
         relative = np.divide(error, norm, out=error.copy(), where=norm > 0)
         room = system.quadratic_margin(length**2)
         if self.factor.dtype == torch.float64:
@@ -207,7 +210,8 @@ class ExactPrepared:
                 room = room + error * length
         ends = zip((quadratic - room).tolist(), (quadratic + room).tolist(), strict=True)
         intervals = [Interval(low, high) for low, high in ends]
-        return Solution(
+        worst = np.divide(probable, norm, out=probable.copy(), where=norm > 0).max(initial=0.0)
+        found = Solution(
             value,
             torch.from_numpy(relative),
             torch.from_numpy(quadratic),
@@ -216,6 +220,7 @@ class ExactPrepared:
             passes=1,
             reason=Reason.CONVERGED,
         )
+        return found, float(worst)
 
     def logdet(self) -> LogDet:
         """2 sum log diag(L), with what the rounding of K's entries and of the factorisation may change: no further

@@ -23,7 +23,14 @@ from gp_rangeformer.preconditioner.certificate import FEW_COLUMNS
 from gp_rangeformer.solvers.exact import ExactWeight
 from gp_rangeformer.solvers.factorisation import MATRICES, solve_by_factor
 from gp_rangeformer.system.answers import Interval
-from gp_rangeformer.system.margins import factor_rounding, logdet_margin, quadratic_margin, wide_product_rounding
+from gp_rangeformer.system.margins import (
+    ALL_ROUNDED_ALIKE,
+    factor_rounding,
+    in_stretches,
+    logdet_margin,
+    product_rounding,
+    quadratic_margin,
+)
 from gp_rangeformer.system.small_cores import to_host
 
 
@@ -80,7 +87,12 @@ def evaluate_batch(
     # O(n) numbers in one transfer: what follows is cheaper on the host, whatever the device.
     b, x, r, answer, pivots = to_host(rhs, value, residual, unrounded, factor.diagonal(dim1=-2, dim2=-1))
     norm, length, left = (_norms(block) for block in (b, x, r))
-    error = left + wide_product_rounding(n, kernel.dtype, largest[:, None]) * length
+    norm_of_row = n**0.5 * largest[:, None]
+    if kernel.dtype == torch.float64:  # where nothing is wider
+        modelled = product_rounding(kernel.dtype, norm_of_row) * ALL_ROUNDED_ALIKE * length
+        error = left + in_stretches(modelled, np.abs(x.cumsum(1)).max(1), length)
+    else:
+        error = left + torch.finfo(kernel.dtype).eps * norm_of_row * length
     if asymmetry:  # the residual is one of the rows as they are
         (skew,) = to_host(0.5 * (kernel @ value - kernel.mT @ value))
         error = error + _norms(skew)

@@ -91,7 +91,7 @@ def _best_combination(prepared: CertifiedPrepared, rhs: Tensor, solution: Soluti
     value, residual = galerkin(system, solution.value, rhs)
     for refinement in range(1 + _REFINEMENTS):
         quadratic, bounds = inv_quad_bounds(system, preconditioner, rhs, value, residual)
-        relative = relative_residual(system, rhs, value, residual)
+        relative = relative_residual(system, rhs, value, residual, prepared.solver.tolerance)
         excess = max(interval.width for interval in bounds) / allowed
         if excess <= 1 and bool((relative <= prepared.solver.tolerance).all()):
             passes = system.passes - start

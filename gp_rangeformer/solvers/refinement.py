@@ -14,6 +14,7 @@ from torch import Tensor
 from gp_rangeformer.preconditioner.certificate import SolutionEvidence, model_margin, relative, wide_residual
 from gp_rangeformer.preconditioner.nystrom import NystromPreconditioner
 from gp_rangeformer.preconditioner.protocol import Preconditioner
+from gp_rangeformer.preconditioner.residual_error import residual_error
 from gp_rangeformer.solvers.block_cg import block_cg
 from gp_rangeformer.system.answers import Interval, Solution
 from gp_rangeformer.system.linear_system import LinearSystem
@@ -55,7 +56,7 @@ def refine(
     Cost: a pass for the residual of X, one an iteration, and one more where the residual was not carried.
     """
     start = system.passes
-    (norm,) = to_host(torch.linalg.vector_norm(rhs, dim=0))
+    (norm,) = to_host(torch.linalg.vector_norm(rhs, dim=0, dtype=torch.float64))
     if not np.isfinite(norm).all():
         return failed(rhs, Reason.NOT_FINITE, 0, system.passes - start)
     asked = Asked.of(system, preconditioner, rhs, norm, tolerance, stop_energy, own_energy)
@@ -246,15 +247,32 @@ class Asked:
             rhs, own = self.rhs[:, :sharp], solution[:, :sharp]
             exact = wide_residual(system, rhs, own)
             evidence = evidence.with_leading(SolutionEvidence.gather(system, self.preconditioner, rhs, own, exact))
-        return self.judge(evidence, solution, correction, roundings, with_energy=with_energy)
+        # Beside targets there are probes alone, whose signs are random; of other right-hand sides nothing is known.
+        rounding = None
+        if roundings and not sharp:
+            # In float32 it is measured of the residual as it is, however often it was updated.
+            often = roundings if system.dtype == torch.float64 else 1
+            rounding = often * residual_error(system, self.rhs, solution, residual)
+        return self.judge(evidence, solution, correction, roundings, with_energy=with_energy, rounding=rounding)
 
     def judge(
-        self, evidence: SolutionEvidence, solution: Tensor, correction: Tensor, roundings: int, *, with_energy: bool
+        self,
+        evidence: SolutionEvidence,
+        solution: Tensor,
+        correction: Tensor,
+        roundings: int,
+        *,
+        with_energy: bool,
+        rounding: Float64[np.ndarray, " m"] | None = None,
     ) -> Solution | Reason | None:
-        """What :meth:`certify` answers, from ``evidence`` whose first columns are exact where they have to be."""
+        """What :meth:`certify` answers, from ``evidence`` whose first columns are exact where they have to be.
+
+        :param rounding: of the residuals, where more is known of it than the model says.
+        """
         system, sharp = self.system, self.sharp_columns()
-        rounding = roundings * system.rounding_scale * evidence.solution_norm
-        rounding[:sharp] = 0
+        if rounding is None:
+            rounding = roundings * system.rounding_scale * evidence.solution_norm
+            rounding[:sharp] = 0
         if roundings <= 1 and (rounding > self.residual).any():
             return Reason.ROUNDING
         error = evidence.residual_norm + rounding
@@ -267,8 +285,9 @@ class Asked:
             return Reason.ROUNDING
         bounds = evidence.bounds(model + system.quadratic_margin(evidence.solution_norm**2))
         quadratic = torch.from_numpy(evidence.quadratic)
-        error[:sharp] += system.wide_rounding_scale * evidence.solution_norm[:sharp]
-        error += system.skew_norms(solution)
+        summed_wide = slice(sharp if roundings else None)
+        error[summed_wide] += system.entry_scale * evidence.solution_norm[summed_wide]
+        error += system.skew_norms(solution, lambda: system.matmul(solution), error)
         return Solution(solution, relative(error, self.norm), quadratic, bounds, 0, 0, Reason.CONVERGED, correction)
 
     def sharp_columns(self) -> int:

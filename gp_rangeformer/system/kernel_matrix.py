@@ -87,9 +87,9 @@ class DenseKernelMatrix:
     def wide_product(self, vectors: Float64[Tensor, "n k"]) -> tuple[Float64[Tensor, "n k"], Float64[Tensor, " n"]]:
         return multiply_wide(self._value, vectors)
 
-    def skew(self, vectors: Float[Tensor, "n k"]) -> Float[Tensor, "n k"]:
-        """(K - K') / 2 @ vectors, where K is symmetric up to rounding alone."""
-        return (self._value @ vectors).sub_(self._value.mT @ vectors).mul_(0.5)
+    def mirrored(self, vectors: Float[Tensor, "n k"]) -> Float[Tensor, "n k"]:
+        """K' @ vectors, where K is symmetric up to rounding alone."""
+        return self._value.mT @ vectors
 
     def columns(self, index: Int[Tensor, " r"]) -> Float[Tensor, "n r"]:
         """Gathers rows, which are contiguous, and uses the symmetry of K."""

@@ -18,6 +18,8 @@ from gp_rangeformer.system.kernel_matrix import DenseKernelMatrix, KernelMatrix
 from gp_rangeformer.system.reading import Reading
 from gp_rangeformer.system.small_cores import to_host
 
+_NEGLIGIBLE = 0.1  # share of an error
+
 
 class LinearSystem:
     """A = K + D: a symmetric positive semi-definite kernel matrix and a positive diagonal.
@@ -43,6 +45,7 @@ class LinearSystem:
         # What K_ij and K_ji differed by, relative to max_i A_ii: entries of the symmetric part are known to half of it,
         # or to their rounding, and the errors of all may have one sign.
         self.asymmetry = 0.0
+        self.skewed = False  # whether rows of K, as it is held, still differ from its columns
         # Whose kernel matrix K is, entry by entry, where that is known.
         self.points: FusedKernel | None = None
         self._row_squares: Callable[[], list[Tensor]] | None = None
@@ -152,19 +155,28 @@ class LinearSystem:
         of E of at most eps max_i A_ii with signs of their own."""
         return torch.finfo(self.dtype).eps * self.size**0.5 * self.diagonal_facts.largest_total
 
-    def skew_norms(self, vectors: Float[Tensor, "n k"]) -> Float64[np.ndarray, " k"]:
-        """|(K - K') x| / 2 per column, on the host: what the residual of K's rows as they are is off by from that of
-        the symmetric part. 0 where K is symmetric to the last bit; else two passes over it."""
-        if not (self.asymmetry and isinstance(self._kernel, DenseKernelMatrix)):
-            return np.zeros(vectors.shape[1])
-        (norms,) = to_host(torch.linalg.vector_norm(self._kernel.skew(vectors.to(self.dtype)), dim=0))
-        return norms
+    def skew_norms(
+        self,
+        vectors: Float[Tensor, "n k"],
+        product: Callable[[], Float[Tensor, "n k"]],
+        error: Float64[np.ndarray, " k"],
+    ) -> Float64[np.ndarray, " k"]:
+        """|(K - K') x| / 2 per column, on the host, or a bound of it: what the residual of K's rows as they are is off
+        by from that of the symmetric part. 0 where K is symmetric to the last bit; else a pass over it, unless a bound
+        is small beside the ``error`` that there is.
 
-    @property
-    def wide_rounding_scale(self) -> float:
-        """:attr:`rounding_scale` of a residual from a wide product. In float32 the rounding of K's entries alone is
-        left; in float64 the product is an ordinary one."""
-        return self.entry_scale + (self.rounding_scale if self.dtype == torch.float64 else 0.0)
+        :param product: gives A x, as it is known.
+        """
+        if not (self.skewed and isinstance(self._kernel, DenseKernelMatrix)):
+            return np.zeros(vectors.shape[1])
+        (length,) = to_host(torch.linalg.vector_norm(vectors, dim=0, dtype=torch.float64))
+        bound = 0.5 * self.asymmetry * self.diagonal_facts.largest_total * self.size * length
+        if (bound <= _NEGLIGIBLE * error).all():
+            return bound
+        narrow = vectors.to(self.dtype)
+        mirrored = self._kernel.mirrored(narrow).addcmul_(self.noise.unsqueeze(-1), narrow)
+        (norms,) = to_host(torch.linalg.vector_norm(product() - mirrored, dim=0, dtype=torch.float64))
+        return 0.5 * norms
 
     def quadratic_margin(self, square: Float64[np.ndarray, " m"]) -> Float64[np.ndarray, " m"]:
         """What an interval of b' A^-1 b with a solution x has to allow for beside its residual. ``square``: |x|^2."""

@@ -16,6 +16,7 @@ Numbers = TypeVar("Numbers", float, np.ndarray)
 _ROUNDING = 6  # of a product, over eps |x| times the largest norm of a row: see LinearSystem.rounding_scale
 _SPREAD = 10  # of the square of one random number over its mean, beyond one: exceeded by 1 in 1000
 ALL_ROUNDED_ALIKE = (1 + _SPREAD) ** 0.5
+_IN_STRETCHES = 8.0
 
 
 def product_rounding(dtype: torch.dtype, norm: Numbers) -> Numbers:
@@ -40,13 +41,10 @@ def entry_error(dtype: torch.dtype, asymmetry: float) -> float:
     return max(torch.finfo(dtype).eps, asymmetry)
 
 
-def wide_product_rounding(n: int, dtype: torch.dtype, largest: Numbers) -> Numbers:
-    """The norm of the rounding error of A x, summed in float64, over that of x: of K's entries, and of the sums where
-    these are in ``dtype`` itself. ``largest``: max_i A_ii."""
-    entries = torch.finfo(dtype).eps * n**0.5 * largest
-    if dtype != torch.float64:
-        return entries
-    return entries + product_rounding(dtype, n**0.5 * largest) * ALL_ROUNDED_ALIKE
+def in_stretches(modelled: np.ndarray, partial: np.ndarray, length: np.ndarray) -> np.ndarray:
+    """The norm of the rounding error of A x in float64, ``modelled`` for random signs of x: where these come in
+    stretches roundings follow the largest ``partial`` sum of x, not its ``length`` |x| (measured: up to 7 times)."""
+    return modelled * np.maximum(1.0, _IN_STRETCHES * np.divide(partial, length, where=length > 0, out=0 * length))
 
 
 def factor_rounding(n: int, dtype: torch.dtype, condition: Numbers) -> Numbers:
