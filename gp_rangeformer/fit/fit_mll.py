@@ -65,7 +65,10 @@ def fit_mll(
     """
     if not isinstance(mll, ExactMarginalLogLikelihood):
         kind = type(mll).__name__
-        raise ValueError(f"fit_mll needs an ExactMarginalLogLikelihood, got {kind}: fit the parts of a sum one by one")
+        raise ValueError(
+            f"fit_mll needs an ExactMarginalLogLikelihood, got {kind}: fit the parts of a sum one by one, and other "
+            "criteria by an optimiser of torch.optim"
+        )
     _check_positive("tolerance", tolerance)
     if timeout is not None:
         _check_positive("timeout", timeout)

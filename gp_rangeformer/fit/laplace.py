@@ -7,6 +7,7 @@ the model that is left behind is such a regression. (Rasmussen and Williams 2006
 
 from __future__ import annotations
 
+import contextlib
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -123,6 +124,12 @@ class LaplaceMarginalLogLikelihood(MarginalLogLikelihood):
             raise ValueError("the targets hold NaN or infinity: leave those points out")
         if isinstance(self.likelihood, BernoulliLikelihood) and not bool(((target == 0) | (target == 1)).all()):
             raise ValueError("a BernoulliLikelihood needs the labels 0 and 1")
+        with contextlib.suppress(NotImplementedError):  # distributions need not say what they are of
+            support: Any = self.likelihood(torch.zeros_like(target, dtype=mean.dtype)).support
+            outside = int((~support.check(target)).sum())
+            if outside:
+                kind = type(self.likelihood).__name__
+                raise ValueError(f"{outside} targets are none that a {kind} knows: they must be {support}")
 
     def _mode(self, kernel: Any, mean: Float64[Tensor, " n"], target: Float64[Tensor, " n"]) -> _Mode:
         """Newton steps for the weights x of f = m + K x, halved as long as log p(y, f) falls."""

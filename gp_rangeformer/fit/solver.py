@@ -46,12 +46,9 @@ def solver_of_fit(mll: Any) -> Iterator[None]:
 
 def _factorised_below(mll: Any) -> int:
     targets = mll.model.train_targets
-    least = settings.min_size.value_on(targets.device)
-    if not settings.min_size.is_default():
-        return least
     free = sum(parameter.numel() for parameter in mll.parameters() if parameter.requires_grad)
     informed = free <= MOST_COLUMNS and targets.dim() == 1 and is_likelihood(mll)
-    return max(least, _FACTORISED_BELOW if informed else _BY_SECANTS_BELOW)
+    return settings.min_size.value_on(targets.device, _FACTORISED_BELOW if informed else _BY_SECANTS_BELOW)
 
 
 def _through_a_fit(chosen: Certified, n: int) -> Certified:

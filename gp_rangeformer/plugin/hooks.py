@@ -52,6 +52,8 @@ from gp_rangeformer.torch_modes import no_autocast
 # From here on a pass over K costs so much that twice the neighbours pay in a solve made once per model (kin40k,
 # n = 36,000: 65 iterations instead of 137, for the time of ten passes).
 _LARGE = 2**14
+# Points below which a factorisation takes less than a preconditioner and the iterations of few columns.
+_FACTORISED_BELOW = 2500
 _NO_KEYWORDS = pickle.dumps({})  # how linear_operator's memoisation spells a call without keyword arguments
 
 
@@ -167,9 +169,8 @@ def _solve(operator: AddedDiagLinearOperator, system: EligibleSystem, right_tens
     ):
         linear_system = symmetric_system(call, system, kernel, noise, points)
         with torch.no_grad():
-            prepared, exact_reason = prepare_solve(
-                linear_system, memory_of(system.owners, system.kernel, index), rhs.shape[-1]
-            )
+            memory = memory_of(system.owners, system.kernel, index)
+            prepared, exact_reason = prepare_solve(linear_system, memory, rhs.shape[-1], _FACTORISED_BELOW)
 
         def solve_columns(
             columns: Tensor, linear_system=linear_system, prepared=prepared, reason=exact_reason
@@ -255,14 +256,19 @@ def _columns(rhs: Tensor | None) -> int:
     return 1 if rhs.dim() < 2 else rhs.shape[-1]
 
 
-def prepare_solve(system: LinearSystem, memory: Memory, columns: int) -> tuple[Prepared, Reason | None]:
-    """Whoever the settings choose for so many right-hand sides, and why that is the exact path where it is."""
+def prepare_solve(
+    system: LinearSystem, memory: Memory, columns: int, factorised_below: int = 0
+) -> tuple[Prepared, Reason | None]:
+    """Whoever the settings choose for so many right-hand sides, and why that is the exact path where it is.
+
+    :param factorised_below: points below which it is, where nobody has set ``min_size``.
+    """
     solver = settings.solver.value().for_predictions
     if isinstance(solver, Certified) and system.size >= _LARGE:
         solver = replace(solver, neighbours=min(2 * solver.neighbours, MOST_NEIGHBOURS))
     if isinstance(solver, Direct):
         return solver.prepare(system, memory), None
-    if system.size < settings.min_size.value_on(system.device):
+    if system.size < settings.min_size.value_on(system.device, factorised_below):
         reason = Reason.EXACT_SMALL
     elif isinstance(solver, Exact):
         reason = Reason.EXACT_ASKED

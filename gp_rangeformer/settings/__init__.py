@@ -142,7 +142,8 @@ class _ByDevice(int):
 class min_size(kinds.Count):
     """
     The size n from which the RangeFormer solver answers; the exact path answers below, where one Cholesky is faster.
-    On CUDA, where that holds for longer, the default is 5000; in ``fit_mll`` 2500 (2000 by secants).
+    On CUDA, where that holds for longer, the default is 5000; elsewhere it is 2500 (2000 by secants) in fits to
+    convergence, and 2500 for solves outside a likelihood.
 
     (Default: 1500)
     """
@@ -150,15 +151,12 @@ class min_size(kinds.Count):
     _global_value = _ByDevice(1500, cuda=5000)
 
     @classmethod
-    def value_on(cls, device: torch.device) -> int:
-        """What holds for a system on ``device``: what was set, else the default there."""
+    def value_on(cls, device: torch.device, at_least: int = 0) -> int:
+        """What holds for a system on ``device``: what was set, else the default there, or ``at_least`` so many."""
         value = cls._global_value
-        return value.cuda if isinstance(value, _ByDevice) and device.type == "cuda" else int(value)
-
-    @classmethod
-    def is_default(cls) -> bool:
-        """Whether nobody has set it."""
-        return isinstance(cls._global_value, _ByDevice)
+        if not isinstance(value, _ByDevice):
+            return int(value)
+        return max(value.cuda if device.type == "cuda" else int(value), at_least)
 
 
 class exact_size(kinds.Count):

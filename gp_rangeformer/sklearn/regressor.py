@@ -233,7 +233,7 @@ class RangeFormerRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
         kernel's free hyperparameters, or where the fit ended; -infinity where the matrix is not positive definite.
 
         :param eval_gradient: whether to return the gradient with respect to ``theta`` as well.
-        :raises ValueError: a gradient without ``theta``; ``theta`` of a GPyTorch kernel.
+        :raises ValueError: a gradient without ``theta``; ``theta`` of a GPyTorch kernel or another shape.
         :raises NotFittedError: before ``fit``.
         """
         self._check_fitted()
@@ -243,8 +243,11 @@ class RangeFormerRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
             return self.log_marginal_likelihood_value_
         if not isinstance(self.kernel_, sk.Kernel):
             raise ValueError("theta belongs to kernels of scikit-learn: of a GPyTorch kernel the fitted value is known")
-        asked = log_likelihood_and_gradient if eval_gradient else log_likelihood
-        return asked(self._training(), self.kernel_, np.asarray(theta, np.float64))
+        asked, own = log_likelihood_and_gradient if eval_gradient else log_likelihood, self.kernel_.theta
+        numbers = np.asarray(theta, np.float64)
+        if numbers.shape != own.shape:
+            raise ValueError(f"theta has shape {numbers.shape}, and kernel_.theta has {own.shape}: one number each")
+        return asked(self._training(), self.kernel_, numbers)
 
     @property
     def log_marginal_likelihood_(self) -> float:

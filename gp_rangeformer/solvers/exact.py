@@ -99,6 +99,8 @@ class Exact:
 
 
 _INVERSE_ITERATIONS = 8
+# Columns of float32 systems whose residual is summed in float64: a twentieth of a factorisation and its solves.
+_SUMMED_WIDE = 40
 FACTORISED_IN_FLOAT64 = "factorised in float64"  # a note
 
 
@@ -183,7 +185,7 @@ class ExactPrepared:
         unrounded = solve_by_factor(self.factor, rhs.to(self.factor.dtype))
         value = unrounded.to(system.dtype)
         # Of the answer, as rounded to the system's dtype, also for a float64 factor.
-        few = rhs.shape[1] <= FEW_COLUMNS
+        few = rhs.shape[1] <= (_SUMMED_WIDE if system.dtype == torch.float32 else FEW_COLUMNS)
         residual = wide_residual(system, rhs, value) if few else rhs - system.matmul(value)
         left, norm, length, inner, correction = to_host(
             torch.linalg.vector_norm(residual, dim=0, dtype=torch.float64),

@@ -155,6 +155,21 @@ def test_an_interrupted_fit_is_gone_on_with_by_the_same_command(table, tmp_path,
     assert UNFINISHED not in {path.name for path in out.iterdir()}
 
 
+def test_what_an_earlier_fit_has_left_is_not_taken_for_this_one_s(table, tmp_path, monkeypatch):
+    out = tmp_path / "model"
+    out.mkdir()
+    (out / UNFINISHED).write_text("{}")
+
+    def interrupted(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(fitting, "fit_mll", interrupted)
+    result = invoke("fit", table, "--target", "y", "--out", out, "--encode", "one-hot")
+    assert result.exit_code == 130
+    assert f"nothing was written: {out / UNFINISHED} is what an earlier fit has left" in said(result)
+    assert (out / UNFINISHED).read_text() == "{}"
+
+
 def test_predictions_beside_a_later_fit_say_that_they_are_of_the_former_model(table, tmp_path):
     out = tmp_path / "model"
     assert invoke("fit", table, "--target", "y", "--out", out, "--encode", "drop", "--kernel", "rbf").exit_code == 0

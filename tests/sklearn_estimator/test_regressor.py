@@ -428,6 +428,12 @@ def test_both_spreads_at_once_are_refused() -> None:
         RangeFormerRegressor(KERNEL, optimizer=None).fit(X, Y).log_marginal_likelihood(eval_gradient=True)
 
 
+def test_hyperparameters_of_another_number_are_refused() -> None:
+    fitted = RangeFormerRegressor(KERNEL, optimizer=None).fit(X, Y)
+    with pytest.raises(ValueError, match=r"theta has shape \(1,\), and kernel_\.theta has \(4,\)"):
+        fitted.log_marginal_likelihood([0.0])
+
+
 @both_paths
 @pytest.mark.parametrize(
     "kernel",

@@ -140,6 +140,7 @@ def fit(
                 loaded = datasets.dataset_of(split, options.missing)
         start = _start(names, loaded)
         (spec,) = parse_solvers("rangeformer", dtype or default_dtype(names[0], len(split.train)), min_size=min_size)
+    kept_before = _written(out)
     try:
         with show_progress() as show, saying_warnings():
             if by_adam and loaded is not None:
@@ -159,7 +160,7 @@ def fit(
     except (TableError, KernelError) as error:
         refuse(f"{split.name}: {error}")
     except KeyboardInterrupt:
-        open_console(stderr=True).print(_interrupted(out), style="yellow", markup=False, soft_wrap=True)
+        open_console(stderr=True).print(_interrupted(out, kept_before), style="yellow", markup=False, soft_wrap=True)
         raise typer.Exit(INTERRUPTED) from None
     except (ArithmeticError, RuntimeError) as error:
         open_console(stderr=True).print(f"Training failed: {error}", style="red", markup=False, soft_wrap=True)
@@ -269,9 +270,20 @@ def _start(names: tuple[str, ...], dataset: Dataset | None) -> Any:
     return ",".join(names)
 
 
-def _interrupted(out: Path | None) -> str:
+def _written(out: Path | None) -> int | None:
+    """When a fit last kept something in the folder: a time, or None where nothing is there."""
     from gp_rangeformer.regression.files import UNFINISHED, is_unfinished
 
-    if out is not None and is_unfinished(out):
-        return f"Interrupted; the best parameters so far are in {out / UNFINISHED}: the same command goes on from them."
-    return "Interrupted; nothing was written."
+    return (out / UNFINISHED).stat().st_mtime_ns if out is not None and is_unfinished(out) else None
+
+
+def _interrupted(out: Path | None, before: int | None) -> str:
+    """:param before: what :func:`_written` said when the fit began."""
+    from gp_rangeformer.regression.files import UNFINISHED
+
+    written = _written(out)
+    if out is None or written is None:
+        return "Interrupted; nothing was written."
+    if written == before:
+        return f"Interrupted; nothing was written: {out / UNFINISHED} is what an earlier fit has left."
+    return f"Interrupted; the best parameters so far are in {out / UNFINISHED}: the same command goes on from them."

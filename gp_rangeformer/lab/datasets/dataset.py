@@ -119,5 +119,7 @@ def choose(
 
 def subset(name: str, rows: Tensor, n: int, generator: torch.Generator) -> Tensor:
     if n > len(rows):
-        raise DatasetError(f"{name} has {len(rows)} training rows, fewer than n = {n}: lower n, or pass None for all")
+        raise DatasetError(
+            f"{name} has {len(rows)} training rows, fewer than n = {n}: lower n, or leave it out for all"
+        )
     return rows[torch.randperm(len(rows), generator=generator)[:n]]
