@@ -38,16 +38,17 @@ def residual_error(
         solution.cumsum(0, dtype=torch.float64).abs().amax(0),
         torch.linalg.vector_norm(solution, dim=0, dtype=torch.float64),
     )
-    modelled = system.rounding_scale * length
     if system.dtype == torch.float64:
-        return in_stretches(modelled, partial, length)
+        return in_stretches(system.rounding_scale * length, partial, length)
     unit = np.maximum(partial, length)
     if not (unit > 0).any():
-        return modelled
+        return np.zeros_like(unit)
     m = len(unit)
     generator = torch.Generator().manual_seed(m)
     drawn = torch.randn(m, _COMBINATIONS, generator=generator, dtype=torch.float64)
     weights = (drawn / torch.from_numpy(np.where(unit > 0, unit, 1.0)).unsqueeze(1)).to(rhs.device)
     off = (rhs.double() - residual.double()) @ weights - system.wide_matmul(solution.double() @ weights)
     (seen,) = to_host((off.square().sum(0).mean() / m).sqrt())
+    # The model's norms of rows came along with that product.
+    modelled = system.rounding_scale * length
     return np.maximum(modelled, min(_ROOM * m**0.5, _MOST_ROOM) * float(seen) * unit)
