@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from gp_rangeformer.allocation.free_memory import InsufficientMemoryError
-from gp_rangeformer.preconditioner.certificate import FEW_COLUMNS, wide_residual
+from gp_rangeformer.preconditioner.certificate import FEW_COLUMNS, relative, wide_residual
 from gp_rangeformer.preconditioner.residual_error import residual_error
 from gp_rangeformer.solvers.appended import appended_factor
 from gp_rangeformer.solvers.arguments import check_share
@@ -198,7 +198,6 @@ class ExactPrepared:
         probable = left + (system.entry_scale if summed_wide else system.rounding_scale) * length
         error = probable if summed_wide else left + residual_error(system, rhs, value, residual)
         error = error + system.skew_norms(value, lambda: rhs - residual, error)
-        relative = np.divide(error, norm, out=error.copy(), where=norm > 0)
         room = system.quadratic_margin(length**2)
         if self.factor.dtype == torch.float64:
             # b'x of an x that solves a system next to A, off by eps64 n A_ii in every entry: part of the margin.
@@ -212,17 +211,16 @@ class ExactPrepared:
                 room = room + error * length
         ends = zip((quadratic - room).tolist(), (quadratic + room).tolist(), strict=True)
         intervals = [Interval(low, high) for low, high in ends]
-        worst = np.divide(probable, norm, out=probable.copy(), where=norm > 0).max(initial=0.0)
         found = Solution(
             value,
-            torch.from_numpy(relative),
+            relative(error, norm),
             torch.from_numpy(quadratic),
             intervals,
             iterations=0,
             passes=1,
             reason=Reason.CONVERGED,
         )
-        return found, float(worst)
+        return found, float(relative(probable, norm).max()) if len(norm) else 0.0
 
     def logdet(self) -> LogDet:
         """2 sum log diag(L), with what the rounding of K's entries and of the factorisation may change: no further
