@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from gp_rangeformer.lab.bench.arguments import A_SET, check_device, check_dtype, write_markdown
+from gp_rangeformer.lab.bench.arguments import A_SET, write_markdown
 from gp_rangeformer.lab.bench.fits_command import fits
 from gp_rangeformer.lab.bench.learning_command import learning
 from gp_rangeformer.lab.bench.predictions_command import predictions
@@ -20,6 +20,7 @@ from gp_rangeformer.lab.bench.sklearn_command import sklearn
 from gp_rangeformer.lab.bench.small_command import small
 from gp_rangeformer.lab.bench.step_commands import products, stages
 from gp_rangeformer.lab.commands.console import open_console, show_status, stdout_for_consoles
+from gp_rangeformer.lab.commands.options import check_device, check_dtype
 from gp_rangeformer.lab.outputs import Outputs
 
 bench_app = typer.Typer(invoke_without_command=True)

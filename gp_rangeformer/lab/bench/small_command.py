@@ -7,8 +7,9 @@ from typing import Annotated
 
 import typer
 
-from gp_rangeformer.lab.bench.arguments import check_dtype, write_markdown
+from gp_rangeformer.lab.bench.arguments import write_markdown
 from gp_rangeformer.lab.commands.console import open_console, show_status
+from gp_rangeformer.lab.commands.options import check_dtype
 from gp_rangeformer.lab.outputs import Outputs
 
 
