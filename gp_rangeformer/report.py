@@ -157,6 +157,7 @@ class ReportCollection:
     :meth:`summary` also who answered what and why."""
 
     reports: list[SolveReport] = field(default_factory=list)
+    thread: int | None = field(default=None, compare=False)  # whose calls alone; None: everybody's
 
     @property
     def counts(self) -> Counter[tuple[str, str, str]]:
@@ -230,9 +231,12 @@ def last_report() -> SolveReport:
 
 
 @contextlib.contextmanager
-def collect_reports() -> Iterator[ReportCollection]:
-    """Gather the report of every call made inside the context, in any thread."""
-    collection = ReportCollection()
+def collect_reports(own_thread: bool = False) -> Iterator[ReportCollection]:
+    """Gather the report of every call made inside the context, in any thread.
+
+    :param own_thread: only those of calls by the thread that collects.
+    """
+    collection = ReportCollection(thread=threading.get_ident() if own_thread else None)
     with _lock:
         _collections.append(collection)
     try:
@@ -249,7 +253,8 @@ def publish(report: SolveReport) -> None:
     with _lock:
         _last = report
         for collection in _collections:
-            collection.reports.append(report)
+            if collection.thread in (None, threading.get_ident()):
+                collection.reports.append(report)
     if _logger.isEnabledFor(logging.DEBUG):
         _logger.debug(report.summary())
     if report.reason is Reason.DIRECT:

@@ -99,6 +99,16 @@ def test_a_collection_sees_other_threads() -> None:
     assert len(reports) == 1
 
 
+def test_a_collection_of_one_thread_does_not() -> None:
+    with exact_path() as everybodys, collect_reports(own_thread=True) as own:
+        thread = threading.Thread(target=lambda: build().loss())
+        thread.start()
+        thread.join()
+        assert (len(everybodys), len(own)) == (1, 0)
+        build().loss()
+    assert (len(everybodys), len(own)) == (2, 1)
+
+
 def test_a_collection_ends_with_an_error() -> None:
     with pytest.raises(KeyError), collect_reports() as reports:
         raise KeyError

@@ -322,6 +322,50 @@ def test_a_setting_is_seen_from_other_threads_as_the_hosts_are() -> None:
     assert seen == [11]
 
 
+def test_threads_whose_contexts_overlap_neither_see_nor_end_each_others() -> None:
+    """Entered by the first, by the second, left by the first, by the second: what the second enters holds in it alone,
+    and nothing is left behind."""
+    entered, left = threading.Event(), threading.Event()
+    seen: dict[str, tuple[bool, int]] = {}
+
+    def present() -> tuple[bool, int]:
+        return settings.rangeformer.on(), settings.min_size.value()
+
+    def second() -> None:
+        with settings.rangeformer(), settings.min_size(22):
+            entered.set()
+            left.wait(10)
+            seen["second, after the first has left"] = present()
+
+    thread = threading.Thread(target=second)
+    before = present()
+    with settings.rangeformer(), settings.min_size(11):
+        thread.start()
+        entered.wait(10)
+        seen["first"] = present()
+    left.set()
+    thread.join()
+    assert seen == {"first": (True, 11), "second, after the first has left": (True, 22)}
+    assert present() == before
+
+
+def test_one_context_may_be_entered_by_several_threads() -> None:
+    both = threading.Barrier(2)
+    context, seen = settings.min_size(33), []
+
+    @context
+    def inside() -> None:
+        both.wait(10)
+        seen.append(settings.min_size.value())
+
+    threads = [threading.Thread(target=inside) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert seen == [33, 33]
+
+
 def test_numpy_integers_are_refused_by_name() -> None:
     with pytest.raises(ValueError, match=r"settings\.min_size must be an integer"):
         settings.min_size(np.int64(5))

@@ -108,7 +108,7 @@ class Objective:
         try_again()
         self.parameters.write(phi)
         slopes, _ = self.parameters.slopes(phi)
-        with torch.enable_grad(), collect_reports() as reports, observe_likelihoods() as observations:
+        with torch.enable_grad(), collect_reports(own_thread=True) as reports, observe_likelihoods() as observations:
             value = self._value()
             gradient = self._flat_gradient(value) * slopes
         found = Evaluated(phi, float(value.detach()), 0.0, gradient, reports[-1] if len(reports) else None)

@@ -80,7 +80,7 @@ def _of_unevaluated(covariance: AddedDiagLinearOperator, difference: Tensor) -> 
 
 def _counted_log_prob(self: MultivariateNormal, value: Tensor, covariance: LinearOperator) -> Tensor:
     """The host's. What the kernel evaluates to may have methods of its own, which pass by the hooks and the report."""
-    with collect_reports() as reports:
+    with collect_reports(own_thread=True) as reports:
         result = original_log_prob(self, value)
     if not reports:
         masked = observation_nan_policy.value() != "ignore"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -34,39 +35,47 @@ class Observation:
     evaluation: Evaluation | BatchEvaluation
 
 
-_watching: list[list[Observation]] = []
+class _Watching(threading.local):
+    """Whoever watches in this thread: others evaluate likelihoods of their own."""
+
+    def __init__(self) -> None:
+        self.watchers: list[list[Observation]] = []
+
+
+_watching = _Watching()
 
 
 @contextlib.contextmanager
 def observe_likelihoods() -> Iterator[list[Observation]]:
-    """The systems of every likelihood that the plug-in answers inside the context. Each holds its K while it lives."""
+    """The systems of every likelihood that the plug-in answers inside the context, in this thread. Each holds its K
+    while it lives."""
     seen: list[Observation] = []
-    _watching.append(seen)
+    _watching.watchers.append(seen)
     try:
         yield seen
     finally:
-        _watching[:] = [other for other in _watching if other is not seen]
+        _watching.watchers = [other for other in _watching.watchers if other is not seen]
 
 
 def observed() -> bool:
-    return bool(_watching)
+    return bool(_watching.watchers)
 
 
 def show(system: EligibleSystem, rhs: Tensor, prepared: Prepared, evaluation: Evaluation, noise: Tensor) -> None:
     """To whoever watches: one element that was evaluated by itself."""
-    if not _watching:
+    if not observed():
         return
     fused = system.fused if isinstance(system.fused, FusedKernel) else None
     solve = prepared.approximate if isinstance(prepared, CertifiedPrepared) else lambda b: prepared.solve(b).value
     seen = Observation(fused, noise, rhs, evaluation.weight.solutions, solve, evaluation)
-    for watcher in _watching:
+    for watcher in _watching.watchers:
         watcher.append(seen)
 
 
 def show_together(system: EligibleSystem, rhs: Tensor, noise: Tensor, evaluation: BatchEvaluation) -> None:
     """Of a batch, of which only a single element is of use."""
     factor = evaluation.weight.factor
-    if not _watching or len(rhs) != 1 or factor is None:
+    if not observed() or len(rhs) != 1 or factor is None:
         return
     (fused,) = system.fused_elements()
 
@@ -74,5 +83,5 @@ def show_together(system: EligibleSystem, rhs: Tensor, noise: Tensor, evaluation
         half = torch.linalg.solve_triangular(factor[0], columns.to(factor.dtype), upper=False)
         return torch.linalg.solve_triangular(factor[0].mT, half, upper=True).to(columns.dtype)
 
-    for watcher in _watching:
+    for watcher in _watching.watchers:
         watcher.append(Observation(fused, noise[0], rhs[0], evaluation.weight.solutions[0], solve, evaluation))

@@ -55,7 +55,7 @@ def sample_paths(model: torch.nn.Module, count: int, *, features: int = FEATURES
     _check_integer("count", count, 1)
     _check_integer("features", features, 2)
     _check_integer("seed", seed, 0)
-    with recordable_tensors(), no_autocast(), collect_reports() as reports:
+    with recordable_tensors(), no_autocast(), collect_reports(own_thread=True) as reports:
         prior = FrozenPrior(model)
         generator = torch.Generator().manual_seed(seed)
         arguments = embed(prior.expression, prior.points, prior.parameters)

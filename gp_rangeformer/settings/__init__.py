@@ -3,9 +3,10 @@
     with settings.rangeformer(), settings.solver(num_probes=64):
         loss = -mll(model(train_x), train_y)
 
-Like linear_operator's and GPyTorch's own settings they are process-global and seen from other threads (autograd's
-backward passes are some): threads that set different values overwrite each other's. Besides, each is a decorator of
-functions, and its ``set_global`` holds for the whole process. How A x = b and log|A| are answered, and how accurately,
+Like linear_operator's and GPyTorch's own settings they are seen from other threads (autograd's backward passes are
+some). A thread that has entered a context of its own sees its own, whatever others enter and leave meanwhile; the
+host's overwrite each other's then. Besides, each is a decorator of functions, and its ``set_global`` holds for the
+whole process. How A x = b and log|A| are answered, and how accurately,
 is said by one of them, ``solver``; the others say when, where and from what.
 """
 
@@ -117,15 +118,15 @@ class fused_kernels(kinds.Choice):
 
     @classmethod
     def on(cls) -> bool:
-        return cls._global_value != "off"
+        return cls.value() != "off"
 
     @classmethod
     def off(cls) -> bool:
-        return cls._global_value == "off"
+        return cls.value() == "off"
 
     @classmethod
     def compiled(cls) -> bool:
-        return cls._global_value == "compiled"
+        return cls.value() == "compiled"
 
 
 class _ByDevice(int):
@@ -153,7 +154,7 @@ class min_size(kinds.Count):
     @classmethod
     def value_on(cls, device: torch.device, at_least: int = 0) -> int:
         """What holds for a system on ``device``: what was set, else the default there, or ``at_least`` so many."""
-        value = cls._global_value
+        value = cls.value()
         if not isinstance(value, _ByDevice):
             return int(value)
         return max(value.cuda if device.type == "cuda" else int(value), at_least)

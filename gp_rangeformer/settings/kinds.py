@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
+import threading
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from linear_operator.settings import _feature_flag, _value_context
 
@@ -34,18 +35,51 @@ def _innermost(func: Any) -> Any:
             return func
 
 
+class _Open:
+    """A context that was entered and not left: the value that holds in it, and the thread that entered it."""
+
+    def __init__(self, value: Any) -> None:
+        self.value, self.thread = value, threading.get_ident()
+
+
+def _seen_here(contexts: list[_Open]) -> _Open | None:
+    """The last that this thread has entered, else the last of any thread."""
+    if not contexts:
+        return None
+    thread, present = threading.get_ident(), contexts.copy()  # others may enter and leave meanwhile
+    return next((each for each in reversed(present) if each.thread == thread), present[-1] if present else None)
+
+
 class Setting(contextlib.ContextDecorator):
-    """What both kinds have beyond the host's: what was there is read on entry, so that one context may be entered again
-    while it is open, as decorated functions do that call themselves; and a value for the whole process."""
+    """What both kinds have beyond the host's. Contexts are a stack of what is open, from which each takes itself: one
+    may be entered again while it is open, as decorated functions do that call themselves, and threads whose contexts
+    overlap neither end nor change each other's. A thread that has entered none sees the one entered last."""
+
+    _open: list[_Open]
+
+    def __init_subclass__(cls, **arguments: Any) -> None:
+        super().__init_subclass__(**arguments)
+        cls._open = []
 
     def __init__(self, *arguments: Any, **changes: Any) -> None:
-        self._before: list[Any] = []
+        self._entered: list[_Open] = []
 
     @classmethod
     def set_global(cls, *arguments: Any, **changes: Any) -> None:
         """Set for the whole process, with the arguments of the context, until it is set again. A context that is open
         around this call puts back at its end what was there before it."""
-        cls(*arguments, **changes).__enter__()
+        value = cls(*arguments, **changes)._inside()
+        seen = _seen_here(cls._open)
+        if seen is None:
+            cls._store(value)
+        else:
+            seen.value = value
+
+    @classmethod
+    def _held(cls) -> Any:
+        """What holds in this thread, now."""
+        seen = _seen_here(cls._open)
+        return cls._stored() if seen is None else seen.value
 
     def __call__(self, func: _Function) -> _Function:
         """``func`` with this setting during each of its calls: a function, class method, static method or any other
@@ -74,12 +108,15 @@ class Setting(contextlib.ContextDecorator):
         return super().__call__(func)
 
     def __enter__(self) -> None:
-        inside = self._inside()
-        self._before.append(self._stored())
-        self._store(inside)
+        entered = _Open(self._inside())
+        self._entered.append(entered)
+        self._open.append(entered)
 
     def __exit__(self, *_: object) -> None:
-        self._store(self._before.pop())
+        entered = _seen_here(self._entered)
+        assert entered is not None, "a context is left as often as it is entered"
+        self._entered.remove(entered)
+        self._open.remove(entered)
 
     def _inside(self) -> Any:
         """What holds in the context."""
@@ -87,6 +124,7 @@ class Setting(contextlib.ContextDecorator):
 
     @classmethod
     def _stored(cls) -> Any:
+        """What holds where no context is open."""
         raise NotImplementedError
 
     @classmethod
@@ -104,6 +142,15 @@ class Flag(Setting, _feature_flag):
             raise ValueError(f"{name} must be True or False, got {state!r}{hint}")
         super().__init__()
         self.state = state
+
+    @classmethod
+    def is_default(cls) -> bool:
+        return cls._held() is None
+
+    @classmethod
+    def on(cls) -> bool:
+        value = cls._held()
+        return cls._default if value is None else value
 
     def _inside(self) -> bool:
         return self.state
@@ -136,10 +183,9 @@ class Value(Setting, _value_context):
     def _store(cls, value: Any) -> None:
         cls._set_value(value)
 
-    if TYPE_CHECKING:  # the host's own, which has no annotation
-
-        @classmethod
-        def value(cls) -> Any: ...
+    @classmethod
+    def value(cls) -> Any:
+        return cls._held()
 
     @classmethod
     def check(cls, value: Any) -> None:
