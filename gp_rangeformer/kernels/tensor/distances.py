@@ -27,7 +27,7 @@ class SquaredDistances:
         # [-2 z, |z|^2, 1] . [z', 1, |z'|^2] = |z - z'|^2. The norms last, as in GPyTorch: first they cost up to three
         # times the rounding error (measured, d = 8 to 50).
         self._left = torch.cat([-2 * points, squares, ones], dim=-1)
-        self._right = torch.cat([points, ones, squares], dim=-1).mT.contiguous()
+        self._right = torch.cat([points.mT, ones.mT, squares.mT])
         coincident = coincident_square(squares, points.shape[1]).clamp_min(SMALLEST)
         self._coincident = float(coincident) if points.device.type == "cpu" else coincident
         self._wide = None if dtype == torch.float64 else Scratch(points.new_empty(0), size)

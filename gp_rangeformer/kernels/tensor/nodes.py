@@ -7,6 +7,7 @@ its own arguments.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from typing import Protocol, runtime_checkable
 
@@ -104,21 +105,30 @@ class _StationaryNode:
     def __init__(
         self, expression: Stationary, coordinates: Tensor, alpha: float | None, like: Tensor, size: int
     ) -> None:
-        points = coordinates.to(like.dtype)
+        self._rounded = points = coordinates.to(like.dtype)
         self._points = points.double()  # as the tiles see them: sums of differences then cancel to the last bit
-        squares = self._points.square().sum(-1, keepdim=True)
-        self._points_and_ones = torch.cat([points, torch.ones_like(points[:, :1])], dim=-1).mT.contiguous()
-        unresolved = unresolved_distance(squares, like.dtype) if expression.kind == "matern12" else 0.0
+        unresolved = 0.0
+        if expression.kind == "matern12":
+            unresolved = unresolved_distance(self._points.square().sum(-1, keepdim=True), like.dtype)
         self._profile = profile(expression.kind, alpha, unresolved)
         self._largest = largest_squared_distance(self._profile, like.dtype)
         self._storage = [Scratch(like, size) for _ in range(3)]
-        # sum_j S_ij z_j and sum_j S_ij, one column per i: a tile's in its own dtype, their sums in float64. (Products
-        # with D + 1 rows take two thirds of the time of those with D + 1 columns.)
-        self._sums = torch.zeros(points.shape[1] + 1, len(points), dtype=torch.float64, device=points.device)
-        self._alpha_gradient = None if alpha is None else self._sums.new_zeros(())
+        self._alpha_gradient = None if alpha is None else self._points.new_zeros(())
         self._opened: Opened | None = None
         self._device_tiles = device_tiles(expression.kind, points, alpha, unresolved)
         self._squares = None if self._device_tiles is not None else SquaredDistances(self._points, like.dtype, size)
+
+    @functools.cached_property
+    def _sums(self) -> Tensor:
+        """sum_j S_ij z_j and sum_j S_ij, one column per i: a tile's in its own dtype, their sums in float64. (Products
+        with D + 1 rows take two thirds of the time of those with D + 1 columns.)"""
+        n, dimensions = self._points.shape
+        return self._points.new_zeros(dimensions + 1, n)
+
+    @functools.cached_property
+    def _points_and_ones(self) -> Tensor:
+        points = self._rounded.mT
+        return torch.cat([points, torch.ones_like(points[:1])])
 
     def value(self, block: Block, out: Tensor) -> None:
         if self._device_tiles is not None:
@@ -197,8 +207,11 @@ class _ConstantNode:
 class _ScaleNode:
     def __init__(self, factor: Factor, child: _Node, like: Tensor, size: int) -> None:
         self._factor, self._child = factor, child
-        self._storage = Scratch(like, size)
-        self._gradient = like.new_zeros((), dtype=torch.float64)
+        self._like, self._storage = like, Scratch(like, size)
+
+    @functools.cached_property
+    def _gradient(self) -> Tensor:
+        return self._like.new_zeros((), dtype=torch.float64)
 
     def value(self, block: Block, out: Tensor) -> None:
         self._child.value(block, out)
