@@ -349,6 +349,21 @@ def test_threads_whose_contexts_overlap_neither_see_nor_end_each_others() -> Non
     assert present() == before
 
 
+def test_generators_that_end_in_the_order_in_which_they_began_leave_nothing_behind() -> None:
+    def holding(size: int) -> Iterator[None]:
+        with settings.min_size(size):
+            yield
+
+    before = settings.min_size.value()
+    first, second = holding(11), holding(22)
+    next(first)
+    next(second)
+    next(first, None)
+    assert settings.min_size.value() == 22
+    next(second, None)
+    assert settings.min_size.value() == before
+
+
 def test_one_context_may_be_entered_by_several_threads() -> None:
     both = threading.Barrier(2)
     context, seen = settings.min_size(33), []
