@@ -233,8 +233,12 @@ class _Fit:
         return str(self._mll.model.train_targets.dtype).removeprefix("torch.")
 
     def _result(self, ascent: Ascent) -> FitResult:
-        best, report, model = ascent.best, ascent.best.report, ascent.model
+        best, model = self._objective.at_its_mean(ascent.best), ascent.model
+        report = best.report
         certain = None if report is None or report.mll_interval is None else report.mll_interval.scaled(1 / report.n)
+        if certain is not None and best.gain:
+            # What a mean has gained since is known to the tolerance of a rough solve.
+            certain = replace(certain, upper=certain.upper + 2 * best.gain)
         decrement = model.newton_decrement()
         failures = sum(record.value == -math.inf for record in self._history)
         if failures:

@@ -24,6 +24,7 @@ from gp_rangeformer.system.answers import LogDet
 _STEP = {torch.float32: 1e-2, torch.float64: 1e-4}  # of a logarithm
 # Of the certain interval's half, where a factorisation answers (n = 1100, float32: 0.0018; values scatter by 2e-4).
 _ROUNDING_SHARE = 0.2
+_SMALL_GAIN = 0.01  # of an interval's width
 MOST_COLUMNS = 64  # parameters up to which curvature is worth a solve for each
 
 
@@ -58,8 +59,10 @@ class Evaluated:
     """The likelihood at phi, in nats per point. ``error``: half of what its report states for the value, 0 if exact;
     ``rounding``: about what rounding of an exact one may make of the difference to another.
 
-    ``samples``: what each probe of the log determinant says of the value, where probes were asked; ``group_gradients``:
-    what groups of the gradient's probes say, near an optimum. ``seen`` holds K: drop it before the next evaluation.
+    ``gain``: of a mean that was fitted to the other parameters, in the value and not in ``report``, whose mean is that
+    of before. ``samples``: what each probe of the log determinant says of the value, where probes were asked;
+    ``group_gradients``: what groups of the gradient's probes say, near an optimum. ``seen`` holds K: drop it before the
+    next evaluation.
     """
 
     phi: Float64[Tensor, " p"]
@@ -68,6 +71,7 @@ class Evaluated:
     gradient: Float64[Tensor, " p"]
     report: SolveReport | None
     rounding: float = 0.0
+    gain: float = 0.0
     seen: Seen | None = None
     samples: Float64[Tensor, " k"] | None = None
     group_gradients: Float64[Tensor, "g p"] | None = None
@@ -125,6 +129,20 @@ class Objective:
             found.value += self._anchor.value(found.phi) / self.points
             found.gradient = found.gradient + self._anchor.gradient(found.phi) / self.points
         return found
+
+    def at_its_mean(self, point: Evaluated) -> Evaluated:
+        """``point`` with the value and the report of the mean that it has now: one value, without a gradient, where the
+        mean has gained more than a small part of what the report leaves open."""
+        certain = None if point.report is None else point.report.mll_interval
+        if certain is None or point.gain * self.points <= _SMALL_GAIN * certain.width:
+            return point
+        self.parameters.write(point.phi)
+        with torch.no_grad(), collect_reports(own_thread=True) as reports:
+            value = float(self._value())
+        if not reports:
+            return point
+        error, rounding = _errors(reports[-1], self.points)
+        return replace(point, value=value, error=error, rounding=rounding, gain=0.0, report=reports[-1])
 
     def quadratic_model(self, point: Evaluated, near: float = 0.0) -> QuadraticModel | None:
         """With the average information there, or None where a quasi-Newton method must do without. Releases K.
@@ -197,7 +215,8 @@ class Objective:
         phi = found.phi.clone()
         phi[candidates] += fit.delta
         self.parameters.write(phi)
-        found.phi, found.value = phi, found.value + fit.gain / self.points
+        found.phi, found.gain = phi, fit.gain / self.points
+        found.value += found.gain
         found.gradient = found.gradient + fit.gradient / self.points
         found.gradient[candidates] = 0
         seen.observation = replace(seen.observation, solution=fit.solution.to(seen.observation.solution))

@@ -52,8 +52,9 @@ from gp_rangeformer.torch_modes import no_autocast
 # From here on a pass over K costs so much that twice the neighbours pay in a solve made once per model (kin40k,
 # n = 36,000: 65 iterations instead of 137, for the time of ten passes).
 _LARGE = 2**14
-# Points below which a factorisation takes less than a preconditioner and the iterations of few columns.
-_FACTORISED_BELOW = 2500
+# Points below which a factorisation takes less than a preconditioner and the iterations of few columns; and where the
+# solution will be differentiated, which asks for many more iterations and solves twice.
+_FACTORISED_BELOW, _DIFFERENTIATED_BELOW = 2500, 4001
 _NO_KEYWORDS = pickle.dumps({})  # how linear_operator's memoisation spells a call without keyword arguments
 
 
@@ -161,6 +162,7 @@ def _solve(operator: AddedDiagLinearOperator, system: EligibleSystem, right_tens
         system = replace(system, kernel=expanded_kernel, noise=system.noise.expand(*batch_shape, n))
     rhs = rhs.expand(*batch_shape, *rhs.shape[-2:])
     call = Call("solve", system, rhs.shape[-1])
+    differentiated = torch.is_grad_enabled() and (system.requires_grad or right_tensor.requires_grad)
     answer = covariance_solve if called_by_predictive_covariance() else mean_solve
     points = system.fused if isinstance(system.fused, FusedKernel) else None
     solutions = []
@@ -170,19 +172,31 @@ def _solve(operator: AddedDiagLinearOperator, system: EligibleSystem, right_tens
         linear_system = symmetric_system(call, system, kernel, noise, points)
         with torch.no_grad():
             memory = memory_of(system.owners, system.kernel, index)
-            prepared, exact_reason = prepare_solve(linear_system, memory, rhs.shape[-1], _FACTORISED_BELOW)
+            prepared, exact_reason = prepare_solve(
+                linear_system,
+                memory,
+                rhs.shape[-1],
+                _DIFFERENTIATED_BELOW if differentiated else _FACTORISED_BELOW,
+                differentiated and exact_path_fits(linear_system, rhs.shape[-1]),
+            )
+            largest = float(torch.linalg.vector_norm(b, dim=0).amax())
 
         def solve_columns(
-            columns: Tensor, linear_system=linear_system, prepared=prepared, reason=exact_reason
+            columns: Tensor, linear_system=linear_system, prepared=prepared, reason=exact_reason, largest=largest
         ) -> Tensor:
-            with torch.no_grad(), no_autocast():
-                solution = answer(prepared, columns.detach())
-            # The backward pass solves again, after this call's report has been published.
-            ours = call if not call.published else Call("solve", system, columns.shape[-1])
-            account_solve(ours, linear_system, prepared, solution, reason)
+            ours, given, scales = call, columns.detach(), None
             if call.published:
-                ours.publish()
-            return solution.value
+                # The backward pass solves again. What it is given has the scale of the loss; what is asked of a
+                # solution has that of these right-hand sides.
+                ours, scales = Call("solve", system, columns.shape[-1]), _scales(given, largest)
+                given = given / scales
+            with torch.no_grad(), no_autocast():
+                solution = answer(prepared, given)
+            account_solve(ours, linear_system, prepared, solution, reason)
+            if scales is None:
+                return solution.value
+            ours.publish()
+            return solution.value * scales
 
         own = kernel if isinstance(kernel, Tensor) else system.fused
         assert isinstance(own, Tensor | FusedKernel)
@@ -250,6 +264,12 @@ def root_inv_decomposition(
     return get_from_cache(self, name)
 
 
+def _scales(columns: Tensor, largest: float) -> Tensor:
+    """By which columns are divided, so that all have the norm ``largest`` or are zero."""
+    norms = torch.linalg.vector_norm(columns, dim=0)
+    return torch.where(norms > 0, norms / largest, 1.0) if largest > 0 else torch.ones_like(norms)
+
+
 def _columns(rhs: Tensor | None) -> int:
     if rhs is None:
         return 0
@@ -257,13 +277,15 @@ def _columns(rhs: Tensor | None) -> int:
 
 
 def prepare_solve(
-    system: LinearSystem, memory: Memory, columns: int, factorised_below: int = 0
+    system: LinearSystem, memory: Memory, columns: int, factorised_below: int = 0, differentiated: bool = False
 ) -> tuple[Prepared, Reason | None]:
     """Whoever the settings choose for so many right-hand sides, and why that is the exact path where it is.
 
     :param factorised_below: points below which it is, where nobody has set ``min_size``.
+    :param differentiated: whether the solution has a gradient, which shows its error, where a value shows its square.
     """
-    solver = settings.solver.value().for_predictions
+    chosen = settings.solver.value()
+    solver = chosen.for_derivatives if differentiated and isinstance(chosen, Certified) else chosen.for_predictions
     if isinstance(solver, Certified) and system.size >= _LARGE:
         solver = replace(solver, neighbours=min(2 * solver.neighbours, MOST_NEIGHBOURS))
     if isinstance(solver, Direct):

@@ -33,6 +33,8 @@ def covariance_solve(prepared: Prepared, rhs: Tensor) -> Solution:
     lower bound of the variance of an observation; the exact path answers if rounding forbids that.
     Cost beyond the solve: one pass over K with as many columns, seldom a second, shorter solve.
     """
+    if isinstance(prepared, CertifiedPrepared) and prepared.exact is not None:
+        return replace(prepared.exact.solve(rhs), reason=Reason.ROUNDING)
     solution = prepared.solve(rhs)
     if not isinstance(prepared, CertifiedPrepared) or prepared.exact is not None or not solution.converged:
         return solution

@@ -36,7 +36,7 @@ class Reason(enum.Enum):
 
     MAX_PASSES = "max_passes reached before the tolerance; raise rank in settings.solver or the likelihood's noise"
     STAGNATION = "the residual stopped falling, usually float32 rounding at a small noise; float64 helps"
-    ROUNDING = "float32 rounding alone exceeds the tolerance at this noise; float64 or a larger noise helps"
+    ROUNDING = "rounding alone, or nearly so, exceeds the tolerance at this noise; float64 or a larger noise helps"
     ESTIMATES = "estimated variances are off by more than their standard errors allow, or could not be made"
     NOT_FINITE = "a right-hand side or a product with the kernel matrix is NaN or infinite; look for overflow"
     NOT_PSD = "the kernel matrix has a negative direction; check the kernel or raise the noise"
