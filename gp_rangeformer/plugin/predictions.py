@@ -37,6 +37,7 @@ from gp_rangeformer.plugin.fitted_model import FittedModel
 from gp_rangeformer.plugin.posterior import Posterior
 from gp_rangeformer.plugin.predictive_covariance import PredictiveCovariance, PredictiveCovarianceOperator
 from gp_rangeformer.plugin.recognition import recognise_selected
+from gp_rangeformer.plugin.renewal import renew_strategy
 from gp_rangeformer.rangeformer.direct import Direct
 from gp_rangeformer.torch_modes import no_autocast, saving_elsewhere, transforming
 
@@ -46,7 +47,9 @@ _HOST_POINTS = 1000
 
 
 class _Putting(threading.local):
-    off = False
+    """Of this thread: whether matrices are left unevaluated, those of one set of points too."""
+
+    off = whole = False
 
 
 _putting = _Putting()
@@ -56,8 +59,12 @@ class PutOff(LazyEvaluatedKernelTensor):
     """A kernel matrix that is evaluated when it is read, and not before."""
 
     def evaluate_kernel(self) -> LinearOperator:
-        with _put_off(False):
-            return super().evaluate_kernel()
+        before, _putting.whole = _putting.whole, False
+        try:
+            with _put_off(False):
+                return super().evaluate_kernel()
+        finally:
+            _putting.whole = before
 
 
 @contextlib.contextmanager
@@ -71,15 +78,27 @@ def _put_off(value: bool) -> Iterator[None]:
 
 def put_off(kernel: Kernel, x1: Tensor, x2: Tensor | None, **params: Any) -> PutOff | None:
     """The unevaluated matrix of a kernel that a prediction has called, or None: not now."""
-    if not _putting.off or x2 is None:
+    if not _putting.off or (x2 is None and not _putting.whole):
         return None
-    return PutOff(x1, x2, kernel=kernel, **params)
+    return PutOff(x1, x1 if x2 is None else x2, kernel=kernel, **params)
+
+
+@contextlib.contextmanager
+def unevaluated_kernels() -> Iterator[None]:
+    """What a model's ``forward`` makes of its kernel stays unevaluated in this thread, whatever others set."""
+    before, _putting.whole = _putting.whole, True
+    try:
+        with _put_off(True):
+            yield
+    finally:
+        _putting.whole = before
 
 
 def test_prior(self: ExactGP, train_inputs: Any, test_inputs: Any, **kwargs: Any) -> Any:
     """The host's, with the matrices left unevaluated where a prediction may be served."""
     if not _may_serve(self.prediction_strategy, test_inputs):
         return original_test_prior(self, train_inputs, test_inputs, **kwargs)
+    renew_strategy(self, **kwargs)
     with _put_off(True):
         return original_test_prior(self, train_inputs, test_inputs, **kwargs)
 

@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 import torch
 from gpytorch import Module
-from gpytorch import settings as host_settings
 from gpytorch.distributions import MultitaskMultivariateNormal, MultivariateNormal
 from gpytorch.lazy import LazyEvaluatedKernelTensor
 from gpytorch.models import ExactGP
@@ -21,7 +20,9 @@ from linear_operator.operators import AddedDiagLinearOperator
 from torch import Tensor
 
 from gp_rangeformer.kernels.fused import FusedKernel
+from gp_rangeformer.plugin.predictions import unevaluated_kernels
 from gp_rangeformer.plugin.recognition import recognise_selected
+from gp_rangeformer.plugin.renewal import same_prior
 
 _COVERED = (
     "RBF, Matern, rational quadratic, periodic and constant kernels, scaled, added and multiplied in any nesting, and "
@@ -105,8 +106,10 @@ class FrozenPrior:
         return TrainingSystem(evaluated, noise, self._model.train_targets - prior.mean)
 
     def _distribution(self, x: Tensor) -> MultivariateNormal:
-        with host_settings.prior_mode(), host_settings.lazily_evaluate_kernels(True):
-            return self._model(x)
+        # Not by the host's settings, which other threads would see: they would be given their own models' priors.
+        with unevaluated_kernels():
+            found: Any = Module.__call__(self._model, x.unsqueeze(-1) if x.dim() == 1 else x)
+        return found
 
     def _fused(self) -> FusedKernel:
         prior = self._distribution(self._inputs[0])
@@ -168,19 +171,11 @@ def strategy_of(model: Any) -> Any:
         inputs = list(model.train_inputs)
         prior = Module.__call__(model, *inputs)  # not ExactGP's own, which would ask for predictions
         own = model.prediction_strategy
-        if own is not None and _same_prior(own.train_prior_dist, prior):
+        if own is not None and same_prior(own.train_prior_dist, prior):
             return own
         return prediction_strategy(inputs, prior, model.train_targets, model.likelihood)
     finally:
         model.train(training)
-
-
-def _same_prior(one: Any, other: Any) -> bool:
-    """Of means and of what the kernel reads. Parameters of kernel and likelihood are looked at where they are used."""
-    lazies = one.lazy_covariance_matrix, other.lazy_covariance_matrix
-    if not all(isinstance(lazy, LazyEvaluatedKernelTensor) for lazy in lazies):
-        return False
-    return torch.equal(one.mean, other.mean) and torch.equal(lazies[0].x1, lazies[1].x1)
 
 
 def copied_model(model: ExactGP) -> ExactGP:

@@ -130,8 +130,8 @@ def block_cg(
             since_best += 1
         if reason is None and since_best >= _PATIENCE:
             reason = Reason.STAGNATION
-        if reason is Reason.NOT_PSD and system.trusted:
-            reason = Reason.STAGNATION  # nearly dependent columns: of rounding, not of such a kernel
+        if reason is Reason.NOT_PSD and system.positive is not None and system.trusted:
+            reason = Reason.STAGNATION  # rounding of nearly dependent columns: such a kernel has no negative direction
         if reason is not None:
             return BlockCGResult(recurrence.solution, recurrence.residual, iterations, reason, correction)
         recurrence.iterate()

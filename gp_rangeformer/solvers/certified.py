@@ -45,9 +45,9 @@ if TYPE_CHECKING:
     from gp_rangeformer.solvers.certified_prepared import CertifiedPrepared
 
 Predictor = Literal["rows", "extrapolate", "galerkin", "previous", "none"]
-# Of the tolerance, and squared of the error of a mean or variance (n = 5000, 40 points beside the data, noise 0.001,
-# float64: gradients off by 1e-4 instead of 2e-3).
-_OF_DERIVATIVES = 0.1
+# Tolerance, and error of means and variances, where they will be differentiated, if nobody asks for less (n = 5000, 40
+# points beside the data, noise 0.001, float64: gradients off by 1e-4; by 2e-3 with those of predictions).
+_DIFFERENTIATED, _DIFFERENTIATED_ERROR = 1e-4, 1e-4
 _PASSES_OF_PREDICTIONS = 5  # for every one of a training step: they are solved for once
 _SEEDS = 1000  # between the seeds of one set of probes and the next
 
@@ -168,7 +168,7 @@ class Certified:
         """The same where the solution's gradient is asked for: that is off by what a solution is, of whose value only
         the square shows."""
         solver = self.for_predictions
-        tolerance, error = solver.tolerance * _OF_DERIVATIVES, solver.prediction_error * _OF_DERIVATIVES**2
+        tolerance, error = min(solver.tolerance, _DIFFERENTIATED), min(solver.prediction_error, _DIFFERENTIATED_ERROR)
         return replace(solver, tolerance=tolerance, prediction_error=error)
 
     @property

@@ -257,6 +257,25 @@ def test_the_same_seed_gives_the_same_functions_and_nothing_else_moves() -> None
     assert inside(x.requires_grad_()).sum().requires_grad
 
 
+def test_the_hosts_settings_stay_as_others_see_them() -> None:
+    """They are the process's: in prior mode another thread's prediction would be its model's prior."""
+    seen: list[Any] = []
+
+    class Watching(Model):
+        def forward(self, x: Tensor) -> gpytorch.distributions.MultivariateNormal:
+            seen.append((gpytorch.settings.prior_mode.on(), gpytorch.settings.lazily_evaluate_kernels.on()))
+            return super().forward(x)
+
+    model = trained(50)
+    model.__class__ = Watching
+    with gpytorch.settings.lazily_evaluate_kernels(False):
+        paths = sample_paths(model, 3)
+        values = paths(elsewhere())
+    assert seen
+    assert set(seen) == {(False, False)}
+    torch.testing.assert_close(values, sample_paths(model, 3)(elsewhere()))
+
+
 def test_certified_solves_give_the_exact_solves_paths(monkeypatch: pytest.MonkeyPatch) -> None:
     """Columns solved to a relative residual of 1e-3, the mean to its own accuracy: off by less than a tenth of the
     posterior's deviation, a hundredth of its variance."""

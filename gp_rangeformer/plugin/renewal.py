@@ -1,0 +1,53 @@
+"""Whether a model is still the one that its prediction strategy was made of, and a new strategy where it is not.
+
+GPyTorch makes a strategy at the first prediction in evaluation mode, from the prior of the training points as it was,
+and notices no change before ``train()``. Parameters that are changed in place (``load_state_dict``, ``initialize``)
+would meet a prior mean, or the features of a network, of before.
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from typing import Any
+
+import torch
+from gpytorch import Module
+from gpytorch.lazy import LazyEvaluatedKernelTensor
+from gpytorch.models import ExactGP
+from gpytorch.models.exact_prediction_strategies import DefaultPredictionStrategy, prediction_strategy
+from torch import Tensor
+
+from gp_rangeformer.plugin.fitted_model import same
+
+_made_of: weakref.WeakKeyDictionary[DefaultPredictionStrategy, tuple[Tensor, ...]] = weakref.WeakKeyDictionary()
+_lock = threading.Lock()
+
+
+def renew_strategy(model: ExactGP, **kwargs: Any) -> None:
+    """Give ``model`` another prediction strategy where its parameters or buffers are not those of the present one.
+
+    :param kwargs: of the model's ``forward``.
+    Costs a comparison of every parameter, and once for each strategy the prior of the training points.
+    """
+    strategy: Any = model.prediction_strategy
+    inputs: Any = model.train_inputs
+    present = (*model.parameters(), *model.buffers())
+    with _lock:
+        known = _made_of.get(strategy)
+    if known is not None and same(present, known):
+        return
+    prior = Module.__call__(model, *inputs, **kwargs)  # not ExactGP's own, which would ask for predictions
+    if not same_prior(strategy.train_prior_dist, prior) or strategy.likelihood is not model.likelihood:
+        strategy = prediction_strategy(list(inputs), prior, model.train_targets, model.likelihood)
+        model.prediction_strategy = strategy
+    with _lock:
+        _made_of[strategy] = tuple(tensor.detach().clone() for tensor in present)
+
+
+def same_prior(one: Any, other: Any) -> bool:
+    """Of means and of what the kernel reads. Parameters of kernel and likelihood are looked at where they are used."""
+    lazies = one.lazy_covariance_matrix, other.lazy_covariance_matrix
+    if not all(isinstance(lazy, LazyEvaluatedKernelTensor) for lazy in lazies):
+        return False
+    return torch.equal(one.mean, other.mean) and torch.equal(lazies[0].x1, lazies[1].x1)
