@@ -119,7 +119,7 @@ def forget_fitted() -> None:
 
 def _fit(strategy: Any, state: tuple[Tensor, ...]) -> FittedModel | None:
     targets = strategy.train_labels
-    system = unevaluated(observed(strategy), targets.shape)
+    system = unevaluated(observed(strategy), targets.shape, anew=True)  # GPyTorch may have predicted before
     if system is None or not isinstance(system.fused, FusedKernel):
         return None
     rhs = (targets - strategy.train_prior_dist.loc).unsqueeze(-1)

@@ -31,7 +31,7 @@ from gp_rangeformer import settings
 from gp_rangeformer.allocation.free_cores import free_cores
 from gp_rangeformer.kernels.cross import CrossKernel
 from gp_rangeformer.kernels.fused import FusedKernel
-from gp_rangeformer.plugin.crossover import host_predicts_as_fast
+from gp_rangeformer.plugin.crossover import beyond_reach, host_predicts_as_fast
 from gp_rangeformer.plugin.fitted import ROUNDED, continues, fitted_model
 from gp_rangeformer.plugin.fitted_model import FittedModel
 from gp_rangeformer.plugin.posterior import Posterior
@@ -168,9 +168,9 @@ def _may_serve(strategy: Any, test_inputs: Any) -> bool:
     if n < settings.exact_size.value():
         return False
     # So few that GPyTorch evaluates all their kernels at once; in float32 it would sum means in float32 as well.
-    if n + t <= (gpytorch_settings.max_eager_kernel_size.value() or 0) and x.dtype == torch.float64:
-        return False
-    return t > _HOST_POINTS or not host_predicts_as_fast(n, x.dtype, x.device)
+    at_once = n + t <= (gpytorch_settings.max_eager_kernel_size.value() or 0) and x.dtype == torch.float64
+    as_fast = at_once or (t <= _HOST_POINTS and host_predicts_as_fast(n, x.dtype, x.device))
+    return not as_fast or beyond_reach(operator._linear_op.kernel, operator._linear_op.x1, x)
 
 
 def _cross(strategy: Any, test_mean: Tensor, test_train: PutOff) -> CrossKernel | None:

@@ -31,10 +31,11 @@ from gp_rangeformer.torch_modes import no_autocast, recordable, saving_elsewhere
 _NO_KEYWORDS = pickle.dumps({})  # how GPyTorch's memoisation spells a call without keyword arguments
 
 
-def unevaluated(operator: AddedDiagLinearOperator, targets: torch.Size) -> EligibleSystem | None:
+def unevaluated(operator: AddedDiagLinearOperator, targets: torch.Size, anew: bool = False) -> EligibleSystem | None:
     """The system of ``operator`` = lazily evaluated kernel + diagonal, or None: then its kernel is evaluated as ever.
 
     :param targets: their shape, (*batch) n: as many as there are systems.
+    :param anew: also where somebody has evaluated the kernel already.
     :raises InsufficientMemoryError: as :func:`~gp_rangeformer.plugin.storage.choose_storage`.
     """
     lazy = operator._linear_op
@@ -42,7 +43,7 @@ def unevaluated(operator: AddedDiagLinearOperator, targets: torch.Size) -> Eligi
     n = diagonal.shape[-1]
     if targets[-1] != n or below_exact_size(n, targets[:-1].numel()):
         return None
-    if type(lazy) is not LazyEvaluatedKernelTensor or _declined(lazy):
+    if type(lazy) is not LazyEvaluatedKernelTensor or _declined(lazy, anew):
         return None
     x = lazy.x1
     if lazy.x2 is not x or x.dim() < 2 or x.shape[-2] != n:
@@ -57,11 +58,13 @@ def unevaluated(operator: AddedDiagLinearOperator, targets: torch.Size) -> Eligi
     return _system(fused, targets[:-1], recordable(diagonal._diagonal()), owner_of(lazy.kernel))
 
 
-def _declined(lazy: LazyEvaluatedKernelTensor) -> bool:
+def _declined(lazy: LazyEvaluatedKernelTensor, anew: bool) -> bool:
     """Whether settings, or what has happened already, ask for the long way."""
     if settings.fused_kernels.off() or settings.process_group.value() is not None:
         return True
-    if lazy.last_dim_is_batch or lazy.params or _is_in_cache(lazy, "kernel_eval", kwargs_pkl=_NO_KEYWORDS):
+    if lazy.last_dim_is_batch or lazy.params:
+        return True
+    if not anew and _is_in_cache(lazy, "kernel_eval", kwargs_pkl=_NO_KEYWORDS):
         return True
     if checkpoint_kernel.value() or trace_mode.on() or gpytorch_settings.observation_nan_policy.value() != "ignore":
         return True

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 _ROWS_AT_ONCE = 4096  # of predictions: a bound of memory, and the steps of a progress display
+_FAR = 1e3  # standard deviations
 Dtype = Literal["float32", "float64"]
 
 
@@ -166,15 +167,15 @@ class TableRegression:
     def _predicted(self, x: Tensor, callback: Callable[[int, int], None] | None) -> Tensor:
         """Mean and deviation of every row, standardised, t x 2 in float64."""
         self.gp.eval()
-        found = [torch.empty(0, 2, dtype=torch.float64)]
-        with _quietly(), settings.rangeformer(), torch.no_grad():
-            for rows in x.split(_ROWS_AT_ONCE) if len(x) else ():
-                prediction = self.gp.likelihood(self.gp(rows))
+        found, done = torch.empty(len(x), 2, dtype=torch.float64), 0
+        with _quietly(), settings.rangeformer(), settings.exact_size(1), torch.no_grad():
+            for rows in _asked_together(x):
+                prediction = self.gp.likelihood(self.gp(x[rows]))
                 both = torch.stack([prediction.mean.double(), prediction.variance.double().sqrt()], dim=1)
-                found.append(both.cpu())
+                found[rows.cpu()], done = both.cpu(), done + len(rows)
                 if callback is not None:
-                    callback(sum(map(len, found)), len(x))
-        return torch.cat(found)
+                    callback(done, len(x))
+        return found
 
     def relevance(self) -> pd.Series:
         """How much each column matters, ranked: 1 / length-scale, the length-scale in standard deviations of the
@@ -266,3 +267,12 @@ def _quietly() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", GPInputWarning)
         yield
+
+
+def _asked_together(x: Tensor) -> Iterator[Tensor]:
+    """Rows of ``x``, standardised, in portions. Those far out by themselves: GPyTorch, which evaluates some kernels,
+    computes distances about the mean of the rows that are asked for, and one of them would spoil those of all."""
+    far = (x.abs() > _FAR).any(dim=1)
+    for rows in (~far, far):
+        places = rows.nonzero().squeeze(1)
+        yield from places.split(_ROWS_AT_ONCE) if len(places) else ()

@@ -237,3 +237,13 @@ def test_the_global_generator_is_left_as_it_is():
     torch.manual_seed(5)
     fit(frame, target="y", kernel="rbf", seed=1)
     assert torch.equal(torch.rand(1), expected)
+
+
+@pytest.mark.parametrize("kernel", ["rbf", "linear+rbf"])
+def test_a_row_far_out_leaves_the_predictions_of_all_others_as_they_are(kernel):
+    frame = table()[["a", "b", "y"]]
+    model = fit(frame, target="y", kernel=kernel, dtype="float64")
+    odd = pd.concat([frame, frame.tail(1).assign(a=1e12)], ignore_index=True)
+    expected, found = model.predict(frame), model.predict(odd)
+    np.testing.assert_allclose(found[:-1], expected, rtol=1e-7)
+    assert np.isfinite(found.to_numpy(float)).all()
