@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import threading
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,8 @@ from gp_rangeformer.fit.result import TIMEOUT, USED_UP, Record
 
 _FAR = 10.0  # tolerances: more left to gain than that is no end
 _logger = logging.getLogger("gp_rangeformer")
+_lock = threading.Lock()
+_formers: list[Any] = []  # what contexts that are open have found as BoTorch's optimiser
 
 if TYPE_CHECKING:
     from botorch.optim.core import OptimizationResult
@@ -33,8 +36,8 @@ def botorch_optimizer(
 ) -> OptimizationResult:
     """:func:`~gp_rangeformer.fit.fit_mll` with the signature of BoTorch's optimisers.
 
-    A fit that ends early (time, evaluations, no step that gains) keeps what it has, as BoTorch's own does at its
-    limits, and is logged as a warning: one that BoTorch sees would put the start back in the end.
+    A fit that ends early keeps what it has, as BoTorch's own does at its limits; out of evaluations or of steps that
+    gain, it is logged as a warning: one that BoTorch sees would put the start back in the end.
 
     :param parameters: not supported: parameters to leave alone have ``requires_grad=False``.
     :param closure: a loss of one's own is minimised by BoTorch's default optimiser, as are sums of likelihoods.
@@ -70,16 +73,21 @@ def botorch_optimizer(
 def botorch_fits() -> Iterator[None]:
     """Inside, the flag is on and ``fit_gpytorch_mll`` uses :func:`botorch_optimizer` where no optimiser is given.
 
-    Process-wide, as the flag is.
+    The optimiser is that of the whole process until the last of such contexts is left.
     """
     from botorch.fit import fit_gpytorch_mll
 
     # The one function that every method of fitting by maximisation ends in, and its keyword's default.
     defaults = fit_gpytorch_mll.__globals__["_fit_fallback"].__kwdefaults__
-    former = defaults["optimizer"]
-    defaults["optimizer"] = botorch_optimizer
+    with _lock:
+        _formers.append(defaults["optimizer"])
+        defaults["optimizer"] = botorch_optimizer
     try:
         with settings.rangeformer():
             yield
     finally:
-        defaults["optimizer"] = former
+        with _lock:
+            # Threads leave in any order: the first that was entered has found what there was before all of them.
+            former = _formers.pop()
+            if not _formers:
+                defaults["optimizer"] = former

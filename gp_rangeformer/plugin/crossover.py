@@ -35,7 +35,8 @@ def host_predicts_as_fast(n: int, dtype: torch.dtype | None, device: torch.devic
 
 def beyond_reach(kernel: Kernel, points: Float[Tensor, "n d"], others: Float[Tensor, "t d"]) -> bool:
     """Whether a prediction of ``others`` from ``points`` must not be left to the host: some are too far out."""
-    shortest = [float(part.lengthscale.detach().amin()) for part in kernel.modules() if _has_lengthscale(part)]
+    parts: list[Any] = [part for part in torch.nn.Module.modules(kernel) if _has_lengthscale(part)]
+    shortest = [float(part.lengthscale.detach().amin()) for part in parts]
     if not shortest:
         return False
     middle = points[:1]

@@ -170,7 +170,10 @@ def _may_serve(strategy: Any, test_inputs: Any) -> bool:
     # So few that GPyTorch evaluates all their kernels at once; in float32 it would sum means in float32 as well.
     at_once = n + t <= (gpytorch_settings.max_eager_kernel_size.value() or 0) and x.dtype == torch.float64
     as_fast = at_once or (t <= _HOST_POINTS and host_predicts_as_fast(n, x.dtype, x.device))
-    return not as_fast or beyond_reach(operator._linear_op.kernel, operator._linear_op.x1, x)
+    trained: Any = operator._linear_op
+    return not as_fast or (
+        isinstance(trained, LazyEvaluatedKernelTensor) and beyond_reach(trained.kernel, trained.x1, x)
+    )
 
 
 def _cross(strategy: Any, test_mean: Tensor, test_train: PutOff) -> CrossKernel | None:

@@ -3,9 +3,9 @@
     with settings.rangeformer(), settings.solver(num_probes=64):
         loss = -mll(model(train_x), train_y)
 
-Like linear_operator's and GPyTorch's own settings they are seen from other threads (autograd's backward passes are
-some). A thread that has entered a context of its own sees its own, whatever others enter and leave meanwhile; the
-host's overwrite each other's then. Besides, each is a decorator of functions, and its ``set_global`` holds for the
+Contexts of the main thread are seen from all others, as linear_operator's and GPyTorch's own are (autograd's backward
+passes may run in some). A thread that has entered a context of its own sees its own, and nobody else does; the host's
+overwrite each other's then. Besides, each is a decorator of functions, and its ``set_global`` holds for the
 whole process. How A x = b and log|A| are answered, and how accurately,
 is said by one of them, ``solver``; the others say when, where and from what.
 """

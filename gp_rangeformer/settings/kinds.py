@@ -35,25 +35,47 @@ def _innermost(func: Any) -> Any:
             return func
 
 
+class _Thread(threading.local):
+    """What tells this thread from all others, also from later ones that the system gives the same number."""
+
+    def __init__(self) -> None:
+        self.token = object()
+
+
+_thread = _Thread()
+
+
 class _Open:
     """A context that was entered and not left: the value that holds in it, and the thread that entered it."""
 
     def __init__(self, value: Any) -> None:
-        self.value, self.thread = value, threading.get_ident()
+        self.value, self.thread = value, _thread.token
+        self.by_main = threading.get_ident() == threading.main_thread().ident
+
+
+def _own(contexts: list[_Open]) -> _Open | None:
+    """The last that this thread has entered."""
+    thread = _thread.token
+    return next((each for each in reversed(contexts) if each.thread is thread), None)
 
 
 def _seen_here(contexts: list[_Open]) -> _Open | None:
-    """The last that this thread has entered, else the last of any thread."""
+    """The last that this thread has entered, else the main one; what no Python code has started (backward passes on a
+    device run in such threads) sees the last of all."""
     if not contexts:
         return None
-    thread, present = threading.get_ident(), contexts.copy()  # others may enter and leave meanwhile
-    return next((each for each in reversed(present) if each.thread == thread), present[-1] if present else None)
+    present = contexts.copy()  # others may enter and leave meanwhile
+    own = _own(present)
+    if own is not None:
+        return own
+    started = threading.get_ident() in threading._active  # type: ignore[attr-defined]
+    return next((each for each in reversed(present) if each.by_main or not started), None)
 
 
 class Setting(contextlib.ContextDecorator):
     """What both kinds have beyond the host's. Contexts are a stack of what is open, from which each takes itself: one
     may be entered again while it is open, as decorated functions do that call themselves, and threads whose contexts
-    overlap neither end nor change each other's. A thread that has entered none sees the one entered last."""
+    overlap neither end nor change each other's. A thread that has entered none sees the main thread's."""
 
     _open: list[_Open]
 
@@ -69,11 +91,11 @@ class Setting(contextlib.ContextDecorator):
         """Set for the whole process, with the arguments of the context, until it is set again. A context that is open
         around this call puts back at its end what was there before it."""
         value = cls(*arguments, **changes)._inside()
-        seen = _seen_here(cls._open)
-        if seen is None:
+        own = _own(cls._open.copy())
+        if own is None:
             cls._store(value)
         else:
-            seen.value = value
+            own.value = value
 
     @classmethod
     def _held(cls) -> Any:
@@ -113,8 +135,7 @@ class Setting(contextlib.ContextDecorator):
         self._open.append(entered)
 
     def __exit__(self, *_: object) -> None:
-        entered = _seen_here(self._entered)
-        assert entered is not None, "a context is left as often as it is entered"
+        entered = _own(self._entered) or self._entered[-1]  # another thread may close a generator
         self._entered.remove(entered)
         self._open.remove(entered)
 

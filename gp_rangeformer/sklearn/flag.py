@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
-import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,14 +12,14 @@ import gpytorch
 import numpy as np
 from linear_operator import settings as host_settings
 from linear_operator.utils.errors import NanError, NotPSDError
-from linear_operator.utils.warnings import NumericalWarning
 
 from gp_rangeformer import settings
 
-# Settings are the process's: estimators that joblib fits in threads take turns.
+# The host's settings are the process's: estimators that joblib fits in threads take turns.
 _TURN = threading.RLock()
+if hasattr(os, "register_at_fork"):  # a child has no thread that would end a turn it was forked in
+    os.register_at_fork(after_in_child=lambda: globals().update(_TURN=threading.RLock()))
 NOT_FINITE = "the likelihood is not finite with these hyperparameters: scale X and y, or start with others"
-_JITTER = "A not p.d., added jitter"  # what the host says then
 
 
 @contextlib.contextmanager
@@ -29,13 +29,12 @@ def flag(solver: Any) -> Iterator[None]:
     :raises numpy.linalg.LinAlgError: K + alpha is not positive definite, or holds NaN or infinity.
     """
     chosen = contextlib.nullcontext() if solver is None else settings.solver(solver)
-    # The host complains about training points among those of a prediction.
-    host = gpytorch.settings.debug(False)
-    with _TURN, settings.rangeformer(), chosen, host, warnings.catch_warnings():
-        warnings.filterwarnings("error", message=_JITTER, category=NumericalWarning)
+    # The host's own are made in turn: they remember what to put back when they are made. It complains about training
+    # points among those of a prediction.
+    with _TURN, settings.rangeformer(), chosen, gpytorch.settings.debug(False), host_settings.cholesky_max_tries(0):
         try:
             yield
-        except (NotPSDError, NanError, NumericalWarning) as error:
+        except (NotPSDError, NanError) as error:
             raise not_definite(error) from error
 
 
@@ -51,5 +50,5 @@ def not_definite(error: Exception) -> np.linalg.LinAlgError:
 def likelihoods() -> Iterator[None]:
     """Inside :func:`flag`: the plug-in answers at every size, and says where a matrix is not positive definite. What is
     not finite then is for the caller to refuse."""
-    with settings.exact_size(1), host_settings.cholesky_max_tries(0), np.errstate(over="ignore", invalid="ignore"):
+    with settings.exact_size(1), np.errstate(over="ignore", invalid="ignore"):
         yield

@@ -21,9 +21,8 @@ class Noise(FixedGaussianNoise):
     """Given variances, n, and a variance more that is a function of parameters."""
 
     def __init__(self, given: Tensor, white: Polynomial) -> None:
-        # GPyTorch would raise what is below 1e-6.
-        with gpytorch.settings.min_fixed_noise(float_value=0.0, double_value=0.0, half_value=0.0):
-            super().__init__(given)
+        gpytorch.Module.__init__(self)  # not the host's own, which raises what is below 1e-6
+        self.noise = given
         self.white = white
         # Kernels too, of which it has a scale: what only noise depends on is fitted with the rest.
         self.levels = torch.nn.ModuleList({id(module): module for numbers in white for module, _ in numbers}.values())

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from gp_rangeformer import collect_reports, settings
+from gp_rangeformer.predict import sample_paths
 from tests.plugin.market import build, relative
 
 N, POINTS = 600, 10
@@ -61,3 +62,14 @@ def test_a_solution_that_is_differentiated_is_factorised_for_up_to_4000_points()
     with settings.rangeformer(), collect_reports() as reports:
         model(x.requires_grad_()).covariance_matrix.sum().backward()
     assert {report.solver for report in reports if report.operation == "solve"} == {"exact"}
+
+
+def test_many_gradients_at_once_are_those_one_after_the_other() -> None:
+    problem = build("matern52", n=700)
+    model, x = problem.model.eval(), problem.test_x
+    with settings.rangeformer():
+        paths = sample_paths(model, 2)
+        for function in (lambda z: model(z).mean, lambda z: paths(z).sum(0)):
+            one_by_one = torch.autograd.functional.jacobian(function, x)
+            at_once = torch.autograd.functional.jacobian(function, x, vectorize=True)
+            torch.testing.assert_close(at_once, one_by_one)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -274,6 +274,56 @@ def test_threads_whose_contexts_overlap_neither_see_nor_end_each_others() -> Non
     thread.join()
     assert seen == {"first": (True, 11), "second, after the first has left": (True, 22)}
     assert present() == before
+
+
+def in_a_thread(function: Callable[[], Any]) -> Any:
+    found: list[Any] = []
+    thread = threading.Thread(target=lambda: found.append(function()))
+    thread.start()
+    thread.join()
+    return found[0]
+
+
+def test_a_thread_without_contexts_sees_the_main_ones_and_not_its_siblings() -> None:
+    def beside(sibling: int) -> int:
+        with settings.min_size(sibling):
+            return in_a_thread(settings.min_size.value)
+
+    before = settings.min_size.value()
+    assert in_a_thread(lambda: beside(22)) == before
+    with settings.min_size(11):
+        assert in_a_thread(lambda: beside(22)) == 11
+
+
+def test_a_value_for_the_whole_process_leaves_the_contexts_of_other_threads_alone() -> None:
+    before = settings.min_size.value()
+    entered, changed, seen = threading.Event(), threading.Event(), []
+
+    def inside() -> None:
+        with settings.min_size(22):
+            entered.set()
+            changed.wait(10)
+            seen.append(settings.min_size.value())
+        seen.append(settings.min_size.value())
+
+    thread = threading.Thread(target=inside)
+    thread.start()
+    entered.wait(10)
+    settings.min_size.set_global(33)
+    changed.set()
+    thread.join()
+    assert seen == [22, 33]
+    assert settings.min_size.value() == 33
+    settings.min_size.set_global(before)
+
+
+def test_what_a_thread_left_open_is_not_a_later_ones() -> None:
+    """The system gives the numbers of threads that have ended to new ones."""
+    before, context = settings.min_size.value(), settings.min_size(22)
+    in_a_thread(context.__enter__)
+    assert [in_a_thread(settings.min_size.value) for _ in range(5)] == [before] * 5
+    context.__exit__()
+    assert settings.min_size.value() == before
 
 
 def test_generators_that_end_in_the_order_in_which_they_began_leave_nothing_behind() -> None:
