@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import tempfile
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 _REMEDIES = {
@@ -28,16 +30,42 @@ def write_bytes(path: Path, content: bytes) -> None:
 
     :raises WriteError: the disk is full, the folder is not writable, and the like; the message names path and remedy.
     """
-    try:
-        if path.exists() and not path.is_file():
+    with _naming(path):
+        replaced = path.is_file() or not path.exists()
+        if not replaced:
             path.write_bytes(content)
-        else:
-            _replace(path, content)
+    if replaced:
+        write_together({path: content})
+
+
+def write_together(contents: Mapping[Path, bytes]) -> None:
+    """Replace or create files that belong together: none takes its place before the disk has had space for all.
+
+    :raises WriteError: as :func:`write_bytes`.
+    """
+    staged: dict[Path, str] = {}
+    try:
+        for path, content in contents.items():
+            with _naming(path):
+                staged[path] = _staged(path, content)
+        for path, temporary in staged.items():
+            with _naming(path):
+                os.replace(temporary, path)
+    finally:
+        for temporary in staged.values():
+            Path(temporary).unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         raise WriteError(error.errno, error.strerror or str(error), str(path)) from error
 
 
-def _replace(path: Path, content: bytes) -> None:
+def _staged(path: Path, content: bytes) -> str:
+    """A file beside ``path``, whose place it can take."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
@@ -47,7 +75,7 @@ def _replace(path: Path, content: bytes) -> None:
         os.chmod(temporary, 0o666 & ~umask)
         with open(handle, "wb") as file:
             file.write(content)
-        os.replace(temporary, path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+    return temporary

@@ -22,14 +22,16 @@ class Outputs:
         """What is complete, in the order of the first attempts."""
         return [path for path in self._written if path not in self._failures]
 
-    def write(self, path: Path, write: Callable[[], object]) -> None:
-        """Call ``write``, which makes the file ``path`` or files in that folder; an OSError is kept for the end."""
+    def write(self, path: Path, write: Callable[[], object]) -> bool:
+        """Whether ``write`` made the file ``path`` or files in that folder; an OSError is kept for the end."""
         if path not in self._written:
             self._written.append(path)
         try:
             write()
         except OSError as error:
             self._failures[path] = error
+            return False
+        return True
 
     def write_json(self, path: Path, content: dict[str, object]) -> None:
         """As :func:`gp_rangeformer.lab.compare.result.write_json`. The whole file again makes up for a failure."""

@@ -21,7 +21,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from gp_rangeformer.atomic import WriteError, write_bytes
+from gp_rangeformer.atomic import WriteError, write_together
 from gp_rangeformer.regression.errors import SavedModelError
 from gp_rangeformer.version import own_version
 
@@ -30,6 +30,7 @@ TENSORS, DESCRIPTION = "model.safetensors", "model.json"
 _OF_TENSORS, _OF_ITSELF = "sha256 of model.safetensors", "sha256"
 UNFINISHED = "unfinished.json"  # of a fit that runs, or was interrupted
 HELD_OUT, NUMBERS, REPORT = "held_out.csv", "fit.json", "report.html"  # by the command line
+_WRITTEN_TOGETHER = "written together, sha256"  # in fit.json
 
 
 def prepared_folder(folder: Path) -> None:
@@ -46,8 +47,8 @@ def prepared_folder(folder: Path) -> None:
 
 
 def write_model(folder: Path, tensors: Mapping[str, Tensor], description: Mapping[str, Any]) -> None:
-    """Both files, each atomically, tensors first. What was written beside a former model, or while this one was fitted,
-    is removed.
+    """Both files, or on a full disk none. What was written beside a former model, or while this one was fitted, is
+    removed.
 
     :raises WriteError: as :func:`prepared_folder`; the disk is full.
     """
@@ -57,11 +58,27 @@ def write_model(folder: Path, tensors: Mapping[str, Tensor], description: Mappin
     weights = safetensors.torch.save(apart)
     versions = {"gp-rangeformer": own_version(), "torch": torch.__version__, "gpytorch": gpytorch.__version__}
     content = {"format": FORMAT, "versions": versions, **description, _OF_TENSORS: hashlib.sha256(weights).hexdigest()}
-    write_bytes(folder / TENSORS, weights)
-    write_bytes(folder / DESCRIPTION, sealed(content))
+    write_together({folder / TENSORS: weights, folder / DESCRIPTION: sealed(content)})
     for former in (UNFINISHED, HELD_OUT, NUMBERS, REPORT):
         with contextlib.suppress(OSError):
             (folder / former).unlink()
+
+
+def written_together(folder: Path) -> dict[str, dict[str, str]]:
+    """What ``fit.json`` says of the files beside it: digests of the model and of the held-out rows, where those are."""
+    digests = {DESCRIPTION: json.loads((folder / DESCRIPTION).read_bytes())[_OF_ITSELF]}
+    if (folder / HELD_OUT).is_file():
+        digests[HELD_OUT] = hashlib.sha256((folder / HELD_OUT).read_bytes()).hexdigest()
+    return {_WRITTEN_TOGETHER: digests}
+
+
+def belongs_together(folder: Path) -> bool:
+    """Whether model and held-out rows are those that ``fit.json`` speaks of; True where that says nothing of them."""
+    try:
+        known = json.loads((folder / NUMBERS).read_bytes())[_WRITTEN_TOGETHER]
+    except (OSError, ValueError, KeyError, TypeError):
+        return True
+    return {_WRITTEN_TOGETHER: known} == written_together(folder)
 
 
 def is_unfinished(folder: Path) -> bool:

@@ -237,7 +237,7 @@ class TableRegression:
 
         ``gp-rangeformer fit --out`` adds ``held_out.csv``: rows that were not trained on, indexed by ``line`` or
         ``row`` of the file, with the target, ``mean``, ``sd``, ``lower95``, ``upper95`` and the raw inputs; and
-        ``fit.json``, the numbers of its ``--json``.
+        ``fit.json``, the numbers of its ``--json`` and digests that tell whether those rows are of this model.
 
         Those of a model that was there before are removed.
 

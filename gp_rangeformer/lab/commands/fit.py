@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -17,8 +16,8 @@ from gp_rangeformer.lab.commands.console import (
     refusing,
     say_written,
     show_progress,
-    show_status,
 )
+from gp_rangeformer.lab.commands.fit_folder import interrupted, keep, keep_report, last_kept, prepare
 from gp_rangeformer.lab.commands.fit_printed import print_fit
 from gp_rangeformer.lab.commands.options import (
     DEFAULT_KERNEL,
@@ -49,10 +48,7 @@ from gp_rangeformer.lab.commands.options import (
 from gp_rangeformer.lab.outputs import Outputs
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from gp_rangeformer.lab.datasets import Dataset, Split, TableOptions
-    from gp_rangeformer.regression import TableRegression
 
 _ADAM_STEPS, _ADAM_RATE = 60, 0.1  # where Adam trains
 
@@ -124,7 +120,6 @@ def fit(
         from gp_rangeformer.lab.compare.fit import fit_by_adam
         from gp_rangeformer.regression import KernelError, TableError
         from gp_rangeformer.regression.choice import kernel_names
-        from gp_rangeformer.regression.files import HELD_OUT, NUMBERS, REPORT
         from gp_rangeformer.regression.kernels import default_dtype
 
         options = table_options(sep, drop, encode, missing, decimal, thousands, dayfirst, encoding, sheet)
@@ -140,7 +135,7 @@ def fit(
                 loaded = datasets.dataset_of(split, options.missing)
         start = _start(names, loaded)
         (spec,) = parse_solvers("rangeformer", dtype or default_dtype(names[0], len(split.train)), min_size=min_size)
-    kept_before = _written(out)
+    kept_before = last_kept(out)
     try:
         with show_progress() as show, saying_warnings():
             if by_adam and loaded is not None:
@@ -160,65 +155,36 @@ def fit(
     except (TableError, KernelError) as error:
         refuse(f"{split.name}: {error}")
     except KeyboardInterrupt:
-        open_console(stderr=True).print(_interrupted(out, kept_before), style="yellow", markup=False, soft_wrap=True)
+        open_console(stderr=True).print(interrupted(out, kept_before), style="yellow", markup=False, soft_wrap=True)
         raise typer.Exit(INTERRUPTED) from None
     except (ArithmeticError, RuntimeError) as error:
         open_console(stderr=True).print(f"Training failed: {error}", style="red", markup=False, soft_wrap=True)
         raise typer.Exit(FAILED) from None
 
-    outputs = Outputs()
+    outputs, kept = Outputs(), False
     if out is not None and fitted.model is not None:
         # First: who reads what is printed may go away (``| head``), which must not cost the training.
-        outputs.write(out, partial(fitted.model.save, out))
-        if fitted.predictions is not None:
-            outputs.write(out / HELD_OUT, partial(fitted.write_predictions, out / HELD_OUT))
-        outputs.write_json(out / NUMBERS, fitted.to_json(spec, seed, device))
+        kept = keep(fitted, out, outputs, fitted.to_json(spec, seed, device))
     print_fit(fitted)
     if predictions is not None and fitted.predictions is not None:
         outputs.write(predictions, partial(fitted.write_predictions, predictions))
     if json is not None:
         outputs.write_json(json, fitted.to_json(spec, seed, device))
-    if out is not None and fitted.model is not None and fitted.predictions is not None:
-        outputs.write(out / REPORT, partial(_write_report, fitted.model, out / REPORT, fitted.predictions))
+    if out is not None and kept:
+        keep_report(fitted, out, outputs)
     say_written(outputs)
     outputs.finish()
     if fitted.result.error is not None:
         raise typer.Exit(FAILED)
 
 
-def _write_report(model: TableRegression, path: Path, held_out: pd.DataFrame) -> None:
-    """A page that cannot be made must not cost what was computed before."""
-    from gp_rangeformer.lab.model_report import write_report
-
-    try:
-        with show_status() as say:
-            say("writing the report")
-            write_report(model, path, held_out)
-    except (ArithmeticError, RuntimeError) as error:
-        raise OSError(f"{path} was not written: {error}") from error
-
-
 def _check_outputs(
     context: typer.Context, out: Path | None, predictions: Path | None, json: Path | None, data: Path | None
 ) -> None:
-    """The folder is made: files may be asked for in it. A command that leaves nothing there removes it again."""
-    from gp_rangeformer.atomic import WriteError
-    from gp_rangeformer.regression.files import prepared_folder
-
     if out is not None:
-        try:
-            if not out.exists():
-                context.call_on_close(partial(_remove_empty, out))
-            prepared_folder(out)
-        except WriteError as error:
-            refuse(f"--out {out}: {error}")
+        prepare(context, out)
     check_output("--predictions", predictions, data)
     check_output("--json", json, data)
-
-
-def _remove_empty(folder: Path) -> None:
-    with contextlib.suppress(OSError):  # it was never made, or has files
-        folder.rmdir()
 
 
 def _load(
@@ -268,22 +234,3 @@ def _start(names: tuple[str, ...], dataset: Dataset | None) -> Any:
     if dataset is not None and names == (TREND_SEASONAL,):
         return covariance(dataset, TREND_SEASONAL)
     return ",".join(names)
-
-
-def _written(out: Path | None) -> int | None:
-    """When a fit last kept something in the folder: a time, or None where nothing is there."""
-    from gp_rangeformer.regression.files import UNFINISHED, is_unfinished
-
-    return (out / UNFINISHED).stat().st_mtime_ns if out is not None and is_unfinished(out) else None
-
-
-def _interrupted(out: Path | None, before: int | None) -> str:
-    """:param before: what :func:`_written` said when the fit began."""
-    from gp_rangeformer.regression.files import UNFINISHED
-
-    written = _written(out)
-    if out is None or written is None:
-        return "Interrupted; nothing was written."
-    if written == before:
-        return f"Interrupted; nothing was written: {out / UNFINISHED} is what an earlier fit has left."
-    return f"Interrupted; the best parameters so far are in {out / UNFINISHED}: the same command goes on from them."

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import warnings
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from gp_rangeformer.lab.commands.console import FAILED, open_console, refuse, say_written, show_status
-from gp_rangeformer.lab.commands.options import check_output
+from gp_rangeformer.lab.commands.options import check_output, saying_warnings
 from gp_rangeformer.lab.outputs import Outputs
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 def report(
@@ -19,15 +23,15 @@ def report(
 ) -> None:
     """Write one page on a fitted model: certificates, calibration, residuals, relevance of columns and effects."""
     from gp_rangeformer.lab.model_report import write_report
-    from gp_rangeformer.regression import SavedModelError, TableError, TableRegression, read_table
-    from gp_rangeformer.regression.files import HELD_OUT, REPORT
+    from gp_rangeformer.regression import SavedModelError, TableError, TableRegression
+    from gp_rangeformer.regression.files import REPORT
 
     outputs, path = Outputs(), out or model / REPORT
     check_output("--out", out)
     try:
-        kept, held_out = TableRegression.load(model), model / HELD_OUT
-        rows = read_table(held_out) if held_out.is_file() else None
-        with show_status() as say:
+        with saying_warnings():
+            kept, rows = TableRegression.load(model), _held_out(model)
+        with saying_warnings(), show_status() as say:
             say("leave-one-out predictions and effects")
             outputs.write(path, partial(write_report, kept, path, rows))
     except (ImportError, SavedModelError, TableError) as error:
@@ -37,3 +41,18 @@ def report(
         raise typer.Exit(FAILED) from None
     say_written(outputs)
     outputs.finish()
+
+
+def _held_out(folder: Path) -> pd.DataFrame | None:
+    """The rows that were kept with the model; those of another one would be taken for what this one is worth."""
+    from gp_rangeformer.regression import TableWarning, read_table
+    from gp_rangeformer.regression.files import HELD_OUT, belongs_together
+
+    path = folder / HELD_OUT
+    if not path.is_file():
+        return None
+    if not belongs_together(folder):
+        said = "is of another model than the one beside it, or was changed: the report is made without it"
+        warnings.warn(f"{path} {said}; fit again to have held-out rows", TableWarning, stacklevel=2)
+        return None
+    return read_table(path)

@@ -1,0 +1,90 @@
+"""The folder that ``gp-rangeformer fit --out`` keeps a model in: what is there before the fit, and what it leaves."""
+
+from __future__ import annotations
+
+import contextlib
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from gp_rangeformer.lab.commands.console import refuse, show_status
+from gp_rangeformer.lab.outputs import Outputs
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from gp_rangeformer.lab.compare.fit import Fit
+    from gp_rangeformer.regression import TableRegression
+
+
+def prepare(context: typer.Context, folder: Path) -> None:
+    """Make it: files may be asked for in it. A command that leaves nothing there removes it again."""
+    from gp_rangeformer.atomic import WriteError
+    from gp_rangeformer.regression.files import prepared_folder
+
+    try:
+        if not folder.exists():
+            context.call_on_close(partial(_remove_empty, folder))
+        prepared_folder(folder)
+    except WriteError as error:
+        refuse(f"--out {folder}: {error}")
+
+
+def _remove_empty(folder: Path) -> None:
+    with contextlib.suppress(OSError):  # it was never made, or has files
+        folder.rmdir()
+
+
+def keep(fitted: Fit, folder: Path, outputs: Outputs, numbers: dict[str, object]) -> bool:
+    """The model, its held-out rows and its numbers. Where the model cannot be written the former one is still there,
+    with what belongs to it: nothing else is written then."""
+    from gp_rangeformer.regression.files import HELD_OUT, NUMBERS, written_together
+
+    assert fitted.model is not None
+    if not outputs.write(folder, partial(fitted.model.save, folder)):
+        return False
+    if fitted.predictions is not None:
+        outputs.write(folder / HELD_OUT, partial(fitted.write_predictions, folder / HELD_OUT))
+    outputs.write_json(folder / NUMBERS, numbers | written_together(folder))
+    return True
+
+
+def keep_report(fitted: Fit, folder: Path, outputs: Outputs) -> None:
+    """The page, beside the model that :func:`keep` wrote."""
+    from gp_rangeformer.regression.files import REPORT
+
+    if fitted.model is not None and fitted.predictions is not None:
+        outputs.write(folder / REPORT, partial(_write_report, fitted.model, folder / REPORT, fitted.predictions))
+
+
+def _write_report(model: TableRegression, path: Path, held_out: pd.DataFrame) -> None:
+    """A page that cannot be made must not cost what was computed before."""
+    from gp_rangeformer.lab.model_report import write_report
+
+    try:
+        with show_status() as say:
+            say("writing the report")
+            write_report(model, path, held_out)
+    except (ArithmeticError, RuntimeError) as error:
+        raise OSError(f"{path} was not written: {error}") from error
+
+
+def last_kept(folder: Path | None) -> int | None:
+    """When a fit last kept its parameters in the folder: a time, or None where nothing is there."""
+    from gp_rangeformer.regression.files import UNFINISHED, is_unfinished
+
+    return (folder / UNFINISHED).stat().st_mtime_ns if folder is not None and is_unfinished(folder) else None
+
+
+def interrupted(folder: Path | None, before: int | None) -> str:
+    """:param before: what :func:`last_kept` said when the fit began."""
+    from gp_rangeformer.regression.files import UNFINISHED
+
+    kept = last_kept(folder)
+    if folder is None or kept is None:
+        return "Interrupted; nothing was written."
+    if kept == before:
+        return f"Interrupted; nothing was written: {folder / UNFINISHED} is what an earlier fit has left."
+    return f"Interrupted; the best parameters so far are in {folder / UNFINISHED}: the same command goes on from them."
