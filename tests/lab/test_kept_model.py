@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 
 from gp_rangeformer import atomic
+from gp_rangeformer.regression import TableRegression, fitting
 from gp_rangeformer.regression.files import REPORT
 from tests.lab.commands import invoke, said
 
@@ -87,3 +88,60 @@ def test_held_out_rows_of_the_model_are_reported(model):
     assert "Warning" not in result.output
     assert "held-out rows the RMSE is" in page
     assert "held-out rows the RMSE is" in (model / REPORT).read_text("utf-8")
+
+
+@pytest.mark.parametrize(
+    ("options", "wanted"),
+    [
+        (("--drop", "z,b"), "'y' given 'a'"),
+        ((), "'y' given 'z', 'a', 'b'"),
+        (("--target", "z", "--drop", "y"), "'z' given 'a', 'b'"),
+    ],
+)
+def test_a_model_of_other_columns_is_replaced_only_if_asked_for(model, monkeypatch, options, wanted):
+    before = contents(model)
+    with monkeypatch.context() as patched:
+        patched.setattr(fitting, "fit_mll", pytest.fail)
+        refused = fit(rows(50), model, *options)
+    assert refused.exit_code == 2
+    kept = "'y' given 'b', 'a'" if options == ("--drop", "z,b") else "'y' given 'a', 'b'"
+    message = f"{model} holds a model of {kept}, and this one would be of {wanted}: choose another --out, or --replace"
+    assert message in said(refused)
+    assert contents(model) == before
+    replaced = fit(rows(50), model, *options, "--replace")
+    assert replaced.exit_code == 0, replaced.output
+    assert f"Warning: replaces the model of 36 rows in {model}" in said(replaced)
+    assert len(TableRegression.load(model).training_frame()) == 45
+
+
+def test_a_model_of_the_same_columns_is_replaced_and_that_is_said(model):
+    result = fit(rows(50)[["y", "b", "a", "z"]], model, "--drop", "z")
+    assert result.exit_code == 0, result.output
+    assert f"Warning: replaces the model of 36 rows in {model}" in said(result)
+
+
+def test_what_is_no_model_and_what_has_not_ended_hinders_no_fit(model, monkeypatch):
+    def interrupting(*arguments: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    (model / "model.safetensors").unlink()
+    (model / "unfinished.json").write_text("{}")
+    monkeypatch.setattr(fitting, "fit_mll", interrupting)
+    result = fit(rows(50), model)
+    assert result.exit_code == 130
+    assert "replaces" not in result.output
+
+
+def test_of_a_model_of_many_columns_those_that_differ_are_named(model, monkeypatch):
+    wide = rows(50).join(pd.DataFrame(np.random.default_rng(1).normal(size=(50, 20))).rename(columns="c{:02}".format))
+    monkeypatch.setattr(fitting, "fit_mll", pytest.fail)
+    result = fit(wide.drop(columns="b"), model, "--drop", "z")
+    assert "of 'y' given 'b', 'a', and this one would be of 'y' given 'c00', 'c01'" in said(result)
+    assert "'c07' and 13 more: choose another" in said(result)
+
+
+def test_replacing_names_a_folder(tmp_path):
+    rows(20).to_csv(tmp_path / "t.csv", index=False)
+    result = invoke("fit", tmp_path / "t.csv", "--target", "y", "--replace")
+    assert result.exit_code == 2
+    assert "--replace is about the model in a folder: name it with --out" in said(result)

@@ -17,7 +17,7 @@ from gp_rangeformer.lab.commands.console import (
     say_written,
     show_progress,
 )
-from gp_rangeformer.lab.commands.fit_folder import interrupted, keep, keep_report, last_kept, prepare
+from gp_rangeformer.lab.commands.fit_folder import check_former, interrupted, keep, keep_report, last_kept, prepare
 from gp_rangeformer.lab.commands.fit_printed import print_fit
 from gp_rangeformer.lab.commands.options import (
     DEFAULT_KERNEL,
@@ -62,6 +62,9 @@ def fit(
         Path | None,
         typer.Option(help="Keep the model in this folder: for `predict` and `report`, and to go on after Ctrl-C."),
     ] = None,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="A model in that folder may be of another target or other columns.")
+    ] = False,
     n: N = None,
     n_test: NTest = 1000,
     kernel: Annotated[
@@ -113,6 +116,8 @@ def fit(
         refuse("--steps and --lr belong to --optimizer adam; fit_mll ends by itself")
     if by_adam and out is not None:
         refuse("--out keeps a converged model: leave out --optimizer adam, --steps and --lr")
+    if replace and out is None:
+        refuse("--replace is about the model in a folder: name it with --out")
     with refusing():
         from gp_rangeformer.lab import datasets
         from gp_rangeformer.lab.compare import parse_solvers
@@ -135,6 +140,9 @@ def fit(
                 loaded = datasets.dataset_of(split, options.missing)
         start = _start(names, loaded)
         (spec,) = parse_solvers("rangeformer", dtype or default_dtype(names[0], len(split.train)), min_size=min_size)
+        if out is not None:
+            with saying_warnings():
+                check_former(out, split, options, replace)
     kept_before = last_kept(out)
     try:
         with show_progress() as show, saying_warnings():

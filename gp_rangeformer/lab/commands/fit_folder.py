@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,7 +17,11 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from gp_rangeformer.lab.compare.fit import Fit
+    from gp_rangeformer.lab.datasets import Split, TableOptions
     from gp_rangeformer.regression import TableRegression
+    from gp_rangeformer.regression.columns import Columns
+
+_NAMED = 8  # columns of a model, at most, in a message
 
 
 def prepare(context: typer.Context, folder: Path) -> None:
@@ -35,6 +40,42 @@ def prepare(context: typer.Context, folder: Path) -> None:
 def _remove_empty(folder: Path) -> None:
     with contextlib.suppress(OSError):  # it was never made, or has files
         folder.rmdir()
+
+
+def check_former(folder: Path, split: Split, options: TableOptions, replace: bool) -> None:
+    """A model that is there is replaced, which is said, and one of another target or other columns only if asked for.
+
+    What cannot be read, or cannot be fitted, is left to those who say why.
+    """
+    from gp_rangeformer.regression import SavedModelError, TableError, TableWarning
+    from gp_rangeformer.regression.columns import Columns, learned
+    from gp_rangeformer.regression.files import read_model
+    from gp_rangeformer.regression.rows import usable
+
+    try:
+        content = read_model(folder)[1]
+        former = content["target"], _names(Columns.from_json(content["columns"]))
+        frame = usable(split.train, split.target, encode=options.encode, missing=options.missing).frame
+        wanted = split.target, _names(learned(frame, split.target, options.missing)[0])
+    except (SavedModelError, TableError, OSError, ValueError, KeyError, TypeError):
+        return
+    if former != wanted and not replace:
+        refuse(
+            f"{folder} holds a model of {_described(*former, wanted[1])}, and this one would be of "
+            f"{_described(*wanted, former[1])}: choose another --out, or --replace"
+        )
+    warnings.warn(f"replaces the model of {content['rows']} rows in {folder}", TableWarning, stacklevel=2)
+
+
+def _names(columns: Columns) -> set[str]:
+    return {column.name for column in columns.inputs}
+
+
+def _described(target: str, columns: set[str], others: set[str]) -> str:
+    """Target and columns, first those that the others lack."""
+    names = [*sorted(columns - others), *sorted(columns & others)]
+    left = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return f"{target!r} given {', '.join(map(repr, names[:_NAMED]))}{left}"
 
 
 def keep(fitted: Fit, folder: Path, outputs: Outputs, numbers: dict[str, object]) -> bool:
