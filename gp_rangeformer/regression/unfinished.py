@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import warnings
 from collections.abc import Mapping
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ class Unfinished:
     """``unfinished.json`` of a folder, replaced with everything that is kept, so that a kill loses nothing before.
 
     What is there of the same data and seed is gone on from, with a :class:`~gp_rangeformer.regression.TableWarning`;
-    what is of others, damaged or edited, is said and not used.
+    what is of others is kept under another name, what is damaged or edited not used, and both are said.
 
     :param folder: None: nothing is kept.
     :param x: n x d, standardised.
@@ -47,7 +48,7 @@ class Unfinished:
         compared, best = content.get("compared", {}), content.get("best")
         known = [name for name in asked if name in compared]
         if content.get("data") != self._data or not (known or (best and best["kernel"] in asked)):
-            _say(f"{path} is of other data, another kernel or other options: the fit begins anew")
+            _say(f"{path} is of other data, another kernel or other options: the fit begins anew, {_kept_aside(path)}")
             return
         self._compared, self._best = compared, best
         if known:
@@ -87,6 +88,17 @@ class Unfinished:
         except (WriteError, ValueError) as error:  # which must not cost the fit
             _say(f"{error}; the fit goes on without keeping its parameters")
             self._path = None
+
+
+def _kept_aside(path: Path) -> str:
+    """Under the next free number: the fit that it is of may be worth hours. What has become of it, in words."""
+    others = (path.with_stem(f"{path.stem}-{number}") for number in count(1))
+    free = next(other for other in others if not other.exists())
+    try:
+        path.rename(free)
+    except OSError as error:
+        return f"and will replace it ({error}): copy it to keep it"
+    return f"and it is kept as {free.name}: rename it back to go on from it"
 
 
 def parameters_to_json(gp: Regression) -> dict[str, Any]:

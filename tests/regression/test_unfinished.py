@@ -142,6 +142,22 @@ def test_what_is_of_other_data_is_not_gone_on_from(tmp_path):
         (tmp_path / UNFINISHED).write_bytes(kept)
 
 
+def test_what_is_of_another_fit_outlives_this_one_and_can_be_gone_on_from(tmp_path):
+    path, free = tmp_path / UNFINISHED, tmp_path / "unfinished-2.json"
+    (tmp_path / "unfinished-1.json").write_text("of a third fit")
+    best = best_of(interrupted(tmp_path).records)
+    kept = path.read_bytes()
+    other = table().assign(y=lambda frame: frame["y"] ** 2)
+    with pytest.warns(TableWarning, match=r"begins anew, and it is kept as unfinished-2.json: rename it back"):
+        fit(other, **OPTIONS, folder=tmp_path).save(tmp_path)
+    assert not path.exists()
+    assert free.read_bytes() == kept
+    assert (tmp_path / "unfinished-1.json").read_text() == "of a third fit"
+    free.rename(path)
+    with pytest.warns(TableWarning, match=rf"goes on from the parameters in .*= {best:.4f}$"):
+        fit(table(), **OPTIONS, folder=tmp_path)
+
+
 @pytest.mark.parametrize(
     "spoil",
     [
