@@ -81,6 +81,21 @@ def belongs_together(folder: Path) -> bool:
     return {_WRITTEN_TOGETHER: known} == written_together(folder)
 
 
+def is_kept(path: Path, folder: Path | None = None) -> bool:
+    """Whether it is a file of a model, or of a fit that has not ended, in its folder.
+
+    :param folder: that a model will be written to.
+    """
+    path = path.resolve()
+    names = (TENSORS, DESCRIPTION, UNFINISHED, HELD_OUT, NUMBERS, REPORT)
+    holds = any((path.parent / name).is_file() for name in (TENSORS, DESCRIPTION, UNFINISHED))
+    if not holds and (folder is None or folder.resolve() != path.parent):
+        return False
+    files = [path.parent / name for name in names]
+    # The same file under another name: where MODEL.JSON is model.json.
+    return path in files or any(path.exists() and file.exists() and path.samefile(file) for file in files)
+
+
 def is_unfinished(folder: Path) -> bool:
     """Whether a fit runs there, or was interrupted."""
     return (folder / UNFINISHED).is_file()

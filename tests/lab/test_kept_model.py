@@ -145,3 +145,33 @@ def test_replacing_names_a_folder(tmp_path):
     result = invoke("fit", tmp_path / "t.csv", "--target", "y", "--replace")
     assert result.exit_code == 2
     assert "--replace is about the model in a folder: name it with --out" in said(result)
+
+
+@pytest.mark.parametrize("name", ["model.json", "model.safetensors", "held_out.csv", "fit.json", "report.html"])
+def test_no_file_of_a_model_is_written_over(model, monkeypatch, name):
+    monkeypatch.setattr(fitting, "fit_mll", pytest.fail)
+    table, path, before = model.parent / "table.csv", model / ".." / "model" / name, contents(model)
+    rows(20).to_csv(table, index=False)
+    commands = [
+        ("predict", model, table, "--out", path),
+        ("fit", table, "--target", "y", "--json", path),
+        ("fit", table, "--target", "y", "--predictions", path),
+        ("fit", table, "--target", "y", "--out", model.parent / "new", "--json", model.parent / "new" / name),
+    ]
+    if name != "report.html":
+        commands.append(("report", model, "--out", path))
+    for command in commands:
+        result = invoke(*command)
+        assert result.exit_code == 2, command
+        assert f"{command[-2]} {command[-1]} is a file of the model in" in said(result)
+        assert contents(model) == before
+
+
+def test_other_files_may_stand_in_the_folder_of_a_model_and_its_page_is_made_anew(model):
+    (model / "report.html").unlink()
+    assert invoke("report", model, "--out", model / "report.html").exit_code == 0
+    assert invoke("report", model, "--out", model / "other.html").exit_code == 0
+    elsewhere = model.parent / "fit.json"
+    rows(20).to_csv(model.parent / "t.csv", index=False)
+    assert invoke("fit", model.parent / "t.csv", "--target", "y", "--kernel", "rbf", "--json", elsewhere).exit_code == 0
+    assert elsewhere.is_file()

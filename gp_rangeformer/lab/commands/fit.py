@@ -191,8 +191,8 @@ def _check_outputs(
 ) -> None:
     if out is not None:
         prepare(context, out)
-    check_output("--predictions", predictions, data)
-    check_output("--json", json, data)
+    check_output("--predictions", predictions, data, out)
+    check_output("--json", json, data, out)
 
 
 def _load(

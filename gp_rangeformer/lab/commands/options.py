@@ -136,8 +136,13 @@ def separator(sep: str | None) -> str | None:
     return found
 
 
-def check_output(option: str, path: Path | None, data: Path | None = None) -> None:
-    """Whether the file can be written, before anything is computed for it, and is not the table itself."""
+def check_output(option: str, path: Path | None, data: Path | None = None, folder: Path | None = None) -> None:
+    """Whether the file can be written, before anything is computed for it, and is not the table itself or of a model.
+
+    :param folder: that the command writes a model to.
+    """
+    from gp_rangeformer.regression.files import is_kept
+
     if path is None:
         return
     if not path.parent.is_dir():
@@ -146,6 +151,8 @@ def check_output(option: str, path: Path | None, data: Path | None = None) -> No
         refuse(f"{option} {path} is a folder: name a file in it")
     if data is not None and path.exists() and data.exists() and path.samefile(data):
         refuse(f"{option} {path} is the table itself: choose another path")
+    if is_kept(path, folder):
+        refuse(f"{option} {path} is a file of the model in {path.parent}: choose another path")
     if not os.access(path if path.exists() else path.parent, os.W_OK):
         refuse(f"{option} {path} cannot be written: choose a path that you may write to")
 

@@ -27,7 +27,8 @@ def report(
     from gp_rangeformer.regression.files import REPORT
 
     outputs, path = Outputs(), out or model / REPORT
-    check_output("--out", out)
+    if path.resolve() != (model / REPORT).resolve():
+        check_output("--out", path)
     try:
         with saying_warnings():
             kept, rows = TableRegression.load(model), _held_out(model)
