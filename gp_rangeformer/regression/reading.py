@@ -8,23 +8,20 @@ from __future__ import annotations
 import contextlib
 import csv
 import gzip
-import math
 import warnings
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
-from numbers import Real
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from gp_rangeformer.regression.cells import typed, untouched
 from gp_rangeformer.regression.errors import INSTALL, TableError, TableWarning, argument, import_pandas
-from gp_rangeformer.regression.kinds import mixed_zones, place
-from gp_rangeformer.regression.notations import Notation, has_zone
+from gp_rangeformer.regression.notations import Notation
 from gp_rangeformer.regression.rows import UNNAMED, check_unique, closest
 
 if TYPE_CHECKING:
     import pandas as pd
 
-MISSING = frozenset({"", "na", "n/a", "nan", "-nan", "null", "?", "<na>", "#n/a"})
 _SEPARATORS = (",", ";", "\t", "|")
 _EXCEL, _PARQUET = (".xlsx", ".xlsm"), (".parquet", ".pq")
 
@@ -39,6 +36,7 @@ def read_table(
     dayfirst: bool | None = None,
     encoding: str = "utf-8",
     sheet: str | None = None,
+    used: Sequence[str] | None = None,
 ) -> pd.DataFrame:
     """A table with a header line: CSV, TSV and the like (plain or gzip), a sheet of an Excel file, or Parquet.
 
@@ -57,6 +55,8 @@ def read_table(
     :param encoding: of a text file; those of Windows are often "cp1252".
     :param sheet: of an Excel file; None: the first one, and a :class:`~gp_rangeformer.regression.TableWarning` names
         the others.
+    :param used: columns that are read so; the cells of others stay as the file has them, in text files also those that
+        are missing. None: all.
     :raises TableError: the file is missing, empty or damaged, a row has too many or too few cells, a column has the
         name of another, one of dates has some with and some without a time zone.
     :raises ImportError: pandas, or what it needs for this kind of file, is not installed.
@@ -72,9 +72,9 @@ def read_table(
     if sheet is not None and kind not in _EXCEL:
         raise TableError(f"{path.name} is no Excel file: it has no sheet {sheet!r}")
     if kind in _EXCEL:
-        return _read_excel(path, sheet, notation, text)
+        return _read_excel(path, sheet, notation, text, used)
     if kind in _PARQUET:
-        return _read_parquet(path)
+        return _read_parquet(path, used)
     import_pandas()
     try:
         with path.open("rb") as raw:
@@ -96,7 +96,7 @@ def read_table(
         raise TableError(f"{path.name} is not well-formed CSV ({error}): check quotes and line ends") from error
     except (OSError, EOFError, zlib.error) as error:
         raise TableError(f"cannot read {path} ({error}): check the file, or fetch it again") from error
-    return _frame(path.name, header, numbers, rows, notation, text)
+    return _frame(path.name, header, numbers, rows, notation, text, used)
 
 
 def _split(name: str, lines: Iterable[str], sep: str | None) -> tuple[list[str], list[int], list[list[str]]]:
@@ -151,79 +151,22 @@ def _frame(
     rows: list[list[str]],
     notation: Notation,
     text: Sequence[str],
+    used: Sequence[str] | None,
 ) -> pd.DataFrame:
     pd = import_pandas()
     index = pd.Index(lines, name="line", dtype="int64")
     columns = {}
     for at, column in enumerate(header):
         cells = pd.Series([row[at] for row in rows], index=index, name=column, dtype=object)
-        columns[column] = _typed(name, cells, notation, column in text)
+        columns[column] = typed(name, cells, notation, column in text) if _is_used(column, used) else cells
     return pd.DataFrame(columns, index=index)
 
 
-def _typed(name: str, column: pd.Series, notation: Notation, as_text: bool) -> pd.Series:
-    """Numbers, booleans or dates where all cells are; text, and numbers among it, as they are.
-
-    :param column: of texts, and of what is none (numbers of an Excel file, NaN).
-    """
-    pd = import_pandas()
-
-    def of(values: Any) -> pd.Series:
-        return pd.Series(values, index=column.index, name=column.name)
-
-    cells = [cell.strip() if isinstance(cell, str) else cell for cell in column]
-    cells = [None if _is_missing(cell) else cell for cell in cells]
-    texts = [cell for cell in cells if isinstance(cell, str)]
-    if not texts and any(cell is not None for cell in cells):
-        return of(cells).infer_objects()
-    if as_text:
-        return of(pd.array(cells, dtype=object))
-    numbers = [_as_number(cell, notation) for cell in cells]
-    known = [cell for cell in cells if cell is not None]
-    if all(number is not None for number, cell in zip(numbers, cells, strict=True) if cell is not None):
-        return of([math.nan if number is None else number for number in numbers])
-    if all(str(cell).lower() in ("true", "false") for cell in known):
-        return of(pd.array([None if cell is None else str(cell).lower() == "true" for cell in cells], dtype="boolean"))
-    if len(texts) == len(known) and all(notation.date(cell) is not None for cell in texts):
-        return of(_dates(name, column, cells, notation))
-    if 2 * sum(number is not None for number in numbers) > len(cells):
-        # Most are numbers: whoever needs the column names the cells that are not.
-        cells = [cell if number is None else number for cell, number in zip(cells, numbers, strict=True)]
-    return of(pd.array(cells, dtype=object))
+def _is_used(column: str, used: Sequence[str] | None) -> bool:
+    return used is None or column in used
 
 
-def _is_missing(cell: Any) -> bool:
-    return cell.lower() in MISSING if isinstance(cell, str) else bool(import_pandas().isna(cell))
-
-
-def _as_number(cell: Any, notation: Notation) -> float | None:
-    if isinstance(cell, str):
-        return notation.number(cell)
-    return float(cell) if isinstance(cell, Real) and not isinstance(cell, bool) else None
-
-
-def _dates(name: str, column: pd.Series, cells: list[str | None], notation: Notation) -> Any:
-    """Those with a zone in UTC; those without stay without one, as whoever wrote them means them.
-
-    :raises TableError: some have a zone and some have none; there is no such day.
-    """
-    pd = import_pandas()
-    found = [None if cell is None else notation.date(cell) for cell in cells]
-    zoned = {has_zone(date): at for at, date in reversed([*enumerate(found)]) if date is not None}
-    if len(zoned) == 2:
-        raise TableError(f"{name}, {mixed_zones(column, zoned[True], zoned[False])}")
-    try:
-        return pd.to_datetime(found, format="ISO8601", utc=True in zoned)
-    except ValueError as error:
-        for at, date in enumerate(found):
-            if date is not None and pd.isna(pd.to_datetime(date, format="ISO8601", utc=True, errors="coerce")):
-                raise TableError(
-                    f"{name}, {place(column, at)}: column {column.name!r}: there is no date {cells[at]!r}"
-                ) from error
-        raise TableError(f"{name}: column {column.name!r}: {error}") from error
-
-
-def _read_parquet(path: Path) -> pd.DataFrame:
+def _read_parquet(path: Path, used: Sequence[str] | None) -> pd.DataFrame:
     pd = import_pandas()
     with _reading(path, "a Parquet file", "pyarrow"):
         import pyarrow.parquet
@@ -231,6 +174,12 @@ def _read_parquet(path: Path) -> pd.DataFrame:
         with _naming(path.name):
             check_unique(pyarrow.parquet.read_schema(path).names)
         frame = pd.read_parquet(path)
+        schema = pyarrow.parquet.read_schema(path)
+        for name in schema.names:
+            if name in frame.columns and not _is_used(name, used) and pyarrow.types.is_integer(schema.field(name).type):
+                # Beside missing cells pandas makes floats of integers, which are exact to 2^53.
+                column = pyarrow.parquet.read_table(path, columns=[name]).column(name)
+                frame[name] = column.to_pandas(integer_object_nulls=True).array
         # An index that has a name is a column like the others.
         named = [name for name in frame.index.names if name is not None]
         with _naming(path.name):
@@ -240,7 +189,9 @@ def _read_parquet(path: Path) -> pd.DataFrame:
     return frame
 
 
-def _read_excel(path: Path, sheet: str | None, notation: Notation, text: Sequence[str]) -> pd.DataFrame:
+def _read_excel(
+    path: Path, sheet: str | None, notation: Notation, text: Sequence[str], used: Sequence[str] | None
+) -> pd.DataFrame:
     pd = import_pandas()
     with _reading(path, "an Excel file", "openpyxl"), pd.ExcelFile(path) as book:
         names = [str(name) for name in book.sheet_names]
@@ -258,7 +209,10 @@ def _read_excel(path: Path, sheet: str | None, notation: Notation, text: Sequenc
     header = ["" if pd.isna(cell) else str(cell).strip() for cell in (cells.iloc[0] if len(cells) else [])]
     header = _named(path.name, header)
     frame = cells.iloc[1:].set_axis(header, axis=1)
-    return pd.DataFrame({name: _typed(path.name, frame[name], notation, name in text) for name in header})
+    return pd.DataFrame({
+        name: typed(path.name, frame[name], notation, name in text) if _is_used(name, used) else untouched(frame[name])
+        for name in header
+    })  # fmt: skip
 
 
 @contextlib.contextmanager

@@ -51,7 +51,7 @@ def predict(
 ) -> None:
     """Predict every row of a table: mean, standard deviation and 95 % interval, in the unit of the target.
 
-    Where the table has the target too, the error is printed.
+    Where the table has the target too, the error is printed. Columns that the model does not use stay as they are.
     """
     from gp_rangeformer.lab.compare.result import write_text
     from gp_rangeformer.regression import SavedModelError, TableError, TableRegression
@@ -65,7 +65,8 @@ def predict(
         )
         with saying_warnings():
             kept = TableRegression.load(model, device=device)
-            frame = options.read(data, text=kept.columns.texts)
+            used = (*(column.name for column in kept.columns.inputs), kept.target)
+            frame = options.read(data, kept.columns.texts, used)
     except (TableError, SavedModelError, ImportError) as error:
         refuse(error)
     try:

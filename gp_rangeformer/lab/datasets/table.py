@@ -37,7 +37,7 @@ class TableOptions:
     encoding: str = "utf-8"
     sheet: str | None = None
 
-    def read(self, path: Path, text: Sequence[str] = ()) -> pd.DataFrame:
+    def read(self, path: Path, text: Sequence[str] = (), used: Sequence[str] | None = None) -> pd.DataFrame:
         """As :func:`gp_rangeformer.regression.read_table`."""
         return read_table(
             path,
@@ -48,6 +48,7 @@ class TableOptions:
             dayfirst=self.dayfirst,
             encoding=self.encoding,
             sheet=self.sheet,
+            used=used,
         )
 
 
