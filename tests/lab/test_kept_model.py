@@ -175,3 +175,11 @@ def test_other_files_may_stand_in_the_folder_of_a_model_and_its_page_is_made_ane
     rows(20).to_csv(model.parent / "t.csv", index=False)
     assert invoke("fit", model.parent / "t.csv", "--target", "y", "--kernel", "rbf", "--json", elsewhere).exit_code == 0
     assert elsewhere.is_file()
+
+
+def test_a_report_beside_a_later_fit_says_so_as_other_commands_do(model):
+    (model / "unfinished.json").write_text("{}")
+    result = invoke("report", model)
+    assert result.exit_code == 0, result.output
+    assert f"Warning: {model} holds a later fit" in said(result)
+    assert "TableWarning" not in result.output
