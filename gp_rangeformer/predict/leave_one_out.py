@@ -82,12 +82,16 @@ class LeaveOneOut:
             found.append(Coverage(level, share, math.sqrt(level * (1 - level) / n)))
         return tuple(found)
 
-    def summary(self) -> str:
-        """One line."""
+    def summary(self, target: str | None = None, scale: float = 1.0) -> str:
+        """One line.
+
+        :param target: what was standardised, whose deviation is ``scale``: the RMSE is then in its unit.
+        """
         inside = ", ".join(f"{c.share:.1%} +- {c.deviation:.1%} inside {c.level:.0%}" for c in self.coverage)
         error = f", variances +- {self.variance_error:.1%}" if self.variance_error else ""
         room = f" +- {self.score_error:.1g}" if self.score_error else ""
-        return f"leave-one-out: {self.score:.4f}{room} nats per point, RMSE {self.rmse:.4g}; {inside}{error}"
+        nats, unit = ("nats per point", "") if target is None else ("nats per standardised point", f" in {target}")
+        return f"leave-one-out: {self.score:.4f}{room} {nats}, RMSE {self.rmse * scale:.5g}{unit}; {inside}{error}"
 
 
 def leave_one_out(model: torch.nn.Module) -> LeaveOneOut:

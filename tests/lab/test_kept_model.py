@@ -183,3 +183,11 @@ def test_a_report_beside_a_later_fit_says_so_as_other_commands_do(model):
     assert result.exit_code == 0, result.output
     assert f"Warning: {model} holds a later fit" in said(result)
     assert "TableWarning" not in result.output
+
+
+def test_the_error_without_a_row_is_in_the_unit_of_the_target(tmp_path):
+    frame = rows(40)
+    result = fit(frame.assign(y=1000 * frame["y"]), tmp_path / "m", "--drop", "z")
+    wanted = TableRegression.load(tmp_path / "m").leave_one_out().rmse
+    assert wanted > 10
+    assert f"nats per standardised point, RMSE {wanted:.5g} in y; " in result.stdout

@@ -36,7 +36,8 @@ def print_fit(fitted: Fit) -> None:
     else:
         open_console(stderr=True).print(result.error, style="red", markup=False, soft_wrap=True)
     if fitted.left_out is not None:
-        console.print(fitted.left_out.summary(), markup=False, soft_wrap=True)
+        left_out = fitted.left_out.summary(split.target, fitted.target_scale)
+        console.print(left_out, markup=False, soft_wrap=True)
     console.print(_cost_line(result), soft_wrap=True)
     if result.fallbacks or result.declined:
         console.print(f"steps that fell back: {result.fallbacks}; left to GPyTorch: {sum(result.declined.values())}")
