@@ -37,6 +37,11 @@ def argument(name: str, value: str | bool | Sequence[str]) -> str:
     return f"--{name} {shlex.quote(words)}"
 
 
+def counted(count: int, what: str) -> str:
+    """``1 row`` and ``2 rows``."""
+    return f"{count:,} {what}" + ("" if count == 1 else "s")
+
+
 class TableError(ValueError):
     """A table that cannot be used as it is; the message names row, column and remedy."""
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import date
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from gp_rangeformer.regression.errors import TableError, argument, import_pandas
-from gp_rangeformer.regression.notations import Cause, cause
+from gp_rangeformer.regression.notations import Cause, Notation, cause
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -21,6 +22,13 @@ _INFERRED: dict[str, Kind] = {
     "boolean": "boolean",
     **dict.fromkeys(("datetime64", "datetime", "date"), "date"),
     "string": "text",
+}
+
+_WRITTEN: dict[Kind, str] = {
+    "number": "write a number, or leave the row out",
+    "boolean": "write true or false, or leave the row out",
+    "date": "write a date like 2024-01-31, or leave the row out",
+    "text": "write a text, or leave the row out",
 }
 
 
@@ -42,22 +50,35 @@ def column_of(frame: pd.DataFrame, name: str) -> pd.Series:
 
 
 def shown(column: pd.Series, at: int) -> str:
-    """A cell for a message: without numpy's name of its type."""
+    """A cell for a message: without numpy's name of its type, and dates as people write them."""
     cell: Any = column.iloc[at]
+    if isinstance(cell, date):
+        return str(cell).removesuffix(" 00:00:00")
     return repr(cell.item() if isinstance(cell, np.generic) else cell)
 
 
-def first_text(column: pd.Series, otherwise: str) -> Cause:
-    """Where a column holds text, and why: most of it is numbers or dates in another notation, or ``otherwise``."""
+def first_text(column: pd.Series, otherwise: str, kind: Kind = "number") -> Cause:
+    """Where a column holds text, and why: most of it is numbers or dates in another notation, or ``otherwise``.
+
+    :param kind: what belongs there; texts that look like it are not what is wrong.
+    """
     cells = list(column)
-    known = column.notna().to_numpy()
-    at = next((at for at, cell in enumerate(cells) if isinstance(cell, str)), int(known.argmax()))
+    texts = [at for at, cell in enumerate(cells) if isinstance(cell, str)]
+    other = [at for at in texts if not _looks_like(cells[at].strip(), kind)]
+    (at, *_) = (*other, *texts, int(column.notna().to_numpy().argmax()))
     return cause(cells) or Cause(at, otherwise)
 
 
-def kind_of(column: pd.Series) -> Kind | None:
+def _looks_like(cell: str, kind: Kind) -> bool:
+    if kind == "boolean":
+        return cell.lower() in ("true", "false")
+    return (Notation().date(cell) if kind == "date" else Notation().number(cell)) is not None
+
+
+def kind_of(column: pd.Series, remedy: str | None = None) -> Kind | None:
     """None where every cell is missing.
 
+    :param remedy: what is asked for in an error, where the column cannot be dropped.
     :raises TableError: cells of several kinds, or of one that no number stands for.
     """
     pd = import_pandas()
@@ -70,11 +91,13 @@ def kind_of(column: pd.Series) -> Kind | None:
     if kind is not None:
         return kind
     if inferred.startswith("mixed") and any(isinstance(cell, str) for cell in column):
-        at, why = first_text(column, "drop the column or encode it as numbers, with empty cells for missing ones")
+        at, why = first_text(
+            column, remedy or "drop the column or encode it as numbers, with empty cells for missing ones"
+        )
         raise TableError(f"{place(column, at)}: column {column.name!r} holds text, {shown(column, at)}: {why}")
     raise TableError(
         f"column {column.name!r} holds values of kind {inferred} ({column.dtype}): numbers, true and false, dates and "
-        "text can be used; convert or drop it"
+        f"text can be used; {remedy or 'convert or drop it'}"
     )
 
 
@@ -110,15 +133,14 @@ def as_numbers(column: pd.Series, kind: Kind, zoned: bool | None = None) -> np.n
     :raises TableError: a cell is not of this kind, or infinite; dates with and without a zone.
     """
     pd = import_pandas()
-    found = kind_of(column)
+    found = kind_of(column, _WRITTEN[kind])
     # A table of a few rows may have 0 and 1 for false and true, and a number no decimals.
     allowed = {kind, "number", "boolean"} if kind in ("number", "boolean") else {kind}
     if found is not None and found not in allowed:
         at = int(np.flatnonzero(column.notna().to_numpy())[0])
         said = f"a {found}, where a {kind} belongs"
-        at, why = first_text(column, "") if found == "text" else (at, "")
-        why = f": {why}" if why else ""
-        raise TableError(f"{place(column, at)}: column {column.name!r} holds {shown(column, at)}, {said}{why}")
+        at, why = first_text(column, _WRITTEN[kind], kind) if found == "text" else (at, _WRITTEN[kind])
+        raise TableError(f"{place(column, at)}: column {column.name!r} holds {shown(column, at)}, {said}: {why}")
     if found is None:
         return np.full(len(column), np.nan)
     if kind == "date":

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from gp_rangeformer.regression.errors import TableError, argument
+from gp_rangeformer.regression.errors import TableError, argument, counted
 from gp_rangeformer.regression.kinds import (
     as_numbers,
     check_frame,
@@ -28,6 +28,12 @@ Missing = Literal["drop", "mean", "refuse"]
 ENCODE: tuple[Encode, ...] = ("refuse", "one-hot", "drop")
 MISSING: tuple[Missing, ...] = ("drop", "mean", "refuse")
 FEWEST = 10  # rows
+# What is asked for where the target is none, by what it is.
+_NUMBERS = {
+    "text": "write numbers, and nothing where a value is missing, or name another target",
+    "boolean": "write 0 and 1, or name another target",
+    "date": "write numbers, such as days since a date, or name another target",
+}
 UNNAMED = "Unnamed: "  # what pandas calls a column without a name, before its number
 
 
@@ -76,8 +82,8 @@ def usable(
     complete, total = int((~gone).sum()), len(frame)
     if complete < FEWEST:
         raise TableError(
-            f"{complete} complete rows, {total - complete} with missing values{worst}; at least {FEWEST} complete rows "
-            "are needed: add rows, or drop the columns that have gaps"
+            f"{counted(complete, 'complete row')}, {total - complete} with missing values{worst}; at least {FEWEST} "
+            "complete rows are needed: add rows, or drop the columns that have gaps"
         )
     if gone.any():
         notes.append(f"dropped {total - complete} of {total} rows with missing values{worst}")
@@ -111,12 +117,14 @@ def check_unique(names: Sequence[str]) -> None:
 
 def _without_columns(frame: pd.DataFrame, target: str, encode: Encode, notes: list[str]) -> pd.DataFrame:
     """Without empty columns, and without those of text if they are to go."""
-    kinds = {name: kind_of(column_of(frame, name)) for name in frame.columns}
-    if kinds[target] != "number":
+    needed = f"a regression needs numbers: {_NUMBERS['text']}"
+    kinds = {name: kind_of(column_of(frame, name), needed if name == target else None) for name in frame.columns}
+    kind = kinds[target]
+    if kind != "number":
         cells = column_of(frame, target)
-        if kinds[target] is None:
-            raise TableError(f"the target {target!r} holds no value: a regression needs numbers")
-        at, why = first_text(cells, "a regression needs numbers")
+        if kind is None:
+            raise TableError(f"the target {target!r} holds no value: {needed}")
+        at, why = first_text(cells, f"a regression needs numbers: {_NUMBERS[kind]}")
         raise TableError(f"{place(frame, at)}: the target {target!r} holds {shown(cells, at)}: {why}")
     for name, kind in kinds.items():
         number = name.removeprefix(UNNAMED)

@@ -253,7 +253,7 @@ def test_held_out_texts_that_no_training_row_has_are_left_out_and_counted(tmp_pa
             warnings.simplefilter("always")
             split = load_split(tmp_path / "t.csv", "y", options=TableOptions(encode="one-hot"))
         if caught:
-            assert "left out 1 held-out rows with a text that no training row has" in str(caught[0].message)
+            assert "left out 1 held-out row with a text that no training row has" in str(caught[0].message)
             assert line + 2 not in split.held_out.index
             assert len(split.held_out) == 3
             return

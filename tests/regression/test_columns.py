@@ -181,7 +181,7 @@ def test_dates_keep_having_a_time_zone_or_none(zone, of_objects):
     assert (decoded.dt.tz is None) == (zone is None)
     assert decoded.tolist() == frame["when"].tolist()
     other, said = ("UTC", "with a time zone, and .* without") if zone is None else (None, "without .* with one")
-    with pytest.raises(TableError, match=f"line 2: column 'when' holds Timestamp.*, a date {said}"):
+    with pytest.raises(TableError, match=f"line 2: column 'when' holds 20.*, a date {said}"):
         columns.encoded(zoned(ONE_OF_EACH, other))
     # Nothing is known of dates that are missing.
     assert bool(columns.encoded(frame.assign(when=pd.NaT)).isnan().any(dim=1).all())

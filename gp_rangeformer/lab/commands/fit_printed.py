@@ -17,8 +17,11 @@ if TYPE_CHECKING:
 
 def print_fit(fitted: Fit) -> None:
     """Hyperparameters, errors of the test rows, cost, certificates."""
+    from gp_rangeformer.regression.errors import counted  # with PyTorch, which help does not wait for
+
     console, result, split = open_console(), fitted.result, fitted.split
-    console.print(f"{split.source}: {len(split.train)} training, {len(split.held_out)} test rows", markup=False)
+    rows = f"{len(split.train):,} training, {counted(len(split.held_out), 'test row')}"
+    console.print(f"{split.source}: {rows}", markup=False)
     if fitted.model is not None and fitted.model.candidates:
         console.print(_comparison(fitted.model))
     table = Table("hyperparameter", "value (standardised units)", box=None, pad_edge=False)

@@ -94,8 +94,11 @@ def _summary(model: TableRegression, frame: pd.DataFrame, found: pd.DataFrame) -
     import numpy as np
     import pandas as pd
 
-    rows = np.count_nonzero(found["mean"].notna())
-    text = f"{rows} rows predicted, {model.target} by {model.kernel} fitted to {len(model.gp.train_targets)} rows"
+    from gp_rangeformer.regression.errors import counted
+
+    rows = int(np.count_nonzero(found["mean"].notna()))
+    fitted = f"{model.target} by {model.kernel} fitted to {counted(len(model.gp.train_targets), 'row')}"
+    text = f"{counted(rows, 'row')} predicted, {fitted}"
     if model.target not in frame.columns:
         return text
     cells: Any = frame[model.target]
@@ -107,4 +110,4 @@ def _summary(model: TableRegression, frame: pd.DataFrame, found: pd.DataFrame) -
         return text
     rmse = float(np.sqrt(np.mean(np.square(error[known]))))
     share = float(np.mean((low <= observed)[known] & (observed <= high)[known]))
-    return f"{text}; RMSE {rmse:.5g}, {share:.1%} inside their 95 % intervals ({known.sum()} rows)"
+    return f"{text}; RMSE {rmse:.5g}, {share:.1%} inside their 95 % intervals ({counted(int(known.sum()), 'row')})"

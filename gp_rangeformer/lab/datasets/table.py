@@ -13,7 +13,7 @@ import torch
 
 from gp_rangeformer.lab.datasets.dataset import Dataset, DatasetError, check_sizes, choose, standardise
 from gp_rangeformer.regression.columns import learned
-from gp_rangeformer.regression.errors import TableError, TableWarning, import_pandas
+from gp_rangeformer.regression.errors import TableError, TableWarning, counted, import_pandas
 from gp_rangeformer.regression.kinds import as_numbers, column_of
 from gp_rangeformer.regression.reading import read_table
 from gp_rangeformer.regression.rows import Encode, Missing, usable
@@ -169,7 +169,7 @@ def _split(
     with _refusing(f"{path.name}: "):
         known = learned(rows, target, options.missing)[0].known(unseen)
     if not known.all():
-        notes.append(f"left out {(~known).sum()} held-out rows with a text that no training row has")
+        notes.append(f"left out {counted(int((~known).sum()), 'held-out row')} with a text that no training row has")
     for note in notes:
         warnings.warn(f"{path.name}: {note}", TableWarning, stacklevel=stacklevel)
     source = f"{path.name}, random 90/10 split, seed {seed}, {total - count} of {total} rows dropped: missing values"

@@ -19,6 +19,7 @@ from gp_rangeformer.lab.model_report.drawing import as_image
 from gp_rangeformer.lab.model_report.effects import Effect, effect_figure, effects
 from gp_rangeformer.predict import LeaveOneOut
 from gp_rangeformer.regression import TableError, TableRegression
+from gp_rangeformer.regression.errors import counted
 from gp_rangeformer.regression.kinds import as_numbers, column_of
 from gp_rangeformer.regression.words import OF_PREDICTIONS, Statement, of_fit
 
@@ -192,7 +193,7 @@ def _held_out(rows: pd.DataFrame, target: str) -> Statement:
     inside = float(np.mean((lower <= observed) & (observed <= upper)))
     deviation = math.sqrt(0.95 * 0.05 / n)
     return Statement(
-        f"On {n:,} held-out rows the RMSE is {error:.4g}.",
+        f"On {counted(n, 'held-out row')} the RMSE is {error:.4g}.",
         f"{inside:.1%} of them are inside their 95% interval (deviation by chance {deviation:.1%}).",
         doubtful=inside < 0.95 - 3 * deviation,
     )
