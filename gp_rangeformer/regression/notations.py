@@ -156,16 +156,21 @@ def _described(notation: Notation) -> str:
 
 
 def _date_cause(texts: dict[int, str]) -> Cause | None:
+    """Those that begin with a year are dates already, and text beside others."""
     dates = {at: found for at, cell in texts.items() if (found := _YEAR_LAST.fullmatch(cell))}
-    if 2 * len(dates) > len(texts):
+    short = [at for at, cell in texts.items() if _TWO_DIGITS.fullmatch(cell)]
+    plain = [cell for cell in texts.values() if _YEAR_FIRST.fullmatch(cell)]
+    beside = f", beside dates with it first, as {plain[0]!r}" if plain else ""
+    if dates and 2 * (len(dates) + len(plain)) > len(texts):
         largest = [max(int(found[part]) for found in dates.values()) for part in (1, 3)]
         ways = [name for month, name in ((largest[1], True), (largest[0], False)) if month <= 12]
         read = " or ".join(f"{argument('dayfirst', way)}, {'day' if way else 'month'} first" for way in ways)
-        said = f"a date without its year first (read the table with {read})" if ways else "no day of a calendar"
+        both = ", which reads both" if plain else ""
+        said = f"a date without its year first{beside} (read the table with {read}{both})"
+        said = said if ways else "no day of a calendar"
         return Cause(next(iter(dates)), said)
-    short = [at for at, cell in texts.items() if _TWO_DIGITS.fullmatch(cell)]
-    if 2 * len(short) > len(texts):
-        return Cause(short[0], "a date with two digits for a year (write it as 2024-01-31)")
+    if short and 2 * (len(short) + len(plain)) > len(texts):
+        return Cause(short[0], f"a date with two digits for a year{beside} (write it as 2024-01-31)")
     return None
 
 

@@ -84,6 +84,10 @@ def test_dates_become_iso(dayfirst, cell, date):
         (["1/2/2024"], 0, "dayfirst=True, day first or dayfirst=False, month first"),
         (["31/31/2024"], 0, "no day of a calendar"),
         (["1.2.24"], 0, "two digits for a year"),
+        (["2024-01-31", "31.01.2024"], 1, "year first, beside dates with it first, as '2024-01-31' (read the table"),
+        (["2024-01-31", "31.01.2024"], 1, "with dayfirst=True, day first, which reads both)"),
+        (["2024-01-31", "2024-02-01", "2024-02-02", "1/31/2024"], 3, "dayfirst=False, month first, which reads both)"),
+        (["2024-01-31", "31.01.24"], 1, "two digits for a year, beside dates with it first, as '2024-01-31' (write"),
         (["1.5", None], 0, "stored as text"),
         (["1,5", "2,5", "-"], 0, "decimal=','"),
         (["0,123", "0,5"], 0, "a comma for the decimal point (read the table with decimal=',')"),
@@ -97,7 +101,19 @@ def test_what_is_written_otherwise_is_named_with_what_reads_it(cells, at, said):
 
 
 @pytest.mark.parametrize(
-    "cells", [["Oslo"], ["row 1", "row 2"], ["A1"], ["1.5", "2,5"], [], [1.0], ["1,5", "Oslo", "Rome"], ["12:30"]]
+    "cells",
+    [
+        ["Oslo"],
+        ["row 1", "row 2"],
+        ["A1"],
+        ["1.5", "2,5"],
+        [],
+        [1.0],
+        ["1,5", "Oslo", "Rome"],
+        ["12:30"],
+        ["2024-01-31"],
+        ["2024-01-31", "31.01.2024", "Oslo", "Rome"],
+    ],
 )
 def test_of_mere_text_nothing_is_said(cells):
     assert cause(cells) is None
