@@ -5,11 +5,12 @@ from __future__ import annotations
 import errno
 import os
 import pickle
+import tempfile
 from pathlib import Path
 
 import pytest
 
-from gp_rangeformer.atomic import WriteError, write_bytes
+from gp_rangeformer.atomic import WriteError, write_bytes, write_together
 
 
 def test_the_folder_is_made_and_the_file_replaced(tmp_path: Path) -> None:
@@ -41,6 +42,25 @@ def test_a_failure_leaves_the_old_file_and_names_path_and_remedy(
     assert raised.value.errno == number
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.skipif(not Path("/dev/full").is_char_device(), reason="there is no device that is always full")
+def test_files_that_belong_together_are_all_replaced_or_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    for content in (b"old", b"new"):
+        write_together({first: content, second: content})
+        assert first.read_bytes() == second.read_bytes() == content
+    made = tempfile.mkstemp
+
+    def full(prefix: str, **options: object) -> tuple[int, str]:
+        handle, name = made(prefix=prefix, dir=tmp_path)
+        return (os.open("/dev/full", os.O_WRONLY), name) if prefix == ".second." else (handle, name)
+
+    monkeypatch.setattr("gp_rangeformer.atomic.tempfile.mkstemp", full)
+    with pytest.raises(WriteError, match=f"cannot write {second}: No space left"):
+        write_together({first: b"newer", second: b"newer"})
+    assert first.read_bytes() == second.read_bytes() == b"new"
+    assert sorted(tmp_path.iterdir()) == [first, second]
 
 
 def test_an_error_survives_the_way_between_processes() -> None:
