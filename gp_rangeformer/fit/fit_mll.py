@@ -46,8 +46,9 @@ def fit_mll(
 
     Nested subsets of the training points first (each a fifth of the next), then all of them: steps by average
     information in a trust region, judged by values and gradients with the same probes. Inside
-    ``settings.rangeformer()`` the chosen solver answers (a :class:`~gp_rangeformer.Certified` one with neighbours for
-    all points, so that probes are whitened), outside of it the exact one. Kernels that have no fused form, and inputs
+    ``settings.rangeformer()`` the chosen solver answers, from 2,500 points on (2,000 by secants) unless
+    ``settings.min_size`` says otherwise (a :class:`~gp_rangeformer.Certified` one with neighbours for all points, so
+    that probes are whitened); the exact one below, and outside of the flag. Kernels that have no fused form, and inputs
     that depend on parameters, get their curvature from differences; more than 64 parameters, batches, several columns
     of targets and an ``mll`` with a ``forward`` of its own (:class:`gpytorch.mlls.LeaveOneOutPseudoLikelihood`) from
     secants. The same call gives the same bits, on one machine without other work.

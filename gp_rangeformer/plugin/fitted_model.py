@@ -12,6 +12,7 @@ from gpytorch.likelihoods import GaussianLikelihood
 from jaxtyping import Float, Float64
 from torch import Tensor
 
+from gp_rangeformer import settings
 from gp_rangeformer.kernels.fused import FusedKernel
 from gp_rangeformer.plugin.hooks import prepare_solve
 from gp_rangeformer.plugin.storage import choose_storage, hold
@@ -148,7 +149,9 @@ class FittedModel:
         """
         started, system = time.perf_counter(), self.linear_system()
         known, reason = self.preconditioners, Reason.EXACT_MANY_COLUMNS
-        if self.factor is None and known is not None:
+        # A factor that is there by chance, because variances were read before, would change the bits.
+        by_factor = self.factor is not None and (known is None or settings.deterministic.off())
+        if not by_factor and known is not None:
             near = None if self.rounded is None else solve_by_factor(self.rounded, rhs)
             solution = known.of(system).solve_draws(rhs, (_DRAWS * known.solver.prediction_error) ** 2, near)
             if solution.converged:

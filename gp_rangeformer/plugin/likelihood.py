@@ -136,7 +136,8 @@ def _evaluate(
         if check is not None:
             call.add_gradient(check.found, check.tolerance)
             if check.asked is None:
-                call.note("the gradient is measured for noise and scale alone: GPyTorch evaluates this kernel")
+                of_host = "GPyTorch evaluates this kernel, or this sum of matrices"
+                call.note(f"the gradient is measured for noise and scale alone: {of_host}")
         elif with_logdet and _asks_for_a_gradient(call):
             call.note("the gradient is not measured")
     return prepared, evaluation

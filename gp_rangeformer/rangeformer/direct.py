@@ -38,7 +38,7 @@ _RECURRENCE = 0.9  # of the tolerance is asked of residuals that are not recompu
 @dataclass(frozen=True)
 class Direct:
     """For research: every answer is the network's own. It is measured, a warning says when it is outside tolerance, and
-    nothing corrects it, at any size. Inverse roots stay certified.
+    nothing corrects it, at any size from ``exact_size`` on. Inverse roots stay certified.
 
     :param certified: whose probes and tolerances these are.
     :param network: ``network(system, rhs) -> Answer``; None for the shipped RangeFormer, seeded as ``certified`` is.

@@ -144,7 +144,8 @@ class min_size(kinds.Count):
     """
     The size n from which the RangeFormer solver answers; the exact path answers below, where one Cholesky is faster.
     On CUDA, where that holds for longer, the default is 5000; elsewhere it is 2500 (2000 by secants) in fits to
-    convergence, and 2500 for solves outside a likelihood.
+    convergence, 2500 for solves outside a likelihood, and 4001 for those that will be differentiated. A model's own
+    predictions are factorised for up to 4000 points whatever it is, unless ``variances`` of the solver are "estimated".
 
     (Default: 1500)
     """

@@ -66,8 +66,8 @@ def small_sentence(results: Results) -> str:
     worst = min(single[n] for n in level)
     gains = ", ".join(f"{single[n]:.1f} at n = {n:,}" for n in gaining)
     return (
-        f"Up to n = {level[-1]} a step with the flag takes as long as without it, at worst {1 / worst:.2f} times as "
-        f"long. Beyond, GPyTorch's Cholesky takes so many times as long: {gains} (float64)."
+        f"Up to n = {level[-1]} a step of one model takes as long with the flag as without it, at worst "
+        f"{1 / worst:.2f} times as long. Beyond, GPyTorch's Cholesky takes so many times as long: {gains} (float64)."
     )
 
 
