@@ -193,3 +193,15 @@ def test_appended_rows_are_new_data() -> None:
     expected = by_host(changed, x)
     assert relative(mean, expected.mean) < 1e-8
     assert relative(variance, expected.variance) < 1e-8
+
+
+def test_deterministic_draws_do_not_see_a_factor_that_something_else_has_made() -> None:
+    problem, columns = build("ard", n=500), torch.randn(500, 3, dtype=torch.float64)
+    with estimated(), settings.deterministic(), torch.no_grad():
+        problem.predict(further_points()).variance  # noqa: B018
+        (kept,) = fitted._fitted.values()
+        before = kept.solve_draws(columns)
+        kept.factorised(kept.linear_system())
+        assert torch.equal(kept.solve_draws(columns), before)
+        with settings.deterministic(False):
+            assert not torch.equal(kept.solve_draws(columns), before)
