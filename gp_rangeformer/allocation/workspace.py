@@ -19,6 +19,7 @@ import functools
 import sys
 import threading
 import weakref
+from collections import deque
 from dataclasses import dataclass
 
 import numpy as np
@@ -40,6 +41,7 @@ _NEAR = 1.2  # times the size asked for: no larger memory serves
 _SOON, _SOON_OF_OTHERS = 64, 16
 _lock = threading.RLock()  # re-entrant: a matrix may be collected while this thread holds it
 _kept: list[_Block] = []  # least recently given back first
+_pending: deque[_Block] = deque()  # given back while another thread held the lock
 _taken = 0  # matrices so far
 _limit = 512 * 2**20
 
@@ -80,6 +82,7 @@ def keep_at_most(limit: int) -> None:
 def release() -> None:
     """Return all unused memory to the system, malloc's too."""
     with _lock:
+        _pending.clear()
         _kept.clear()
     trim_heap()
 
@@ -95,7 +98,7 @@ def trim_heap() -> None:
 def kept_bytes() -> int:
     """Bytes of unused memory that are kept."""
     with _lock:
-        return sum(block.used for block in _kept)
+        return sum(block.used for block in (*_kept, *_pending))
 
 
 def shortage(demand: Demand, n: int, device: torch.device) -> str | None:
@@ -119,6 +122,8 @@ def _take(size: int) -> _Block:
     global _taken
     with _lock:
         _taken += 1
+        if _pending:
+            _trim()
         near = [block for block in _kept if size <= block.memory.nbytes <= _NEAR * size]
         if near:
             # Of the smallest the one that was given back last, whose lines may still be in a cache.
@@ -141,13 +146,19 @@ def _capacity(size: int) -> int:
 
 
 def _give_back(block: _Block) -> None:
-    with _lock:
-        block.returned = _taken
-        _kept.append(block)
-        _trim()
+    """Runs wherever the last tensor happens to go, under whatever locks: it waits for none."""
+    block.returned = _taken
+    _pending.append(block)
+    if _lock.acquire(blocking=False):
+        try:
+            _trim()
+        finally:
+            _lock.release()
 
 
 def _trim() -> None:
+    while _pending:
+        _kept.append(_pending.popleft())
     _drop(_SOON)
     spared = _spared()
     while sum(block.used for block in _kept if block is not spared) > _limit:

@@ -244,6 +244,8 @@ class _Fit:
         failures = sum(record.value == -math.inf for record in self._history)
         if failures:
             self._notes.append(f"{failures} evaluations failed, too far out or not certified: steps were shortened")
+        if bound := self._objective.parameters.on_bounds(best.phi):
+            self._notes.append(f"on a bound of its constraint: {', '.join(bound)} (the optimum may lie beyond)")
         if model.wall is not None and replace(model, wall=None).newton_decrement() > decrement + self._tolerance:
             remedy = "" if self._dtype_name == "float64" else ", which needs float64"
             self._notes.append(f"{self._dtype_name} ends here: rounding of K hides smaller noise{remedy}")

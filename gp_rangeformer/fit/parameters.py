@@ -21,6 +21,7 @@ _ON_THE_BOUND, _OF_AN_INTERVAL = 1e-10, 1e-6
 # A start is at least so far from a bound, as a share of the bound itself: nearer to it the logarithm of the distance
 # has next to no gradient, and a fit that begins there (where an earlier one has ended) would never leave.
 _OFF_A_BOUND = 0.01
+_NEAR_A_BOUND = 2 * _OFF_A_BOUND  # as a share of it: an end that is said to be on it
 _LARGEST = 1e15  # distance from a bound
 
 
@@ -146,6 +147,18 @@ class FreeParameters:
                 first.append(slope.detach())
                 second.append(bend)
         return torch.cat(first), torch.cat(second)
+
+    def on_bounds(self, phi: Float64[Tensor, " p"]) -> list[str]:
+        """Names of the numbers that are near a bound, relative to it, with that; zero is none."""
+        found = []
+        names = iter(self.names)
+        for entry, part in zip(self._entries, self._split(phi), strict=True):
+            values = entry.bounded(part)
+            for value, name in zip(values.tolist(), names, strict=False):
+                for bound in (entry.lower, entry.upper):
+                    if bound != 0 and math.isfinite(bound) and abs(value - bound) <= _NEAR_A_BOUND * abs(bound):
+                        found.append(f"{name} at {bound:.3g}")
+        return found
 
     def raw_state(self) -> list[Tensor]:
         """The stored numbers, bit for bit."""

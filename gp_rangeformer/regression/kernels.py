@@ -24,6 +24,9 @@ from gp_rangeformer.regression.errors import KernelError
 
 TREND_SEASONAL = "trend-seasonal"
 _ROWS_IN_FLOAT64 = 2000
+# Of a standardised target: simulators have no noise, and GPyTorch's bound, which float32 keeps, is a hundredth of the
+# target's deviation.
+_SMALLEST_NOISE = 1e-8
 DEFAULT = "matern32"  # of the command line, where none is named
 
 
@@ -179,7 +182,8 @@ def build(train_x: Tensor, train_y: Tensor, start: Covariance) -> Regression:
     :param train_y: n.
     :param start: its kernel stays as it is: the model trains a copy.
     """
-    likelihood = gpytorch.likelihoods.GaussianLikelihood()
+    smallest = gpytorch.constraints.GreaterThan(_SMALLEST_NOISE) if train_x.dtype == torch.float64 else None
+    likelihood = gpytorch.likelihoods.GaussianLikelihood(noise_constraint=smallest)
     if start.noise is not None:
         likelihood.noise = torch.tensor(start.noise)
     model = Regression(train_x, train_y, likelihood, copy.deepcopy(start.kernel), start.part_names)

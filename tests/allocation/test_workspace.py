@@ -271,6 +271,20 @@ def test_a_matrix_may_be_dropped_in_another_thread() -> None:
     assert kept_bytes() == pytest.approx(MATRIX, rel=1e-3)
 
 
+def test_giving_back_waits_for_no_thread() -> None:
+    """Collections run under any lock, and a thread that waits here may hold what the other one waits for."""
+    tensors, place = [matrix()], threading.Event()
+    thread = threading.Thread(target=lambda: (tensors.clear(), place.set()))
+    with workspace._lock:
+        thread.start()
+        assert place.wait(10)
+    thread.join()
+    assert kept_bytes() == pytest.approx(MATRIX, rel=1e-3)
+    again = matrix()
+    assert again.shape == (N, N)
+    assert kept_bytes() == 0
+
+
 def test_rows_start_at_cache_lines() -> None:
     assert matrix().data_ptr() % 64 == 0
     assert matrix(n=1024).stride() == (1024, 1)

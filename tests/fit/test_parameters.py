@@ -9,7 +9,9 @@ import pytest
 import torch
 from gpytorch.constraints import GreaterThan, Interval, LessThan, Positive
 
+from gp_rangeformer.fit import fit_mll
 from gp_rangeformer.fit.parameters import FreeParameters
+from tests.fit.models import build, data
 
 UNTRANSFORMED: Any = None
 CONSTRAINTS: dict[str, tuple[Any, float]] = {
@@ -135,3 +137,13 @@ def test_several_bounds_of_one_parameter() -> None:
     module = Holder(Interval(torch.tensor([0.1, 0.2]), torch.tensor([1.0, 2.0])), 0.5)
     with pytest.raises(ValueError, match="several bounds"):
         FreeParameters(module)
+
+
+def test_an_end_on_a_bound_is_named() -> None:
+    x, _ = data(80)
+    mll = build(80)
+    mll.model.set_train_data(targets=(3 * x).sin().sum(-1), strict=False)  # without noise
+    found = fit_mll(mll)
+    assert mll.likelihood.noise.item() == pytest.approx(1e-4, rel=0.02)
+    assert any("raw_noise at 0.0001" in note for note in found.notes)
+    assert not fit_mll(build(80)).notes

@@ -247,3 +247,12 @@ def test_a_row_far_out_leaves_the_predictions_of_all_others_as_they_are(kernel):
     expected, found = model.predict(frame), model.predict(odd)
     np.testing.assert_allclose(found[:-1], expected, rtol=1e-7)
     assert np.isfinite(found.to_numpy(float)).all()
+
+
+def test_a_table_without_noise_is_predicted_as_exactly_as_its_kernel_can():
+    x = np.random.default_rng(0).uniform(-2, 2, size=(150, 2))
+    frame = pd.DataFrame(x, columns=["a", "b"]).assign(y=100 * np.sin(x.sum(1)))
+    model = fit(frame[:100], target="y", kernel="rbf")
+    found, truth = model.predict(frame[100:]), frame["y"][100:]
+    assert np.sqrt(np.mean((found["mean"] - truth) ** 2)) < 1e-3 * truth.std()
+    assert found["sd"].median() < 1e-3 * truth.std()  # GPyTorch's bound of the noise is ten times that
