@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 import weakref
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from gpytorch import Module
@@ -20,7 +20,15 @@ from torch import Tensor
 
 from gp_rangeformer.plugin.fitted_model import same
 
-_made_of: weakref.WeakKeyDictionary[DefaultPredictionStrategy, tuple[Tensor, ...]] = weakref.WeakKeyDictionary()
+
+class _Made(NamedTuple):
+    """What a model was when its strategy was made. A fantasy's strategy has a likelihood of its own."""
+
+    likelihood: weakref.ref[Any]
+    tensors: tuple[Tensor, ...]
+
+
+_made_of: weakref.WeakKeyDictionary[DefaultPredictionStrategy, _Made] = weakref.WeakKeyDictionary()
 _lock = threading.Lock()
 
 
@@ -35,14 +43,15 @@ def renew_strategy(model: ExactGP, **kwargs: Any) -> None:
     present = (*model.parameters(), *model.buffers())
     with _lock:
         known = _made_of.get(strategy)
-    if known is not None and same(present, known):
+    another = known is not None and known.likelihood() is not model.likelihood
+    if known is not None and not another and same(present, known.tensors):
         return
     prior = Module.__call__(model, *inputs, **kwargs)  # not ExactGP's own, which would ask for predictions
-    if not same_prior(strategy.train_prior_dist, prior) or strategy.likelihood is not model.likelihood:
+    if another or not same_prior(strategy.train_prior_dist, prior):
         strategy = prediction_strategy(list(inputs), prior, model.train_targets, model.likelihood)
         model.prediction_strategy = strategy
     with _lock:
-        _made_of[strategy] = tuple(tensor.detach().clone() for tensor in present)
+        _made_of[strategy] = _Made(weakref.ref(model.likelihood), tuple(tensor.detach().clone() for tensor in present))
 
 
 def same_prior(one: Any, other: Any) -> bool:

@@ -20,6 +20,7 @@ import shlex
 import shutil
 import subprocess
 import tempfile
+import threading
 import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -53,11 +54,15 @@ class Tuning(NamedTuple):
     libraries: tuple[str, ...] = ()
 
 
+_loading = threading.Lock()
+
+
 @functools.cache
 def native_library() -> ctypes.CDLL | None:
     """The compiled functions, or None where nothing compiles them: tensor operations answer, about twice slower, and a
     warning says so once. Six seconds the first time on a machine, 0.02 after that."""
-    found = _library()
+    with _loading:  # threads that come first together compile once
+        found = _library()
     if not isinstance(found, str):
         return found
     warnings.warn(
