@@ -99,7 +99,7 @@ class TableRegression:
         :param encode: what becomes of text columns. "one-hot": an input for each of at most 20 texts.
         :param missing: what becomes of rows with missing cells; "mean" puts the column's mean, of texts and booleans
             the most frequent. Rows without a target are left out, and with "refuse" refused.
-        :param dtype: None: float64 up to 2,000 rows and where the kernel asks for it, else float32.
+        :param dtype: None: float64 up to 5,000 rows and where the kernel asks for it, else float32.
         :param callback: sees the kernel's name and every evaluation. What it raises ends the fit.
         :param folder: keeps the kernels that were compared and the best parameters so far in ``unfinished.json``; the
             same call on the same data goes on from there, after a kill too. :meth:`save` to it ends that.

@@ -16,7 +16,7 @@ def test_fit_prints_hyperparameters_errors_and_the_report_and_writes_predictions
         assert said in result.stdout
     assert re.search(
         r"^\d+\.\d{3} s/step \(median\), \d+\.\d passes over K; training .*; "
-        r"peak memory \d+ MiB, with the prediction \d+ MiB, beside what was held before$",
+        r"peak memory \d+ MiB, with predictions \d+ MiB, beside what was held before$",
         result.stdout,
         re.MULTILINE,
     )

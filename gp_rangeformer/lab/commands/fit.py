@@ -94,7 +94,7 @@ def fit(
     lr: Annotated[float | None, typer.Option(min=0.0, help="Adam's learning rate.", show_default="0.1")] = None,
     dtype: Annotated[
         str | None,
-        typer.Option(help="float32 or float64.", show_default="float64 to 2,000 rows, else float32"),
+        typer.Option(help="float32 or float64.", show_default="float64 to 5,000 rows, else float32"),
     ] = None,
     device: Device = "cpu",
     seed: Seed = 0,

@@ -91,6 +91,6 @@ def _cost_line(result: SolverResult) -> str:
     if result.peak_memory is not None:
         memory = f"peak memory {result.peak_memory:.0f} MiB"
         if result.peak_memory_with_prediction is not None:
-            memory += f", with the prediction {result.peak_memory_with_prediction:.0f} MiB"
+            memory += f", with predictions {result.peak_memory_with_prediction:.0f} MiB"
         parts.append(f"{memory}, beside what was held before")
     return "; ".join(parts)

@@ -185,7 +185,6 @@ def _with_predictions(
         synchronize(device)
         result.prediction_seconds = time.perf_counter() - started
         result.calls.update(f"{report.operation} {report.solver} {report.reason.name}" for report in reports)
-        result.peak_memory_with_prediction = memory.peak()
         scale = fitted.target_scale
         observed, mean, sd = (
             np.asarray(cells, dtype=float) / scale
@@ -197,6 +196,7 @@ def _with_predictions(
         observer("leave-one-out", 0, 1, "")
         left_out = leave_one_out(model.gp)
         observer("leave-one-out", 1, 1, f"{left_out.score:.4f} nats/point")
+        result.peak_memory_with_prediction = memory.peak()
     return Fit(
         split, fitted.kernel, fitted.d, scale, result, fitted.report,
         beside(found, split.held_out, split.target), model, left_out,
@@ -240,6 +240,8 @@ def fit_by_adam(
         found = predict(run, spec, model, data)
         with spec.active():
             left_out = leave_one_out(model)
+        if run.memory is not None:
+            run.result.peak_memory_with_prediction = run.memory.peak()
         mean = scale * np.array(found.mean) + dataset.target_mean
         frame = with_interval(mean, scale * np.array(found.deviation), split.held_out.index)
         predictions = beside(frame, split.held_out, dataset.target_name)
