@@ -40,6 +40,7 @@ _CERTAIN = 0.25
 # 16, 9 on kin40k, 21, 21, 12 on pol, 40, 35, 34 on protein, 7 each on bike, 16, 15, 13 on elevators.
 _FLATTER, _DISAPPOINTING = 0.8, 0.3
 _LEAST, _MOST = 0.1, 4.0  # of the curvature that average information has
+_THROUGH = 0.5  # of a logarithm beyond the wall, which is no line to rounding
 
 Watch = Callable[[Evaluated, bool], None]
 
@@ -117,6 +118,8 @@ def ascend(
             gains += [] if misled else [None]
             continue
         old, gain = best, gained(best, new, step)
+        if new.room < min(best.room, -_THROUGH):
+            gain = -math.inf  # secants know of no wall
         accepted, kept, full = gain > 0, gain / step.promised, step.length < radius * (1 - 1e-6)
         watch(new, accepted)
         gains += [gain] if accepted else [] if misled else [None]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -62,7 +63,7 @@ class Evaluated:
     ``gain``: of a mean that was fitted to the other parameters, in the value and not in ``report``, whose mean is that
     of before. ``samples``: what each probe of the log determinant says of the value, where probes were asked;
     ``group_gradients``: what groups of the gradient's probes say, near an optimum. ``seen`` holds K: drop it before the
-    next evaluation.
+    next evaluation. ``room``: below the wall, infinite where nobody knows.
     """
 
     phi: Float64[Tensor, " p"]
@@ -72,6 +73,7 @@ class Evaluated:
     report: SolveReport | None
     rounding: float = 0.0
     gain: float = 0.0
+    room: float = math.inf
     seen: Seen | None = None
     samples: Float64[Tensor, " k"] | None = None
     group_gradients: Float64[Tensor, "g p"] | None = None
@@ -124,6 +126,8 @@ class Objective:
         if usable and self.parameters.size <= MOST_COLUMNS:
             found.samples = self._samples(observations[0])
             found.seen = self._seen(observations[0], phi, slopes)
+            if found.seen.wall is not None:
+                found.room = found.seen.room
             self._settle(found)
         if self._anchor is not None:
             found.value += self._anchor.value(found.phi) / self.points
