@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -33,15 +35,38 @@ def host_predicts_as_fast(n: int, dtype: torch.dtype | None, device: torch.devic
     return bool(by_cholesky) and dense and not isinstance(settings.solver.value(), Direct)
 
 
-def beyond_reach(kernel: Kernel, points: Float[Tensor, "n d"], others: Float[Tensor, "t d"]) -> bool:
-    """Whether a prediction of ``others`` from ``points`` must not be left to the host: some are too far out."""
-    parts: list[Any] = [part for part in torch.nn.Module.modules(kernel) if _has_lengthscale(part)]
-    shortest = [float(part.lengthscale.detach().amin()) for part in parts]
-    if not shortest:
-        return False
-    middle = points[:1]
-    reach = max(float((x - middle).abs().amax()) for x in (points.detach(), others.detach()))
-    return reach > _REACH * min(shortest)
+@dataclass(frozen=True)
+class Reach:
+    """How far from ``middle``, the first of a model's training points, others may be left to the host."""
+
+    middle: Tensor
+    limit: float
+    versions: tuple[int, ...]  # of the kernel's parameters when it was measured
+
+    @classmethod
+    def of(cls, kernel: Kernel, points: Float[Tensor, "n d"]) -> Reach:
+        parts: list[Any] = [part for part in torch.nn.Module.modules(kernel) if _has_lengthscale(part)]
+        shortest = min((float(part.lengthscale.detach().amin()) for part in parts), default=math.inf)
+        middle = points[:1].detach()
+        limit = _REACH * shortest
+        if limit < math.inf and _distance(points, middle) > limit:
+            limit = 0.0  # so far out are training points themselves
+        return cls(middle, limit, _versions(kernel))
+
+    def exceeded(self, x: Float[Tensor, "t d"]) -> bool:
+        """Whether a prediction of ``x`` must not be left to the host: some are too far out."""
+        return self.limit < math.inf and _distance(x, self.middle) > self.limit
+
+    def describes(self, kernel: Kernel) -> bool:
+        return self.versions == _versions(kernel)
+
+
+def _distance(x: Tensor, middle: Tensor) -> float:
+    return float((x.detach() - middle).abs_().amax())
+
+
+def _versions(kernel: Kernel) -> tuple[int, ...]:
+    return tuple(parameter._version for parameter in torch.nn.Module.parameters(kernel))
 
 
 def _has_lengthscale(part: Any) -> bool:

@@ -179,7 +179,7 @@ def _solve(operator: AddedDiagLinearOperator, system: EligibleSystem, right_tens
                 _DIFFERENTIATED_BELOW if differentiated else _FACTORISED_BELOW,
                 differentiated and exact_path_fits(linear_system, rhs.shape[-1]),
             )
-            largest = float(torch.linalg.vector_norm(b, dim=0).amax())
+            largest = torch.linalg.vector_norm(b, dim=0, dtype=torch.float64).amax()
 
         def solve_columns(
             columns: Tensor, linear_system=linear_system, prepared=prepared, reason=exact_reason, largest=largest
@@ -264,10 +264,10 @@ def root_inv_decomposition(
     return get_from_cache(self, name)
 
 
-def _scales(columns: Tensor, largest: float) -> Tensor:
+def _scales(columns: Tensor, largest: Tensor) -> Tensor:
     """By which columns are divided, so that all have the norm ``largest`` or are zero."""
-    norms = torch.linalg.vector_norm(columns, dim=0)
-    return torch.where(norms > 0, norms / largest, 1.0) if largest > 0 else torch.ones_like(norms)
+    norms = torch.linalg.vector_norm(columns, dim=0, dtype=torch.float64)
+    return torch.where((norms > 0) & (largest > 0), norms / largest, 1.0).to(columns.dtype)
 
 
 def _columns(rhs: Tensor | None) -> int:

@@ -13,6 +13,7 @@ import contextlib
 import copy
 import math
 import threading
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -31,7 +32,7 @@ from gp_rangeformer import settings
 from gp_rangeformer.allocation.free_cores import free_cores
 from gp_rangeformer.kernels.cross import CrossKernel
 from gp_rangeformer.kernels.fused import FusedKernel
-from gp_rangeformer.plugin.crossover import beyond_reach, host_predicts_as_fast
+from gp_rangeformer.plugin.crossover import Reach, host_predicts_as_fast
 from gp_rangeformer.plugin.fitted import ROUNDED, continues, fitted_model
 from gp_rangeformer.plugin.fitted_model import FittedModel
 from gp_rangeformer.plugin.posterior import Posterior
@@ -44,6 +45,9 @@ from gp_rangeformer.torch_modes import no_autocast, saving_elsewhere, transformi
 # Test points up to which GPyTorch's own Cholesky path is as fast where it is the faster one: beyond, its t x t matrix
 # costs more than all the rest.
 _HOST_POINTS = 1000
+
+
+_reaches: weakref.WeakKeyDictionary[DefaultPredictionStrategy, Reach] = weakref.WeakKeyDictionary()
 
 
 class _Putting(threading.local):
@@ -170,10 +174,17 @@ def _may_serve(strategy: Any, test_inputs: Any) -> bool:
     # So few that GPyTorch evaluates all their kernels at once; in float32 it would sum means in float32 as well.
     at_once = n + t <= (gpytorch_settings.max_eager_kernel_size.value() or 0) and x.dtype == torch.float64
     as_fast = at_once or (t <= _HOST_POINTS and host_predicts_as_fast(n, x.dtype, x.device))
-    trained: Any = operator._linear_op
-    return not as_fast or (
-        isinstance(trained, LazyEvaluatedKernelTensor) and beyond_reach(trained.kernel, trained.x1, x)
-    )
+    return not as_fast or _beyond_reach(strategy, x)
+
+
+def _beyond_reach(strategy: Any, x: Tensor) -> bool:
+    trained: Any = strategy.lik_train_train_covar._linear_op
+    if type(trained) is not LazyEvaluatedKernelTensor:
+        return False
+    known = _reaches.get(strategy)
+    if known is None or not known.describes(trained.kernel):
+        known = _reaches[strategy] = Reach.of(trained.kernel, strategy.train_inputs[0])
+    return known.exceeded(x)
 
 
 def _cross(strategy: Any, test_mean: Tensor, test_train: PutOff) -> CrossKernel | None:

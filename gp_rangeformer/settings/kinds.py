@@ -54,9 +54,13 @@ class _Open:
 
 
 def _own(contexts: list[_Open]) -> _Open | None:
-    """The last that this thread has entered."""
+    """The last that this thread has entered. Others may enter and leave meanwhile: what they take away moves nothing
+    that is still to be looked at from the end."""
     thread = _thread.token
-    return next((each for each in reversed(contexts) if each.thread is thread), None)
+    for each in reversed(contexts):
+        if each.thread is thread:
+            return each
+    return None
 
 
 def _seen_here(contexts: list[_Open]) -> _Open | None:
@@ -64,12 +68,11 @@ def _seen_here(contexts: list[_Open]) -> _Open | None:
     device run in such threads) sees the last of all."""
     if not contexts:
         return None
-    present = contexts.copy()  # others may enter and leave meanwhile
-    own = _own(present)
+    own = _own(contexts)
     if own is not None:
         return own
     started = threading.get_ident() in threading._active  # type: ignore[attr-defined]
-    return next((each for each in reversed(present) if each.by_main or not started), None)
+    return next((each for each in reversed(contexts.copy()) if each.by_main or not started), None)
 
 
 class Setting(contextlib.ContextDecorator):
@@ -91,7 +94,7 @@ class Setting(contextlib.ContextDecorator):
         """Set for the whole process, with the arguments of the context, until it is set again. A context that is open
         around this call puts back at its end what was there before it."""
         value = cls(*arguments, **changes)._inside()
-        own = _own(cls._open.copy())
+        own = _own(cls._open)
         if own is None:
             cls._store(value)
         else:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from gp_rangeformer import settings
-from gp_rangeformer.plugin.crossover import beyond_reach
+from gp_rangeformer.plugin.crossover import Reach
 from tests.plugin.market import build, data
 
 
@@ -35,7 +35,10 @@ def test_reach_is_measured_in_the_shortest_length_scale() -> None:
     kernel = gpytorch.kernels.ScaleKernel(gpytorch.kernels.RBFKernel(ard_num_dims=2))
     kernel.base_kernel.lengthscale = torch.tensor([10.0, 0.1])
     points = torch.zeros(3, 2)
-    assert not beyond_reach(kernel, points, points + 29)
-    assert beyond_reach(kernel, points, points + 31)
-    assert beyond_reach(kernel, torch.tensor([[0.0, 0.0], [31.0, 0.0]]), points)
-    assert not beyond_reach(gpytorch.kernels.LinearKernel(), points, points + 1e9)
+    reach = Reach.of(kernel, points)
+    assert not reach.exceeded(points + 29)
+    assert reach.exceeded(points + 31)
+    assert Reach.of(kernel, torch.tensor([[0.0, 0.0], [31.0, 0.0]])).exceeded(points + 1)
+    assert not Reach.of(gpytorch.kernels.LinearKernel(), points).exceeded(points + 1e9)
+    kernel.base_kernel.lengthscale = torch.tensor([10.0, 0.2])
+    assert not reach.describes(kernel)
