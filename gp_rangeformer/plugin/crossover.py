@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,7 +42,7 @@ class Reach:
 
     middle: Tensor
     limit: float
-    versions: tuple[int, ...]  # of the kernel's parameters when it was measured
+    parameters: tuple[Tensor, ...]  # the kernel's when it was measured
 
     @classmethod
     def of(cls, kernel: Kernel, points: Float[Tensor, "n d"]) -> Reach:
@@ -51,22 +52,22 @@ class Reach:
         limit = _REACH * shortest
         if limit < math.inf and _distance(points, middle) > limit:
             limit = 0.0  # so far out are training points themselves
-        return cls(middle, limit, _versions(kernel))
+        return cls(middle, limit, tuple(parameter.detach().clone() for parameter in _parameters(kernel)))
 
     def exceeded(self, x: Float[Tensor, "t d"]) -> bool:
         """Whether a prediction of ``x`` must not be left to the host: some are too far out."""
         return self.limit < math.inf and _distance(x, self.middle) > self.limit
 
     def describes(self, kernel: Kernel) -> bool:
-        return self.versions == _versions(kernel)
+        return all(map(torch.equal, self.parameters, _parameters(kernel)))
 
 
 def _distance(x: Tensor, middle: Tensor) -> float:
     return float((x.detach() - middle).abs_().amax())
 
 
-def _versions(kernel: Kernel) -> tuple[int, ...]:
-    return tuple(parameter._version for parameter in torch.nn.Module.parameters(kernel))
+def _parameters(kernel: Kernel) -> Iterator[Tensor]:
+    return torch.nn.Module.parameters(kernel)
 
 
 def _has_lengthscale(part: Any) -> bool:
