@@ -16,7 +16,7 @@ from gp_rangeformer.predict import leave_one_out
 from gp_rangeformer.regression.errors import KernelError
 from gp_rangeformer.regression.fit_json import fit_from_json, fit_to_json
 from gp_rangeformer.regression.fitting import Fitted, Watch, fitted
-from gp_rangeformer.regression.kernels import Covariance, Regression, build, check_name
+from gp_rangeformer.regression.kernels import Covariance, Regression, build_for_table, check_name
 from gp_rangeformer.regression.unfinished import Unfinished, parameters_from_json, parameters_to_json
 
 # Those that have a fused form: with others a large fit takes far longer.
@@ -117,7 +117,7 @@ def _plain(fit: Fitted) -> dict[str, Any]:
 
 def _restored(x: Tensor, y: Tensor, start: Covariance, content: Mapping[str, Any]) -> Fitted:
     """What :func:`_plain` was made of; the fit without its report."""
-    gp = build(x, y, start)
+    gp = build_for_table(x, y, start)
     parameters_from_json(gp, content["parameters"])
     return Fitted(gp, fit_from_json(content["fit"]), content["level"])
 

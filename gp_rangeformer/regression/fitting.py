@@ -11,7 +11,7 @@ from torch import Tensor
 
 from gp_rangeformer import settings
 from gp_rangeformer.fit import FitResult, Record, fit_mll
-from gp_rangeformer.regression.kernels import Covariance, Regression, build
+from gp_rangeformer.regression.kernels import Covariance, Regression, build_for_table
 from gp_rangeformer.regression.unfinished import Unfinished
 
 Watch = Callable[[str, Record], None]
@@ -36,7 +36,7 @@ def fitted(
         of the rows, subsets of that size are gone on with.
     :raises FitError: as :func:`gp_rangeformer.fit.fit_mll`.
     """
-    gp: Any = build(x, y, start)
+    gp: Any = build_for_table(x, y, start)
     points = unfinished.restore_best(start, gp)
     seen = 0
 

@@ -26,9 +26,7 @@ TREND_SEASONAL = "trend-seasonal"
 # Where float64 takes some 1.4 times as long (4,000 rows of kin40k, pol, protein, elevators), and 0.2 times where the
 # noise is small, which float32 does not certify.
 _ROWS_IN_FLOAT64 = 5000
-# Of a standardised target: simulators have no noise, and GPyTorch's bound, which float32 keeps, is a hundredth of the
-# target's deviation.
-_SMALLEST_NOISE = 1e-8
+_SMALLEST_NOISE = 1e-8  # of a standardised target
 DEFAULT = "matern32"  # of the command line, where none is named
 
 
@@ -175,7 +173,13 @@ def default_dtype(name: str | None, rows: int | None = None) -> str:
     return "float64" if few or name == TREND_SEASONAL else "float32"
 
 
-def build(train_x: Tensor, train_y: Tensor, start: Covariance) -> Regression:
+def build_for_table(train_x: Tensor, train_y: Tensor, start: Covariance) -> Regression:
+    """As :func:`build`, with room for tables without noise, as simulators give, in float64. GPyTorch's bound, which
+    float32 keeps, is a hundredth of the target's deviation."""
+    return build(train_x, train_y, start, _SMALLEST_NOISE if train_x.dtype == torch.float64 else None)
+
+
+def build(train_x: Tensor, train_y: Tensor, start: Covariance, smallest_noise: float | None = None) -> Regression:
     """A model in training mode, in the dtype and on the device of ``train_x``; its likelihood is ``.likelihood``.
 
     Initial values are rounded to float32 whatever the dtype, so that models of two dtypes start at the same point.
@@ -183,8 +187,9 @@ def build(train_x: Tensor, train_y: Tensor, start: Covariance) -> Regression:
     :param train_x: n x d.
     :param train_y: n.
     :param start: its kernel stays as it is: the model trains a copy.
+    :param smallest_noise: None for GPyTorch's bound, 1e-4. Stored parameters are those of one bound.
     """
-    smallest = gpytorch.constraints.GreaterThan(_SMALLEST_NOISE) if train_x.dtype == torch.float64 else None
+    smallest = None if smallest_noise is None else gpytorch.constraints.GreaterThan(smallest_noise)
     likelihood = gpytorch.likelihoods.GaussianLikelihood(noise_constraint=smallest)
     if start.noise is not None:
         likelihood.noise = torch.tensor(start.noise)

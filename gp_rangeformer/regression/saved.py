@@ -16,7 +16,7 @@ from gp_rangeformer.regression.choice import Candidate
 from gp_rangeformer.regression.columns import Columns
 from gp_rangeformer.regression.errors import SavedModelError
 from gp_rangeformer.regression.fit_json import fit_from_json, fit_to_json
-from gp_rangeformer.regression.kernels import Covariance, Regression, build, covariance, hyperparameters
+from gp_rangeformer.regression.kernels import Covariance, Regression, build_for_table, covariance, hyperparameters
 from gp_rangeformer.regression.scaling import Scaling
 
 _PARAMETERS = "parameters/"
@@ -98,7 +98,7 @@ def restored(tensors: Mapping[str, Tensor], content: Mapping[str, Any], kernel: 
         if not x.shape[1] == len(columns.names) == len(inputs.mean):
             raise ValueError(f"{x.shape[1]} inputs, of which the columns give {len(columns.names)}")
         start = _kernel(content["kernel"], kernel, x.shape[1])
-        gp = build(x, y, start)
+        gp = build_for_table(x, y, start)
         gp.load_state_dict(
             {name.removeprefix(_PARAMETERS): value for name, value in tensors.items() if name.startswith(_PARAMETERS)}
         )
