@@ -137,10 +137,13 @@ from gp_rangeformer.lab.compare.fit import fit_by_adam
 torch.set_num_threads(1)
 data = datasets.load("robot_arm", n=6000, n_test=150)
 (spec,) = parse_solvers("rangeformer", "float32")
+small = datasets.load("robot_arm", n=200, n_test=5)  # what is imported on the way is no memory of a fit
+fit_by_adam(small, datasets.split_of(small), spec, steps=2)
 held = next(int(line.split()[1]) / 1024 for line in open("/proc/self/status") if line.startswith("VmRSS"))
 result = fit_by_adam(data, datasets.split_of(data), spec, steps=2).result
 import resource
-print(held, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, result.peak_memory_with_prediction)
+highest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+print(held, highest, result.peak_memory, result.peak_memory_with_prediction)
 """
 
 
@@ -148,7 +151,7 @@ print(held, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, result.pe
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is measured by Linux's own counters")
 def test_the_memory_that_fit_prints_is_the_process_s() -> None:
     run = subprocess.run([sys.executable, "-c", FIT], capture_output=True, text=True, check=True, timeout=300)
-    held, highest, printed = map(float, run.stdout.split())
+    held, highest, training, printed = map(float, run.stdout.split())
     assert printed == pytest.approx(highest - held, rel=0.1)
     matrix = 4 * 6000**2 / 2**20
-    assert matrix < printed < 3.2 * matrix  # one, and the thin ones; 3.9 with two
+    assert matrix < training < 2.5 * matrix  # one, and the thin ones; leave-one-out factorises beside it
