@@ -51,6 +51,15 @@ def batched(gradient: Tensor) -> bool:
     return functorch.is_functorch_wrapped_tensor(gradient) or functorch.is_legacy_batchedtensor(gradient)
 
 
+def differentiated(*gradients: Tensor) -> bool:
+    """Whether the result must be a differentiable function of everything, or serve many gradients at once.
+
+    Grad mode is on during a backward pass with create_graph only. What the solvers leave carries no graph: its gradient
+    would look constant, and a second derivative would be wrong without a word.
+    """
+    return torch.is_grad_enabled() or any(batched(gradient) for gradient in gradients)
+
+
 def recordable(tensor: Tensor) -> Tensor:
     """``tensor``, or a copy that autograd can save where it was made in inference mode and that is left now."""
     return tensor.clone() if tensor.is_inference() and not torch.is_inference_mode_enabled() else tensor

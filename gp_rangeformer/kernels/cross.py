@@ -16,7 +16,7 @@ from gp_rangeformer.kernels.native.compiler import library_on
 from gp_rangeformer.kernels.native.product import multiply_wide
 from gp_rangeformer.kernels.tensor.plain import plain
 from gp_rangeformer.kernels.tiles import Block, spans, tile_size
-from gp_rangeformer.torch_modes import batched, no_autocast
+from gp_rangeformer.torch_modes import differentiated, no_autocast
 
 # Numbers of a strip of the matrix: it is written and read once, and stays in the caches that cores share meanwhile.
 _STRIP, _STRIP_CUDA = 2**21, 2**26
@@ -148,13 +148,12 @@ class _Product(torch.autograd.Function):
     def backward(ctx, g_out: Tensor):  # type: ignore[override]
         vectors, *arguments = ctx.saved_tensors
         cross: CrossKernel = ctx.cross
-        differentiable = torch.is_grad_enabled()  # with create_graph alone
-        if differentiable or batched(g_out):
+        if differentiated(g_out):
             wanted = [a for a, needed in zip(arguments, ctx.needs_input_grad[2:], strict=True) if needed]
             with torch.enable_grad(), no_autocast():
                 whole = plain(cross.expression, tuple(arguments), cross.n + cross.t, torch.float64)
                 product = whole[cross.n :, : cross.n] @ vectors.double()
-            found = iter(torch.autograd.grad(product, wanted, g_out.double(), create_graph=differentiable))
+            found = iter(torch.autograd.grad(product, wanted, g_out.double(), create_graph=torch.is_grad_enabled()))
             return None, None, *(next(found) if needed else None for needed in ctx.needs_input_grad[2:])
         with no_autocast():
             gradients = _pulled(cross, g_out.to(cross.dtype), vectors.to(cross.dtype))

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from gp_rangeformer.kernels.expression import Constant, Expression, Kind, Product, Scale, Stationary, Sum
 from gp_rangeformer.kernels.tiles import spans
-from gp_rangeformer.torch_modes import batched, no_autocast
+from gp_rangeformer.torch_modes import differentiated, no_autocast
 
 # Numbers that one strip's waves take.
 _STRIP, _STRIP_CUDA = 2**21, 2**26
@@ -244,7 +244,7 @@ class _Waves(torch.autograd.Function):
     def backward(ctx, g_out: Tensor):  # type: ignore[override]
         z, frequencies, weights = ctx.saved_tensors
         p = len(frequencies)
-        if torch.is_grad_enabled() or batched(g_out):  # with create_graph alone, or many gradients at once
+        if differentiated(g_out):
             phases = z @ frequencies.mT
             slopes = torch.cat([-phases.sin(), phases.cos()], dim=1)
             halves = (g_out @ weights.mT) * slopes

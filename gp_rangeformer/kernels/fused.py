@@ -22,7 +22,7 @@ from gp_rangeformer.kernels.native.batch import NativeBatch
 from gp_rangeformer.kernels.native.compiler import library_on
 from gp_rangeformer.kernels.tensor.plain import plain
 from gp_rangeformer.kernels.unformed_weight import UnformedWeight
-from gp_rangeformer.torch_modes import batched, no_autocast
+from gp_rangeformer.torch_modes import differentiated, no_autocast
 
 # Points of a matrix that is not written past the caches, as larger ones are.
 _BOUND = 1024
@@ -171,7 +171,7 @@ class _Dense(torch.autograd.Function):
     def backward(ctx, g_kernel: Tensor):  # type: ignore[override]
         arguments = ctx.saved_tensors
         # Grad mode is on during a backward pass with create_graph only.
-        if torch.is_grad_enabled() or batched(g_kernel):
+        if differentiated(g_kernel):
             create_graph = torch.is_grad_enabled()
             wanted = [argument for argument, needed in zip(arguments, ctx.needs_input_grad[3:], strict=True) if needed]
             with torch.enable_grad(), no_autocast():

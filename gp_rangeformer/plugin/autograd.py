@@ -23,7 +23,7 @@ from gp_rangeformer.kernels.fused_batch import FusedBatch
 from gp_rangeformer.kernels.unformed_weight import UnformedWeight
 from gp_rangeformer.solvers.exact_batch import BatchEvaluation
 from gp_rangeformer.system.answers import Evaluation, Weight
-from gp_rangeformer.torch_modes import batched, no_autocast
+from gp_rangeformer.torch_modes import batched, differentiated, no_autocast
 
 AnyEvaluation = Evaluation | BatchEvaluation
 AnyFused = FusedKernel | FusedBatch
@@ -69,7 +69,7 @@ class InvQuadLogDet(torch.autograd.Function):
         noise, rhs, *saved = ctx.saved_tensors
         kernel = ctx.fused or _Held(saved[-1])
         wanted = ctx.needs_input_grad[4:]
-        if _differentiated(g_inv_quad, g_logdet):
+        if differentiated(g_inv_quad, g_logdet):
             dense = _with_graph(kernel)
             kernel_grad, noise_grad, rhs_grad = _differentiable_gradient(dense, noise, rhs, g_inv_quad, g_logdet)
             return noise_grad, rhs_grad, None, None, *_through(dense, kernel, kernel_grad)
@@ -117,7 +117,7 @@ class Solve(torch.autograd.Function):
         kernel = ctx.fused or _Held(arguments[-1])
         wanted = ctx.needs_input_grad[5:]
         found: Sequence[Tensor | None] = [None] * len(arguments)
-        if _differentiated(g_solution):
+        if differentiated(g_solution):
             dense = _with_graph(kernel)
             if batched(g_solution):
                 rhs_grad = _exact_inverse(dense, noise).to(g_solution.dtype) @ g_solution
@@ -172,15 +172,6 @@ def _with_graph(kernel: AnyFused | _Held) -> Tensor:
 
 def _fields(weight: Weight) -> tuple[Tensor | None, ...]:
     return tuple(getattr(weight, field.name) for field in fields(weight))  # type: ignore[arg-type]
-
-
-def _differentiated(*gradients: Tensor) -> bool:
-    """Whether the result must be a differentiable function of everything, or serve many gradients at once.
-
-    Grad mode is on during a backward pass with create_graph only. What the solvers leave carries no graph: its gradient
-    would look constant, and a second derivative would be wrong without a word.
-    """
-    return torch.is_grad_enabled() or any(batched(gradient) for gradient in gradients)
 
 
 def _exact_inverse(kernel: Tensor, noise: Tensor) -> Tensor:

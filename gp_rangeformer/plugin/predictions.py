@@ -63,21 +63,18 @@ class PutOff(LazyEvaluatedKernelTensor):
     """A kernel matrix that is evaluated when it is read, and not before."""
 
     def evaluate_kernel(self) -> LinearOperator:
-        before, _putting.whole = _putting.whole, False
-        try:
-            with _put_off(False):
-                return super().evaluate_kernel()
-        finally:
-            _putting.whole = before
+        with _put_off(False):
+            return super().evaluate_kernel()
 
 
 @contextlib.contextmanager
-def _put_off(value: bool) -> Iterator[None]:
-    before, _putting.off = _putting.off, value
+def _put_off(off: bool, whole: bool = False) -> Iterator[None]:
+    before = _putting.off, _putting.whole
+    _putting.off, _putting.whole = off, whole
     try:
         yield
     finally:
-        _putting.off = before
+        _putting.off, _putting.whole = before
 
 
 def put_off(kernel: Kernel, x1: Tensor, x2: Tensor | None, **params: Any) -> PutOff | None:
@@ -90,12 +87,8 @@ def put_off(kernel: Kernel, x1: Tensor, x2: Tensor | None, **params: Any) -> Put
 @contextlib.contextmanager
 def unevaluated_kernels() -> Iterator[None]:
     """What a model's ``forward`` makes of its kernel stays unevaluated in this thread, whatever others set."""
-    before, _putting.whole = _putting.whole, True
-    try:
-        with _put_off(True):
-            yield
-    finally:
-        _putting.whole = before
+    with _put_off(True, whole=True):
+        yield
 
 
 def test_prior(self: ExactGP, train_inputs: Any, test_inputs: Any, **kwargs: Any) -> Any:

@@ -39,22 +39,30 @@ def renew_strategy(model: ExactGP, **kwargs: Any) -> None:
     Costs a comparison of every parameter, and once for each strategy the prior of the training points.
     """
     strategy: Any = model.prediction_strategy
-    inputs: Any = model.train_inputs
     present = (*model.parameters(), *model.buffers())
     with _lock:
         known = _made_of.get(strategy)
     another = known is not None and known.likelihood() is not model.likelihood
     if known is not None and not another and same(present, known.tensors):
         return
-    prior = Module.__call__(model, *inputs, **kwargs)  # not ExactGP's own, which would ask for predictions
-    if another or not same_prior(strategy.train_prior_dist, prior):
-        strategy = prediction_strategy(list(inputs), prior, model.train_targets, model.likelihood)
-        model.prediction_strategy = strategy
+    if another:
+        model.prediction_strategy = None
+    strategy = model.prediction_strategy = strategy_as_it_is(model, **kwargs)
     with _lock:
         _made_of[strategy] = _Made(weakref.ref(model.likelihood), tuple(tensor.detach().clone() for tensor in present))
 
 
-def same_prior(one: Any, other: Any) -> bool:
+def strategy_as_it_is(model: Any, **kwargs: Any) -> Any:
+    """A prediction strategy of the model as it is now: its own, where that still is one, else one that is not kept."""
+    inputs = list(model.train_inputs)
+    prior = Module.__call__(model, *inputs, **kwargs)  # not ExactGP's own, which would ask for predictions
+    own = model.prediction_strategy
+    if own is not None and _same_prior(own.train_prior_dist, prior):
+        return own
+    return prediction_strategy(inputs, prior, model.train_targets, model.likelihood)
+
+
+def _same_prior(one: Any, other: Any) -> bool:
     """Of means and of what the kernel reads. Parameters of kernel and likelihood are looked at where they are used."""
     lazies = one.lazy_covariance_matrix, other.lazy_covariance_matrix
     if not all(isinstance(lazy, LazyEvaluatedKernelTensor) for lazy in lazies):

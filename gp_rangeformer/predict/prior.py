@@ -14,7 +14,6 @@ from gpytorch import Module
 from gpytorch.distributions import MultitaskMultivariateNormal, MultivariateNormal
 from gpytorch.lazy import LazyEvaluatedKernelTensor
 from gpytorch.models import ExactGP
-from gpytorch.models.exact_prediction_strategies import prediction_strategy
 from jaxtyping import Float
 from linear_operator.operators import AddedDiagLinearOperator
 from torch import Tensor
@@ -22,7 +21,7 @@ from torch import Tensor
 from gp_rangeformer.kernels.fused import FusedKernel
 from gp_rangeformer.plugin.predictions import unevaluated_kernels
 from gp_rangeformer.plugin.recognition import recognise_selected
-from gp_rangeformer.plugin.renewal import same_prior
+from gp_rangeformer.plugin.renewal import strategy_as_it_is
 
 _COVERED = (
     "RBF, Matern, rational quadratic, periodic and constant kernels, scaled, added and multiplied in any nesting, and "
@@ -164,16 +163,11 @@ def checked_model(model: torch.nn.Module, asked: str) -> ExactGP:
 
 
 def strategy_of(model: Any) -> Any:
-    """A prediction strategy of the model as it is now: its own, where that still is one, else one that is not kept."""
+    """As :func:`~gp_rangeformer.plugin.renewal.strategy_as_it_is`, in evaluation mode."""
     training = model.training
     try:
         model.train(False)
-        inputs = list(model.train_inputs)
-        prior = Module.__call__(model, *inputs)  # not ExactGP's own, which would ask for predictions
-        own = model.prediction_strategy
-        if own is not None and same_prior(own.train_prior_dist, prior):
-            return own
-        return prediction_strategy(inputs, prior, model.train_targets, model.likelihood)
+        return strategy_as_it_is(model)
     finally:
         model.train(training)
 
