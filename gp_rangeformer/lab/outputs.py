@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 import typer
 
-_FAILED = 1
+from gp_rangeformer.lab.commands.console import FAILED, open_console, refuse
+
+_FOLDERS = ("plots", "figures")
 
 
 class Outputs:
-    """Writes the files of one command as its results come, and says at the end which could not be written."""
+    """Writes the files of one command as its results come, and says at the end which could not be written.
 
-    def __init__(self) -> None:
+    :param options: where the command was asked to write, by the option's name, before anything is computed for it. A
+        folder that is not there yet is made when there is something to write.
+    :raises typer.Exit: with code 2, where a file can be said to be impossible now.
+    """
+
+    def __init__(self, **options: Path | None) -> None:
+        for name, path in options.items():
+            if path is not None:
+                _check(f"--{name}", path, of_files=name in _FOLDERS)
         self._failures: dict[Path, OSError] = {}
         self._written: list[Path] = []
 
@@ -40,6 +51,11 @@ class Outputs:
         self._failures.pop(path, None)
         self.write(path, lambda: write_json(path, content))
 
+    def say_written(self) -> None:
+        """A line for every file that is there."""
+        for path in self.written:
+            open_console().print(f"written: {path}", markup=False, soft_wrap=True)
+
     def finish(self) -> None:
         """One line on stderr for every file that could not be written.
 
@@ -48,4 +64,18 @@ class Outputs:
         for error in self._failures.values():
             typer.secho(f"Error: {error}", fg="red", err=True)
         if self._failures:
-            raise typer.Exit(_FAILED)
+            raise typer.Exit(FAILED)
+
+
+def _check(option: str, path: Path, of_files: bool) -> None:
+    # os.path, whose questions are answered where a folder may not be looked into.
+    if os.path.exists(path) and os.path.isdir(path) != of_files:
+        what, remedy = ("a file", "name a folder") if of_files else ("a folder", "name a file in it")
+        refuse(f"{option} {path} is {what}: {remedy}")
+    nearest = path.absolute()
+    while not os.path.exists(nearest) and nearest != nearest.parent:
+        nearest = nearest.parent
+    if nearest != path.absolute() and not os.path.isdir(nearest):
+        refuse(f"{option} {path}: {nearest} is no folder: choose another path")
+    if not os.access(nearest, os.W_OK):
+        refuse(f"{option} {path} cannot be written: choose a path that you may write to")

@@ -56,14 +56,24 @@ def test_a_full_disk_costs_the_files_and_no_results(command, tmp_path, monkeypat
     assert not [found for found in tmp_path.rglob("*") if found.is_file()], "half a file is left"
 
 
-@pytest.mark.parametrize(("command", "option"), [("compare", "--plots"), ("bench", "--json")])
-def test_a_folder_that_cannot_be_made_costs_a_file_and_no_results(command, option, table):
+@pytest.mark.parametrize("command", [name for name in COMMANDS if name != "fit"])
+def test_a_file_that_cannot_be_made_is_refused_before_anything_is_computed(command, table, tmp_path, monkeypatch):
     arguments, title = COMMANDS[command]
+    monkeypatch.chdir(tmp_path)
     before = table.read_bytes()
-    result = invoke(*arguments, option, table / "out")
-    fails_in_a_line_each(result, [table / "out"], "choose another path")
-    assert title in result.stdout
+    for option in FILES[command]:
+        folder = option in ("--plots", "--figures")
+        for path, said in (
+            (table / "out", f"{table} is no folder: choose another path"),
+            (table, "is a file: name a folder") if folder else (tmp_path, "is a folder: name a file in it"),
+        ):
+            result = invoke(*arguments, option, path)
+            assert result.exit_code == 2, result.output
+            assert f"Error: {option} {path}" in result.stderr
+            assert said in result.stderr
+            assert title not in result.stdout
     assert table.read_bytes() == before
+    assert not list(tmp_path.glob("*.json"))
 
 
 @pytest.mark.skipif(not Path("/dev/full").is_char_device(), reason="there is no device that is always full")
@@ -92,12 +102,19 @@ def test_a_disk_that_has_space_again_is_no_failure(tmp_path, monkeypatch):
     assert len(calls) > 1
 
 
-def test_one_file_that_fails_does_not_cost_the_others(table, tmp_path):
-    good = tmp_path / "t.md"
+def test_one_file_that_fails_does_not_cost_the_others(tmp_path, monkeypatch):
+    good, original = tmp_path / "t.md", os.replace
+
+    def full_of_figures(source, destination):
+        if Path(destination).suffix == ".png":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        original(source, destination)
+
+    monkeypatch.setattr("gp_rangeformer.atomic.os.replace", full_of_figures)
     result = invoke(
         "compare", "--dataset", "robot_arm,borehole", *SMALL, "--solvers", "exact", "--markdown", good,
-        "--plots", table / "plots",
+        "--plots", tmp_path / "plots",
     )  # fmt: skip
-    fails_in_a_line_each(result, [table / "plots"])
+    fails_in_a_line_each(result, [tmp_path / "plots"])
     assert "borehole" in good.read_text()
     assert f"written: {good}" in result.stdout

@@ -83,7 +83,7 @@ def peers(
     plan = Plan(dataset, kernel, solvers, steps, seed, dtype, device, at)
     if audit_largest is None:
         audit_largest = _AUDIT_LARGEST[device.partition(":")[0]]
-    console, outputs = open_console(), Outputs()
+    console, outputs = open_console(), Outputs(json=json, markdown=markdown, figures=figures)
     try:
         with show_status() as show_doing:
             measured = run(

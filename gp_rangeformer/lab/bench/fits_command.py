@@ -63,7 +63,7 @@ def fits(
     unknown = [name for name in names if name not in CONTENDERS]
     if unknown:
         raise typer.BadParameter(f"--contenders {unknown[0]!r}: {'; '.join(CONTENDERS)}")
-    plan, outputs, console = FitPlan(kernel, names, dtype, seed, patience), Outputs(), open_console()
+    plan, outputs, console = FitPlan(kernel, names, dtype, seed, patience), Outputs(json=json), open_console()
 
     def one(key: tuple[str, int]) -> FitCell:
         name, n = key

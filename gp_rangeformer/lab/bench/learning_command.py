@@ -53,7 +53,7 @@ def learning(
             raise typer.BadParameter(
                 f"{json} is not a result of this command ({error}): choose another --json"
             ) from None
-    console, outputs = open_console(), Outputs()
+    console, outputs = open_console(), Outputs(json=json, markdown=markdown)
     # What the file holds besides, of other steps or an earlier version's contenders, stays in it.
     chosen = [cell for cell in cells if cell.steps == steps and cell.complete]
     for n, name, seed in wanted:

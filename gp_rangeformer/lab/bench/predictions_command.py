@@ -57,7 +57,7 @@ def predictions(
     from gp_rangeformer.lab.datasets import DatasetError
 
     check_dtype(dtype)
-    console, outputs = open_console(), Outputs()
+    console, outputs = open_console(), Outputs(json=json, markdown=markdown)
     where = machine.one_line()
     try:
         plan = Plan(t, few, wide, paths, dtype, seed, torch.get_num_threads())

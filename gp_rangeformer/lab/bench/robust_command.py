@@ -45,7 +45,7 @@ def robust(
         raise typer.BadParameter(f"--sets {unknown[0]!r}: {', '.join(KINDS)}")
     if not has_botorch():
         raise typer.BadParameter("BoTorch is not installed: pip install 'gp-rangeformer[botorch]'")
-    outputs, console = Outputs(), open_console()
+    outputs, console = Outputs(json=json), open_console()
     warm_up()
 
     def one(case: Case) -> RobustCell:

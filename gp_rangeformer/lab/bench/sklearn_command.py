@@ -49,7 +49,7 @@ def sklearn(
         from gp_rangeformer.lab.bench.estimators import measure, warm_up
     except ImportError as error:
         raise typer.BadParameter(f"{error}: pip install 'gp-rangeformer[sklearn]'") from None
-    plan, outputs, console = EstimatorPlan(t, seed, patience), Outputs(), open_console()
+    plan, outputs, console = EstimatorPlan(t, seed, patience), Outputs(json=json), open_console()
 
     def one(key: tuple[str, int]) -> EstimatorCell:
         name, n = key

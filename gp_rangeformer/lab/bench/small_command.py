@@ -47,7 +47,7 @@ def small(
 
     check_dtype(dtype)
     plan = Plan(dimensions, dtype, seed, repetitions, torch.get_num_threads())
-    console, outputs = open_console(), Outputs()
+    console, outputs = open_console(), Outputs(json=json, markdown=markdown)
     try:
         with show_status() as show_doing:
             cells = run(

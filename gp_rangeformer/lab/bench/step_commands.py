@@ -31,7 +31,7 @@ def products(
         wanted = parse_sizes(sizes)
     except PlanError as error:
         raise typer.BadParameter(str(error)) from None
-    console, outputs = open_console(), Outputs()
+    console, outputs = open_console(), Outputs(json=json, markdown=markdown)
     measured = {n: measure_products(n, dimensions=dimensions, device=device) for n in wanted}
     where = f"{dimensions} dimensions; {machine.one_line(device)}"
     tables = [products_grid(n, found, where) for n, found in measured.items()]
@@ -71,6 +71,7 @@ def stages(
 
     check_dtype(dtype)
     check_device(device)
+    outputs = Outputs(json=json, markdown=markdown)
     found = []
     try:
         for n in parse_sizes(sizes):
@@ -82,7 +83,6 @@ def stages(
         raise typer.BadParameter(str(error)) from None
     grid = stages_grid(found, f"{dataset}, {dtype}, seed {seed}, {steps} Adam steps; {machine.one_line(device)}")
     open_console().print(grid)
-    outputs = Outputs()
     if json is not None:
         outputs.write_json(json, {"machine": machine.describe(device), "sizes": [asdict(size) for size in found]})
     write_markdown(outputs, markdown, [grid])

@@ -13,7 +13,6 @@ from gp_rangeformer.lab.commands.console import (
     command_line,
     open_console,
     refusing,
-    say_written,
     show_progress,
 )
 from gp_rangeformer.lab.commands.options import (
@@ -101,6 +100,7 @@ def compare(
 
     A float64 reference always runs first. Without arguments: the weekly CO2 record of Mauna Loa.
     """
+    outputs = Outputs(json=json, markdown=markdown, plots=plots)
     with refusing():
         from gp_rangeformer.lab.compare import Options, parse_solvers
         from gp_rangeformer.lab.compare import compare as compare_solvers
@@ -116,7 +116,6 @@ def compare(
         for each in loaded:
             check_kernel(kernel, each)
     plan = Options(kernel, steps, lr, audit, timing_steps, device, seed, reference_check)
-    outputs = Outputs()
     record = Record(command_line(context), context.params, device, json, outputs.write_json)
     console = open_console()
     for each in loaded:
@@ -131,7 +130,7 @@ def compare(
             break
     if markdown is not None:
         outputs.write(markdown, partial(record.write_markdown, markdown))
-    say_written(outputs)
+    outputs.say_written()
     if record.interrupted:
         console.print("Interrupted; what was done until then is above.", style="yellow")
     outputs.finish()

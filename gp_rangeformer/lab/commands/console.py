@@ -14,8 +14,6 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Column
 
-from gp_rangeformer.lab.outputs import Outputs
-
 FAILED, INVALID, INTERRUPTED = 1, 2, 130
 _WIDTH_IN_FILES = 120
 _SECONDS_BETWEEN_LINES = 60.0
@@ -83,11 +81,6 @@ def open_console(stderr: bool = False) -> Console:
     """A console that keeps 120 columns where there is no terminal to measure."""
     stream = sys.stderr if stderr else _own_stdout or sys.stdout
     return Console(file=stream, width=None if stream.isatty() else _WIDTH_IN_FILES, highlight=False)
-
-
-def say_written(outputs: Outputs) -> None:
-    for path in outputs.written:
-        open_console().print(f"written: {path}", markup=False, soft_wrap=True)
 
 
 class _Bars:

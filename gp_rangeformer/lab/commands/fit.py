@@ -14,7 +14,6 @@ from gp_rangeformer.lab.commands.console import (
     open_console,
     refuse,
     refusing,
-    say_written,
     show_progress,
 )
 from gp_rangeformer.lab.commands.fit_folder import check_former, interrupted, keep, keep_report, last_kept, prepare
@@ -180,7 +179,7 @@ def fit(
         outputs.write_json(json, fitted.to_json(spec, seed, device))
     if out is not None and kept:
         keep_report(fitted, out, outputs)
-    say_written(outputs)
+    outputs.say_written()
     outputs.finish()
     if fitted.result.error is not None:
         raise typer.Exit(FAILED)

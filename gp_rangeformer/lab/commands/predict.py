@@ -13,7 +13,6 @@ from gp_rangeformer.lab.commands.console import (
     INTERRUPTED,
     open_console,
     refuse,
-    say_written,
     show_progress,
 )
 from gp_rangeformer.lab.commands.options import (
@@ -85,7 +84,7 @@ def predict(
     outputs = Outputs()
     text = beside(found, frame, kept.target).to_csv(lineterminator="\n")
     outputs.write(out, partial(write_text, out, text))
-    say_written(outputs)
+    outputs.say_written()
     outputs.finish()
 
 

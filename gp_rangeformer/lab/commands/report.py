@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gp_rangeformer.lab.commands.console import FAILED, open_console, refuse, say_written, show_status
+from gp_rangeformer.lab.commands.console import FAILED, open_console, refuse, show_status
 from gp_rangeformer.lab.commands.options import check_output, saying_warnings
 from gp_rangeformer.lab.outputs import Outputs
 
@@ -40,7 +40,7 @@ def report(
     except (ArithmeticError, RuntimeError) as error:
         open_console(stderr=True).print(f"The report failed: {error}", style="red", markup=False, soft_wrap=True)
         raise typer.Exit(FAILED) from None
-    say_written(outputs)
+    outputs.say_written()
     outputs.finish()
 
 
