@@ -15,6 +15,7 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from gp_rangeformer.fit.ascent import NUMERICAL, Ascent, ascend
+from gp_rangeformer.fit.last_look import last_look
 from gp_rangeformer.fit.objective import Anchor, Evaluated, Objective, is_likelihood
 from gp_rangeformer.fit.result import LEFT_OUT, LIKELIHOOD, FitResult, Record
 from gp_rangeformer.fit.solver import solver_of_fit
@@ -234,7 +235,7 @@ class _Fit:
         return str(self._mll.model.train_targets.dtype).removeprefix("torch.")
 
     def _result(self, ascent: Ascent) -> FitResult:
-        best, model = self._objective.at_its_mean(ascent.best), ascent.model
+        best, model = last_look(self._objective, ascent.best), ascent.model
         report = best.report
         certain = None if report is None or report.mll_interval is None else report.mll_interval.scaled(1 / report.n)
         if certain is not None and best.gain:

@@ -25,7 +25,6 @@ from gp_rangeformer.system.answers import LogDet
 _STEP = {torch.float32: 1e-2, torch.float64: 1e-4}  # of a logarithm
 # Of the certain interval's half, where a factorisation answers (n = 1100, float32: 0.0018; values scatter by 2e-4).
 _ROUNDING_SHARE = 0.2
-_SMALL_GAIN = 0.01  # of an interval's width
 MOST_COLUMNS = 64  # parameters up to which curvature is worth a solve for each
 
 
@@ -134,16 +133,15 @@ class Objective:
             found.gradient = found.gradient + self._anchor.gradient(found.phi) / self.points
         return found
 
-    def at_its_mean(self, point: Evaluated) -> Evaluated:
-        """``point`` with the value and the report of the mean that it has now: one value, without a gradient, where the
-        mean has gained more than a small part of what the report leaves open."""
-        certain = None if point.report is None else point.report.mll_interval
-        if certain is None or point.gain * self.points <= _SMALL_GAIN * certain.width:
-            return point
+    def seen_again(self, point: Evaluated) -> Evaluated:
+        """``point`` with the value and the report of the mean that it has now, without a gradient.
+
+        :raises Exception: as a call does.
+        """
         self.parameters.write(point.phi)
         with torch.no_grad(), collect_reports(own_thread=True) as reports:
             value = float(self._value())
-        if not reports:
+        if not reports or not math.isfinite(value):
             return point
         error, rounding = _errors(reports[-1], self.points)
         return replace(point, value=value, error=error, rounding=rounding, gain=0.0, report=reports[-1])

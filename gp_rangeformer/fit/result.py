@@ -36,8 +36,9 @@ class FitResult:
     that its last report states (0 where it is exact); ``certain``: the interval of log p(y) / n that holds always, or
     None. ``decrement``: what the last quadratic model says is still to be gained, ``noise``: how much of that the
     probes alone explain. ``reason``: why it stopped. ``method``: where curvature
-    came from. ``evaluations``: by number of points, without the last look at the value where the
-    mean was fitted once more. ``criterion``: what was maximised, as texts name it.
+    came from. ``evaluations``: by number of points, without the last look at the value (where the
+    mean was fitted once more, or the certain interval says little and up to 4,000 points are factorised for a better
+    one). ``criterion``: what was maximised, as texts name it.
     """
 
     value: float

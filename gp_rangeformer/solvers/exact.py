@@ -101,7 +101,7 @@ class Exact:
 _INVERSE_ITERATIONS = 8
 # Columns of float32 systems whose residual is summed in float64: a twentieth of a factorisation and its solves.
 _SUMMED_WIDE = 40
-FACTORISED_IN_FLOAT64 = "factorised in float64"  # a note
+FACTORISED_IN_FLOAT64, JITTER = "factorised in float64", "jitter"  # a note, and how one begins
 
 
 @dataclass(frozen=True)
@@ -154,7 +154,7 @@ class ExactPrepared:
         if not self.system.held_dense and not self.appended:
             notes.append("the exact path formed K as a dense matrix")
         if self.jitter:
-            notes.append(f"jitter {self.jitter:.0e} added to the diagonal")
+            notes.append(f"{JITTER} {self.jitter:.0e} added to the diagonal")
         # Where K itself is known to less than its dtype holds, the solution is not what is at fault.
         exact_entries = self.system.entry_error <= torch.finfo(self.system.dtype).eps
         if self.unheld and not self.jitter and exact_entries:
