@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import threading
 from typing import Any
 
 import pytest
@@ -93,6 +94,32 @@ def test_as_the_default_inside_the_flag() -> None:
     kept = fit_gpytorch_mll.__globals__["_fit_fallback"].__kwdefaults__["optimizer"]
     assert kept is fit_gpytorch_mll_scipy
     assert kept is not default
+
+
+def test_the_last_context_to_be_left_puts_botorchs_optimiser_back() -> None:
+    """In threads those are left in any order: each has put back what it found, which was another's."""
+    from botorch.fit import fit_gpytorch_mll
+    from botorch.optim.fit import fit_gpytorch_mll_scipy
+
+    defaults = fit_gpytorch_mll.__globals__["_fit_fallback"].__kwdefaults__
+    entered, leave = [threading.Event(), threading.Event()], [threading.Event(), threading.Event()]
+
+    def stay(index: int) -> None:
+        with botorch_fits():
+            entered[index].set()
+            leave[index].wait(30)
+
+    threads = [threading.Thread(target=stay, args=(index,)) for index in range(2)]
+    for thread, event in zip(threads, entered, strict=True):
+        thread.start()
+        assert event.wait(30)
+    found = []
+    for thread, event in zip(threads, leave, strict=True):
+        found.append(defaults["optimizer"])
+        event.set()
+        thread.join()
+    assert found == [botorch_optimizer, botorch_optimizer]
+    assert defaults["optimizer"] is fit_gpytorch_mll_scipy
 
 
 def test_a_loss_of_ones_own_and_limits(caplog: pytest.LogCaptureFixture) -> None:
