@@ -3,8 +3,9 @@
 Three methods of ``AddedDiagLinearOperator`` (which it inherits) are the entrance: ``inv_quad_logdet``, ``solve`` and
 ``root_inv_decomposition``. More hooks feed them: ``MultivariateNormal.log_prob`` (with fast log_prob off, BoTorch's
 default, it would bypass ``inv_quad_logdet``), ``Kernel.__call__`` (which marks the evaluated matrix with its kernel
-module, so that memories of different models stay apart) and ``LinearOperator.add_low_rank`` (which sums of kernels
-call, and which would factorise without noise). With the flag off every hook is a straight call of the original.
+module, so that memories of different models stay apart), ``LinearOperator.add_low_rank`` (which sums of kernels
+call, and which would factorise without noise) and ``LinearOperator._mul_matrix`` (which would make roots of a kernel
+matrix that is not held). With the flag off every hook is a straight call of the original.
 """
 
 from __future__ import annotations
@@ -51,6 +52,7 @@ _EXACT_PREDICTION = not_compiled(predictions.exact_prediction)
 _FANTASY_STRATEGY = not_compiled(predictions.fantasy_strategy)
 _LOG_PROB, _CALL_KERNEL = not_compiled(entrances.log_prob), not_compiled(entrances.call_kernel)
 _ADD_LOW_RANK = not_compiled(entrances.add_low_rank)
+_MULTIPLY_ELEMENTWISE = not_compiled(entrances.multiply_elementwise)
 
 
 def check_host() -> None:
@@ -97,6 +99,7 @@ def install() -> None:
     Kernel.__call__ = _CALL_KERNEL
     if "generate_roots" in inspect.signature(entrances.original_add_low_rank).parameters:
         LinearOperator.add_low_rank = _ADD_LOW_RANK
+    LinearOperator._mul_matrix = _MULTIPLY_ELEMENTWISE
     if _predictions_can_be_served():
         ExactGP._get_test_prior_mean_and_covariances = _TEST_PRIOR
         DefaultPredictionStrategy.exact_prediction = _EXACT_PREDICTION

@@ -51,6 +51,11 @@ def solved(kernel: Tensor | FusedKernel, noise: Tensor, rhs: Tensor, solve: Call
     return Solve.apply(noise, rhs, (solve(rhs.detach()),), solve, fused, *arguments)  # type: ignore[return-value]
 
 
+def multiplied(kernel: FusedKernel, columns: Tensor) -> Tensor:
+    """K columns, n x m, with a graph, of a K that is not held."""
+    return Multiply.apply(columns, kernel, *kernel.arguments)  # type: ignore[return-value]
+
+
 class InvQuadLogDet(torch.autograd.Function):
     """See :func:`likelihood_terms`. Backward: the weight's factors, O(n (m + probes)), where a fused kernel made K and
     nothing changed it since; one evaluation of half of K, 2 n^2 (m + probes) flops, where K is not held; else one n x n
@@ -134,6 +139,33 @@ class Solve(torch.autograd.Function):
                     found = kernel.contract(-rhs_grad, solution)
         noise_grad = -(rhs_grad * solution).sum(-1) if ctx.needs_input_grad[0] else None
         return noise_grad, rhs_grad if ctx.needs_input_grad[1] else None, None, None, None, *found
+
+
+class Multiply(torch.autograd.Function):
+    """See :func:`multiplied`. Backward: one more product, and one evaluation of half of K."""
+
+    @staticmethod
+    def forward(ctx, columns: Tensor, kernel: FusedKernel, *arguments: Tensor):
+        ctx.kernel = kernel
+        ctx.save_for_backward(columns, *arguments)
+        return kernel.recomputed().matmul(columns)
+
+    @staticmethod
+    @free_cores()
+    def backward(ctx, g_product: Tensor):  # type: ignore[override]
+        columns, *arguments = ctx.saved_tensors
+        found: Sequence[Tensor | None] = [None] * len(arguments)
+        wanted = any(ctx.needs_input_grad[2:])
+        if differentiated(g_product):
+            dense = _with_graph(ctx.kernel)
+            columns_grad = dense @ g_product
+            if wanted:
+                found = _through(dense, ctx.kernel, g_product @ columns.mT)
+        else:
+            with no_autocast():
+                columns_grad = ctx.kernel.recomputed().matmul(g_product) if ctx.needs_input_grad[0] else None
+                found = ctx.kernel.contract(g_product, columns) if wanted else found
+        return columns_grad, None, *found
 
 
 class _Held:

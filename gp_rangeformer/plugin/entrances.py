@@ -1,5 +1,5 @@
 """The hooks that lead to the three: log_prob when fast log_prob is off, the owner's mark on a kernel matrix, and sums
-of kernels without their roots."""
+and products of kernels without their roots."""
 
 from __future__ import annotations
 
@@ -14,12 +14,18 @@ from gpytorch.kernels import Kernel
 from gpytorch.lazy import LazyEvaluatedKernelTensor
 from gpytorch.settings import lazily_evaluate_kernels, observation_nan_policy
 from linear_operator import settings as host_settings
-from linear_operator.operators import AddedDiagLinearOperator, BatchRepeatLinearOperator, LinearOperator
+from linear_operator.operators import (
+    AddedDiagLinearOperator,
+    BatchRepeatLinearOperator,
+    DenseLinearOperator,
+    LinearOperator,
+)
 from torch import Tensor
 
 from gp_rangeformer import settings
 from gp_rangeformer.plugin.crossover import host_predicts_as_fast
 from gp_rangeformer.plugin.eligibility import decline_reason
+from gp_rangeformer.plugin.fused_operator import FusedLinearOperator
 from gp_rangeformer.plugin.likelihood import likelihood_terms
 from gp_rangeformer.plugin.owners import mark_owner
 from gp_rangeformer.plugin.predictions import put_off
@@ -118,6 +124,19 @@ def add_low_rank(self: LinearOperator, low_rank_mat: Any, *args: Any, **kwargs: 
     return original_add_low_rank(self, low_rank_mat, *args, **kwargs)
 
 
+def multiply_elementwise(self: LinearOperator, other: Any) -> LinearOperator:
+    """A * B entry by entry, of which one is a kernel matrix that is not held: dense, as GPyTorch makes it of one that
+    is. Elsewhere it makes roots of both, of low rank by Lanczos.
+
+    :raises InsufficientMemoryError: if it does not fit.
+    """
+    if settings.rangeformer.on():
+        one, two = self.evaluate_kernel(), other.evaluate_kernel()
+        if isinstance(one, FusedLinearOperator) or isinstance(two, FusedLinearOperator):
+            return DenseLinearOperator(one.to_dense() * two.to_dense())
+    return original_multiply(self, other)
+
+
 def _put_off_or_fused(
     kernel: Kernel, x1: Tensor, x2: Tensor | None = None, *args: Any, **kwargs: Any
 ) -> LinearOperator | None:
@@ -177,7 +196,9 @@ def _one_set(x1: Tensor, x2: Tensor) -> bool:
 # Kept on the hooks, so that a reloaded module finds the host's methods and not its own former hooks.
 original_log_prob = getattr(MultivariateNormal.log_prob, "original", MultivariateNormal.log_prob)
 original_call_kernel = getattr(Kernel.__call__, "original", Kernel.__call__)
+original_multiply = getattr(LinearOperator._mul_matrix, "original", LinearOperator._mul_matrix)
 original_add_low_rank = getattr(LinearOperator.add_low_rank, "original", LinearOperator.add_low_rank)
 add_low_rank.original = original_add_low_rank  # type: ignore[attr-defined]
+multiply_elementwise.original = original_multiply  # type: ignore[attr-defined]
 log_prob.original = original_log_prob  # type: ignore[attr-defined]
 call_kernel.original = original_call_kernel  # type: ignore[attr-defined]

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from gp_rangeformer.kernels.expression import Expression
 from gp_rangeformer.kernels.fused import FusedKernel
+from gp_rangeformer.plugin.autograd import multiplied
 from gp_rangeformer.plugin.storage import require_dense
 
 
@@ -73,9 +74,10 @@ class FusedLinearOperator(LinearOperator):
         return self.fused.diagonal()
 
     def _matmul(self, rhs: Tensor) -> Tensor:
-        """A batch of right-hand sides becomes columns. linear_operator's own function calls this without a graph."""
+        """A batch of right-hand sides becomes columns. linear_operator's own function calls this without a graph, and
+        the derivatives of operators that hold this one (Kronecker products, roots) go through it."""
         columns = rhs.unsqueeze(-1) if rhs.dim() == 1 else rhs.movedim(-2, 0).reshape(self.fused.n, -1)
-        product = self.fused.recomputed().matmul(columns)
+        product = multiplied(self.fused, columns)
         if rhs.dim() == 1:
             return product.squeeze(-1)
         return product.reshape(self.fused.n, *rhs.shape[:-2], rhs.shape[-1]).movedim(0, -2)

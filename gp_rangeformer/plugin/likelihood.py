@@ -18,7 +18,7 @@ from gp_rangeformer.plugin.hyperparameters import FusedHyperparameters
 from gp_rangeformer.plugin.observation import show, show_together
 from gp_rangeformer.plugin.owners import memory_of
 from gp_rangeformer.plugin.reports import Call, account_batch, account_training
-from gp_rangeformer.plugin.symmetric import detached_system, symmetric_system
+from gp_rangeformer.plugin.symmetric import EVALUATION_ERROR, NOT_SYMMETRIC, detached_system, symmetric_system
 from gp_rangeformer.rangeformer.direct import Direct
 from gp_rangeformer.recycling.memory import Memory
 from gp_rangeformer.solvers.certified import Certified
@@ -30,7 +30,7 @@ from gp_rangeformer.solvers.gradient_weight import GradientWeight
 from gp_rangeformer.system.answers import Evaluation, Prepared
 from gp_rangeformer.system.linear_system import LinearSystem
 from gp_rangeformer.system.reason import Reason
-from gp_rangeformer.system.symmetry import last_bits_asymmetry
+from gp_rangeformer.system.symmetry import symmetric_parts
 
 # One Cholesky costs about as much as twenty passes with n / 32 columns (measured at n = 4000, float32).
 EXACT_COLUMNS = 32
@@ -69,14 +69,18 @@ def _together(
         return None
     count, n, _ = rhs.shape
     kernel, noise = system.kernel.reshape(count, n, n), system.noise.reshape(count, n)
+    given = kernel.detach()
     with torch.no_grad():
-        asymmetry = 0.0 if system.fused is not None else last_bits_asymmetry(kernel)
-        if asymmetry is None:
+        found = (given, 0.0) if system.fused is not None else symmetric_parts(given)
+        if found is None:
             return None
-        tolerance = settings.solver.value().tolerance
-        evaluation = evaluate_batch(kernel.detach(), noise.detach(), rhs.detach(), tolerance, with_logdet, asymmetry)
+        tolerance, (mean, difference) = settings.solver.value().tolerance, found
+        asymmetry = min(difference, EVALUATION_ERROR)
+        evaluation = evaluate_batch(mean, noise.detach(), rhs.detach(), tolerance, with_logdet, asymmetry)
     if evaluation is None:
         return None
+    if mean is not given:
+        call.note(NOT_SYMMETRIC)
     account_batch(call, count, evaluation, exact_reason)
     show_together(system, rhs, system.noise.reshape(count, n), evaluation)
     own = system.fused if system.detached else kernel

@@ -12,7 +12,8 @@ from gp_rangeformer.system.linear_system import LinearSystem
 from gp_rangeformer.system.symmetry import symmetric_part
 
 # Up to this a difference of K_ij and K_ji, over the largest entry, is an error of the kernel's own evaluation.
-_EVALUATION_ERROR = 1e-5
+EVALUATION_ERROR = 1e-5
+NOT_SYMMETRIC = "the kernel matrix is not symmetric: its symmetric part answers"
 
 
 def symmetric_system(
@@ -32,9 +33,9 @@ def symmetric_system(
     mean, difference = symmetric_part(given)
     linear_system = detached_system(mean, noise)
     if mean is not given:
-        call.note("the kernel matrix is not symmetric: its symmetric part answers")
+        call.note(NOT_SYMMETRIC)
     if difference > 0:
-        linear_system.asymmetry, linear_system.skewed = min(difference, _EVALUATION_ERROR), mean is given
+        linear_system.asymmetry, linear_system.skewed = min(difference, EVALUATION_ERROR), mean is given
     linear_system.trusted = False
     return linear_system
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import torch
@@ -34,18 +35,20 @@ def symmetric_part(matrix: Float[Tensor, "n n"]) -> tuple[Float[Tensor, "n n"], 
     return made, float(difference / largest)
 
 
-def last_bits_asymmetry(matrices: Float[Tensor, "count n n"]) -> float | None:
-    """The largest |K_ij - K_ji| over the largest diagonal entry, of every element, where that is rounding; else None.
+def symmetric_parts(matrices: Float[Tensor, "count n n"]) -> tuple[Float[Tensor, "count n n"], float] | None:
+    """The same of every element of a batch; None where they are large, and not symmetric up to rounding, or not finite.
 
     One n x n temporary for small matrices, tiles for others.
     """
     if matrices.shape[-1] > _TILE:
         found = [symmetric_part(matrix) for matrix in matrices]
         whole = all(part is matrix for (part, _), matrix in zip(found, matrices, strict=True))
-        return max(difference for _, difference in found) if whole else None
+        return (matrices, max(difference for _, difference in found)) if whole else None
     largest = matrices.diagonal(dim1=-2, dim2=-1).abs().amax(-1)
     relative = float(((matrices - matrices.mT).abs_().amax((-2, -1)) / largest).amax())
-    return relative if relative <= _LAST_BITS * torch.finfo(matrices.dtype).eps else None
+    if relative <= _LAST_BITS * torch.finfo(matrices.dtype).eps:
+        return matrices, relative
+    return ((matrices + matrices.mT).mul_(0.5), relative) if math.isfinite(relative) else None
 
 
 def _pairs(matrix: Tensor) -> Iterator[tuple[Tensor, Tensor, tuple[slice, slice]]]:

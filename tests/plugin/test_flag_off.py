@@ -36,6 +36,7 @@ def package_removed() -> Iterator[None]:
     MultivariateNormal.log_prob = entrances.original_log_prob
     Kernel.__call__ = entrances.original_call_kernel
     LinearOperator.add_low_rank = entrances.original_add_low_rank
+    LinearOperator._mul_matrix = entrances.original_multiply
     try:
         yield
     finally:
@@ -98,7 +99,8 @@ def test_the_comparison_can_fail_the_flag_changes_bits() -> None:
 def test_installing_again_changes_nothing() -> None:
     def hooks() -> list[Any]:
         methods = [AddedDiagLinearOperator.__dict__[name] for name in HOOKED]
-        return [*methods, MultivariateNormal.log_prob, Kernel.__call__, LinearOperator.add_low_rank]
+        others = [LinearOperator.add_low_rank, LinearOperator._mul_matrix]
+        return [*methods, MultivariateNormal.log_prob, Kernel.__call__, *others]
 
     before = hooks()
     plugin.install()

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from gp_rangeformer.preconditioner.certificate import FEW_COLUMNS
+from gp_rangeformer.solvers import exact_batch
 from gp_rangeformer.solvers.exact import FACTORISED_IN_FLOAT64, Exact
 from gp_rangeformer.system.reason import Reason
 from tests.solvers.systems_together import DTYPES, TOLERANCE, Batch, batch, rounding, truth
@@ -49,6 +50,17 @@ def test_values_residuals_and_intervals_are_those_of_one_system_after_the_other(
         assert whole.width == pytest.approx(sum(part.width for part in parts), rel=0.5, abs=allowed**2)
         assert whole.lower == pytest.approx(sum(part.lower for part in parts), abs=allowed * size)
         assert whole.upper == pytest.approx(sum(part.upper for part in parts), abs=allowed * size)
+
+
+@pytest.mark.parametrize("at_once", [1, 2, 100])
+def test_small_float32_systems_are_not_multiplied_one_by_one(at_once, monkeypatch) -> None:
+    """500 of 20 points took a hundred times as long as their product."""
+    monkeypatch.setattr(exact_batch, "multiply_wide", None)
+    monkeypatch.setattr(exact_batch, "_WIDE_NUMBERS", at_once * 60**2)
+    given = batch(60, 1, torch.float32)
+    found, single = given.answered(), given.one_by_one()
+    for element, one in enumerate(single):
+        np.testing.assert_allclose(found.inv_quad[element], one.solution.quadratic.numpy(), rtol=4 * rounding(given))
 
 
 def _largest(tensor: Tensor) -> float:

@@ -75,7 +75,7 @@ def profile(q, numbers, CODE: tl.constexpr):
         shape_slope = exponential
         if CODE == _MATERN12:
             value = exponential
-            slope = exponential / tl.maximum(a, unresolved)
+            slope = tl.where(a > 0, exponential / tl.maximum(a, unresolved), 0.0)  # as tensor.profiles has it
         elif CODE == _MATERN32:
             value = (1 + a) * exponential
             slope = exponential

@@ -23,6 +23,7 @@ from gp_rangeformer.kernels.expression import Kind
 
 # |z_i - z_j|^2 is at least this: small enough that k is 1 to the last bit, and a normal number.
 SMALLEST = 1e-36
+_EQUAL = 2 * SMALLEST  # and so are points where it is not more
 _EXPONENT = {torch.float32: 60.0, torch.float64: 300.0}
 
 Tile = Float[Tensor, "rows columns"]
@@ -83,9 +84,10 @@ class RBF:
 class Matern12:
     """exp(-r); dk/dq = -exp(-r) / (2 r).
 
-    The slope is infinite at r = 0, where it meets a difference of coordinates that is zero up to rounding. Below
-    ``smallest``, what rounding leaves of r at coincident points, 1 / r is held: such pairs add at most their own
-    weight times ``smallest`` to the gradient of a length-scale.
+    The slope is infinite at r = 0, where it meets a difference of coordinates that is zero: points that are equal have
+    none, or sums over others would round it into the gradient. Below ``unresolved``, what rounding leaves of r at
+    points that nearly coincide, 1 / r is held: such pairs add at most their own weight times ``unresolved`` to the
+    gradient of a length-scale.
     """
 
     slope_factor = -0.5
@@ -101,8 +103,9 @@ class Matern12:
 
     def open(self, buffers: Buffers) -> Opened:
         r, value, _ = buffers
+        apart = r > _EQUAL
         torch.neg(r.sqrt_(), out=value).exp_()
-        slope = torch.div(value, r.clamp_min_(self._unresolved), out=r)
+        slope = torch.div(value, r.clamp_min_(self._unresolved), out=r).mul_(apart)
         return Opened(value, slope, slope)
 
 

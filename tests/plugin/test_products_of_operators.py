@@ -1,0 +1,113 @@
+"""What a model's forward makes of a kernel matrix that is not held: numbers and gradients as of one that is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import gpytorch
+import pytest
+import torch
+from gpytorch.distributions import MultitaskMultivariateNormal, MultivariateNormal
+from gpytorch.kernels import IndexKernel, MaternKernel, ScaleKernel
+from linear_operator.operators import KroneckerProductLinearOperator, RootLinearOperator
+from torch import Tensor
+
+from gp_rangeformer import settings
+
+N, TASKS = 130, 2
+Join = Callable[[Any, Tensor, Tensor], Any]
+
+
+class Joined(gpytorch.models.ExactGP):
+    """Of a kernel of the points and one of tasks, ``join``ed in forward."""
+
+    def __init__(self, join: Join, kronecker: bool) -> None:
+        generator = torch.Generator().manual_seed(0)
+        x = torch.rand(N, 2, dtype=torch.float64, generator=generator)
+        tasks = torch.randint(0, TASKS, (N, 1), generator=generator)
+        shape = (N, TASKS) if kronecker else (N,)
+        y = torch.sin(5 * x.sum(-1)).reshape(N, *[1] * kronecker) + 0.1 * torch.randn(
+            shape, dtype=torch.float64, generator=generator
+        )
+        likelihood = gpytorch.likelihoods.GaussianLikelihood()
+        if kronecker:
+            likelihood = gpytorch.likelihoods.MultitaskGaussianLikelihood(TASKS, has_task_noise=False, rank=0)
+        super().__init__((x, tasks), y, likelihood)
+        self.join, self.kronecker = join, kronecker
+        self.points = ScaleKernel(MaternKernel(1.5, ard_num_dims=2))
+        torch.manual_seed(1)
+        self.tasks = IndexKernel(num_tasks=TASKS, rank=1)
+        self.double()
+
+    def forward(self, x: Tensor, tasks: Tensor) -> Any:
+        covariance = self.join(self, x, tasks)
+        if self.kronecker:
+            return MultitaskMultivariateNormal(x.new_zeros(N, TASKS), covariance)
+        return MultivariateNormal(x.new_zeros(N), covariance)
+
+
+def kronecker(model: Any, x: Tensor, tasks: Tensor) -> Any:
+    return KroneckerProductLinearOperator(model.points(x), model.tasks.covar_matrix)
+
+
+def kronecker_with_given_tasks(model: Any, x: Tensor, tasks: Tensor) -> Any:
+    return KroneckerProductLinearOperator(model.points(x), torch.eye(TASKS, dtype=torch.float64) + 0.5)
+
+
+def times_tasks(model: Any, x: Tensor, tasks: Tensor) -> Any:
+    return model.points(x).mul(model.tasks(tasks))
+
+
+def tasks_times(model: Any, x: Tensor, tasks: Tensor) -> Any:
+    return model.tasks(tasks).mul(model.points(x))
+
+
+def times_itself(model: Any, x: Tensor, tasks: Tensor) -> Any:
+    return model.points(x).mul(model.points(x))
+
+
+def root_times(model: Any, x: Tensor, tasks: Tensor) -> Any:
+    return RootLinearOperator(1 + x).mul(model.points(x))
+
+
+JOINS = [kronecker, kronecker_with_given_tasks, times_tasks, tasks_times, times_itself, root_times]
+
+
+def value_and_gradients(join: Any, flag: bool) -> tuple[Tensor, list[Tensor]]:
+    model: Any = Joined(join, "kronecker" in join.__name__)
+    mll: Any = gpytorch.mlls.ExactMarginalLogLikelihood(model.likelihood, model)
+    with (
+        settings.rangeformer(flag),
+        settings.kernel_storage("tiles"),
+        gpytorch.settings.max_cholesky_size(10_000),
+    ):
+        loss = mll(model(*model.train_inputs), model.train_targets)
+        found = torch.autograd.grad(loss, list(model.parameters()), allow_unused=True, materialize_grads=True)
+    return loss.detach(), list(found)
+
+
+@pytest.mark.parametrize("join", JOINS, ids=[join.__name__ for join in JOINS])
+def test_values_and_gradients_are_those_of_the_host(join: Any) -> None:
+    value, gradients = value_and_gradients(join, flag=True)
+    expected, wanted = value_and_gradients(join, flag=False)
+    torch.testing.assert_close(value, expected, rtol=1e-8, atol=1e-8)
+    torch.testing.assert_close(gradients, wanted, rtol=1e-7, atol=1e-9)
+    assert any(bool(gradient.abs().max() > 1e-3) for gradient in wanted)
+
+
+def test_a_product_has_second_derivatives() -> None:
+    """With K's arguments and with what it is multiplied by."""
+    model: Any = Joined(times_itself, kronecker=False)
+    parameters = list(model.points.parameters())
+
+    def hessian_rows(storage: str) -> list[Tensor]:
+        columns = torch.linspace(1, 2, 2 * N, dtype=torch.float64).reshape(N, 2).requires_grad_()
+        with settings.rangeformer(), settings.kernel_storage(storage):
+            kernel = model.points(model.train_inputs[0]).evaluate_kernel()
+            product = kernel._matmul(columns).square().sum()
+            first = torch.autograd.grad(product, [columns, *parameters], create_graph=True)
+            total = torch.stack([gradient.sum() for gradient in first]).sum()
+            return list(torch.autograd.grad(total, [columns, *parameters]))
+
+    torch.testing.assert_close(hessian_rows("tiles"), hessian_rows("dense"), rtol=1e-7, atol=1e-7)
