@@ -15,6 +15,7 @@ from gp_rangeformer.fit.fit_mll import TOLERANCE, fit_mll
 from gp_rangeformer.fit.result import TIMEOUT, USED_UP, Record
 
 _FAR = 10.0  # tolerances: more left to gain than that is no end
+_OF_BOTORCH = "_get_loss_closure_exact_internal."  # in botorch.optim.closures.model_closures
 _logger = logging.getLogger("gp_rangeformer")
 _lock = threading.Lock()
 _formers: list[Any] = []  # what contexts that are open have found as BoTorch's optimiser
@@ -40,14 +41,16 @@ def botorch_optimizer(
     gain, it is logged as a warning: one that BoTorch sees would put the start back in the end.
 
     :param parameters: not supported: parameters to leave alone have ``requires_grad=False``.
-    :param closure: a loss of one's own is minimised by BoTorch's default optimiser, as are sums of likelihoods.
+    :param closure: a loss of one's own is minimised by BoTorch's default optimiser, as are sums of likelihoods; the one
+        that BoTorch makes of ``mll`` and all its free parameters is not one's own.
     :param timeout_sec: ends the fit after the evaluation during which it passes, with the best parameters so far.
     :param others: for BoTorch's default optimiser, where that has to do it.
     """
     from botorch.optim.core import OptimizationResult, OptimizationStatus
     from botorch.optim.fit import fit_gpytorch_mll_scipy
 
-    if closure is not None or parameters is not None or not isinstance(mll, ExactMarginalLogLikelihood):
+    own_loss = closure is not None and not _is_botorchs(closure, mll)
+    if own_loss or parameters is not None or not isinstance(mll, ExactMarginalLogLikelihood):
         return fit_gpytorch_mll_scipy(
             mll, parameters, closure=closure, callback=callback, timeout_sec=timeout_sec, **others
         )
@@ -67,6 +70,14 @@ def botorch_optimizer(
         status = OptimizationStatus.STOPPED
         _logger.warning("the fit has not converged: %s", result.summary())
     return OptimizationResult(len(result.history), -result.value, status, result.seconds, result.reason)
+
+
+def _is_botorchs(closure: Any, mll: MarginalLogLikelihood) -> bool:
+    """Whether it is the loss of ``mll`` itself, in all parameters that are free: what BoTorch before 0.18 makes and
+    hands to every optimiser."""
+    made_by = getattr(getattr(closure, "forward", None), "__qualname__", "")
+    fitted = {id(parameter) for parameter in mll.parameters() if parameter.requires_grad}
+    return made_by.startswith(_OF_BOTORCH) and {id(one) for one in closure.parameters.values()} == fitted
 
 
 @contextlib.contextmanager

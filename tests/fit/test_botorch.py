@@ -11,7 +11,7 @@ import torch
 from gpytorch.mlls import ExactMarginalLogLikelihood, SumMarginalLogLikelihood
 
 from gp_rangeformer import settings
-from gp_rangeformer.fit import botorch_fits, botorch_optimizer
+from gp_rangeformer.fit import botorch_fits, botorch_optimizer, fit_mll
 from gp_rangeformer.fit.botorch import botorch_optimizer as default
 from tests.fit.models import data, value
 
@@ -122,14 +122,41 @@ def test_the_last_context_to_be_left_puts_botorchs_optimiser_back() -> None:
     assert defaults["optimizer"] is fit_gpytorch_mll_scipy
 
 
-def test_a_loss_of_ones_own_and_limits(caplog: pytest.LogCaptureFixture) -> None:
+def test_the_loss_that_botorch_makes_is_not_ones_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """BoTorch before 0.18 makes it in every fit, all of which went to its own optimiser without a word."""
     from botorch.optim.closures import get_loss_closure_with_grads
-    from botorch.optim.core import OptimizationStatus
 
+    asked: list[object] = []
+
+    def counted(mll: Any, **options: Any) -> Any:
+        asked.append(mll)
+        return fit_mll(mll, **options)
+
+    monkeypatch.setattr("gp_rangeformer.fit.botorch.fit_mll", counted)
     mll = single_task(30)
     mll.train()
-    closure = get_loss_closure_with_grads(mll, {name: p for name, p in mll.named_parameters() if p.requires_grad})
-    result = botorch_optimizer(mll, closure=closure, options={"maxiter": 2})
+    free = {name: parameter for name, parameter in mll.named_parameters() if parameter.requires_grad}
+    result = botorch_optimizer(mll, closure=get_loss_closure_with_grads(mll, free))
+    assert asked == [mll]
+    assert -result.fval == pytest.approx(value(mll), abs=1e-6)
+    some, left_to_botorch = dict(list(free.items())[1:]), object()
+    monkeypatch.setattr("botorch.optim.fit.fit_gpytorch_mll_scipy", lambda *arguments, **options: left_to_botorch)
+    assert botorch_optimizer(mll, closure=get_loss_closure_with_grads(mll, some)) is left_to_botorch
+    assert asked == [mll]
+
+
+def test_a_loss_of_ones_own_and_limits(caplog: pytest.LogCaptureFixture) -> None:
+    from botorch.optim.closures.core import ForwardBackwardClosure
+    from botorch.optim.core import OptimizationStatus
+
+    mll: Any = single_task(30)
+    mll.train()
+    parameters = {name: parameter for name, parameter in mll.named_parameters() if parameter.requires_grad}
+
+    def loss() -> torch.Tensor:
+        return -mll(mll.model(*mll.model.train_inputs), mll.model.train_targets)
+
+    result = botorch_optimizer(mll, closure=ForwardBackwardClosure(loss, parameters), options={"maxiter": 2})
     assert result.fval < -value(single_task(30)) + 1e-6
     stopped = botorch_optimizer(single_task(30), timeout_sec=1e-9)
     assert stopped.status is OptimizationStatus.STOPPED

@@ -23,14 +23,25 @@ import platformdirs
 def kept(host: str, compiler: str | None) -> list[Path]:
     """The intact libraries for this machine; ``compiler`` None stands for any. Damaged ones are removed."""
     found = []
-    for file in sorted(folder().glob(f"tiles-{host}-{compiler or '*'}-*.so")):
+    for file in (file for place in _places() for file in sorted(place.glob(f"tiles-{host}-{compiler or '*'}-*.so"))):
         if not _private(file, stat.S_ISREG):
             continue
         if file.stem.endswith(_content(file)):
             found.append(file)
         else:
-            file.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # the folder may only be read
+                file.unlink(missing_ok=True)
     return found
+
+
+def _places() -> list[Path]:
+    """The folder that is written to, and the user's, which a read-only system may have with a library in it."""
+    places = [folder()]
+    with contextlib.suppress(OSError, RuntimeError):
+        users = _users_folder()
+        if users != places[0] and _private(users, stat.S_ISDIR):
+            places.insert(0, users)
+    return places
 
 
 def keep(host: str, compiler: str, make: Callable[[Path], bool]) -> Path | None:
@@ -65,7 +76,7 @@ def folder() -> Path:
     :raises OSError: if there is no temporary folder either.
     """
     try:
-        place = platformdirs.user_cache_path("gp_rangeformer")
+        place = _users_folder()
         place.mkdir(mode=0o700, parents=True, exist_ok=True)
     except (OSError, RuntimeError):  # RuntimeError: there is no home
         return Path(_temporary().name)
@@ -80,6 +91,11 @@ def folder() -> Path:
         )
         return Path(_temporary().name)
     return place
+
+
+def _users_folder() -> Path:
+    """:raises RuntimeError: there is no home."""
+    return platformdirs.user_cache_path("gp_rangeformer")
 
 
 def _private(path: Path, is_kind: Callable[[int], bool]) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import platform
@@ -282,6 +283,34 @@ def test_a_kept_library_needs_no_compiler(monkeypatch, cache) -> None:
     forget()
     assert native_library() is not None
     assert describe().startswith(str(cache))
+
+
+@needs_compiler
+@pytest.mark.skipif(platform.system() != "Linux", reason="the processor is not described without a compiler")
+@pytest.mark.parametrize("damaged", [False, True])
+def test_a_cache_that_can_only_be_read_is_read(damaged, monkeypatch, cache) -> None:
+    """As that of an image whose library was made when it was built."""
+    assert native_library() is not None
+    access, unlink = os.access, Path.unlink
+
+    def read_only(file: Path, missing_ok: bool = False) -> None:
+        if file.parent == cache:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(file))
+        unlink(file, missing_ok)
+
+    monkeypatch.setattr(library_cache.os, "access", lambda place, mode: place != cache and access(place, mode))
+    monkeypatch.setattr(Path, "unlink", read_only)
+    (made,) = cache.iterdir()
+    if damaged:
+        cut = made.with_suffix(".cut")  # another file: this one is loaded
+        cut.write_bytes(made.read_bytes()[:1000])
+        cut.chmod(0o700)
+        os.replace(cut, made)
+    else:
+        monkeypatch.setenv("PATH", "/nowhere")
+    forget()
+    assert native_library() is not None
+    assert describe().startswith(str(cache)) is not damaged
 
 
 @needs_compiler
