@@ -1,5 +1,10 @@
 """Certified fast solves and log determinants for GPyTorch, behind one flag."""
 
+from pathlib import Path
+
+if not Path(__file__).is_file():
+    raise ImportError("gp_rangeformer reads files beside its code: install it unpacked, not as a zip")
+
 from gp_rangeformer import plugin, settings
 from gp_rangeformer.allocation.free_memory import InsufficientMemoryError
 from gp_rangeformer.checkpoint import CheckpointError

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import zipfile
+from pathlib import Path
+
+import gp_rangeformer
 
 IMPORTED = """
 import sys, torch, gpytorch
@@ -30,3 +34,15 @@ def test_the_import_brings_no_heavy_module_that_torch_and_gpytorch_had_not() -> 
     brought = run.stdout.splitlines()[-1].split()  # GPyTorch may print a line of its own before
     assert "gp_rangeformer.plugin.hooks" in brought
     assert not [name for name in brought if name.startswith(HEAVY)]
+
+
+def test_from_a_zip_it_is_refused_at_once(tmp_path: Path) -> None:
+    """It failed at the first step, for want of a network's weights."""
+    package = Path(gp_rangeformer.__file__).parent
+    with zipfile.ZipFile(tmp_path / "package.zip", "w") as archive:
+        for file in package.rglob("*.py"):
+            archive.write(file, file.relative_to(package.parent))
+    code = f"import sys; sys.path.insert(0, {str(tmp_path / 'package.zip')!r}); import gp_rangeformer"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert run.returncode == 1
+    assert "ImportError: gp_rangeformer reads files beside its code: install it unpacked" in run.stderr

@@ -62,7 +62,7 @@ class Outputs:
         :raises typer.Exit: with code 1, if there is one.
         """
         for error in self._failures.values():
-            typer.secho(f"Error: {error}", fg="red", err=True)
+            open_console(stderr=True).print(f"Error: {error}", style="red", markup=False, soft_wrap=True)
         if self._failures:
             raise typer.Exit(FAILED)
 

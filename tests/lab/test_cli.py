@@ -1,5 +1,6 @@
 """Commands from end to end: what they print, refuse and leave behind."""
 
+import io
 import itertools
 import json
 import math
@@ -100,6 +101,15 @@ def test_tables_fit_into_files_of_120_columns_and_every_terminal(monkeypatch):
             for cell in [*grid.headers, *itertools.chain.from_iterable(grid.rows)]:
                 assert all(part in text for part in cell.split("\n")), (width, cell)
         assert width != 120 or text == result.stdout
+
+
+def test_letters_that_a_streams_encoding_has_not_are_escaped(monkeypatch):
+    """A file on Windows; the name of a column ended a fit after it was done."""
+    stream = io.TextIOWrapper(io.BytesIO(), encoding="cp1252")
+    monkeypatch.setattr(sys, "stdout", stream)
+    console.open_console().print("größe, 温度")
+    stream.flush()
+    assert stream.buffer.getvalue().decode("cp1252").strip() == r"größe, \u6e29\u5ea6"
 
 
 def test_what_another_library_prints_during_a_command_is_on_stderr(monkeypatch):

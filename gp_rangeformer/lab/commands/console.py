@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import shlex
 import sys
 import time
@@ -78,8 +79,11 @@ def command_line(context: typer.Context) -> str:
 
 
 def open_console(stderr: bool = False) -> Console:
-    """A console that keeps 120 columns where there is no terminal to measure."""
+    """A console that keeps 120 columns where there is no terminal to measure, and escapes what the stream's encoding
+    has no letters for, as that of a file on Windows."""
     stream = sys.stderr if stderr else _own_stdout or sys.stdout
+    if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+        stream.reconfigure(errors="backslashreplace")
     return Console(file=stream, width=None if stream.isatty() else _WIDTH_IN_FILES, highlight=False)
 
 

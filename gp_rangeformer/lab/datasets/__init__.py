@@ -38,7 +38,7 @@ __all__ = [
 
 ENVIRONMENT_VARIABLE = "GP_RANGEFORMER_DATA"
 # Beside the checkout, not relative to the working directory: what `load` reads must not depend on where it is called.
-_BESIDE_CHECKOUT = Path(__file__).resolve().parents[4] / "shared" / "data"
+_BESIDE_CHECKOUT = Path(__file__).resolve().parents[3].parent / "shared" / "data"
 
 
 def load(
@@ -75,7 +75,7 @@ def load(
     if folder is None:
         remedy = (
             f"the UCI sets need a data folder with uci/manifest.csv and uci/NAME.csv.gz: "
-            f"pass data_dir=, or set {ENVIRONMENT_VARIABLE}"
+            f"pass data_dir= (--data-dir), or set {ENVIRONMENT_VARIABLE}"
         )
     raise DatasetError(f"no data set {name!r}{closest(name, names)}; available: {', '.join(names)}; {remedy}")
 
