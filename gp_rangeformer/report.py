@@ -109,7 +109,8 @@ class SolveReport:
     gradient: GradientError | None = None  # None: exact, not asked for, or not measured, which a note says
     # Of predictive means, certified for K as its dtype holds it, over the deviation of an observation.
     mean_error: float | None = None
-    variance_error: float | None = None  # of an inverse root, relative to predictive variance + noise
+    # Of an inverse root at training points, relative to predictive variance + noise; elsewhere it may be larger.
+    variance_error: float | None = None
     notes: tuple[str, ...] = ()
     seconds: float = 0.0
 

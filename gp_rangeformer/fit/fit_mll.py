@@ -108,6 +108,7 @@ class _Fit:
         self._notes: list[str] = []
         self._started = time.perf_counter()
         self._best: Evaluated | None = None  # on all points
+        self._floor = -math.inf  # what is not above it is not accepted, wherever it leads
         self._raised: Exception | None = None  # by the callback
 
     def run(self) -> FitResult:
@@ -153,8 +154,30 @@ class _Fit:
                 found = objective(start)
                 self._note_evaluation(objective, found, True)
             best = found
-        most = None if self._most is None else self._most - objective.evaluations
-        return self._ascend(objective, best, self._tolerance, most)
+        return self._off_bounds(self._ascend(objective, best, self._tolerance, self._left), start)
+
+    def _off_bounds(self, ascent: Ascent, start: Float64[Tensor, " p"]) -> Ascent:
+        """Once more, with numbers where they were at first that ended on a bound although the likelihood rises off it:
+        what they scale has all but vanished there, and the rise is too small for a step (a part of a sum)."""
+        objective, best = self._objective, ascent.best
+        held = objective.parameters.held_by_bounds(best.phi, best.gradient)
+        back = torch.where(held, start, best.phi)
+        enough = self._left is None or self._left > 1
+        if not held.any() or torch.equal(back, best.phi) or not enough or self._expired():
+            return ascent
+        self._floor = best.value
+        try:
+            found = objective(back)
+            self._note_evaluation(objective, found, True)
+            again = self._ascend(objective, found, self._tolerance, self._left)
+        except NUMERICAL:
+            again = ascent
+        return again if again.best.value > best.value + self._tolerance else ascent
+
+    @property
+    def _left(self) -> int | None:
+        """Evaluations."""
+        return None if self._most is None else self._most - self._objective.evaluations
 
     def _expired(self) -> bool:
         return time.perf_counter() - self._started > self._timeout
@@ -209,6 +232,7 @@ class _Fit:
         )
 
     def _note_evaluation(self, objective: Objective, evaluated: Evaluated, accepted: bool) -> None:
+        accepted = accepted and evaluated.value > self._floor
         if accepted and objective.mll is self._mll:
             self._best = evaluated
         seconds = time.perf_counter() - self._started

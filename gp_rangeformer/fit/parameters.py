@@ -7,6 +7,7 @@ any other as it is; so bounds hold whatever an optimiser proposes, with or witho
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import gpytorch
@@ -150,15 +151,25 @@ class FreeParameters:
 
     def on_bounds(self, phi: Float64[Tensor, " p"]) -> list[str]:
         """Names of the numbers that are near a bound, relative to it, with that; zero is none."""
-        found = []
-        names = iter(self.names)
-        for entry, part in zip(self._entries, self._split(phi), strict=True):
-            values = entry.bounded(part)
-            for value, name in zip(values.tolist(), names, strict=False):
-                for bound in (entry.lower, entry.upper):
-                    if bound != 0 and math.isfinite(bound) and abs(value - bound) <= _NEAR_A_BOUND * abs(bound):
-                        found.append(f"{name} at {bound:.3g}")
+        names = self.names
+        return [f"{names[place]} at {bound:.3g}" for place, _, bound in self._bounds_met(phi)]
+
+    def held_by_bounds(self, phi: Float64[Tensor, " p"], gradient: Float64[Tensor, " p"]) -> Bool[Tensor, " p"]:
+        """Those of them off which ``gradient`` leads, back between the bounds."""
+        found = torch.zeros(self.size, dtype=torch.bool)
+        for place, side, _ in self._bounds_met(phi):
+            found[place] = bool(side * gradient[place] > 0)
         return found
+
+    def _bounds_met(self, phi: Float64[Tensor, " p"]) -> Iterator[tuple[int, int, float]]:
+        """Place, 1 for a lower bound and -1 for an upper one, and the bound."""
+        place = 0
+        for entry, part in zip(self._entries, self._split(phi), strict=True):
+            for value in entry.bounded(part).tolist():
+                for side, bound in ((1, entry.lower), (-1, entry.upper)):
+                    if bound != 0 and math.isfinite(bound) and abs(value - bound) <= _NEAR_A_BOUND * abs(bound):
+                        yield place, side, bound
+                place += 1
 
     def raw_state(self) -> list[Tensor]:
         """The stored numbers, bit for bit."""

@@ -93,7 +93,10 @@ def factorised_with_jitter(system: LinearSystem, dtype: torch.dtype) -> tuple[Fl
         factor, info = torch.linalg.cholesky_ex(dense)
         if not bool(info):
             return factor, jitter
+    remedies = ["raise the likelihood's noise constraint", "remove duplicated inputs"]
+    if system.dtype != torch.float64:
+        remedies.append("use float64")
     raise NotPSDError(
         f"the {system.size} x {system.size} kernel matrix plus noise is not positive definite even with "
-        f"jitter {added:.0e}: raise the likelihood's noise constraint, remove duplicated inputs, or use float64"
+        f"jitter {added:.0e}: {' or '.join(remedies)}"
     )

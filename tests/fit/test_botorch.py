@@ -78,6 +78,26 @@ def test_many_outputs_take_more_evaluations_than_average_information_does() -> N
     assert total(mll) >= total(reference) - 4e-3
 
 
+def test_a_part_that_vanished_on_its_way_comes_back() -> None:
+    """Its scale on the lower bound, off which the likelihood rises, by less than a step is worth: 0.064 nats per point
+    below where BoTorch's own fit goes from there."""
+    from botorch.fit import fit_gpytorch_mll
+    from botorch.models.map_saas import AdditiveMapSaasSingleTaskGP
+
+    generator = torch.Generator().manual_seed(1)
+    x = torch.rand(30, 4, generator=generator, dtype=torch.float64)
+    y = torch.sin(4 * x[:, 0]) + x[:, 1] ** 2 + 0.1 * torch.randn(30, generator=generator, dtype=torch.float64)
+    torch.manual_seed(0)
+    model = AdditiveMapSaasSingleTaskGP(x, y.unsqueeze(-1), num_taus=3)
+    mll = ExactMarginalLogLikelihood(model.likelihood, model)
+    result = fit_mll(mll)
+    assert result.value == pytest.approx(value(mll), abs=1e-8)
+    accepted = [record.value for record in result.history if record.accepted]
+    assert accepted == sorted(accepted)
+    fit_gpytorch_mll(mll)
+    assert value(mll) - result.value < 0.003
+
+
 def test_as_the_default_inside_the_flag() -> None:
     from botorch.fit import fit_gpytorch_mll
     from botorch.optim.fit import fit_gpytorch_mll_scipy

@@ -147,3 +147,21 @@ def test_an_end_on_a_bound_is_named() -> None:
     assert mll.likelihood.noise.item() == pytest.approx(1e-4, rel=0.02)
     assert any("raw_noise at 0.0001" in note for note in found.notes)
     assert not fit_mll(build(80)).notes
+
+
+def test_a_number_is_held_by_a_bound_off_which_the_gradient_leads() -> None:
+    for constraint, value, inward in (
+        (GreaterThan(0.01), 0.01, 1),
+        (LessThan(1.0), 1.0, -1),
+        (Interval(0.1, 2.0), 0.1, 1),
+        (Interval(0.1, 2.0), 2.0, -1),
+        (GreaterThan(0.01), 0.3, 0),
+        (Positive(), 1e-9, 0),
+    ):
+        parameters = FreeParameters(Holder(constraint, 0.3))
+        phi = parameters.read()
+        (entry,) = parameters._entries
+        phi[1] = entry.free(torch.tensor(value, dtype=torch.float64))
+        for sign in (-1.0, 1.0):
+            held = parameters.held_by_bounds(phi, torch.full((2,), sign, dtype=torch.float64))
+            assert held.tolist() == [False, sign == inward]
