@@ -71,7 +71,7 @@ class GradientError:
         return _over(self._norm("standard_error"), max(tolerance * self._norm("value"), negligible))
 
     def _norm(self, field: str) -> float:
-        return math.sqrt(sum(getattr(entry, field) ** 2 for entry in self.entries))
+        return math.hypot(*(getattr(entry, field) for entry in self.entries))
 
 
 def _over(part: float, whole: float) -> float:

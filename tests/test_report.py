@@ -16,7 +16,7 @@ import torch
 
 import gp_rangeformer
 from gp_rangeformer import FallbackWarning, collect_reports, last_report, settings
-from gp_rangeformer.report import FAILURES, ReportCollection, SolveReport
+from gp_rangeformer.report import FAILURES, GradientError, HyperparameterGradient, ReportCollection, SolveReport
 from gp_rangeformer.system.reason import Reason
 from tests.plugin.market import added_diagonal, build, dense_covariance, exact_path, rangeformer_path
 
@@ -340,3 +340,11 @@ def test_an_uncertain_log_determinant_is_said_to_be_one(noise: float, rank: int,
     assert (report.logdet_statistical.width > 2 * 0.01 * 200) is said
     assert any("log determinant uncertain: +- 0." in note for note in report.notes) is said
     assert ("uncertain" in report.summary()) is said
+
+
+def test_the_error_of_a_gradient_of_any_size_is_a_number() -> None:
+    """Inputs times 1e160: squares of what their length-scale is worth overflow."""
+    entry = HyperparameterGradient("lengthscale", 1e170, 1e169)
+    error = GradientError((entry, dataclasses.replace(entry, name="noise")))
+    assert error.relative == pytest.approx(0.1)
+    assert error.excess(0.05, 1.0) == pytest.approx(2.0)
