@@ -217,11 +217,11 @@ def _not_one_tensor(operator: FusedLinearOperator, noise: Tensor) -> EligibleSys
     return EligibleSystem(kernel, noise, owners(operator), fused, storage.note, storage.share, detached=True)
 
 
-def check_rhs(system: EligibleSystem, rhs: Tensor, *, looked_at: bool = True) -> None:
+def check_rhs(system: EligibleSystem, rhs: Tensor, *, looked_at: bool = True, of_solve: bool = False) -> None:
     """Refuse what no solver can answer.
 
+    :param of_solve: it may also be what a prediction asks, which the error then names.
     :param looked_at: False leaves it to a later call whether it is finite, which waits for a device.
-
     :raises RuntimeError: the right-hand side is on another device.
     :raises NanError: it holds NaN or infinity.
     :raises ProcessGroupError: processes that share K have different ones.
@@ -233,8 +233,11 @@ def check_rhs(system: EligibleSystem, rhs: Tensor, *, looked_at: bool = True) ->
         )
     # The sum first, which is one operation; finite numbers may overflow in it.
     if looked_at and not bool(rhs.sum(dtype=torch.float64).isfinite()) and not bool(rhs.isfinite().all()):
+        what, where = ("targets minus mean", "the targets")
+        if of_solve:
+            what, where = f"{what}, or K of data and other points", f"{where} and the points that are predicted"
         raise NanError(
-            "the right-hand side (targets minus mean) holds NaN or infinity: clean the targets, or use "
+            f"the right-hand side ({what}) holds NaN or infinity: clean {where}, or use "
             "gpytorch.settings.observation_nan_policy('mask')"
         )
     if system.share is not None:

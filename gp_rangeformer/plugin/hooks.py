@@ -147,7 +147,7 @@ def _left_product(left: Tensor, solution: Tensor, right: Tensor) -> Tensor:
 
 @free_cores()
 def _solve(operator: AddedDiagLinearOperator, system: EligibleSystem, right_tensor: Tensor) -> Tensor:
-    check_rhs(system, right_tensor)
+    check_rhs(system, right_tensor, of_solve=True)
     n = operator.shape[-1]
     vector = right_tensor.dim() == 1
     rhs = right_tensor.unsqueeze(-1) if vector else right_tensor

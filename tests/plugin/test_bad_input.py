@@ -99,6 +99,21 @@ def test_targets_that_are_not_finite_raise_nan_error_with_a_remedy(bad: float, o
 
 
 @paths
+@pytest.mark.usefixtures("predicts_small_systems")
+def test_a_point_that_is_not_finite_is_not_blamed_on_the_targets_alone(path: str) -> None:
+    problem = build("rbf", n=150)
+    x = problem.test_x.clone()
+    x[1, 0] = torch.nan
+    problem.model.eval()
+    with PATHS[path](), gpytorch.settings.max_eager_kernel_size(0):
+        with pytest.raises(NanError, match="clean the targets and the points that are predicted"):
+            problem.model(x).variance  # noqa: B018
+        with torch.no_grad():
+            mean = problem.model(x).mean
+    assert mean.isnan().tolist() == x.isnan().any(1).tolist()
+
+
+@paths
 def test_nan_in_training_data_raises_nan_error_through_a_model(path: str) -> None:
     for broken in ("x", "y"):
         problem = build()
