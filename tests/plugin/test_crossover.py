@@ -50,6 +50,23 @@ def test_float32_is_left_to_the_host_where_its_overhead_would_show() -> None:
         assert not reasons(more, torch.float32) & {Reason.HOST_CHOLESKY, Reason.TOO_SMALL}
 
 
+@pytest.mark.parametrize(("noise", "host"), [(0.1, True), (1e-3, False)])
+def test_batches_in_float32_are_left_to_the_host_where_float32_does(noise: float, host: bool) -> None:
+    """One by one their certificates take as long as the host's predictions, twice over."""
+    problem = build(n=SMALL, batch=(4,), dtype=torch.float32)
+    problem.likelihood.noise = torch.full_like(problem.likelihood.noise, noise)
+    truth = build(n=SMALL, batch=(4,), dtype=torch.float64)
+    truth.model.load_state_dict(problem.model.state_dict())
+    with settings.rangeformer(), gp_rangeformer.collect_reports() as reports, torch.no_grad():
+        mean = problem.predict().mean
+    assert ({report.reason for report in reports} == {Reason.HOST_CHOLESKY}) is host
+    with torch.no_grad():
+        expected = truth.predict().mean
+    # What a prediction is asked for, in deviations of the noise.
+    allowed = settings.solver.value().prediction_error * noise**0.5
+    assert float((mean.double() - expected).abs().max()) < allowed
+
+
 @pytest.mark.parametrize(("n", "batch", "served"), [(50, 3, False), (20, 16, False), (50, 4, True), (100, 1, True)])
 def test_batches_count_by_the_numbers_of_their_matrices(n: int, batch: int, served: bool) -> None:
     problem = build(n=n, batch=() if batch == 1 else (batch,))
