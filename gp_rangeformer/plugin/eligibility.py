@@ -167,21 +167,21 @@ def _is_fused(kernel: LinearOperator) -> bool:
 def decline_prediction_reason(operator: AddedDiagLinearOperator) -> Reason | None:
     """As :func:`decline_reason` for solves and inverse roots, of which a model's own predictions may be better off with
     the host: in float64, where a few points are asked about and its Cholesky factorisation answers. In float32 that may
-    need float64, so there the host is no match, but for batches that do not."""
+    need float64, so there the host is no match for more than very few, but where it does not."""
     reason = decline_reason(operator)
     if reason is not None:
         return reason
     diagonal = operator._diag_tensor
-    batch = diagonal.dim() > 2
-    dtype = torch.float64 if batch else diagonal.dtype
-    if not host_predicts_as_fast(diagonal.shape[-1], dtype, diagonal.device) or not called_by_prediction():
+    n, device = diagonal.shape[-1], diagonal.device
+    if not host_predicts_as_fast(n, torch.float64, device) or not called_by_prediction():
         return None
-    return Reason.HOST_CHOLESKY if dtype == diagonal.dtype or _float32_does(operator) else None
+    left = host_predicts_as_fast(n, diagonal.dtype, device) or _float32_does(operator)
+    return Reason.HOST_CHOLESKY if left else None
 
 
 def _float32_does(operator: AddedDiagLinearOperator) -> bool:
-    """Whether a factorisation in float32 is a tenth as exact as is asked of a prediction: one after the other a batch's
-    certificates take up to twice as long as its predictions (16 of 200 points)."""
+    """Whether a factorisation in float32 is off by a tenth of what a prediction may be: certificates take up to as long
+    again as predictions that GPyTorch evaluates the kernel for, of a batch twice as long (16 of 200 points)."""
     kernel, noise = _evaluated(operator._linear_op).diagonal(dim1=-2, dim2=-1), operator._diag_tensor._diagonal()
     condition = float(((kernel + noise).detach().amax(-1) / noise.detach().amin(-1)).amax())
     allowed = 0.1 * settings.solver.value().prediction_tolerance
