@@ -31,7 +31,7 @@ template <typename T, Kind kind> inline Jet<T> jet(T q, T alpha) {
     } else {
         const T u = q / (T(2) * alpha), logarithm = elementary::log1p(u), inverse = T(1) / (T(1) + u);
         const T value = elementary::exp(-alpha * logarithm);
-        return {value, T(-0.5) * value * inverse, value * ((T(1) - inverse) - logarithm)};
+        return {value, T(-0.5) * value * inverse, value * (u * inverse - logarithm)};
     }
 }
 

@@ -171,9 +171,10 @@ class RationalQuadratic:
         u, value, shape_slope = buffers
         torch.log1p(u.mul_(0.5 / self._alpha), out=shape_slope)
         torch.mul(shape_slope, -self._alpha, out=value).exp_()
-        slope = u.add_(1).reciprocal_()
-        shape_slope.add_(slope).sub_(1).neg_().mul_(value)  # u / b = 1 - 1 / b
-        slope.mul_(value)
+        # Not 1 - 1 / b: rounded by eps beside one, that alpha multiplies, it hides u / b - log b = -u^2 / 2 of small u.
+        b = u + 1
+        shape_slope.neg_().addcdiv_(u, b).mul_(value)
+        slope = torch.div(value, b, out=u)
         return Opened(value, slope, slope, shape_slope)
 
 

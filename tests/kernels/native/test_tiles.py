@@ -103,6 +103,25 @@ def test_matrices_of_any_size_are_those_of_tensor_operations(n, dtype, two_threa
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("make", ["native", "tensors"])
+@pytest.mark.parametrize("alpha", [0.1, 3.0, 1e3, 1e6])
+def test_the_slope_in_alpha_is_exact_beside_k_for_any_alpha(alpha, make, dtype) -> None:
+    """dk / d log alpha of a pair, where u / b - log b of a small u = q / (2 alpha) is all but cancelled."""
+    expression, x = Stationary("rq"), torch.tensor([[0.0], [1.5]], dtype=torch.float64)
+    parameters = torch.ones(1, 1, dtype=torch.float64), torch.tensor([alpha], dtype=torch.float64)
+    if make == "native":
+        tiles = native(expression, x, parameters, dtype)
+    else:
+        tiles = TensorTiles(expression, embed(expression, x, parameters), dtype, 2)
+    tiles.pull(Block(slice(0, 2), slice(0, 2)), torch.tensor([[0.0, 1.0], [0.0, 0.0]], dtype=dtype))
+    _, slope = tiles.gradients()
+    u = 0.5 * 1.5**2 / alpha
+    bracket = u / (1 + u) - math.log1p(u) if u > 1e-3 else -(u**2) / 2 + 2 / 3 * u**3 - 3 / 4 * u**4
+    exact = alpha * (1 + u) ** -alpha * bracket
+    assert abs(alpha * float(slope) - exact) < 8 * torch.finfo(dtype).eps
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_gradients_are_those_of_tensor_operations(dtype, two_threads) -> None:
     n, x = 700, points(700)
     weight = torch.randn(n, n, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
