@@ -12,11 +12,19 @@ from linear_operator.utils.errors import NanError, NotPSDError
 from torch import Tensor
 
 from gp_rangeformer.allocation.free_memory import InsufficientMemoryError
+from gp_rangeformer.fit.evaluated import Evaluated
 from gp_rangeformer.fit.gradient_noise import explained_by_noise
-from gp_rangeformer.fit.objective import Evaluated, Objective
-from gp_rangeformer.fit.result import AS_NEAR_AS_PROBES_ALLOW, NO_FURTHER_GAIN, TIMEOUT, USED_UP
+from gp_rangeformer.fit.objective import Objective
+from gp_rangeformer.fit.result import (
+    AS_NEAR_AS_PROBES_ALLOW,
+    AS_NEAR_AS_ROUNDING_ALLOWS,
+    NO_FURTHER_GAIN,
+    TIMEOUT,
+    USED_UP,
+)
 from gp_rangeformer.fit.secant import Secant
 from gp_rangeformer.fit.trust_region import QuadraticModel, Step
+from gp_rangeformer.fit.wall import AT_THE_WALL
 
 # What an evaluation may end in without ending the fit: parameters are too far out, or nothing certifies and the exact
 # path is too large.
@@ -40,7 +48,6 @@ _CERTAIN = 0.25
 # 16, 9 on kin40k, 21, 21, 12 on pol, 40, 35, 34 on protein, 7 each on bike, 16, 15, 13 on elevators.
 _FLATTER, _DISAPPOINTING = 0.8, 0.3
 _LEAST, _MOST = 0.1, 4.0  # of the curvature that average information has
-_THROUGH = 0.5  # of a logarithm beyond the wall, which is no line to rounding
 
 Watch = Callable[[Evaluated, bool], None]
 
@@ -99,7 +106,9 @@ def ascend(
             reason = TIMEOUT
         elif radius < (_TINY_RADIUS if misled else _SMALLEST_RADIUS) or _stalls(gains, enough):
             reason = NO_FURTHER_GAIN
-        stuck = reason in (NO_FURTHER_GAIN, USED_UP) and decrement > near
+        stuck = reason in (NO_FURTHER_GAIN, USED_UP)
+        if stuck and decrement < best.rounding:
+            stuck, reason = False, AS_NEAR_AS_ROUNDING_ALLOWS
         if stuck and not secants and used < by_secants and _is_exact(best):
             misled = secants = True
             model, radius, met, enough = secant.first(best), _RADIUS, 1.0, _OF_SECANTS * tolerance
@@ -118,8 +127,8 @@ def ascend(
             gains += [] if misled else [None]
             continue
         old, gain = best, gained(best, new, step)
-        if new.room < min(best.room, -_THROUGH):
-            gain = -math.inf  # secants know of no wall
+        if new.room < min(best.room, -AT_THE_WALL) or (new.jittered and not best.jittered):
+            gain = -math.inf  # a model's wall is straight, and jitter makes another likelihood of it
         accepted, kept, full = gain > 0, gain / step.promised, step.length < radius * (1 - 1e-6)
         watch(new, accepted)
         gains += [gain] if accepted else [] if misled else [None]

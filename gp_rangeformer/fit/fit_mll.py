@@ -15,12 +15,13 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from gp_rangeformer.fit.ascent import NUMERICAL, Ascent, ascend
+from gp_rangeformer.fit.evaluated import Evaluated
 from gp_rangeformer.fit.last_look import last_look
-from gp_rangeformer.fit.objective import Anchor, Evaluated, Objective, is_likelihood
+from gp_rangeformer.fit.objective import Anchor, Objective, is_likelihood
 from gp_rangeformer.fit.result import LEFT_OUT, LIKELIHOOD, FitResult, Record
 from gp_rangeformer.fit.solver import solver_of_fit
 from gp_rangeformer.fit.subsets import can_be_thinned, level_sizes, thinned
-from gp_rangeformer.fit.wall import Wall
+from gp_rangeformer.fit.wall import AT_THE_WALL, Wall
 
 # Nats per point that may be left to gain, and evaluations on all points.
 TOLERANCE = 1e-4
@@ -271,12 +272,14 @@ class _Fit:
             self._notes.append(f"{failures} evaluations failed, too far out or not certified: steps were shortened")
         if bound := self._objective.parameters.on_bounds(best.phi):
             self._notes.append(f"on a bound of its constraint: {', '.join(bound)} (the optimum may lie beyond)")
-        if model.wall is not None and replace(model, wall=None).newton_decrement() > decrement + self._tolerance:
+        at_the_wall = model.wall is not None and best.room < AT_THE_WALL
+        if at_the_wall and replace(model, wall=None).newton_decrement() > decrement + self._tolerance:
             remedy = "" if self._dtype_name == "float64" else ", which needs float64"
             self._notes.append(f"{self._dtype_name} ends here: rounding of K hides smaller noise{remedy}")
         return FitResult(
             value=best.value,
             error=best.error,
+            rounding=0.0 if best.error else best.resolution,
             certain=certain,
             decrement=decrement,
             noise=ascent.noise,

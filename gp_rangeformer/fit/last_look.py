@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from gp_rangeformer import settings
 from gp_rangeformer.fit.ascent import NUMERICAL
-from gp_rangeformer.fit.objective import Evaluated, Objective, is_likelihood
-from gp_rangeformer.solvers.exact import JITTER, Exact
+from gp_rangeformer.fit.evaluated import Evaluated
+from gp_rangeformer.fit.objective import Objective, is_likelihood
+from gp_rangeformer.solvers.exact import Exact
 
 _SMALL_GAIN = 0.01  # of an interval's width
 _WIDE = 0.1  # nats per point, of a certain interval: fits with little noise leave several (kin40k, n = 3000: 2.6)
@@ -31,6 +32,4 @@ def last_look(objective: Objective, point: Evaluated) -> Evaluated:
             found = objective.seen_again(point)
     except NUMERICAL:
         return point
-    # Jitter makes another likelihood of it.
-    jittered = found.report is not None and any(note.startswith(JITTER) for note in found.report.notes)
-    return point if jittered else found
+    return point if found.jittered else found

@@ -11,10 +11,12 @@ from gpytorch.mlls import ExactMarginalLogLikelihood
 from jaxtyping import Bool, Float64
 from torch import Tensor
 
-from gp_rangeformer.fit.columns import Columns, CovarianceColumns, analytic_columns, columns_by_differences, derivatives
+from gp_rangeformer.fit.columns import CovarianceColumns, analytic_columns, columns_by_differences, derivatives
+from gp_rangeformer.fit.evaluated import Evaluated, Seen
 from gp_rangeformer.fit.gradient_noise import group_gradients
 from gp_rangeformer.fit.information import fit_mean, information
 from gp_rangeformer.fit.parameters import FreeParameters
+from gp_rangeformer.fit.rounding import rounding_of
 from gp_rangeformer.fit.trust_region import QuadraticModel
 from gp_rangeformer.fit.wall import Wall
 from gp_rangeformer.plugin.observation import Observation, observe_likelihoods
@@ -25,6 +27,7 @@ from gp_rangeformer.system.answers import LogDet
 _STEP = {torch.float32: 1e-2, torch.float64: 1e-4}  # of a logarithm
 # Of the certain interval's half, where a factorisation answers (n = 1100, float32: 0.0018; values scatter by 2e-4).
 _ROUNDING_SHARE = 0.2
+_ROUNDED = 1e-5  # nats per point: above, that is looked at more closely
 MOST_COLUMNS = 64  # parameters up to which curvature is worth a solve for each
 
 
@@ -40,42 +43,6 @@ class Anchor:
 
     def gradient(self, phi: Float64[Tensor, " p"]) -> Float64[Tensor, " p"]:
         return (self.centre - phi) / self.deviation**2
-
-
-@dataclass
-class Seen:
-    """What curvature is made of. It holds K."""
-
-    observation: Observation
-    covariance: CovarianceColumns  # of phi
-    mean: Columns
-    follows: Bool[Tensor, " p"]  # the parameters of a mean that has been fitted to the others
-    wall: Float64[Tensor, " p"] | None = None  # towards it
-    room: float = 0.0
-
-
-@dataclass
-class Evaluated:
-    """The likelihood at phi, in nats per point. ``error``: half of what its report states for the value, 0 if exact;
-    ``rounding``: about what rounding of an exact one may make of the difference to another.
-
-    ``gain``: of a mean that was fitted to the other parameters, in the value and not in ``report``, whose mean is that
-    of before. ``samples``: what each probe of the log determinant says of the value, where probes were asked;
-    ``group_gradients``: what groups of the gradient's probes say, near an optimum. ``seen`` holds K: drop it before the
-    next evaluation. ``room``: below the wall, infinite where nobody knows.
-    """
-
-    phi: Float64[Tensor, " p"]
-    value: float
-    error: float
-    gradient: Float64[Tensor, " p"]
-    report: SolveReport | None
-    rounding: float = 0.0
-    gain: float = 0.0
-    room: float = math.inf
-    seen: Seen | None = None
-    samples: Float64[Tensor, " k"] | None = None
-    group_gradients: Float64[Tensor, "g p"] | None = None
 
 
 def is_likelihood(mll: object) -> bool:
@@ -124,9 +91,10 @@ class Objective:
         usable = known and len(observations) == 1 and observations[0].rhs.shape[1] == 1
         if usable and self.parameters.size <= MOST_COLUMNS:
             found.samples = self._samples(observations[0])
+            if found.rounding > _ROUNDED and (closer := rounding_of(observations[0])) is not None:
+                found.rounding, found.shift = min(closer.spread, found.rounding), closer.shift
             found.seen = self._seen(observations[0], phi, slopes)
-            if found.seen.wall is not None:
-                found.room = found.seen.room
+            self._measure_room(found, slopes)
             self._settle(found)
         if self._anchor is not None:
             found.value += self._anchor.value(found.phi) / self.points
@@ -144,6 +112,8 @@ class Objective:
         if not reports or not math.isfinite(value):
             return point
         error, rounding = _errors(reports[-1], self.points)
+        if not (error or point.error):  # of the same factor
+            rounding = min(rounding, point.rounding)
         return replace(point, value=value, error=error, rounding=rounding, gain=0.0, report=reports[-1])
 
     def quadratic_model(self, point: Evaluated, near: float = 0.0) -> QuadraticModel | None:
@@ -166,7 +136,7 @@ class Objective:
         curvature[seen.follows] = curvature[:, seen.follows] = 0
         curvature.diagonal()[seen.follows] = 1
         gradient = torch.where(seen.follows, 0.0, point.gradient)
-        model = QuadraticModel(gradient, curvature, seen.wall, max(seen.room, 0.0))
+        model = QuadraticModel(gradient, curvature, point.wall, max(point.room, 0.0))
         if model.newton_decrement() < near:
             groups = group_gradients(seen.observation, self.parameters.tensors)
             point.group_gradients = None if groups is None else groups * slopes * ~seen.follows / self.points
@@ -199,11 +169,13 @@ class Objective:
         else:
             columns = _scaled(analytic, slopes.to(device))
         mean = -derivatives(observation.rhs.squeeze(-1), tensors) * slopes.to(device)
-        seen = Seen(observation, columns, mean, torch.zeros(len(phi), dtype=torch.bool))
-        position = None if self._wall is None else self._wall.position(observation)
+        return Seen(observation, columns, mean, torch.zeros(len(phi), dtype=torch.bool))
+
+    def _measure_room(self, found: Evaluated, slopes: Float64[Tensor, " p"]) -> None:
+        assert found.seen is not None
+        position = None if self._wall is None else self._wall.position(found.seen.observation)
         if position is not None and position.requires_grad and bool(position.isfinite()):
-            seen.room, seen.wall = float(position.detach()), -self._flat_gradient(position) * slopes
-        return seen
+            found.room, found.wall = float(position.detach()), -self._flat_gradient(position) * slopes
 
     def _settle(self, found: Evaluated) -> None:
         """Fit the mean to the other parameters, where that is a linear problem: a long step leaves it behind."""

@@ -10,10 +10,21 @@ from gp_rangeformer.report import SolveReport
 from gp_rangeformer.system.answers import Interval
 
 USED_UP, TIMEOUT, NO_FURTHER_GAIN = "evaluations used up", "out of time", "no further gain"
-AS_NEAR_AS_PROBES_ALLOW = "as near as the probes allow"
-_ENDED = (NO_FURTHER_GAIN, AS_NEAR_AS_PROBES_ALLOW)
+AS_NEAR_AS_PROBES_ALLOW, AS_NEAR_AS_ROUNDING_ALLOWS = "as near as the probes allow", "as near as rounding allows"
+_ENDED = (NO_FURTHER_GAIN, AS_NEAR_AS_PROBES_ALLOW, AS_NEAR_AS_ROUNDING_ALLOWS)
 _HARDLY_ANYTHING = 0.01  # nats per point
 LIKELIHOOD, LEFT_OUT = "log p(y)/n", "leave-one-out log p(y)/n"
+
+
+def decimals(rounding: float) -> int:
+    """Of an exact value: no more than rounding leaves, of which two digits show, and four at most."""
+    return next((places for places in range(1, 4) if rounding >= 10.0 ** (1 - places)), 4)
+
+
+def shown(value: float, error: float, rounding: float = 0.0) -> str:
+    """A likelihood with half of its interval, or with what rounding leaves of an exact one."""
+    places = 4 if error else decimals(rounding)
+    return f"{value:.{places}f} +- {error or rounding:.{places}f}"
 
 
 @dataclass(frozen=True)
@@ -33,7 +44,8 @@ class FitResult:
     """The end of a fit. Values are in nats per data point, priors included, as GPyTorch's ``mll`` has them.
 
     ``value``: of the likelihood at the parameters that the model now has; ``error``: half the width of the interval
-    that its last report states (0 where it is exact); ``certain``: the interval of log p(y) / n that holds always, or
+    that its last report states (0 where it is exact); ``rounding``: about what rounding, in K and in a factorisation,
+    may have made of an exact value; ``certain``: the interval of log p(y) / n that holds always, or
     None. ``decrement``: what the last quadratic model says is still to be gained, ``noise``: how much of that the
     probes alone explain. ``reason``: why it stopped. ``method``: where curvature
     came from. ``evaluations``: by number of points, without the last look at the value (where the
@@ -55,6 +67,7 @@ class FitResult:
     report: SolveReport | None
     notes: tuple[str, ...] = ()
     criterion: str = LIKELIHOOD
+    rounding: float = 0.0
 
     @property
     def settled(self) -> bool:
@@ -69,7 +82,7 @@ class FitResult:
     def summary(self) -> str:
         """One line."""
         counts = ", ".join(f"{count} on {points}" for points, count in sorted(self.evaluations.items()))
-        parts = [f"{self.criterion} {self.value:.4f} +- {self.error:.4f}", f"{self.reason}", f"{counts} points"]
+        parts = [f"{self.criterion} {shown(self.value, self.error, self.rounding)}", self.reason, f"{counts} points"]
         noise = f" (probes alone explain {self.noise:.1e})" if self.noise else ""
         parts.append(f"{self.decrement:.1e} left to gain{noise}")
         return "; ".join([*parts, *self.notes, f"{self.seconds:.2f} s"])

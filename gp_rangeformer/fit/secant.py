@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from gp_rangeformer.fit.objective import Evaluated
+from gp_rangeformer.fit.evaluated import Evaluated
 from gp_rangeformer.fit.trust_region import FLAT, QuadraticModel
 
 _DAMPED = 0.2  # Powell 1978: of the curvature that the model had along a step, at least this much stays
@@ -44,4 +44,4 @@ class Secant:
 
     def _model(self, point: Evaluated) -> QuadraticModel:
         assert self._matrix is not None
-        return QuadraticModel(point.gradient, self._matrix)
+        return QuadraticModel(point.gradient, self._matrix, point.wall, max(point.room, 0.0))

@@ -27,8 +27,9 @@ MOST_ROWS = 1000
 @dataclass(frozen=True)
 class Candidate:
     """A kernel fitted to ``rows`` of the training rows, in standardised units and nats per point: the log likelihood
-    with half the width of its interval (0: exact), the leave-one-out score with its error, seconds, whether the fit
-    converged, and the number of the model's parameters. ``failure``: why there is no value; None where there is one."""
+    with half the width of its interval (0: exact; ``rounding`` is about what that leaves), the leave-one-out score with
+    its error, seconds, whether the fit converged, and the number of the model's parameters. ``failure``: why there is
+    no value; None where there is one."""
 
     kernel: str
     rows: int
@@ -40,6 +41,7 @@ class Candidate:
     seconds: float = 0.0
     failure: str | None = None
     parameters: int = 0
+    rounding: float = 0.0
 
     @property
     def merit(self) -> float:
@@ -108,7 +110,7 @@ def _candidate(name: str, rows: int, fit: Fitted) -> Candidate:
     score, score_error = _left_out(gp)
     parameters = sum(parameter.numel() for parameter in gp.parameters() if parameter.requires_grad)
     values = result.value, result.error, score, score_error, result.converged, result.seconds
-    return Candidate(name, rows, *values, parameters=parameters)
+    return Candidate(name, rows, *values, parameters=parameters, rounding=result.rounding)
 
 
 def _plain(fit: Fitted) -> dict[str, Any]:

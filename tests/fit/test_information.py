@@ -16,7 +16,8 @@ from torch import Tensor
 
 from gp_rangeformer import Certified, Exact, settings
 from gp_rangeformer.fit.columns import derivatives
-from gp_rangeformer.fit.objective import Anchor, Evaluated, Objective
+from gp_rangeformer.fit.evaluated import Evaluated
+from gp_rangeformer.fit.objective import Anchor, Objective
 from tests.fit.models import DIMENSIONS, build, matern, value
 
 N = 120
