@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from gp_rangeformer.fit import FitResult
-from gp_rangeformer.fit.result import AS_NEAR_AS_PROBES_ALLOW
+from gp_rangeformer.fit.result import AS_NEAR_AS_PROBES_ALLOW, AS_NEAR_AS_ROUNDING_ALLOWS, decimals
+
+VISIBLE_ROUNDING = 5e-5  # nats per row: half of the last digit that is shown of an exact value
 
 
 @dataclass(frozen=True)
@@ -22,7 +24,8 @@ def in_words(fit: FitResult, level: float | None) -> str:
 
     :param level: as :func:`of_fit` has it.
     """
-    lines = [f"{one.title} {one.text}" for one in (*of_fit(fit, level), OF_PREDICTIONS)]
+    predictions = [OF_PREDICTIONS, LIMITED_BY_ROUNDING] if fit.rounding > VISIBLE_ROUNDING else [OF_PREDICTIONS]
+    lines = [f"{one.title} {one.text}" for one in (*of_fit(fit, level), *predictions)]
     return "\n".join([*lines, *(f"Note: {note}." for note in fit.notes)])
 
 
@@ -43,6 +46,8 @@ def _convergence(fit: FitResult) -> Statement:
         return Statement("The fit converged.", f"{left}. It is a maximum; whether there is a higher one is not known.")
     if fit.reason == AS_NEAR_AS_PROBES_ALLOW:
         return Statement("The fit ended as near to the maximum as the probes allow.", f"{left}.")
+    if fit.reason == AS_NEAR_AS_ROUNDING_ALLOWS:
+        return Statement("The fit ended as near to the maximum as rounding allows.", f"{left}; rounding hides as much.")
     if fit.settled:
         return Statement("The fit ended where steps gained nothing more.", f"{left}.")
     remedy = "The parameters are the best of those that were tried; float64 may get further."
@@ -53,6 +58,8 @@ def _likelihood(fit: FitResult) -> Statement:
     text = "The log marginal likelihood of the standardised targets, in nats per row; larger is better."
     if not fit.error:
         text += " A Cholesky factorisation computed it."
+    if fit.rounding > VISIBLE_ROUNDING:
+        text += f" Rounding, beside so little noise, may have moved it by about {fit.rounding:.2g}."
     return Statement(f"log p(y)/n is {fit.value:.{_decimals(fit)}f}.", text)
 
 
@@ -73,7 +80,7 @@ def _certain(fit: FitResult) -> Statement:
             "The last evaluation stated none"
             + (": its error is a likely one." if fit.error else "; it is exact to rounding."),
         )
-    places = _decimals(fit)
+    places = max(_decimals(fit), 3)
     text = "This interval contains the exact value, rounding included. "
     if fit.error:
         text = "This interval contains the exact value whatever the probes were, and may be far wider. "
@@ -85,15 +92,24 @@ def _certain(fit: FitResult) -> Statement:
 
 
 def _decimals(fit: FitResult) -> int:
-    """So that half of the likely interval shows two digits, within reason."""
+    """So that half of the likely interval shows two digits, within reason; or what rounding leaves of an exact value
+    does."""
+    if not fit.error:
+        return decimals(fit.rounding)
     for places in range(3, 7):
         if fit.error >= 10.0 ** (1 - places):
             return places
-    return 6 if fit.error else 4
+    return 6
 
 
 OF_PREDICTIONS = Statement(
     "The interval of a prediction is about a new observation.",
     "It is to contain 95 of 100 new observations. Noise is in it, and what the rows leave open about the function, "
     "with the hyperparameters as they are: their own uncertainty is not in it.",
+)
+
+LIMITED_BY_ROUNDING = Statement(
+    "Rounding limits predictions.",
+    "Beside so little noise leave-one-out scores are off by about as much as the likelihood, and deviations by a few "
+    "times as much of themselves.",
 )

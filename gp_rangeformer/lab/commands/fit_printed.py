@@ -54,6 +54,8 @@ def print_fit(fitted: Fit) -> None:
 
 def _comparison(model: TableRegression) -> Table:
     """A row for every kernel that was fitted, the best first."""
+    from gp_rangeformer.fit.result import shown  # with PyTorch
+
     rows = model.candidates[0].rows
     table = Table("kernel", f"log p(y)/n on {rows} rows", "leave-one-out", "s", "", box=None, pad_edge=False)
     for one in model.candidates:
@@ -63,7 +65,8 @@ def _comparison(model: TableRegression) -> Table:
         left_out = "-" if one.leave_one_out is None else f"{one.leave_one_out:.4f} +- {one.leave_one_out_error:.1g}"
         said = "chosen" if one.kernel == model.kernel else ""
         said += "" if one.converged else " (not converged)"
-        table.add_row(one.kernel, f"{one.value:.4f} +- {one.error:.4f}", left_out, f"{one.seconds:.1f}", said.strip())
+        value = shown(one.value, one.error or 0.0, one.rounding)
+        table.add_row(one.kernel, value, left_out, f"{one.seconds:.1f}", said.strip())
     return table
 
 

@@ -13,6 +13,7 @@ from jinja2 import Environment, StrictUndefined
 from matplotlib.figure import Figure
 
 from gp_rangeformer.fit import FitResult
+from gp_rangeformer.fit.result import shown
 from gp_rangeformer.lab.compare.machine import versions
 from gp_rangeformer.lab.model_report import calibration, residuals, training, words
 from gp_rangeformer.lab.model_report.drawing import as_image
@@ -70,6 +71,7 @@ def render(model: TableRegression, held_out: pd.DataFrame | None = None) -> str:
     """
     frame, scores = model.training_frame(), model.leave_one_out()
     ranked, relevance_text = _ranked(model)
+    rounding = 0.0 if model.fit_result is None else model.fit_result.rounding
     shown = list(ranked)[:_MOST_EFFECTS]
     found = effects(model, frame, shown)
     template = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
@@ -80,7 +82,7 @@ def render(model: TableRegression, held_out: pd.DataFrame | None = None) -> str:
         facts=_facts(model, frame, scores),
         fit_statements=_fit_statements(model),
         fit_figures=_fit_figures(model.fit_result),
-        calibration_statements=[*words.of_calibration(scores), OF_PREDICTIONS],
+        calibration_statements=[*words.of_calibration(scores, rounding), OF_PREDICTIONS],
         coverage=_coverage(scores),
         held_out=None if held_out is None else _held_out(held_out, model.target),
         calibration_figures=_calibration_figures(scores),
@@ -263,8 +265,10 @@ def _candidates(model: TableRegression) -> Table | None:
     rows = []
     for one in model.candidates:
         left_out = "-" if one.leave_one_out is None else f"{one.leave_one_out:.4f}"
-        margin = f" \N{PLUS-MINUS SIGN} {one.error:.4f}" if one.error else ""
-        value = one.failure if one.value is None else f"{one.value:.4f}{margin}"
+        value = one.failure
+        if one.value is not None:
+            value = shown(one.value, one.error or 0.0, one.rounding).removesuffix(" +- 0.0000")
+            value = value.replace("+-", "\N{PLUS-MINUS SIGN}")
         rows.append((one.kernel, value, left_out, f"{one.rows:,}", f"{one.seconds:.1f}"))
     return Table(("kernel", "log p(y)/n", _SCORE, "rows", "seconds"), rows)
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from gp_rangeformer.fit import FitResult
 from gp_rangeformer.predict.leave_one_out import Coverage, LeaveOneOut
-from gp_rangeformer.regression.words import Statement
+from gp_rangeformer.regression.words import VISIBLE_ROUNDING, Statement
 
 _DEVIATIONS = 3.0  # of chance: three levels together are further out once in a hundred calibrated models
 
@@ -20,12 +20,19 @@ def of_evaluation(fit: FitResult) -> Statement:
     return Statement(title, f"The solver's report of it: {fit.report.summary()}.")
 
 
-def of_calibration(scores: LeaveOneOut) -> list[Statement]:
-    """How good predictions are, and whether their intervals keep what they promise."""
+def of_calibration(scores: LeaveOneOut, rounding: float = 0.0) -> list[Statement]:
+    """How good predictions are, and whether their intervals keep what they promise.
+
+    :param rounding: what it leaves of log p(y) / n, in nats.
+    """
     text = "Every row is predicted from all others, with hyperparameters that were fitted to all: new rows do a "
     text += "little worse. "
     if scores.variance_error:
         text += f"Variances are estimated, to about {scores.variance_error:.1%} of each; means move with them."
+    elif rounding > VISIBLE_ROUNDING:
+        text += (
+            f"Rounding, beside so little noise, limits them as it does the likelihood, by about {rounding:.2g} nats."
+        )
     else:
         text += "Means and variances are exact, up to rounding."
     return [Statement("Scores are leave-one-out.", text), _verdict(scores.coverage)]

@@ -13,7 +13,7 @@ import pytest
 from gp_rangeformer.lab.model_report import render, words
 from gp_rangeformer.lab.model_report.training import magnified_end, whole_fit
 from gp_rangeformer.regression import TableRegression
-from gp_rangeformer.regression.words import of_fit
+from gp_rangeformer.regression.words import in_words, of_fit
 from tests.lab.model_report.pages import Page
 from tests.lab.model_report.test_page import a_fit, scores_of
 
@@ -61,6 +61,22 @@ def test_an_exact_likelihood_has_no_likely_interval() -> None:
     titles = [one.title for one in of_fit(a_fit(error=0.0), None)]
     assert not [title for title in titles if "Likely" in title]
     assert len(titles) == 3
+
+
+def test_an_exact_likelihood_has_no_more_digits_than_rounding_leaves() -> None:
+    fit = a_fit(error=0.0, rounding=0.018)
+    _, value, _ = of_fit(fit, None)
+    assert value.title == "log p(y)/n is -0.799."
+    assert "Rounding" in value.text
+    assert "0.018" in value.text
+    assert "leave-one-out" in in_words(fit, None)
+    assert "Rounding" not in in_words(a_fit(error=0.0, rounding=1e-8), None)
+
+
+def test_scores_that_rounding_limits_are_not_called_exact() -> None:
+    scores = scores_of([0.1, 0.5, 0.9])
+    assert "exact, up to rounding" in words.of_calibration(scores)[0].text
+    assert "0.018" in words.of_calibration(scores, 0.018)[0].text
 
 
 def test_where_no_certain_interval_is_known_that_is_said() -> None:
