@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from gp_rangeformer.version import own_version
 FORMAT = 2
 TENSORS, DESCRIPTION = "model.safetensors", "model.json"
 _OF_TENSORS, _OF_ITSELF = "sha256 of model.safetensors", "sha256"
-UNFINISHED = "unfinished.json"  # of a fit that runs, or was interrupted
+UNFINISHED = "unfinished.json"  # of a fit that runs, or was interrupted; of further ones with a number
 HELD_OUT, NUMBERS, REPORT = "held_out.csv", "fit.json", "report.html"  # by the command line
 _WRITTEN_TOGETHER = "written together, sha256"  # in fit.json
 
@@ -47,8 +48,7 @@ def prepared_folder(folder: Path) -> None:
 
 
 def write_model(folder: Path, tensors: Mapping[str, Tensor], description: Mapping[str, Any]) -> None:
-    """Both files, or on a full disk none. What was written beside a former model, or while this one was fitted, is
-    removed.
+    """Both files, or on a full disk none. What was written beside a former model is removed.
 
     :raises WriteError: as :func:`prepared_folder`; the disk is full.
     """
@@ -59,7 +59,7 @@ def write_model(folder: Path, tensors: Mapping[str, Tensor], description: Mappin
     versions = {"gp-rangeformer": own_version(), "torch": torch.__version__, "gpytorch": gpytorch.__version__}
     content = {"format": FORMAT, "versions": versions, **description, _OF_TENSORS: hashlib.sha256(weights).hexdigest()}
     write_together({folder / TENSORS: weights, folder / DESCRIPTION: sealed(content)})
-    for former in (UNFINISHED, HELD_OUT, NUMBERS, REPORT):
+    for former in (HELD_OUT, NUMBERS, REPORT):
         with contextlib.suppress(OSError):
             (folder / former).unlink()
 
@@ -87,18 +87,34 @@ def is_kept(path: Path, folder: Path | None = None) -> bool:
     :param folder: that a model will be written to.
     """
     path = path.resolve()
-    names = (TENSORS, DESCRIPTION, UNFINISHED, HELD_OUT, NUMBERS, REPORT)
-    holds = any((path.parent / name).is_file() for name in (TENSORS, DESCRIPTION, UNFINISHED))
+    unfinished = unfinished_files(path.parent)
+    holds = unfinished or any((path.parent / name).is_file() for name in (TENSORS, DESCRIPTION))
     if not holds and (folder is None or folder.resolve() != path.parent):
         return False
-    files = [path.parent / name for name in names]
+    names = (TENSORS, DESCRIPTION, UNFINISHED, HELD_OUT, NUMBERS, REPORT)
+    files = [*(path.parent / name for name in names), *unfinished]
+    if path in files or _is_numbered(path):
+        return True
     # The same file under another name: where MODEL.JSON is model.json.
-    return path in files or any(path.exists() and file.exists() and path.samefile(file) for file in files)
+    return any(path.exists() and file.exists() and path.samefile(file) for file in files)
+
+
+def unfinished_files(folder: Path) -> list[Path]:
+    """What fits that run there, or were interrupted, have kept: ``unfinished.json``, ``unfinished-1.json``, ..."""
+    first = folder / UNFINISHED
+    numbered = [path for path in folder.glob(f"{first.stem}-*{first.suffix}") if _is_numbered(path)]
+    return [path for path in (first, *sorted(numbered, key=lambda path: (len(path.name), path))) if path.is_file()]
+
+
+def _is_numbered(path: Path) -> bool:
+    return re.fullmatch(r"unfinished-[1-9]\d*\.json", path.name) is not None
 
 
 def is_unfinished(folder: Path) -> bool:
-    """Whether a fit runs there, or was interrupted."""
-    return (folder / UNFINISHED).is_file()
+    """Whether a fit runs there, or was interrupted, that is later than the model, if there is one."""
+    described = folder / DESCRIPTION
+    kept = described.stat().st_mtime_ns if described.is_file() else 0
+    return any(path.stat().st_mtime_ns >= kept for path in unfinished_files(folder))
 
 
 def sealed(content: Mapping[str, Any]) -> bytes:

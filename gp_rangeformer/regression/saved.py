@@ -18,6 +18,7 @@ from gp_rangeformer.regression.errors import SavedModelError
 from gp_rangeformer.regression.fit_json import fit_from_json, fit_to_json
 from gp_rangeformer.regression.kernels import Covariance, Regression, build_for_table, covariance, hyperparameters
 from gp_rangeformer.regression.scaling import Scaling
+from gp_rangeformer.regression.unfinished import Unfinished
 
 _PARAMETERS = "parameters/"
 _SHOWN = 5  # training rows, at most, whose kernel matrix tells one kernel from another
@@ -25,7 +26,8 @@ _SHOWN = 5  # training rows, at most, whose kernel matrix tells one kernel from 
 
 @dataclass(frozen=True, eq=False)
 class State:
-    """All that a :class:`~gp_rangeformer.regression.TableRegression` is, as it says of its attributes."""
+    """All that a :class:`~gp_rangeformer.regression.TableRegression` is, as it says of its attributes; ``unfinished``:
+    what its fit has kept in a folder, until the model is."""
 
     target: str
     columns: Columns
@@ -38,6 +40,7 @@ class State:
     candidates: tuple[Candidate, ...] = ()
     notes: tuple[str, ...] = ()
     seed: int = 0
+    unfinished: Unfinished | None = None
 
 
 def tensors_of(state: State) -> dict[str, Tensor]:

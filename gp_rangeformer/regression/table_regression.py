@@ -102,7 +102,7 @@ class TableRegression:
         :param dtype: None: float64 up to 5,000 rows and where the kernel asks for it, else float32.
         :param callback: sees the kernel's name and every evaluation. What it raises ends the fit.
         :param folder: keeps the kernels that were compared and the best parameters so far in ``unfinished.json``; the
-            same call on the same data goes on from there, after a kill too. :meth:`save` to it ends that.
+            same call on the same data goes on from there, after a kill too. :meth:`save` ends that.
         :raises TableError: the table cannot be used as it is, naming row, column and remedy.
         :raises KernelError: there is no such kernel.
         :raises FitError: as :func:`gp_rangeformer.fit.fit_mll`.
@@ -135,7 +135,8 @@ class TableRegression:
         gp, result, level = done
         return cls(
             State(
-                target, data.columns, data.inputs, data.outputs, gp, start, result, level, candidates, data.notes, seed
+                target, data.columns, data.inputs, data.outputs, gp, start, result, level, candidates, data.notes, seed,
+                unfinished,
             )
         )  # fmt: skip
 
@@ -239,11 +240,13 @@ class TableRegression:
         ``row`` of the file, with the target, ``mean``, ``sd``, ``lower95``, ``upper95`` and the raw inputs; and
         ``fit.json``, the numbers of its ``--json`` and digests that tell whether those rows are of this model.
 
-        Those of a model that was there before are removed.
+        Those of a model that was there before are removed, and what this model's fit kept while it ran.
 
         :raises WriteError: the folder cannot be written.
         """
         write_model(Path(folder), tensors_of(self._state), description_of(self._state))
+        if self._state.unfinished is not None:
+            self._state.unfinished.remove()
 
     @classmethod
     def load(cls, folder: str | Path, *, kernel: Kernel | None = None, device: str = "cpu") -> TableRegression:

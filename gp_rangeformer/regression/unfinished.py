@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import warnings
 from collections.abc import Mapping
-from itertools import count
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from gp_rangeformer.atomic import WriteError, write_bytes
+from gp_rangeformer.atomic import write_bytes
 from gp_rangeformer.regression.errors import TableWarning
-from gp_rangeformer.regression.files import UNFINISHED, sealed, unsealed
+from gp_rangeformer.regression.files import UNFINISHED, sealed, unfinished_files, unsealed
 from gp_rangeformer.regression.kernels import Covariance, Regression
 from gp_rangeformer.version import own_version
 
@@ -22,8 +23,9 @@ from gp_rangeformer.version import own_version
 class Unfinished:
     """``unfinished.json`` of a folder, replaced with everything that is kept, so that a kill loses nothing before.
 
-    What is there of the same data and seed is gone on from, with a :class:`~gp_rangeformer.regression.TableWarning`;
-    what is of others is kept under another name, what is damaged or edited not used, and both are said.
+    What is there of the same data and seed is gone on from, with a :class:`~gp_rangeformer.regression.TableWarning`.
+    What is of another fit, which may run, is left alone: this one's is ``unfinished-1.json``, or the next free number.
+    What is damaged or edited is not used. Both are said.
 
     :param folder: None: nothing is kept.
     :param x: n x d, standardised.
@@ -32,27 +34,37 @@ class Unfinished:
     """
 
     def __init__(self, folder: Path | None, x: Tensor, y: Tensor, seed: int, starts: list[Covariance]) -> None:
-        self._path = None if folder is None else folder / UNFINISHED
+        self._folder = folder
+        self._path: Path | None = None  # where there is something of this fit
+        self._kept = b""  # all that is there
         self._data = "" if folder is None else _digest(x, y, seed)
         self._compared: dict[str, Any] = {}
         self._best: dict[str, Any] | None = None
-        if self._path is not None and self._path.is_file():
-            self._read(self._path, [_key(start) for start in starts])
+        if folder is not None:
+            self._begin(unfinished_files(folder), [_key(start) for start in starts])
 
-    def _read(self, path: Path, asked: list[str]) -> None:
-        try:
-            content = unsealed(path.read_bytes())
-        except (OSError, ValueError) as error:
-            _say(f"{path} is damaged, or was edited ({error}): the fit begins anew")
-            return
-        compared, best = content.get("compared", {}), content.get("best")
-        known = [name for name in asked if name in compared]
-        if content.get("data") != self._data or not (known or (best and best["kernel"] in asked)):
-            _say(f"{path} is of other data, another kernel or other options: the fit begins anew, {_kept_aside(path)}")
-            return
-        self._compared, self._best = compared, best
-        if known:
-            _say(f"goes on from {path}: {', '.join(known)} {'is' if len(known) == 1 else 'are'} fitted already")
+    def _begin(self, paths: list[Path], asked: list[str]) -> None:
+        """Go on from the one of ``paths`` that is of this fit, or say what the others are."""
+        said = ""
+        for path in paths:
+            try:
+                self._kept = path.read_bytes()
+                content = unsealed(self._kept)
+            except (OSError, ValueError) as error:
+                if path.name == UNFINISHED:
+                    self._path, said = path, f"{path} is damaged, or was edited ({error})"
+                continue
+            compared, best = content.get("compared", {}), content.get("best")
+            known = [name for name in asked if name in compared]
+            if content.get("data") == self._data and (known or (best and best["kernel"] in asked)):
+                self._path, self._compared, self._best = path, compared, best
+                if known:
+                    _say(f"goes on from {path}: {', '.join(known)} {'is' if len(known) == 1 else 'are'} fitted already")
+                return
+            said = said or f"{path} stays: it is of other data, another kernel or other options"
+        self._kept = b""
+        if said:
+            _say(f"{said}: the fit begins anew")
 
     def compared(self, start: Covariance) -> dict[str, Any] | None:
         """What :meth:`keep_compared` was given of this kernel."""
@@ -81,24 +93,35 @@ class Unfinished:
         return best["points"]
 
     def _write(self) -> None:
-        if self._path is None:
+        if self._folder is None:
             return
         try:
-            write_bytes(self._path, sealed({"data": self._data, "compared": self._compared, "best": self._best}))
-        except (WriteError, ValueError) as error:  # which must not cost the fit
+            content = sealed({"data": self._data, "compared": self._compared, "best": self._best})
+            # Not before: of two fits that begin together the second would take the name of the first.
+            self._path = self._path or _reserved(self._folder)
+            write_bytes(self._path, content)
+            self._kept = content
+        except (OSError, ValueError) as error:  # which must not cost the fit
             _say(f"{error}; the fit goes on without keeping its parameters")
-            self._path = None
+            self._folder = None
+            if not self._kept:
+                self.remove()  # the name alone
+
+    def remove(self) -> None:
+        """The file, when the model is kept; not where another fit has written it since."""
+        with contextlib.suppress(OSError):
+            if self._path is not None and self._path.read_bytes() == self._kept:
+                self._path.unlink()
 
 
-def _kept_aside(path: Path) -> str:
-    """Under the next free number: the fit that it is of may be worth hours. What has become of it, in words."""
-    others = (path.with_stem(f"{path.stem}-{number}") for number in count(1))
-    free = next(other for other in others if not other.exists())
-    try:
-        path.rename(free)
-    except OSError as error:
-        return f"and will replace it ({error}): copy it to keep it"
-    return f"and it is kept as {free.name}: rename it back to go on from it"
+def _reserved(folder: Path) -> Path:
+    """An empty file under the first free name."""
+    first = folder / UNFINISHED
+    for path in chain([first], (first.with_stem(f"{first.stem}-{number}") for number in count(1))):
+        with contextlib.suppress(FileExistsError):
+            path.touch(exist_ok=False)
+            return path
+    raise AssertionError("numbers do not end")
 
 
 def parameters_to_json(gp: Regression) -> dict[str, Any]:

@@ -132,6 +132,32 @@ def test_what_is_no_model_and_what_has_not_ended_hinders_no_fit(model, monkeypat
     assert "replaces" not in result.output
 
 
+@pytest.mark.parametrize("options", [(), ("--replace",)])
+def test_of_two_fits_that_run_together_none_loses_its_model(tmp_path, monkeypatch, options):
+    """The fit of z begins and ends while that of y runs; NAME-1 is there already, of something else."""
+    out, beside, original = tmp_path / "m", tmp_path / "m-2", fitting.fit_mll
+    (tmp_path / "m-1").mkdir()
+
+    def fit_another_first(*arguments: Any, **named: Any) -> Any:
+        monkeypatch.setattr(fitting, "fit_mll", original)
+        other = fit(rows(50), out, "--target", "z", "--drop", "y")
+        assert other.exit_code == 0, other.output
+        return original(*arguments, **named)
+
+    monkeypatch.setattr(fitting, "fit_mll", fit_another_first)
+    result = fit(rows(40), out, "--drop", "z", *options)
+    assert result.exit_code == 0, result.output
+    assert f"another fit has kept its model in {out} while this one ran: that stays, and this model is in {beside}" in (
+        said(result)
+    )
+    assert f"written: {beside} written: {beside / 'held_out.csv'}" in said(result)
+    models = [TableRegression.load(folder) for folder in (out, beside)]
+    assert [(model.target, len(model.training_frame())) for model in models] == [("z", 45), ("y", 36)]
+    assert invoke("report", beside).exit_code == 0
+    assert contents(beside).keys() == contents(out).keys()
+    assert not contents(tmp_path / "m-1")
+
+
 def test_of_a_model_of_many_columns_those_that_differ_are_named(model, monkeypatch):
     wide = rows(50).join(pd.DataFrame(np.random.default_rng(1).normal(size=(50, 20))).rename(columns="c{:02}".format))
     monkeypatch.setattr(fitting, "fit_mll", pytest.fail)
@@ -147,9 +173,13 @@ def test_replacing_names_a_folder(tmp_path):
     assert "--replace is about the model in a folder: name it with --out" in said(result)
 
 
-@pytest.mark.parametrize("name", ["model.json", "model.safetensors", "held_out.csv", "fit.json", "report.html"])
+FILES = ["model.json", "model.safetensors", "held_out.csv", "fit.json", "report.html", "unfinished-1.json"]
+
+
+@pytest.mark.parametrize("name", FILES)
 def test_no_file_of_a_model_is_written_over(model, monkeypatch, name):
     monkeypatch.setattr(fitting, "fit_mll", pytest.fail)
+    (model / "unfinished-1.json").write_text("{}")
     table, path, before = model.parent / "table.csv", model / ".." / "model" / name, contents(model)
     rows(20).to_csv(table, index=False)
     commands = [

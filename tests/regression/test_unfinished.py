@@ -142,20 +142,51 @@ def test_what_is_of_other_data_is_not_gone_on_from(tmp_path):
         (tmp_path / UNFINISHED).write_bytes(kept)
 
 
-def test_what_is_of_another_fit_outlives_this_one_and_can_be_gone_on_from(tmp_path):
+def test_what_is_of_another_fit_outlives_this_one_and_is_gone_on_from_under_any_number(tmp_path):
     path, free = tmp_path / UNFINISHED, tmp_path / "unfinished-2.json"
     (tmp_path / "unfinished-1.json").write_text("of a third fit")
     best = best_of(interrupted(tmp_path).records)
     kept = path.read_bytes()
     other = table().assign(y=lambda frame: frame["y"] ** 2)
-    with pytest.warns(TableWarning, match=r"begins anew, and it is kept as unfinished-2.json: rename it back"):
+    with pytest.warns(TableWarning, match=r"unfinished.json stays: it is of other data.*: the fit begins anew$"):
+        other_best = best_of(interrupted(tmp_path, frame=other).records)
+    with pytest.warns(TableWarning, match=rf"goes on from the parameters in .*-2.json, .*= {other_best:.4f}$"):
         fit(other, **OPTIONS, folder=tmp_path).save(tmp_path)
-    assert not path.exists()
-    assert free.read_bytes() == kept
+    assert path.read_bytes() == kept
+    assert not free.exists()
+    with pytest.warns(TableWarning, match=rf"goes on from the parameters in .*unfinished.json, .*= {best:.4f}$"):
+        fit(table(), **OPTIONS, folder=tmp_path).save(tmp_path)
+    assert {one.name for one in tmp_path.glob("*.json")} == {"model.json", "unfinished-1.json"}
     assert (tmp_path / "unfinished-1.json").read_text() == "of a third fit"
-    free.rename(path)
-    with pytest.warns(TableWarning, match=rf"goes on from the parameters in .*= {best:.4f}$"):
-        fit(table(), **OPTIONS, folder=tmp_path)
+
+
+def test_a_fit_that_ends_takes_away_nothing_of_one_that_runs(tmp_path):
+    """The second one begins before the first has kept anything."""
+    path, seen = tmp_path / UNFINISHED, []
+
+    def run_another(name: str, record: Record) -> None:
+        seen.append(record)
+        if len(seen) == 1:
+            interrupted(tmp_path, kernel="matern32")
+        if len(seen) == 6:
+            assert (tmp_path / "unfinished-1.json").is_file()
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(table(), **OPTIONS, folder=tmp_path, callback=run_another)
+    with pytest.warns(TableWarning, match="goes on from the parameters in .*unfinished-1.json"):
+        fit(table(), **OPTIONS, folder=tmp_path).save(tmp_path)
+    assert [one.name for one in tmp_path.glob("unfinished*")] == [path.name]
+    assert unsealed(path.read_bytes())["best"]["kernel"] == "matern32"
+
+
+def test_a_file_that_another_fit_has_written_since_is_not_removed(tmp_path):
+    interrupted(tmp_path)
+    with pytest.warns(TableWarning, match="goes on"):
+        found = fit(table(), **OPTIONS, folder=tmp_path)
+    (tmp_path / UNFINISHED).write_text("of another fit")
+    found.save(tmp_path)
+    assert (tmp_path / UNFINISHED).read_text() == "of another fit"
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,15 @@ from gp_rangeformer.lab.commands.console import (
     refusing,
     show_progress,
 )
-from gp_rangeformer.lab.commands.fit_folder import check_former, interrupted, keep, keep_report, last_kept, prepare
+from gp_rangeformer.lab.commands.fit_folder import (
+    check_former,
+    description,
+    interrupted,
+    keep,
+    keep_report,
+    last_kept,
+    prepare,
+)
 from gp_rangeformer.lab.commands.fit_printed import print_fit
 from gp_rangeformer.lab.commands.options import (
     DEFAULT_KERNEL,
@@ -139,6 +147,7 @@ def fit(
                 loaded = datasets.dataset_of(split, options.missing)
         start = _start(names, loaded)
         (spec,) = parse_solvers("rangeformer", dtype or default_dtype(names[0], len(split.train)), min_size=min_size)
+        model_before = description(out)
         if out is not None:
             with saying_warnings():
                 check_former(out, split, options, replace)
@@ -168,17 +177,18 @@ def fit(
         open_console(stderr=True).print(f"Training failed: {error}", style="red", markup=False, soft_wrap=True)
         raise typer.Exit(FAILED) from None
 
-    outputs, kept = Outputs(), False
+    outputs, kept = Outputs(), None
     if out is not None and fitted.model is not None:
         # First: who reads what is printed may go away (``| head``), which must not cost the training.
-        kept = keep(fitted, out, outputs, fitted.to_json(spec, seed, device))
+        with saying_warnings():
+            kept = keep(fitted, out, model_before, outputs, fitted.to_json(spec, seed, device))
     print_fit(fitted)
     if predictions is not None and fitted.predictions is not None:
         outputs.write(predictions, partial(fitted.write_predictions, predictions))
     if json is not None:
         outputs.write_json(json, fitted.to_json(spec, seed, device))
-    if out is not None and kept:
-        keep_report(fitted, out, outputs)
+    if kept is not None:
+        keep_report(fitted, kept, outputs)
     outputs.say_written()
     outputs.finish()
     if fitted.result.error is not None:

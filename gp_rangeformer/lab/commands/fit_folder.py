@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import warnings
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -78,18 +79,54 @@ def _described(target: str, columns: set[str], others: set[str]) -> str:
     return f"{target!r} given {', '.join(map(repr, names[:_NAMED]))}{left}"
 
 
-def keep(fitted: Fit, folder: Path, outputs: Outputs, numbers: dict[str, object]) -> bool:
-    """The model, its held-out rows and its numbers. Where the model cannot be written the former one is still there,
-    with what belongs to it: nothing else is written then."""
+def description(folder: Path | None) -> bytes | None:
+    """Of the model that is there, which no other has; None where there is none."""
+    from gp_rangeformer.regression.files import DESCRIPTION
+
+    try:
+        return None if folder is None else (folder / DESCRIPTION).read_bytes()
+    except OSError:
+        return None
+
+
+def keep(fitted: Fit, folder: Path, before: bytes | None, outputs: Outputs, numbers: dict[str, object]) -> Path | None:
+    """The model, its held-out rows and its numbers, and where they are. Where the model cannot be written the former
+    one is still there, with what belongs to it: nothing else is written then.
+
+    :param before: the :func:`description` when the fit began. Where another fit has kept its model since, this one's
+        goes to a folder beside it.
+    """
+    from gp_rangeformer.regression import TableWarning
     from gp_rangeformer.regression.files import HELD_OUT, NUMBERS, written_together
 
     assert fitted.model is not None
+    if description(folder) not in (None, before):
+        taken, folder = folder, _new_beside(folder)
+        said = (
+            f"another fit has kept its model in {taken} while this one ran: that stays, and this model is in {folder}"
+        )
+        warnings.warn(said, TableWarning, stacklevel=2)
     if not outputs.write(folder, partial(fitted.model.save, folder)):
-        return False
+        return None
     if fitted.predictions is not None:
         outputs.write(folder / HELD_OUT, partial(fitted.write_predictions, folder / HELD_OUT))
     outputs.write_json(folder / NUMBERS, numbers | written_together(folder))
-    return True
+    return folder
+
+
+def _new_beside(folder: Path) -> Path:
+    """The first of NAME-1, NAME-2, ... that is not there, made; if it cannot be, writing to it says why."""
+    whole = folder.resolve()
+    folder = folder if folder.name == whole.name else whole
+    for beside in (folder.with_name(f"{folder.name}-{number}") for number in count(1)):
+        try:
+            beside.mkdir()
+        except FileExistsError:
+            continue
+        except OSError:
+            return beside
+        return beside
+    raise AssertionError("numbers do not end")
 
 
 def keep_report(fitted: Fit, folder: Path, outputs: Outputs) -> None:
@@ -112,20 +149,20 @@ def _write_report(model: TableRegression, path: Path, held_out: pd.DataFrame) ->
         raise OSError(f"{path} was not written: {error}") from error
 
 
-def last_kept(folder: Path | None) -> int | None:
-    """When a fit last kept its parameters in the folder: a time, or None where nothing is there."""
-    from gp_rangeformer.regression.files import UNFINISHED, is_unfinished
+def last_kept(folder: Path | None) -> dict[Path, int]:
+    """When fits last kept their parameters in the folder: a time for each file of such."""
+    from gp_rangeformer.regression.files import unfinished_files
 
-    return (folder / UNFINISHED).stat().st_mtime_ns if folder is not None and is_unfinished(folder) else None
+    return {} if folder is None else {path: path.stat().st_mtime_ns for path in unfinished_files(folder)}
 
 
-def interrupted(folder: Path | None, before: int | None) -> str:
+def interrupted(folder: Path | None, before: dict[Path, int]) -> str:
     """:param before: what :func:`last_kept` said when the fit began."""
-    from gp_rangeformer.regression.files import UNFINISHED
-
     kept = last_kept(folder)
-    if folder is None or kept is None:
+    if not kept:
         return "Interrupted; nothing was written."
-    if kept == before:
-        return f"Interrupted; nothing was written: {folder / UNFINISHED} is what an earlier fit has left."
-    return f"Interrupted; the best parameters so far are in {folder / UNFINISHED}: the same command goes on from them."
+    changed = [path for path, time in kept.items() if before.get(path) != time]
+    if not changed:
+        return f"Interrupted; nothing was written: {next(iter(kept))} is what an earlier fit has left."
+    named = " or, of another fit, ".join(map(str, changed))
+    return f"Interrupted; the best parameters so far are in {named}: the same command goes on from them."
