@@ -81,6 +81,11 @@ def belongs_together(folder: Path) -> bool:
     return {_WRITTEN_TOGETHER: known} == written_together(folder)
 
 
+def holds_model(folder: Path) -> bool:
+    """Whether there is a file of one, which may be all that is left of it."""
+    return any((folder / name).is_file() for name in (TENSORS, DESCRIPTION))
+
+
 def is_kept(path: Path, folder: Path | None = None) -> bool:
     """Whether it is a file of a model, or of a fit that has not ended, in its folder.
 
@@ -88,8 +93,7 @@ def is_kept(path: Path, folder: Path | None = None) -> bool:
     """
     path = path.resolve()
     unfinished = unfinished_files(path.parent)
-    holds = unfinished or any((path.parent / name).is_file() for name in (TENSORS, DESCRIPTION))
-    if not holds and (folder is None or folder.resolve() != path.parent):
+    if not (unfinished or holds_model(path.parent)) and (folder is None or folder.resolve() != path.parent):
         return False
     names = (TENSORS, DESCRIPTION, UNFINISHED, HELD_OUT, NUMBERS, REPORT)
     files = [*(path.parent / name for name in names), *unfinished]

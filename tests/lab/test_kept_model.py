@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import shutil
 from pathlib import Path
@@ -110,14 +111,45 @@ def test_a_model_of_other_columns_is_replaced_only_if_asked_for(model, monkeypat
     assert contents(model) == before
     replaced = fit(rows(50), model, *options, "--replace")
     assert replaced.exit_code == 0, replaced.output
-    assert f"Warning: replaces the model of 36 rows in {model}" in said(replaced)
+    assert f"Warning: will replace the model of 36 rows in {model}" in said(replaced)
     assert len(TableRegression.load(model).training_frame()) == 45
 
 
 def test_a_model_of_the_same_columns_is_replaced_and_that_is_said(model):
     result = fit(rows(50)[["y", "b", "a", "z"]], model, "--drop", "z")
     assert result.exit_code == 0, result.output
-    assert f"Warning: replaces the model of 36 rows in {model}" in said(result)
+    assert f"Warning: will replace the model of 36 rows in {model}" in said(result)
+
+
+def reformatted(path: Path) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 3}))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "wanted"),
+    [
+        (lambda folder: reformatted(folder / "model.json"), "has format 3, of gp-rangeformer"),
+        (lambda folder: (folder / "model.json").write_text("{"), "model.json is damaged"),
+        (lambda folder: (folder / "model.safetensors").write_bytes(b"x"), "or is damaged: restore both or fit again"),
+        (lambda folder: (folder / "model.safetensors").unlink(), "model.safetensors is missing"),
+        (lambda folder: (folder / "model.json").unlink(), "model.json is missing"),
+    ],
+)
+def test_a_model_that_cannot_be_read_is_replaced_only_if_asked_for(model, monkeypatch, spoil, wanted):
+    spoil(model)
+    before = contents(model)
+    with monkeypatch.context() as patched:
+        patched.setattr(fitting, "fit_mll", pytest.fail)
+        refused = fit(rows(50), model, "--drop", "z")
+    assert refused.exit_code == 2
+    message = f"{model} holds a model that cannot be read, and would be replaced: choose another --out, or --replace."
+    assert message in said(refused)
+    assert wanted in said(refused)
+    assert contents(model) == before
+    replaced = fit(rows(50), model, "--drop", "z", "--replace")
+    assert replaced.exit_code == 0, replaced.output
+    assert f"Warning: will replace the model in {model}, which cannot be read" in said(replaced)
+    assert len(TableRegression.load(model).training_frame()) == 45
 
 
 def test_what_is_no_model_and_what_has_not_ended_hinders_no_fit(model, monkeypatch):
@@ -125,11 +157,12 @@ def test_what_is_no_model_and_what_has_not_ended_hinders_no_fit(model, monkeypat
         raise KeyboardInterrupt
 
     (model / "model.safetensors").unlink()
+    (model / "model.json").unlink()
     (model / "unfinished.json").write_text("{}")
     monkeypatch.setattr(fitting, "fit_mll", interrupting)
     result = fit(rows(50), model)
     assert result.exit_code == 130
-    assert "replaces" not in result.output
+    assert "replace" not in result.output
 
 
 @pytest.mark.parametrize("options", [(), ("--replace",)])

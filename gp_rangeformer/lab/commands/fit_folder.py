@@ -44,28 +44,38 @@ def _remove_empty(folder: Path) -> None:
 
 
 def check_former(folder: Path, split: Split, options: TableOptions, replace: bool) -> None:
-    """A model that is there is replaced, which is said, and one of another target or other columns only if asked for.
+    """A model that is there is replaced, which is said, and one of another target or other columns, or that cannot be
+    read, only if asked for.
 
-    What cannot be read, or cannot be fitted, is left to those who say why.
+    What cannot be fitted is left to those who say why.
     """
     from gp_rangeformer.regression import SavedModelError, TableError, TableWarning
     from gp_rangeformer.regression.columns import Columns, learned
-    from gp_rangeformer.regression.files import read_model
+    from gp_rangeformer.regression.files import holds_model, read_model
     from gp_rangeformer.regression.rows import usable
 
+    if not holds_model(folder):
+        return
     try:
         content = read_model(folder)[1]
         former = content["target"], _names(Columns.from_json(content["columns"]))
+        described = f"the model of {content['rows']} rows in {folder}"
+    except (SavedModelError, OSError, ValueError, KeyError, TypeError) as error:
+        if not replace:
+            remedy = "choose another --out, or --replace"
+            refuse(f"{folder} holds a model that cannot be read, and would be replaced: {remedy}. {error}")
+        former, described = None, f"the model in {folder}, which cannot be read"
+    try:
         frame = usable(split.train, split.target, encode=options.encode, missing=options.missing).frame
         wanted = split.target, _names(learned(frame, split.target, options.missing)[0])
-    except (SavedModelError, TableError, OSError, ValueError, KeyError, TypeError):
+    except TableError:
         return
-    if former != wanted and not replace:
+    if former is not None and former != wanted and not replace:
         refuse(
             f"{folder} holds a model of {_described(*former, wanted[1])}, and this one would be of "
             f"{_described(*wanted, former[1])}: choose another --out, or --replace"
         )
-    warnings.warn(f"replaces the model of {content['rows']} rows in {folder}", TableWarning, stacklevel=2)
+    warnings.warn(f"will replace {described}", TableWarning, stacklevel=2)
 
 
 def _names(columns: Columns) -> set[str]:
