@@ -46,8 +46,9 @@ def report(
 
 def _held_out(folder: Path) -> pd.DataFrame | None:
     """The rows that were kept with the model; those of another one would be taken for what this one is worth."""
-    from gp_rangeformer.regression import TableWarning, read_table
+    from gp_rangeformer.regression import TableWarning
     from gp_rangeformer.regression.files import HELD_OUT, belongs_together
+    from gp_rangeformer.regression.predictions import read_predictions
 
     path = folder / HELD_OUT
     if not path.is_file():
@@ -56,4 +57,4 @@ def _held_out(folder: Path) -> pd.DataFrame | None:
         said = "is of another model than the one beside it, or was changed: the report is made without it"
         warnings.warn(f"{path} {said}; fit again to have held-out rows", TableWarning, stacklevel=2)
         return None
-    return read_table(path)
+    return read_predictions(path)

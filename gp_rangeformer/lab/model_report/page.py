@@ -22,13 +22,13 @@ from gp_rangeformer.predict import LeaveOneOut
 from gp_rangeformer.regression import TableError, TableRegression
 from gp_rangeformer.regression.errors import counted
 from gp_rangeformer.regression.kinds import as_numbers, column_of
+from gp_rangeformer.regression.predictions import target_title
 from gp_rangeformer.regression.words import OF_PREDICTIONS, Statement, of_fit
 
 if TYPE_CHECKING:
     import pandas as pd
 
 _MOST_EFFECTS = 8
-_PREDICTED = ("mean", "sd", "lower95", "upper95")
 _SURPRISES = 5  # rows that lie farthest out
 _NAMED = 3  # columns that say which row it is
 _SCORE = "leave-one-out score, standardised"
@@ -178,9 +178,8 @@ def _held_out(rows: pd.DataFrame, target: str) -> Statement:
 
     :raises TableError: they are not as ``fit --out`` writes them.
     """
-    target = f"{target} (target)" if target in _PREDICTED else target  # as tables of predictions have it
     cells = []
-    for name in (target, "mean", "lower95", "upper95"):
+    for name in (target_title(target), "mean", "lower95", "upper95"):
         if name not in rows.columns:
             raise TableError(f"the held-out rows have no column {name!r}: {_LEFT_ALONE}")
         try:
