@@ -102,6 +102,28 @@ def test_a_table_is_not_written_over(frame, tmp_path):
     assert "model.json is a file: name the folder that it is in" in said(result)
 
 
+@pytest.mark.parametrize(
+    ("cells", "why"),
+    [
+        (lambda y: pd.date_range("2024-01-31", periods=len(y)), "line 2: column 'y' holds 2024-01-31, a date, where"),
+        (lambda y: y.map("{:.2f} EUR".format), "EUR', a text, where a number belongs: a number with 'EUR' (write"),
+        (lambda y: y.map("{:.3f}".format).where(y.index != 3, "51,234"), "line 5: column 'y' holds text, '51,234'"),
+        (lambda y: y.where(y.index != 7, np.inf), "line 9: column 'y' is infinite, inf"),
+    ],
+)
+def test_a_target_that_is_no_number_has_no_error_and_the_cell_is_named(frame, tmp_path, cells, why):
+    frame = frame.drop(columns="when")
+    frame.to_csv(tmp_path / "t.csv", index=False)
+    assert invoke("fit", tmp_path / "t.csv", "--target", "y", "--kernel", "rbf", "--out", tmp_path / "m").exit_code == 0
+    frame.assign(y=cells(frame["y"])).to_csv(tmp_path / "new.csv", index=False)
+    result = invoke("predict", tmp_path / "m", tmp_path / "new.csv", "--out", tmp_path / "p.csv")
+    assert result.exit_code == 0, result.output
+    assert "Warning: there is no RMSE: new.csv, line" in said(result)
+    assert why in said(result)
+    assert "RMSE" not in result.stdout
+    assert f"{ROWS} rows predicted" in result.stdout
+
+
 def test_what_pandas_writes_can_be_predicted_and_its_row_index_is_no_input(frame, tmp_path):
     frame.to_csv(tmp_path / "t.csv")
     refused = invoke("fit", tmp_path / "t.csv", "--target", "y")

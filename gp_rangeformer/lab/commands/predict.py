@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -54,7 +55,7 @@ def predict(
     """
     from gp_rangeformer.lab.compare.result import write_text
     from gp_rangeformer.regression import SavedModelError, TableError, TableRegression
-    from gp_rangeformer.regression.predictions import beside
+    from gp_rangeformer.regression.predictions import beside, target_title
 
     check_device(device)
     check_output("--out", out, data)
@@ -64,7 +65,7 @@ def predict(
         )
         with saying_warnings():
             kept = TableRegression.load(model, device=device)
-            used = (*(column.name for column in kept.columns.inputs), kept.target)
+            used = (*(column.name for column in kept.columns.inputs), kept.target, target_title(kept.target))
             frame = options.read(data, kept.columns.texts, used)
     except (TableError, SavedModelError, ImportError) as error:
         refuse(error)
@@ -80,7 +81,9 @@ def predict(
     except (ArithmeticError, RuntimeError) as error:
         open_console(stderr=True).print(f"Prediction failed: {error}", style="red", markup=False, soft_wrap=True)
         raise typer.Exit(FAILED) from None
-    open_console().print(_summary(kept, frame, found), markup=False, soft_wrap=True)
+    with saying_warnings():
+        summary = _summary(kept, frame, found, data.name)
+    open_console().print(summary, markup=False, soft_wrap=True)
     outputs = Outputs()
     text = beside(found, frame, kept.target).to_csv(lineterminator="\n")
     outputs.write(out, partial(write_text, out, text))
@@ -88,20 +91,28 @@ def predict(
     outputs.finish()
 
 
-def _summary(model: TableRegression, frame: pd.DataFrame, found: pd.DataFrame) -> str:
-    """How many rows, and how far off they are where the table says what was to be predicted."""
+def _summary(model: TableRegression, frame: pd.DataFrame, found: pd.DataFrame, name: str) -> str:
+    """How many rows, and how far off they are where the table says what was to be predicted. Of a target that cannot be
+    read like that of a fit there is no error: rows that can be would be others than were asked about."""
     import numpy as np
-    import pandas as pd
 
+    from gp_rangeformer.regression import TableError, TableWarning
     from gp_rangeformer.regression.errors import counted
+    from gp_rangeformer.regression.kinds import as_numbers, column_of
+    from gp_rangeformer.regression.predictions import target_title
 
     rows = int(np.count_nonzero(found["mean"].notna()))
     fitted = f"{model.target} by {model.kernel} fitted to {counted(len(model.gp.train_targets), 'row')}"
     text = f"{counted(rows, 'row')} predicted, {fitted}"
-    if model.target not in frame.columns:
+    # The first: a table of predictions has those under the name of a target "mean".
+    target = next((one for one in (target_title(model.target), model.target) if one in frame.columns), None)
+    if target is None:
         return text
-    cells: Any = frame[model.target]
-    observed = np.asarray(pd.to_numeric(cells, errors="coerce"), dtype=float)
+    try:
+        observed = as_numbers(column_of(frame, target), "number")
+    except TableError as error:
+        warnings.warn(f"there is no RMSE: {name}, {error}", TableWarning, stacklevel=2)
+        return text
     mean, low, high = (np.asarray(found[name], dtype=float) for name in ("mean", "lower95", "upper95"))
     error = mean - observed
     known = ~np.isnan(error)
