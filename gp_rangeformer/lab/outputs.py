@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from itertools import combinations
 from pathlib import Path
 
 import typer
@@ -18,13 +19,16 @@ class Outputs:
 
     :param options: where the command was asked to write, by the option's name, before anything is computed for it. A
         folder that is not there yet is made when there is something to write.
-    :raises typer.Exit: with code 2, where a file can be said to be impossible now.
+    :raises typer.Exit: with code 2, where a file can be said to be impossible now, or two are one.
     """
 
     def __init__(self, **options: Path | None) -> None:
-        for name, path in options.items():
-            if path is not None:
-                _check(f"--{name}", path, of_files=name in _FOLDERS)
+        named = {f"--{name}": path for name, path in options.items() if path is not None}
+        for option, path in named.items():
+            _check(option, path, of_files=option.removeprefix("--") in _FOLDERS)
+        for (option, path), (other, second) in combinations(named.items(), 2):
+            if _is_one_file(path, second):
+                refuse(f"{option} {path} and {other} {second} are one file: choose another path for one of them")
         self._failures: dict[Path, OSError] = {}
         self._written: list[Path] = []
 
@@ -65,6 +69,13 @@ class Outputs:
             open_console(stderr=True).print(f"Error: {error}", style="red", markup=False, soft_wrap=True)
         if self._failures:
             raise typer.Exit(FAILED)
+
+
+def _is_one_file(path: Path, other: Path) -> bool:
+    """A device or a pipe takes what both write."""
+    if path.exists() and other.exists():
+        return path.is_file() and path.samefile(other)
+    return path.resolve() == other.resolve()
 
 
 def _check(option: str, path: Path, of_files: bool) -> None:

@@ -76,6 +76,29 @@ def test_a_file_that_cannot_be_made_is_refused_before_anything_is_computed(comma
     assert not list(tmp_path.glob("*.json"))
 
 
+@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("exists", [False, True])
+def test_two_files_that_are_one_are_refused_before_anything_is_computed(command, exists, tmp_path):
+    arguments, title = COMMANDS[command]
+    first, second = ("--predictions", "--json") if command == "fit" else ("--json", "--markdown")
+    (tmp_path / "folder").mkdir()
+    path, same = tmp_path / "out", tmp_path / "folder" / ".." / "out"
+    if exists:
+        path.write_text('{"cells": []}')  # as of a `bench learning`, which goes on from it
+    result = invoke(*arguments, second, same, first, path)
+    assert result.exit_code == 2, result.output
+    assert f"Error: {first} {path} and {second} {same} are one file: choose another path for one" in result.stderr
+    assert title not in result.stdout
+    assert path.exists() is exists
+
+
+def test_a_device_may_be_named_twice():
+    arguments, title = COMMANDS["fit"]
+    result = invoke(*arguments, "--predictions", os.devnull, "--json", os.devnull)
+    assert result.exit_code == 0, result.output
+    assert title in result.stdout
+
+
 @pytest.mark.skipif(not Path("/dev/full").is_char_device(), reason="there is no device that is always full")
 @pytest.mark.parametrize(("command", "option"), [("compare", "--json"), ("fit", "--predictions"), ("bench", "--json")])
 def test_a_device_that_is_full_is_neither_read_nor_replaced(command, option):

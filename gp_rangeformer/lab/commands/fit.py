@@ -139,7 +139,7 @@ def fit(
             kernel_names(kernel)
         check_dtype(dtype or "float32")
         check_device(device)
-        _check_outputs(context, out, predictions, json, data)
+        outputs = _outputs(context, out, predictions, json, data)
         loaded, split = _load(data, target, dataset, n, n_test, seed, data_dir, options)
         names = _kernels(kernel, loaded, by_adam)
         if by_adam and loaded is None:
@@ -177,7 +177,7 @@ def fit(
         open_console(stderr=True).print(f"Training failed: {error}", style="red", markup=False, soft_wrap=True)
         raise typer.Exit(FAILED) from None
 
-    outputs, kept = Outputs(), None
+    kept = None
     if out is not None and fitted.model is not None:
         # First: who reads what is printed may go away (``| head``), which must not cost the training.
         with saying_warnings():
@@ -195,13 +195,15 @@ def fit(
         raise typer.Exit(FAILED)
 
 
-def _check_outputs(
+def _outputs(
     context: typer.Context, out: Path | None, predictions: Path | None, json: Path | None, data: Path | None
-) -> None:
+) -> Outputs:
+    """After all of them are known to be possible."""
     if out is not None:
         prepare(context, out)
     check_output("--predictions", predictions, data, out)
     check_output("--json", json, data, out)
+    return Outputs(predictions=predictions, json=json)
 
 
 def _load(
