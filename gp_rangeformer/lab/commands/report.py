@@ -29,6 +29,7 @@ def report(
     outputs, path = Outputs(), out or model / REPORT
     if path.resolve() != (model / REPORT).resolve():
         check_output("--out", path)
+        _check_page(path)
     try:
         with saying_warnings():
             kept, rows = TableRegression.load(model), _held_out(model)
@@ -42,6 +43,12 @@ def report(
         raise typer.Exit(FAILED) from None
     outputs.say_written()
     outputs.finish()
+
+
+def _check_page(path: Path) -> None:
+    """A table is not replaced by a page."""
+    if path.is_file() and path.suffix.lower() not in (".html", ".htm"):
+        refuse(f"--out {path} is there and no .html file: choose another path, or remove it")
 
 
 def _held_out(folder: Path) -> pd.DataFrame | None:

@@ -88,6 +88,20 @@ def test_a_path_that_cannot_be_written_is_refused_before_anything_is_computed(fo
     assert f"there is no folder {tmp_path / 'none'}" in result.stderr
 
 
+def test_a_file_that_is_no_page_is_not_replaced(folder: Path, tmp_path: Path) -> None:
+    table = tmp_path / "data.csv"
+    table.write_text("a,b\n1,2\n")
+    result = invoke("report", folder, "--out", table)
+    assert result.exit_code == 2
+    assert f"--out {table} is there and no .html file: choose another path, or remove it" in result.stderr
+    assert table.read_text() == "a,b\n1,2\n"
+    for name in ("page.HTM", "new.page"):
+        if name.endswith("HTM"):
+            (tmp_path / name).write_text("former")
+        assert invoke("report", folder, "--out", tmp_path / name).exit_code == 0
+        assert "<html" in (tmp_path / name).read_text("utf-8")
+
+
 def test_rows_that_were_dropped_before_the_split_are_on_the_page(tmp_path: Path) -> None:
     random = np.random.default_rng(0)
     frame = pd.DataFrame({"a": random.normal(size=60), "b": random.normal(size=60)})
