@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+import warnings
 from numbers import Real
 from typing import TYPE_CHECKING, Any
 
-from gp_rangeformer.regression.errors import TableError, import_pandas
+from gp_rangeformer.regression.errors import TableError, TableWarning, argument, import_pandas
 from gp_rangeformer.regression.kinds import mixed_zones, place
-from gp_rangeformer.regression.notations import Notation, has_zone
+from gp_rangeformer.regression.notations import Notation, has_zone, thousands_by_points
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -37,6 +38,8 @@ def typed(name: str, column: pd.Series, notation: Notation, as_text: bool) -> pd
     numbers = [_as_number(cell, notation) for cell in cells]
     known = [cell for cell in cells if cell is not None]
     if all(number is not None for number, cell in zip(numbers, cells, strict=True) if cell is not None):
+        if notation == Notation() and (at := thousands_by_points(cells)) is not None:
+            _warn_of_thousands(name, column, at, str(cells[at]))
         return of([math.nan if number is None else number for number in numbers])
     if all(str(cell).lower() in ("true", "false") for cell in known):
         return of(pd.array([None if cell is None else str(cell).lower() == "true" for cell in cells], dtype="boolean"))
@@ -46,6 +49,16 @@ def typed(name: str, column: pd.Series, notation: Notation, as_text: bool) -> pd
         # Most are numbers: whoever needs the column names the cells that are not.
         cells = [cell if number is None else number for cell, number in zip(cells, numbers, strict=True)]
     return of(pd.array(cells, dtype=object))
+
+
+def _warn_of_thousands(name: str, column: pd.Series, at: int, cell: str) -> None:
+    read = " ".join((argument("decimal", ","), argument("thousands", ".")))
+    warnings.warn(
+        f"{name}, {place(column, at)}: column {column.name!r} holds {cell} beside whole numbers, and is read as "
+        f"{float(cell):g}: if {cell.replace('.', '')} is meant, read the table with {read}, or write no point",
+        TableWarning,
+        stacklevel=5,
+    )
 
 
 def _is_missing(cell: Any) -> bool:

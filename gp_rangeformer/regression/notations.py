@@ -19,6 +19,7 @@ _TWO_DIGITS = re.compile(r"(\d{1,2})([-/.])(\d{1,2})\2(\d\d)")
 _ZONE = re.compile(r":\d\d(?:\.\d+)?(?:Z|[+-]\d\d:?\d\d)$")
 # What typists take for the same sign.
 _ALIKE = {" ": " \u00a0\u202f", "'": "'\u2019"}
+_GROUPED, _SHORT = re.compile(r"[+-]?[1-9]\d{0,2}\.\d{3}"), re.compile(r"[+-]?(0|[1-9]\d{0,2})")
 _ENOUGH = 1000  # cells of a column, to see how it is written
 _SIGNS = {",": "a comma", ".": "a point", " ": "spaces", "'": "apostrophes"}
 # A number beside what is no part of it: 5 %, $1,000, 12 kg. Letters before it are more likely a name: row 5.
@@ -86,6 +87,27 @@ class Notation:
 def has_zone(date: str) -> bool:
     """:param date: as :meth:`Notation.date` gives it."""
     return _ZONE.search(date) is not None
+
+
+def thousands_by_points(cells: Sequence[object]) -> int | None:
+    """The first of a column's numbers whose point may stand between thousands, as in 6.370 beside 997; else None.
+
+    Two numbers at least have a point, always before three digits, and the others, of which one is not 0, are whole and
+    below a thousand. With three decimals all of them would have a point, and without zeros at the end some fewer
+    digits.
+
+    :param cells: texts, numbers, and None where they are missing.
+    """
+    grouped, whole = [], False
+    for at, cell in enumerate(cells):
+        text = cell if isinstance(cell, str) else str(cell).removesuffix(".0")
+        if isinstance(cell, str) and _GROUPED.fullmatch(cell):
+            grouped.append(at)
+        elif _SHORT.fullmatch(text):
+            whole = whole or float(text) != 0
+        elif cell is not None:
+            return None
+    return grouped[0] if len(grouped) > 1 and whole else None
 
 
 class Cause(NamedTuple):

@@ -50,7 +50,8 @@ def read_table(
         has most of.
     :param text: columns whose cells stay as they are written, as in codes that look like numbers.
     :param decimal: between whole and fraction, as pandas has it; ``","`` reads 1,5.
-    :param thousands: between groups of three digits; ``"."`` reads 1.000 as a thousand.
+    :param thousands: between groups of three digits; ``"."`` reads 1.000 as a thousand. None: of columns with 6.370
+        beside 997, whose points may be such, a :class:`~gp_rangeformer.regression.TableWarning` says so.
     :param dayfirst: True reads 31.1.2024 and 31/1/2024, False 1/31/2024; None: such dates are text.
     :param encoding: of a text file; those of Windows are often "cp1252".
     :param sheet: of an Excel file; None: the first one, and a :class:`~gp_rangeformer.regression.TableWarning` names

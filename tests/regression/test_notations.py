@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gp_rangeformer.regression import TableError
+from gp_rangeformer.regression import TableError, TableWarning, read_table
 from gp_rangeformer.regression.errors import argument, naming_options
 from gp_rangeformer.regression.notations import Notation, cause
 
@@ -148,3 +150,38 @@ def test_settings_are_named_as_whoever_asked_can_set_them():
         with naming_options():
             assert argument(name, value) == option
     assert argument("encode", "drop") == "encode='drop'"
+
+
+def column(tmp_path: Path, cells: list[str], **options: Any) -> list[float]:
+    (tmp_path / "t.csv").write_text("\n".join(["n;m", *(f"{cell};1" for cell in cells)]))
+    return read_table(tmp_path / "t.csv", **options)["n"].tolist()
+
+
+@pytest.mark.parametrize("cells", [["6.370", "997", "12.000"], ["0", "-123.456", "", "1.000", "7"]])
+def test_points_that_may_stand_between_thousands_are_pointed_out(tmp_path, cells):
+    said = r"t.csv, line .: column 'n' holds \S+ beside whole numbers, .* with decimal=',' thousands='.', or write no"
+    with pytest.warns(TableWarning, match=said):
+        read = column(tmp_path, cells)
+    numbers = [float(cell or "nan") for cell in cells]
+    np.testing.assert_array_equal(read, numbers)
+    thousands = [number if abs(number) > 500 or number in (0, 7) else 1000 * number for number in numbers]
+    np.testing.assert_allclose(column(tmp_path, cells, decimal=",", thousands="."), thousands)
+
+
+@pytest.mark.parametrize(
+    "cells",
+    [
+        ["6.370", "7.125", "12.000"],  # to three decimals
+        ["6.370", "997", "12.00"],
+        ["6.370", "997"],
+        ["0.370", "997", "12.000"],
+        ["6.370", "1997", "12.000"],
+        ["6.370", "997.0", "12.000"],
+        ["6.370", "0", "12.000"],
+        ["1234.125", "3", "2.375"],
+        ["1e3", "3", "2.375", "2.125"],
+    ],
+)
+def test_other_points_are_decimal_points(tmp_path, cells):
+    """A warning would be an error here."""
+    assert column(tmp_path, cells) == [float(cell) for cell in cells]
