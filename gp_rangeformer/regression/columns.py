@@ -13,6 +13,7 @@ from torch import Tensor
 from gp_rangeformer.regression.errors import TableError, argument, import_pandas
 from gp_rangeformer.regression.kinds import (
     KINDS,
+    MOST_CATEGORIES,
     Kind,
     as_dates,
     as_numbers,
@@ -31,8 +32,6 @@ from gp_rangeformer.regression.scaling import check_digits, moments
 
 if TYPE_CHECKING:
     import pandas as pd
-
-MOST_CATEGORIES = 20
 
 
 @dataclass(frozen=True)

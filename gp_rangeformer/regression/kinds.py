@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import date
+from numbers import Real
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
 Kind = Literal["number", "boolean", "date", "text"]
 KINDS: tuple[Kind, ...] = ("number", "boolean", "date", "text")
+MOST_CATEGORIES = 20  # of a text column, an input each
 _DAY = np.timedelta64(1, "D") / np.timedelta64(1, "us")
 _INFERRED: dict[str, Kind] = {
     **dict.fromkeys(("integer", "floating", "mixed-integer-float", "decimal"), "number"),
@@ -75,6 +77,20 @@ def _looks_like(cell: str, kind: Kind) -> bool:
     return (Notation().date(cell) if kind == "date" else Notation().number(cell)) is not None
 
 
+def may_be_codes(column: pd.Series) -> bool:
+    """Whether most of its cells are whole numbers and the others texts, as 1, 2 and A, and no more than become inputs.
+
+    A code is not met once only: numbers that differ in most rows are numbers, and a text among them is a slip.
+    """
+    if column.dtype != object:
+        return False
+    cells = column.dropna().tolist()
+    texts = sum(isinstance(cell, str) for cell in cells)
+    whole = sum(isinstance(cell, Real) and not isinstance(cell, bool) and cell == cell // 1 for cell in cells)
+    different = len(set(map(str, cells)))
+    return texts + whole == len(cells) and 0 < texts < whole and different <= min(MOST_CATEGORIES, len(cells) // 2)
+
+
 def kind_of(column: pd.Series, remedy: str | None = None) -> Kind | None:
     """None where every cell is missing.
 
@@ -91,9 +107,10 @@ def kind_of(column: pd.Series, remedy: str | None = None) -> Kind | None:
     if kind is not None:
         return kind
     if inferred.startswith("mixed") and any(isinstance(cell, str) for cell in column):
-        at, why = first_text(
-            column, remedy or "drop the column or encode it as numbers, with empty cells for missing ones"
-        )
+        otherwise = "drop the column or encode it as numbers, with empty cells for missing ones"
+        if may_be_codes(column):
+            otherwise += f"; if they are codes, {argument('encode', 'one-hot')}"
+        at, why = first_text(column, remedy or otherwise)
         raise TableError(f"{place(column, at)}: column {column.name!r} holds text, {shown(column, at)}: {why}")
     raise TableError(
         f"column {column.name!r} holds values of kind {inferred} ({column.dtype}): numbers, true and false, dates and "

@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Any, Literal
 from gp_rangeformer.regression.errors import TableError, argument, counted
 from gp_rangeformer.regression.kinds import (
     as_numbers,
+    as_texts,
     check_frame,
     column_of,
     first_text,
     kind_of,
+    may_be_codes,
     place,
     refuse_missing,
     shown,
@@ -65,6 +67,10 @@ def usable(
     frame = frame.drop(columns=[name for name in drop if name in frame.columns])
     if not len(frame):
         raise TableError(f"there are no rows; at least {FEWEST} complete ones are needed")
+    if encode == "one-hot":
+        for name, note in codes(frame, target).items():
+            frame = frame.assign(**{name: as_texts(column_of(frame, name))})
+            notes.append(note)
     frame = _without_columns(frame, target, encode, notes)
     if frame.shape[1] == 1:
         raise TableError(f"there is only the target column {target!r}: add at least one feature column")
@@ -106,6 +112,18 @@ def _check_columns(frame: pd.DataFrame, target: str, drop: Sequence[str]) -> Non
             raise TableError(f"no column {name!r}{closest(name, names)}; its columns: {', '.join(names)}")
     if target in drop:
         raise TableError(f"the target {target!r} is among the columns to drop: name another column")
+
+
+def codes(frame: pd.DataFrame, target: str) -> dict[str, str]:
+    """Columns but the target that :func:`may_be_codes`, with what is said of each that is taken for text."""
+    found = {}
+    for name in frame.columns:
+        cells = column_of(frame, name)
+        if name != target and may_be_codes(cells):
+            at = first_text(cells, "").at
+            said = f"holds {shown(cells, at)} and is taken for text, its numbers for codes"
+            found[name] = f"{place(cells, at)}: column {name!r} {said}"
+    return found
 
 
 def check_unique(names: Sequence[str]) -> None:

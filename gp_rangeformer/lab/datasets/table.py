@@ -16,7 +16,7 @@ from gp_rangeformer.regression.columns import learned
 from gp_rangeformer.regression.errors import TableError, TableWarning, counted, import_pandas
 from gp_rangeformer.regression.kinds import as_numbers, column_of
 from gp_rangeformer.regression.reading import read_table
-from gp_rangeformer.regression.rows import Encode, Missing, usable
+from gp_rangeformer.regression.rows import Encode, Missing, codes, usable
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -154,7 +154,7 @@ def _split(
 ) -> Split:
     check_sizes(n, n_test)
     with _refusing():
-        table = options.read(path)
+        table, notes = _read(path, target, options)
     with _refusing(f"{path.name}, "):
         found = usable(table, target, drop=options.drop, encode=options.encode, missing=options.missing)
     count, total = len(found.frame), len(table)
@@ -165,7 +165,7 @@ def _split(
     test, train = order[:held_out].sort().values, order[held_out:].sort().values
     test, train = choose(path.name, test, train, n_test, n, generator)
     rows, unseen = found.frame.iloc[train.numpy()], found.frame.iloc[test.numpy()]
-    notes = list(found.notes)
+    notes = list(dict.fromkeys((*notes, *found.notes)))
     with _refusing(f"{path.name}: "):
         known = learned(rows, target, options.missing)[0].known(unseen)
     if not known.all():
@@ -174,6 +174,19 @@ def _split(
         warnings.warn(f"{path.name}: {note}", TableWarning, stacklevel=stacklevel)
     source = f"{path.name}, random 90/10 split, seed {seed}, {total - count} of {total} rows dropped: missing values"
     return Split(path.name, target, rows, unseen[known], source, tuple(notes))
+
+
+def _read(path: Path, target: str, options: TableOptions) -> tuple[pd.DataFrame, list[str]]:
+    """Columns that are codes as they are written, where 01 is not 1, and what is said of them."""
+    table = options.read(path)
+    if options.encode != "one-hot":
+        return table, []
+    found = {name: note for name, note in codes(table, target).items() if name not in options.drop}
+    if found:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", TableWarning)  # which were said
+            table = options.read(path, tuple(found))
+    return table, list(found.values())
 
 
 @contextlib.contextmanager
