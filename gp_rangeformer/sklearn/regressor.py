@@ -228,11 +228,14 @@ class RangeFormerRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
         drawn = [rng.multivariate_normal(mean[:, j], covariance[..., j], n_samples).T for j in outputs]
         return np.stack(drawn, axis=1)
 
-    def log_marginal_likelihood(self, theta: ArrayLike | None = None, eval_gradient: bool = False) -> Any:
+    def log_marginal_likelihood(
+        self, theta: ArrayLike | None = None, eval_gradient: bool = False, clone_kernel: bool = True
+    ) -> Any:
         """log p(y) of the training targets (normalised, if they were) at ``theta``, the logarithms of a scikit-learn
         kernel's free hyperparameters, or where the fit ended; -infinity where the matrix is not positive definite.
 
         :param eval_gradient: whether to return the gradient with respect to ``theta`` as well.
+        :param clone_kernel: False: ``kernel_`` has ``theta`` afterwards; predictions stay those of the fit.
         :raises ValueError: a gradient without ``theta``; ``theta`` of a GPyTorch kernel or another shape.
         :raises NotFittedError: before ``fit``.
         """
@@ -247,7 +250,10 @@ class RangeFormerRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
         numbers = np.asarray(theta, np.float64)
         if numbers.shape != own.shape:
             raise ValueError(f"theta has shape {numbers.shape}, and kernel_.theta has {own.shape}: one number each")
-        return asked(self._training(), self.kernel_, numbers)
+        found = asked(self._training(), self.kernel_, numbers)
+        if not clone_kernel:
+            self.kernel_ = self.kernel_.clone_with_theta(numbers)
+        return found
 
     @property
     def log_marginal_likelihood_(self) -> float:
