@@ -230,7 +230,7 @@ class TableRegression:
         """In words: whether the fit converged, the likelihood, and what its intervals cover."""
         if self.fit_result is None:
             return "The parameters were not fitted to convergence."
-        return in_words(self.fit_result, self.level)
+        return in_words(self.fit_result, self.level, self.dtype)
 
     def save(self, folder: str | Path) -> None:
         """Write ``model.safetensors`` (parameters, training data, scaling) and ``model.json`` (columns, categories,

@@ -19,26 +19,27 @@ class Statement:
     doubtful: bool = False  # something that the reader should act on
 
 
-def in_words(fit: FitResult, level: float | None) -> str:
+def in_words(fit: FitResult, level: float | None, dtype: str) -> str:
     """The statements of a fit and of predictions, a line each, and its notes.
 
-    :param level: as :func:`of_fit` has it.
+    :param level: as :func:`of_fit` has it, and ``dtype``.
     """
     predictions = [OF_PREDICTIONS, LIMITED_BY_ROUNDING] if fit.rounding > VISIBLE_ROUNDING else [OF_PREDICTIONS]
-    lines = [f"{one.title} {one.text}" for one in (*of_fit(fit, level), *predictions)]
+    lines = [f"{one.title} {one.text}" for one in (*of_fit(fit, level, dtype), *predictions)]
     return "\n".join([*lines, *(f"Note: {note}." for note in fit.notes)])
 
 
-def of_fit(fit: FitResult, level: float | None) -> list[Statement]:
+def of_fit(fit: FitResult, level: float | None, dtype: str) -> list[Statement]:
     """Whether the fit has converged, how high the likelihood is, and how well that is known.
 
     :param level: the probability of ``fit.error``; None where the likelihood is exact.
+    :param dtype: of the fit, "float64" say.
     """
-    found = [_convergence(fit), _likelihood(fit), _likely(fit, level), _certain(fit)]
+    found = [_convergence(fit, dtype), _likelihood(fit), _likely(fit, level), _certain(fit)]
     return [statement for statement in found if statement is not None]
 
 
-def _convergence(fit: FitResult) -> Statement:
+def _convergence(fit: FitResult, dtype: str) -> Statement:
     left = f"Its last model of the likelihood has {max(fit.decrement, 0.0):.1e} nats per row left to gain"
     if fit.noise:
         left += f", of which the choice of probes alone explains {fit.noise:.1e}"
@@ -50,8 +51,11 @@ def _convergence(fit: FitResult) -> Statement:
         return Statement("The fit ended as near to the maximum as rounding allows.", f"{left}; rounding hides as much.")
     if fit.settled:
         return Statement("The fit ended where steps gained nothing more.", f"{left}.")
-    remedy = "The parameters are the best of those that were tried; float64 may get further."
+    remedy = "The parameters are the best of those that were tried" + ("." if dtype == "float64" else _FURTHER)
     return Statement(f"The fit has not converged: {fit.reason}.", f"{left}. {remedy}", doubtful=True)
+
+
+_FURTHER = "; float64 may get further."
 
 
 def _likelihood(fit: FitResult) -> Statement:

@@ -122,7 +122,7 @@ def _facts(model: TableRegression, frame: pd.DataFrame, scores: LeaveOneOut) -> 
 def _fit_statements(model: TableRegression) -> list[Statement]:
     if model.fit_result is None:
         return [Statement(model.certificate(), "No certificates of the likelihood are known.", doubtful=True)]
-    return [*of_fit(model.fit_result, model.level), words.of_evaluation(model.fit_result)]
+    return [*of_fit(model.fit_result, model.level, model.dtype), words.of_evaluation(model.fit_result)]
 
 
 def _fit_figures(fit: FitResult | None) -> list[Drawn]:

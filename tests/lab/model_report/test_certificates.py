@@ -46,7 +46,7 @@ def test_the_end_is_drawn_at_the_scale_of_its_interval() -> None:
 
 
 def test_the_certificate_in_words_has_both_intervals_and_what_they_cover() -> None:
-    converged, value, likely, certain = of_fit(a_fit(), 0.95)
+    converged, value, likely, certain = of_fit(a_fit(), 0.95, "float32")
     assert converged.title == "The fit converged."
     assert not converged.doubtful
     assert "-0.7990" in value.title
@@ -58,7 +58,7 @@ def test_the_certificate_in_words_has_both_intervals_and_what_they_cover() -> No
 
 
 def test_an_exact_likelihood_has_no_likely_interval() -> None:
-    titles = [one.title for one in of_fit(a_fit(error=0.0), None)]
+    titles = [one.title for one in of_fit(a_fit(error=0.0), None, "float32")]
     assert not [title for title in titles if "Likely" in title]
     assert len(titles) == 3
 
@@ -81,7 +81,7 @@ def test_scores_that_rounding_limits_are_not_called_exact() -> None:
 
 def test_where_no_certain_interval_is_known_that_is_said() -> None:
     for error, words_of_it in ((0.0, "exact to rounding"), (0.003, "likely")):
-        last = of_fit(a_fit(certain=None, error=error), 0.95)[-1]
+        last = of_fit(a_fit(certain=None, error=error), 0.95, "float32")[-1]
         assert last.title == "No certain interval is known."
         assert words_of_it in last.text
 
@@ -112,14 +112,16 @@ def test_a_model_that_was_not_fitted_to_convergence_has_no_certificate(dated: Ta
 
 @pytest.mark.parametrize(("left", "doubtful"), [(1e-3, False), (2.2, True)])
 def test_steps_that_gain_nothing_more_are_an_end_where_little_is_left(left: float, doubtful: bool) -> None:
-    first, *_ = of_fit(a_fit(converged=False, reason="no further gain", decrement=left), 0.95)
+    first, *_ = of_fit(a_fit(converged=False, reason="no further gain", decrement=left), 0.95, "float32")
     assert first.doubtful == doubtful
 
 
-def test_a_fit_that_has_not_converged_says_so() -> None:
-    first, *_ = of_fit(a_fit(converged=False, reason="evaluations used up"), 0.95)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_a_fit_that_has_not_converged_says_so(dtype: str) -> None:
+    first, *_ = of_fit(a_fit(converged=False, reason="evaluations used up"), 0.95, dtype)
     assert first.doubtful
     assert "not converged: evaluations used up" in first.title
+    assert ("float64 may get further" in first.text) == (dtype == "float32")
 
 
 @pytest.mark.parametrize(
