@@ -8,6 +8,7 @@ from torch import Tensor
 
 from gp_rangeformer.fit.evaluated import Evaluated
 from gp_rangeformer.fit.trust_region import FLAT, QuadraticModel
+from gp_rangeformer.fit.wall import AT_THE_WALL
 
 _DAMPED = 0.2  # Powell 1978: of the curvature that the model had along a step, at least this much stays
 
@@ -44,4 +45,5 @@ class Secant:
 
     def _model(self, point: Evaluated) -> QuadraticModel:
         assert self._matrix is not None
-        return QuadraticModel(point.gradient, self._matrix, point.wall, max(point.room, 0.0))
+        # To where steps are refused: what is left is little, and curvature that was learned on the way is exact there.
+        return QuadraticModel(point.gradient, self._matrix, point.wall, max(point.room + AT_THE_WALL, 0.0))
