@@ -65,12 +65,12 @@ def test_an_exact_likelihood_has_no_likely_interval() -> None:
 
 def test_an_exact_likelihood_has_no_more_digits_than_rounding_leaves() -> None:
     fit = a_fit(error=0.0, rounding=0.018)
-    _, value, _ = of_fit(fit, None)
+    _, value, _ = of_fit(fit, None, "float64")
     assert value.title == "log p(y)/n is -0.799."
     assert "Rounding" in value.text
     assert "0.018" in value.text
-    assert "leave-one-out" in in_words(fit, None)
-    assert "Rounding" not in in_words(a_fit(error=0.0, rounding=1e-8), None)
+    assert "leave-one-out" in in_words(fit, None, "float64")
+    assert "Rounding" not in in_words(a_fit(error=0.0, rounding=1e-8), None, "float64")
 
 
 def test_scores_that_rounding_limits_are_not_called_exact() -> None:
