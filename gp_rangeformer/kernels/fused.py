@@ -26,6 +26,7 @@ from gp_rangeformer.torch_modes import differentiated, no_autocast
 
 # Points of a matrix that is not written past the caches, as larger ones are.
 _BOUND = 1024
+_INCOMING = "incoming gradients"
 
 
 class FusedKernel:
@@ -112,12 +113,14 @@ class FusedKernel:
         """d sum(W * K) with W = left right' + diag(diagonal) + conditional, for every one of ``arguments``. 2 n^2 m
         flops and one evaluation of half of K; no n x n memory. Without a graph."""
         with torch.no_grad():
+            self.share.require_same(_INCOMING, left, right)
             weight = ThinWeight(left, right, diagonal, conditional)
             return contract(self.expression, self.arguments, weight, self.dtype, self.share)
 
     def contract_dense(self, weight: Float[Tensor, "n n"]) -> tuple[Tensor, ...]:
         """The same for a W that is there already."""
         with torch.no_grad():
+            self.share.require_same(_INCOMING, weight[0], weight.diagonal())  # not n^2 numbers
             return contract(self.expression, self.arguments, DenseWeight(weight), self.dtype, self.share)
 
     def parameter_products(self, vector: Float[Tensor, " n"]) -> Float64[Tensor, "n p"]:

@@ -56,6 +56,14 @@ def multiplied(kernel: FusedKernel, columns: Tensor) -> Tensor:
     return Multiply.apply(columns, kernel, *kernel.arguments)  # type: ignore[return-value]
 
 
+def contracted(kernel: FusedKernel, left: Tensor, right: Tensor) -> Sequence[Tensor | None]:
+    """The gradient of sum(left * K right) for the arguments of a K that is not held; with a graph where this is part of
+    a backward pass that is differentiated itself."""
+    if not differentiated(left, right):
+        return kernel.contract(left, right)
+    return _through(_with_graph(kernel), kernel, left @ right.mT)
+
+
 class InvQuadLogDet(torch.autograd.Function):
     """See :func:`likelihood_terms`. Backward: the weight's factors, O(n (m + probes)), where a fused kernel made K and
     nothing changed it since; one evaluation of half of K, 2 n^2 (m + probes) flops, where K is not held; else one n x n

@@ -243,6 +243,8 @@ def check_rhs(system: EligibleSystem, rhs: Tensor, *, looked_at: bool = True, of
             f"the right-hand side is on {rhs.device}, the kernel matrix on {system.kernel.device}: "
             "move the targets with .to(device)"
         )
+    if system.share is not None:  # first: one process that raises leaves the others waiting
+        system.share.require_same("right-hand sides", rhs)
     # The sum first, which is one operation; finite numbers may overflow in it.
     if looked_at and not bool(rhs.sum(dtype=torch.float64).isfinite()) and not bool(rhs.isfinite().all()):
         what, where = ("targets minus mean", "the targets")
@@ -252,8 +254,6 @@ def check_rhs(system: EligibleSystem, rhs: Tensor, *, looked_at: bool = True, of
             f"the right-hand side ({what}) holds NaN or infinity: clean {where}, or use "
             "gpytorch.settings.observation_nan_policy('mask')"
         )
-    if system.share is not None:
-        system.share.require_same("right-hand sides", rhs)
 
 
 def inside_line_search() -> bool:

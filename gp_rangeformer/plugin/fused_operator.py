@@ -6,11 +6,12 @@ from typing import Any
 
 import torch
 from linear_operator.operators import DenseLinearOperator, LinearOperator
+from linear_operator.utils.generic import _to_helper
 from torch import Tensor
 
 from gp_rangeformer.kernels.expression import Expression
 from gp_rangeformer.kernels.fused import FusedKernel
-from gp_rangeformer.plugin.autograd import multiplied
+from gp_rangeformer.plugin.autograd import contracted, multiplied
 from gp_rangeformer.plugin.storage import require_dense
 
 
@@ -87,7 +88,20 @@ class FusedLinearOperator(LinearOperator):
             vecs.unsqueeze(-1) if vecs.dim() == 1 else vecs.movedim(-2, 0).reshape(self.fused.n, -1)
             for vecs in (left_vecs, right_vecs)
         )
-        return self.fused.contract(left, right)
+        return tuple(contracted(self.fused, left, right))
+
+    def _unsqueeze_batch(self, dim: int) -> LinearOperator:
+        """Dense: what represents K are no matrices, of which a batch could be made."""
+        return DenseLinearOperator(self.to_dense().unsqueeze(dim))
+
+    def type(self, dtype: torch.dtype) -> LinearOperator:
+        """Dense, where that is another dtype than K has: coordinates are float64 in any case."""
+        return self if dtype == self.dtype else DenseLinearOperator(self.to_dense().to(dtype))
+
+    def to(self, *args: Any, **kwargs: Any) -> LinearOperator:
+        device, dtype = _to_helper(*args, **kwargs)
+        found = self if dtype is None else self.type(dtype)
+        return found if device is None or device == found.device else LinearOperator.to(found, device)
 
     def _get_indices(self, row_index: Any, col_index: Any, *batch_indices: Any) -> Tensor:
         return self.to_dense()[(*batch_indices, row_index, col_index)]

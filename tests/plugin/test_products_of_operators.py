@@ -96,7 +96,10 @@ def test_values_and_gradients_are_those_of_the_host(join: Any) -> None:
     assert any(bool(gradient.abs().max() > 1e-3) for gradient in wanted)
 
 
-def test_a_product_has_second_derivatives() -> None:
+@pytest.mark.parametrize(
+    "multiply", [lambda kernel, columns: kernel._matmul(columns), lambda kernel, columns: kernel @ columns]
+)
+def test_a_product_has_second_derivatives(multiply: Callable[[Any, Tensor], Tensor]) -> None:
     """With K's arguments and with what it is multiplied by."""
     model: Any = Joined(times_itself, kronecker=False)
     parameters = list(model.points.parameters())
@@ -105,9 +108,42 @@ def test_a_product_has_second_derivatives() -> None:
         columns = torch.linspace(1, 2, 2 * N, dtype=torch.float64).reshape(N, 2).requires_grad_()
         with settings.rangeformer(), settings.kernel_storage(storage):
             kernel = model.points(model.train_inputs[0]).evaluate_kernel()
-            product = kernel._matmul(columns).square().sum()
+            product = multiply(kernel, columns).square().sum()
             first = torch.autograd.grad(product, [columns, *parameters], create_graph=True)
             total = torch.stack([gradient.sum() for gradient in first]).sum()
             return list(torch.autograd.grad(total, [columns, *parameters]))
 
     torch.testing.assert_close(hessian_rows("tiles"), hessian_rows("dense"), rtol=1e-7, atol=1e-7)
+
+
+def batch_of(kernel: Any) -> Tensor:
+    return kernel.unsqueeze(0).expand(3, N, N).to_dense()
+
+
+def repeated(kernel: Any) -> Tensor:
+    return kernel.repeat(3, 1, 1).to_dense()
+
+
+def single(kernel: Any) -> Tensor:
+    return kernel.float().to_dense()
+
+
+def as_single(kernel: Any) -> Tensor:
+    return kernel.to(torch.float32).to_dense()
+
+
+def log_probabilities(kernel: Any) -> Tensor:
+    normal = MultivariateNormal(torch.zeros(N, dtype=torch.float64), kernel.add_jitter(0.1)).expand(torch.Size([3]))
+    return normal.log_prob(torch.linspace(-1, 1, 3 * N, dtype=torch.float64).reshape(3, N))
+
+
+@pytest.mark.parametrize("flow", [batch_of, repeated, single, as_single, log_probabilities])
+def test_batches_and_other_dtypes_are_those_of_the_dense_matrix(flow: Callable[[Any], Tensor]) -> None:
+    model: Any = Joined(times_itself, kronecker=False)
+    parameters = list(model.points.parameters())
+    found = []
+    for storage in ("tiles", "dense"):
+        with settings.rangeformer(), settings.kernel_storage(storage):
+            value = flow(model.points(model.train_inputs[0]).evaluate_kernel())
+            found.append([value, *torch.autograd.grad(value.square().sum(), parameters)])
+    torch.testing.assert_close(*found, rtol=1e-6, atol=1e-6)

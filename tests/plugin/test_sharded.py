@@ -58,20 +58,28 @@ def answers() -> dict[str, Any]:
 
 
 def refusal(rank: int, what: str) -> str:
-    """The error where the processes have different data, or different means."""
+    """The error where the processes have different data, means, settings or losses."""
     problem = build("ard", n=300)
     if what == "threads":
         torch.set_num_threads(1 + rank)
     if what == "targets":
         problem.y = problem.y + rank
+    elif what == "not a number":
+        problem.y = torch.where(problem.y == problem.y[3], torch.nan if rank else 0.0, problem.y)
     elif what == "order":
         problem.x = problem.x.flip(0) if rank else problem.x
     elif what == "size":
         problem.x, problem.y = problem.x[: 300 - rank], problem.y[: 300 - rank]
     problem.model.set_train_data(problem.x, problem.y, strict=False)
     try:
-        with rangeformer_path(), settings.fused_kernels("compiled" if what != "compiler" or rank == 0 else "tensors"):
-            problem.loss()
+        with (
+            rangeformer_path(),
+            settings.fused_kernels("compiled" if what != "compiler" or rank == 0 else "tensors"),
+            settings.solver(seed=rank if what == "settings" else 0),
+        ):
+            loss = problem.loss()
+            if what == "loss":
+                (loss * (1 + rank)).backward()
     except ProcessGroupError as error:
         return str(error)
     finally:
@@ -87,7 +95,7 @@ def work(rank: int, folder: str) -> None:
         for storage in STORAGES:
             with settings.kernel_storage(storage):
                 found[storage] = answers()
-        for what in ("targets", "order", "size", "threads", "compiler"):
+        for what in ("targets", "not a number", "order", "size", "threads", "compiler", "settings", "loss"):
             found[what] = refusal(rank, what)
     distributed.barrier()
     distributed.destroy_process_group()
@@ -165,9 +173,19 @@ def test_the_report_says_how_the_matrix_is_held(found: list[dict[str, Any]], alo
 
 
 @pytest.mark.parametrize(
-    ("what", "named"), [("targets", "right-hand sides"), ("order", "kernel matrices"), ("size", "kernel matrices")]
+    ("what", "named"),
+    [
+        ("targets", "right-hand sides"),
+        ("not a number", "right-hand sides"),
+        ("order", "kernel matrices"),
+        ("size", "kernel matrices"),
+        ("settings", "settings"),
+        ("loss", "incoming gradients"),
+    ],
 )
-def test_processes_with_different_data_are_refused(found: list[dict[str, Any]], what: str, named: str) -> None:
+def test_processes_with_different_data_settings_or_losses_are_refused(
+    found: list[dict[str, Any]], what: str, named: str
+) -> None:
     for process in found:
         assert f"different {named}: every process must run the same script with the same data" in process[what]
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import platform
+import re
 import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ import torch
 from jaxtyping import Float, Float64, Int, Shaped
 from torch import Tensor, distributed
 
+from gp_rangeformer import settings
 from gp_rangeformer.kernels.evaluate import evaluate_rows
 from gp_rangeformer.kernels.expression import Expression
 from gp_rangeformer.kernels.gpu.device_tiles import triton_works
@@ -28,6 +30,7 @@ from gp_rangeformer.kernels.tiles import Block, tile_size
 
 # Sums of the same numbers in the same order: processes on unlike machines may round differently.
 _SAME = 1e-6
+_NOT_A_NUMBER = 1e300  # in its place
 
 
 class ProcessGroupError(RuntimeError):
@@ -69,13 +72,15 @@ class ProcessShare:
                 "nccl for GPUs, gloo for CPUs, or move model and data"
             )
         assert group is not None
-        share, way = cls(group, rank, count), _way_of_dividing(device)
-        if share.smallest(way, device) != -share.smallest(-way, device):
+        share = cls(group, rank, count)
+        if not share.same(_way_of_dividing(device), device):
             raise ProcessGroupError(
                 "the processes of settings.process_group would divide K in different ways: give all of them the same "
                 "number of threads (OMP_NUM_THREADS, torch.set_num_threads), and all or none compiled kernels (a C++ "
                 "compiler on CPUs, Triton on GPUs; settings.fused_kernels)"
             )
+        if not share.same(_settings(), device):
+            raise _different("settings")
         return share
 
     def blocks(self, blocks: Iterable[Block]) -> Iterator[Block]:
@@ -95,6 +100,10 @@ class ProcessShare:
         found = torch.tensor([value], device=device)
         distributed.all_reduce(found, distributed.ReduceOp.MIN, group=self.group)
         return int(found)
+
+    def same(self, value: int, device: torch.device) -> bool:
+        """Whether ``value`` is that of every process."""
+        return self.smallest(value, device) == -self.smallest(-value, device)
 
     def neighbours(self, device: torch.device) -> int:
         """How many of the processes, this one included, run on this machine."""
@@ -120,12 +129,19 @@ class ProcessShare:
         """
         own = torch.stack([fingerprint for tensor in tensors for fingerprint in _fingerprint(tensor)]).unsqueeze(0)
         # The length first: a collective of unequal shapes may hang instead of failing.
-        if self.smallest(own.shape[1], own.device) != -self.smallest(-own.shape[1], own.device):
+        if not self.same(own.shape[1], own.device):
             raise _different(what)
         everyone = self.gather(own, [1] * self.count)
         spread = (everyone - everyone[0]).abs() > _SAME * everyone.abs().amax(0)
         if bool(spread.any()):
             raise _different(what)
+
+
+def _settings() -> int:
+    """A number for all of them: who decides otherwise in one process waits there for what the others never send."""
+    current = settings.current()
+    del current["process_group"]
+    return zlib.crc32(re.sub(" at 0x[0-9a-f]+", "", repr(sorted(current.items()))).encode())  # of functions
 
 
 def _way_of_dividing(device: torch.device) -> int:
@@ -136,8 +152,9 @@ def _way_of_dividing(device: torch.device) -> int:
 
 
 def _fingerprint(tensor: Tensor) -> tuple[Tensor, ...]:
-    """Its size, and two sums that notice other numbers and another order. NaN equals NaN here: others report it."""
-    flat = tensor.detach().double().nan_to_num().reshape(-1)
+    """Its size, and two sums that notice other numbers and another order. NaN equals NaN here, which others report, and
+    no number."""
+    flat = tensor.detach().double().nan_to_num(nan=_NOT_A_NUMBER).reshape(-1)
     weights = torch.linspace(1, 2, len(flat), dtype=flat.dtype, device=flat.device)
     size = torch.tensor(float(len(flat)), dtype=flat.dtype, device=flat.device)
     return size, flat.abs().sum(), (flat.abs() * weights).sum()

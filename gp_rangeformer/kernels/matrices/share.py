@@ -27,6 +27,10 @@ class Share(Protocol):
         """The sum of all processes' parts, the same bits in each; may overwrite ``part``."""
         ...
 
+    def require_same(self, what: str, *tensors: Tensor) -> None:
+        """Compare tensors between the processes, whose parts of different sums would be no sum."""
+        ...
+
 
 class Alone:
     """One process: every tile."""
@@ -39,6 +43,9 @@ class Alone:
 
     def sum(self, part: Tensor) -> Tensor:
         return part
+
+    def require_same(self, what: str, *tensors: Tensor) -> None:
+        pass
 
     def __reduce__(self) -> str:
         """Copies and pickles are this one."""
