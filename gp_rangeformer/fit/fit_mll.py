@@ -166,7 +166,7 @@ class _Fit:
         enough = self._left is None or self._left > 1
         if not held.any() or torch.equal(back, best.phi) or not enough or self._expired():
             return ascent
-        self._floor = best.value
+        self._floor, best.seen = best.value, None  # which holds K
         try:
             found = objective(back)
             self._note_evaluation(objective, found, True)
