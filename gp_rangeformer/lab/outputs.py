@@ -25,7 +25,7 @@ class Outputs:
     def __init__(self, **options: Path | None) -> None:
         named = {f"--{name}": path for name, path in options.items() if path is not None}
         for option, path in named.items():
-            _check(option, path, of_files=option.removeprefix("--") in _FOLDERS)
+            check(option, path, of_files=option.removeprefix("--") in _FOLDERS)
         for (option, path), (other, second) in combinations(named.items(), 2):
             if _is_one_file(path, second):
                 refuse(f"{option} {path} and {other} {second} are one file: choose another path for one of them")
@@ -78,7 +78,8 @@ def _is_one_file(path: Path, other: Path) -> bool:
     return path.resolve() == other.resolve()
 
 
-def _check(option: str, path: Path, of_files: bool) -> None:
+def check(option: str, path: Path, of_files: bool = False) -> None:
+    """Refuse a path at which no file, or no folder ``of_files``, can be written."""
     # os.path, whose questions are answered where a folder may not be looked into.
     if os.path.exists(path) and os.path.isdir(path) != of_files:
         what, remedy = ("a file", "name a folder") if of_files else ("a folder", "name a file in it")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import os
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from gp_rangeformer.lab.commands.console import open_console, refuse
+from gp_rangeformer.lab.outputs import check
 
 if TYPE_CHECKING:
     from gp_rangeformer.lab.datasets import Dataset, TableOptions
@@ -147,14 +147,11 @@ def check_output(option: str, path: Path | None, data: Path | None = None, folde
         return
     if not path.parent.is_dir():
         refuse(f"{option} {path}: there is no folder {path.parent}: make it, or choose another path")
-    if path.is_dir():
-        refuse(f"{option} {path} is a folder: name a file in it")
+    check(option, path)
     if data is not None and path.exists() and data.exists() and path.samefile(data):
         refuse(f"{option} {path} is the table itself: choose another path")
     if is_kept(path, folder):
         refuse(f"{option} {path} is a file of the model in {path.parent}: choose another path")
-    if not os.access(path if path.exists() else path.parent, os.W_OK):
-        refuse(f"{option} {path} cannot be written: choose a path that you may write to")
 
 
 def check_dtype(dtype: str) -> None:
