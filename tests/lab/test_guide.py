@@ -60,16 +60,18 @@ def test_pages_and_figures_are_those_of_the_result_files(capsys) -> None:
     assert main(["--check"]) == 0, capsys.readouterr().out
 
 
-@pytest.mark.parametrize("name", BLOCKS)
-def test_an_edited_block_is_found_and_made_anew(clone: Path, name: str, capsys) -> None:
-    page = next(page for page in pages(clone) if name in names(page.read_text("utf-8")))
-    good = page.read_text("utf-8")
-    marker = f"<!-- generated: {name} -->\n"
-    page.write_text(good.replace(marker, marker + "typed\n"), "utf-8")
+def test_edited_blocks_are_found_and_made_anew(clone: Path, capsys) -> None:
+    good = {page: page.read_text("utf-8") for page in pages(clone)}
+    assert {name for text in good.values() for name in names(text)} == set(BLOCKS)
+    for page, text in good.items():
+        page.write_text(re.sub(r"^( *<!-- generated: .* -->\n)", r"\1typed\n", text, flags=re.MULTILINE), "utf-8")
     assert main(["--check", "--root", str(clone)]) == 1
-    assert str(page) in capsys.readouterr().out
+    said = capsys.readouterr().out
+    for page, text in good.items():
+        assert (str(page) in said) == (page.read_text("utf-8") != text)
+        assert page.read_text("utf-8").count("typed\n") - text.count("typed\n") == len(names(text))
     assert main(["--root", str(clone)]) == 0
-    assert page.read_text("utf-8") == good
+    assert {page: page.read_text("utf-8") for page in pages(clone)} == good
     assert stale(clone) == []
 
 

@@ -325,7 +325,7 @@ def test_whatever_stands_in_a_memory_costs_time_only(trained: Trained, poison: P
     more_probes = memory.num_probes not in (None, trained.left["num_probes"])
     with plain_probes(), as_shipped() as reports, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        answers = [problem.loss_and_gradient() for _ in range(3)]
+        answers = [problem.loss_and_gradient() for _ in range(2)]
         mean = problem.predict().mean
     for (loss, gradient), report in zip(answers, reports, strict=False):
         assert report.operation == "inv_quad_logdet"

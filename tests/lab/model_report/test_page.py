@@ -98,7 +98,7 @@ def test_scores_stand_in_one_unit_on_the_page(page: str, mixed: TableRegression)
     assert words_of_page.count("leave-one-out score, standardised") == 2
 
 
-@pytest.mark.parametrize("zone", [None, "UTC"])
+@pytest.mark.parametrize(("alone", "zone"), [(True, "UTC"), (False, None)])
 @pytest.mark.parametrize(
     ("ends", "years"),
     [
@@ -109,7 +109,6 @@ def test_scores_stand_in_one_unit_on_the_page(page: str, mixed: TableRegression)
         (("1677-09-22", "2262-04-11"), None),
     ],
 )
-@pytest.mark.parametrize("alone", [True, False])
 def test_dates_of_any_year_are_drawn_and_named(
     ends: tuple[str, str], years: tuple[float, float] | None, alone: bool, zone: str | None
 ) -> None:
