@@ -36,8 +36,10 @@ def exact_path_fits(system: LinearSystem, columns: int, dtype: torch.dtype | Non
 
 
 def lacking_for(system: LinearSystem, dtype: torch.dtype, matrices: float, columns: int = 0) -> str | None:
-    """What is short, in words, for so many n x n matrices and columns of n; None where nothing is, as far as known."""
-    return shortage(Demand(matrices, columns, dtype.itemsize), system.size, system.device)
+    """What is short, in words, for so many n x n matrices and columns of n, in any process that shares K; None where
+    nothing is, as far as known."""
+    lacking = shortage(Demand(matrices, columns, dtype.itemsize), system.size, system.device)
+    return lacking if system.everywhere(lacking is None) else lacking or "another process has less memory free"
 
 
 def _dense(system: LinearSystem, dtype: torch.dtype) -> Tensor:

@@ -55,6 +55,11 @@ class KernelMatrix(Protocol):
         """Whether K holds no NaN and no infinity."""
         ...
 
+    def everywhere(self, holds: bool) -> bool:
+        """Whether something holds in every process that shares K: who decides otherwise than the others waits for what
+        they never send."""
+        ...
+
 
 class DenseKernelMatrix:
     """K as a tensor. It is never modified.
@@ -104,3 +109,6 @@ class DenseKernelMatrix:
     def is_finite(self) -> bool:
         """One read of K, no n x n temporary."""
         return bool(self._value.sum(dtype=torch.float64).isfinite())
+
+    def everywhere(self, holds: bool) -> bool:
+        return holds

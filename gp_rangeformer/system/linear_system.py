@@ -101,6 +101,10 @@ class LinearSystem:
         self.passes = self.columns_multiplied = 0
         return counts
 
+    def everywhere(self, holds: bool) -> bool:
+        """As :meth:`~gp_rangeformer.system.kernel_matrix.KernelMatrix.everywhere`."""
+        return self._kernel.everywhere(holds)
+
     def is_finite(self) -> bool:
         """Whether K and D hold no NaN and no infinity."""
         return bool(self.noise.sum(dtype=torch.float64).isfinite()) and self._kernel.is_finite()

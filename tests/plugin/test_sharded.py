@@ -18,6 +18,8 @@ import torch
 from torch import Tensor, distributed
 
 from gp_rangeformer import clear_memory, settings
+from gp_rangeformer.allocation import workspace
+from gp_rangeformer.allocation.free_memory import InsufficientMemoryError
 from gp_rangeformer.kernels.gpu.streamed import StreamedKernel
 from gp_rangeformer.kernels.matrices.sharded import ProcessGroupError
 from gp_rangeformer.kernels.native.compiler import native_library
@@ -87,6 +89,21 @@ def refusal(rank: int, what: str) -> str:
     return ""
 
 
+def shortage(rank: int) -> str:
+    """The error where the second process alone has no memory for what a factorisation needs."""
+    found = workspace.free_bytes_for
+    if rank:
+        workspace.free_bytes_for = lambda n, device: 0
+    try:
+        with rangeformer_path(), settings.solver(Exact()):
+            build("ard", n=300).loss()
+    except InsufficientMemoryError as error:
+        return str(error)
+    finally:
+        workspace.free_bytes_for = found
+    return ""
+
+
 def work(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
@@ -97,6 +114,7 @@ def work(rank: int, folder: str) -> None:
                 found[storage] = answers()
         for what in ("targets", "not a number", "order", "size", "threads", "compiler", "settings", "loss"):
             found[what] = refusal(rank, what)
+        found["memory"] = shortage(rank)
     distributed.barrier()
     distributed.destroy_process_group()
     torch.save(found, f"{folder}/{rank}.pt")
@@ -196,6 +214,12 @@ def test_processes_that_would_divide_the_matrix_in_different_ways_are_refused(
 ) -> None:
     for process in found:
         assert "would divide K in different ways: give all of them the same number of threads" in process[what]
+
+
+def test_what_does_not_fit_in_one_process_is_refused_in_both(found: list[dict[str, Any]]) -> None:
+    """The other would wait for what this one does not send."""
+    assert "do not fit on cpu (another process has less memory free)" in found[0]["memory"]
+    assert "GiB needed, 0 GiB free" in found[1]["memory"]
 
 
 @pytest.fixture

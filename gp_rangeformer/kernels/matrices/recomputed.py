@@ -90,3 +90,6 @@ class RecomputedKernelMatrix(ExpressionMatrix):
         """Whether the sums of K's rows are: one product."""
         ones = torch.ones(self._n, 1, dtype=self.dtype, device=self.device)
         return bool(self.matmul(ones).sum(dtype=torch.float64).isfinite())
+
+    def everywhere(self, holds: bool) -> bool:
+        return self._share.everywhere(holds, self.device)

@@ -105,6 +105,9 @@ class ProcessShare:
         """Whether ``value`` is that of every process."""
         return self.smallest(value, device) == -self.smallest(-value, device)
 
+    def everywhere(self, holds: bool, device: torch.device) -> bool:
+        return self.smallest(int(holds), device) == 1
+
     def neighbours(self, device: torch.device) -> int:
         """How many of the processes, this one included, run on this machine."""
         own = torch.tensor([[zlib.crc32(platform.node().encode())]], device=device)
@@ -200,8 +203,10 @@ class ShardedKernelMatrix(ExpressionMatrix):
         return self._share.gather(self._rows.index_select(1, index), self._counts)
 
     def is_finite(self) -> bool:
-        finite = bool(self._rows.sum(dtype=torch.float64).isfinite())
-        return self._share.smallest(int(finite), self.device) == 1
+        return self.everywhere(bool(self._rows.sum(dtype=torch.float64).isfinite()))
+
+    def everywhere(self, holds: bool) -> bool:
+        return self._share.everywhere(holds, self.device)
 
 
 def row_bounds(n: int, size: int, count: int) -> list[int]:

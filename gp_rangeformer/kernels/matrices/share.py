@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Protocol, runtime_checkable
 
+import torch
 from torch import Tensor
 
 from gp_rangeformer.kernels.tiles import Block
@@ -27,6 +28,10 @@ class Share(Protocol):
         """The sum of all processes' parts, the same bits in each; may overwrite ``part``."""
         ...
 
+    def everywhere(self, holds: bool, device: torch.device) -> bool:
+        """Whether something holds in every process, which then decide alike; asked by all of them."""
+        ...
+
     def require_same(self, what: str, *tensors: Tensor) -> None:
         """Compare tensors between the processes, whose parts of different sums would be no sum."""
         ...
@@ -43,6 +48,9 @@ class Alone:
 
     def sum(self, part: Tensor) -> Tensor:
         return part
+
+    def everywhere(self, holds: bool, device: torch.device) -> bool:
+        return holds
 
     def require_same(self, what: str, *tensors: Tensor) -> None:
         pass
