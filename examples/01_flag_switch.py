@@ -122,9 +122,9 @@ print(f"largest difference to Cholesky over the fit: {largest:.1e}")
 # %% [markdown]
 # ## What the reports say
 #
-# `last_report()` is the most recent call, `collect_reports()` gathers all of them. Two intervals come with every
-# training step and are never mixed up: one that *certainly* contains the log marginal likelihood, and a tighter
-# statistical one, because the log determinant is estimated.
+# `last_report()` is the most recent call, `collect_reports()` gathers all of them. With every training step comes an
+# interval that *certainly* contains the log marginal likelihood; where the log determinant is estimated, as it is from
+# 1,500 points on, a tighter statistical one besides. The two are never mixed up.
 
 # %%
 print(training_reports[0].summary())

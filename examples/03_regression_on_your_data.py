@@ -73,8 +73,8 @@ print(*(folder / "boreholes.csv").read_text().splitlines()[1:4], sep="\n")
 # %% [markdown]
 # ## The fit
 #
-# Text and gaps are refused unless one says what should become of them: `encode="one-hot"` makes an input of each text,
-# `missing="drop"` leaves rows with gaps out ("mean" would fill them). What is left out is said in warnings, which are
+# Text is refused unless one says what should become of it: `encode="one-hot"` makes an input of each text. Rows with
+# gaps are left out, as `missing="drop"` says ("mean" would fill them). What is left out is said in warnings, which are
 # kept as `notes`. Dates are numbers.
 
 # %%

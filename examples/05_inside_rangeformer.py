@@ -300,7 +300,8 @@ assert np.median(np.abs(values - truths)) < np.median(np.abs(rules - truths))
 # ### When it does not answer
 #
 # Where it is unlike its training it says so, and Lanczos answers, as it does at a model's first step and at every 25th
-# to check; and where its interval is wider than `logdet_tolerance` (0.01 nats per point by default).
+# to check; and where half of its interval is wider than `logdet_tolerance` (0.01 nats per point by default). Nobody is
+# asked where the certain interval alone is narrower than a tenth of that.
 
 # %%
 few, preconditioner = drawn_system(datasets.load("robot_arm", n=200).train_x)

@@ -135,7 +135,7 @@ class SolveReport:
         if self.mll is not None and self.mll_interval is not None:
             parts.append(f"log p(y)/n {self.mll / self.n:.4f}")
             interval = self.mll_interval.scaled(1 / self.n)
-            parts.append(f"certainly in [{interval.lower:.3f}, {interval.upper:.3f}]")
+            parts.append("certainly in [{}, {}]".format(*interval.outward(4)))
             if self.mll_statistical is not None and self.logdet_level is not None:
                 half = 0.5 * self.mll_statistical.width / self.n
                 parts.append(f"+- {half:.4f} at {self.logdet_level:.0%}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -17,6 +18,9 @@ from gp_rangeformer.recycling.memory import Memory
 from gp_rangeformer.system.answers import LogDet
 from gp_rangeformer.system.linear_system import LinearSystem
 
+# Half the width of a rigorous interval, in tolerances, below which it is enough.
+_NARROW = 0.1
+
 
 def lanczos_value(
     system: LinearSystem,
@@ -28,8 +32,8 @@ def lanczos_value(
     vecchia: VecchiaPreconditioner | None = None,
     image: Float[Tensor, "n p"] | None = None,
 ) -> LogDet | None:
-    """log|P| plus the quadrature of :func:`~gp_rangeformer.logdet.lanczos.lanczos_logdet`, within the rigorous
-    interval; None if the Ritz values disprove that K is positive semi-definite.
+    """log|P| plus the quadrature of :func:`~gp_rangeformer.logdet.lanczos.lanczos_logdet`, value and interval within
+    the rigorous one; None if the Ritz values disprove that K is positive semi-definite.
 
     :param vecchia: the P of the quadrature, where there is one: nearer to A, so that it takes fewer passes and varies
         less with the probes.
@@ -44,7 +48,7 @@ def lanczos_value(
     return LogDet(
         value=rigorous.clip(base + trace.value),
         rigorous=rigorous,
-        statistical=trace.interval.shifted(base),
+        statistical=trace.interval.shifted(base).within(rigorous),
         level=LEVEL,
         passes=trace.passes,
         method="lanczos",
@@ -64,15 +68,18 @@ def checked_logdet(
     """The estimate's value where nothing speaks against it, else Lanczos', with a note; None if that disproves K.
 
     Lanczos is asked at a model's first estimate with an interval and at every 25th; what it finds then holds until the
-    next check.
+    next check. It is not asked where the rigorous interval alone says more than it would.
 
     :param tolerance: of the estimate's uncertainty, in nats per point.
     """
     n, base = system.size, preconditioner.logdet()
+    rigorous = logdet_bounds(system, preconditioner, vecchia)
+    if estimate.definite and math.isfinite(estimate.value) and rigorous.width <= 2 * _NARROW * tolerance * n:
+        return tail_logdet(estimate, rigorous, base, n)
     problem = objection(estimate, tolerance)
     checked = estimate.interval is not None and memory.take_tail_check(CHECK_EVERY)
     if problem is None and not checked and memory.tail_objection is None:
-        return tail_logdet(estimate, logdet_bounds(system, preconditioner, vecchia), base, n)
+        return tail_logdet(estimate, rigorous, base, n)
     found = lanczos()
     if found is None:
         return None

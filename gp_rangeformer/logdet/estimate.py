@@ -86,12 +86,12 @@ def disagreement(estimate: TailEstimate, lanczos: LogDet, base: float, n: int, t
 
 
 def tail_logdet(estimate: TailEstimate, rigorous: Interval, base: float, n: int) -> LogDet:
-    """log|A| = log|P| + n z, clipped to the rigorous interval."""
-    interval = estimate.interval
+    """log|A| = log|P| + n z, both value and interval within the rigorous one."""
+    interval = None if estimate.interval is None else estimate.interval.widened(FLOOR).scaled(float(n)).shifted(base)
     return LogDet(
         value=rigorous.clip(base + n * estimate.value),
         rigorous=rigorous,
-        statistical=None if interval is None else interval.widened(FLOOR).scaled(float(n)).shifted(base),
+        statistical=None if interval is None else interval.within(rigorous),
         level=estimate.level,
         method=estimate.method,
     )

@@ -84,12 +84,12 @@ def _certain(fit: FitResult) -> Statement:
             "The last evaluation stated none"
             + (": its error is a likely one." if fit.error else "; it is exact to rounding."),
         )
-    places = max(_decimals(fit), 3)
+    lower, upper = fit.certain.outward(max(_decimals(fit), 3))
     text = "This interval contains the exact value, rounding included. "
     if fit.error:
         text = "This interval contains the exact value whatever the probes were, and may be far wider. "
     return Statement(
-        f"Certain: between {fit.certain.lower:.{places}f} and {fit.certain.upper:.{places}f}.",
+        f"Certain: between {lower} and {upper}.",
         f"{text}It is about the kernel matrix with its entries as they were computed: what was lost inside the "
         "kernel's own evaluation is not covered.",
     )

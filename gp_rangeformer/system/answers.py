@@ -52,6 +52,18 @@ class Interval:
     def shifted(self, offset: float) -> Interval:
         return Interval(self.lower + offset, self.upper + offset)
 
+    def within(self, certain: Interval) -> Interval:
+        """The part that lies in ``certain``, which contains the number; that one where they have nothing in common."""
+        lower, upper = max(self.lower, certain.lower), min(self.upper, certain.upper)
+        return Interval(lower, upper) if lower <= upper else certain
+
+    def outward(self, places: int) -> tuple[str, str]:
+        """Both ends with so many decimals, rounded away from what lies between."""
+        lower, upper = round(self.lower, places), round(self.upper, places)
+        step = 10.0**-places
+        lower, upper = lower - step * (lower > self.lower), upper + step * (upper < self.upper)
+        return f"{lower:.{places}f}", f"{upper:.{places}f}"
+
 
 @dataclass(frozen=True)
 class Solution:

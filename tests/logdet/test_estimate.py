@@ -24,6 +24,7 @@ from tests.system.systems import kernel_matrix, points, system, targets
 
 N = 200
 SYSTEM = system(kernel_matrix(points(N, 3)), 0.05)
+WHOLE = {"rank": N, "adaptive_rank": False}  # all of K in the preconditioner
 EXACT = float(torch.logdet(SYSTEM.to_dense()))
 
 
@@ -46,10 +47,10 @@ class Fake:
         return TailEstimate(value, interval, 0.9, "learned", self.definite, self.refusal)
 
 
-def evaluate(tail: TailEstimator | None, memory: Memory | None = None) -> tuple[LogDet, Evaluation]:
+def evaluate(tail: TailEstimator | None, memory: Memory | None = None, **options: Any) -> tuple[LogDet, Evaluation]:
     """One training step."""
     # Rank 20: a step needs several iterations and leaves a tail of about half a nat per point.
-    solver = Certified(rank=20, logdet=tail or "lanczos", num_logdet_probes=32)
+    solver = Certified(**{"rank": 20, "logdet": tail or "lanczos", "num_logdet_probes": 32, **options})
     evaluation = solver.prepare(SYSTEM, memory or Memory()).evaluate(targets(N))
     assert evaluation.fallback_reason is None
     assert evaluation.logdet is not None
@@ -166,6 +167,27 @@ def test_the_value_stays_inside_the_rigorous_interval(shift: float) -> None:
     assert logdet.method == "learned"
     assert logdet.rigorous.contains(EXACT)
     assert logdet.value == (logdet.rigorous.lower if shift < 0 else logdet.rigorous.upper)
+    assert logdet.statistical == logdet.rigorous  # it says nothing that could be true
+
+
+@pytest.mark.parametrize("tail", [Fake(half=0.009), None])
+def test_the_likely_interval_does_not_leave_the_certain_one(tail: Fake | None) -> None:
+    logdet, _ = evaluate(tail, checked_before(), rank=190, adaptive_rank=False, num_logdet_probes=2)
+    assert logdet.method == ("lanczos" if tail is None else "learned")
+    assert logdet.statistical is not None
+    assert logdet.rigorous.lower <= logdet.statistical.lower < logdet.statistical.upper == logdet.rigorous.upper
+
+
+@pytest.mark.parametrize("tail", [Fake(), Fake(half=3.0), Fake(refusal="unlike training")])
+def test_nobody_is_asked_for_what_is_certain(tail: Fake, lanczos_calls: list[int]) -> None:
+    """At a model's first call, which is checked elsewhere; but for what disproves K."""
+    logdet, _ = evaluate(tail, **WHOLE)
+    assert logdet.rigorous.contains(EXACT)
+    assert 0 < logdet.rigorous.width < 0.002 * N
+    assert (logdet.passes, logdet.note) == (0, None)
+    assert not lanczos_calls
+    evaluate(Fake(definite=False), **WHOLE)
+    assert lanczos_calls
 
 
 def test_an_objection_is_to_more_than_the_tolerance_only() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from gp_rangeformer.lab.compare.result import Comparison, SolverResult, State
 from gp_rangeformer.lab.compare.solvers import PLUGIN
 from gp_rangeformer.lab.grid import Grid
+from gp_rangeformer.system.answers import Interval
 
 _NONE = "-"
 
@@ -60,7 +61,7 @@ def _surprises(comparison: Comparison) -> list[str]:
 def _arrival_row(result: SolverResult) -> tuple[str, ...]:
     s = result.summary()
     lower, upper = s["interval_lower"], s["interval_upper"]
-    certain = _NONE if lower is None or upper is None else f"[{lower:.3f}, {upper:.3f}]"
+    certain = _NONE if lower is None or upper is None else "[{}, {}]".format(*Interval(lower, upper).outward(3))
     return (
         _label(result),
         _fixed(s["reported_value"], 4),

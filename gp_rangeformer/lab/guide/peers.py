@@ -50,11 +50,7 @@ def peers_table(results: Results) -> str:
         "ratios within a step; MiB above what was held before",
         "errors against exact float64 at the same hyperparameters: relative (gradient), nats per point (value)",
     ]
-    if any(_shared(row, size) for size in sizes for row in size.rows):
-        notes.append(
-            f"\\* other work was on the machine: in its median step the contender had less than {_SHARED:.0%} of the "
-            "cores' time"
-        )
+    notes += _shared_note(sizes)
     return _markdown(Grid("", ("seconds a step (peak MiB)", *_columns(sizes)), tuple(rows), tuple(notes)))
 
 
@@ -92,7 +88,7 @@ def growth_table(results: Results) -> str:
     rows = []
     for name in names:
         seconds = series(run.sizes, name, Row.seconds)
-        rows.append((NAMES[name], *(_short(seconds.get(size.n)) for size in run.sizes), _power(seconds)))
+        rows.append((NAMES[name], *(_seconds(size, name) for size in run.sizes), _power(seconds)))
     rows.append(("RangeFormer / floor", *(_ratio(size, PLUGIN, FLOOR) for size in run.sizes), _NONE))
     peaks = series(run.sizes, PLUGIN, lambda row: row.peak)
     over = [f"{peaks[size.n] / matrix_mib(size.n, run.plan.dtype):.2f}" for size in run.sizes]
@@ -101,6 +97,7 @@ def growth_table(results: Results) -> str:
         f"{run.plan.dataset}, d = {run.sizes[0].d}, {run.plan.dtype}, {run.plan.steps} Adam steps, medians after the "
         f"third; {results.machine('growth')}",
         "power: p of seconds ~ n^p, least squares on logarithms from n = 2,000 on",
+        *_shared_note(run.sizes),
     )
     return _markdown(Grid("", ("seconds a step", *_columns(run.sizes), "power"), tuple(rows), notes))
 
@@ -155,12 +152,27 @@ def _shared(row: Row, size: Size) -> bool:
     return any(processor < _SHARED * size.threads * seconds for seconds, processor in middle)
 
 
-def _seconds_and_peak(size: Size, name: str) -> str:
+def _shared_note(sizes: Sequence[Size]) -> list[str]:
+    """What a mark means, where there is one."""
+    if not any(_shared(row, size) for size in sizes for row in size.rows):
+        return []
+    return [
+        f"\\* other work was on the machine: in its median step the contender had less than {_SHARED:.0%} of the "
+        f"cores' time (told from n = {_FROM:,} on)"
+    ]
+
+
+def _seconds(size: Size, name: str) -> str:
     row = size.row(name)
     if row is None or not row.complete:
         return _NONE
-    peak = "" if row.peak is None else f" ({row.peak:.0f})"
-    return f"{_short(row.seconds())}{'*' if _shared(row, size) else ''}{peak}"
+    return f"{_short(row.seconds())}{'*' if _shared(row, size) else ''}"
+
+
+def _seconds_and_peak(size: Size, name: str) -> str:
+    row = size.row(name)
+    peak = "" if row is None or not row.complete or row.peak is None else f" ({row.peak:.0f})"
+    return _seconds(size, name) + peak
 
 
 def _ratio(size: Size, name: str, reference: str) -> str:
