@@ -11,7 +11,6 @@ import torch
 from gpytorch import settings as gpytorch_settings
 from gpytorch.beta_features import checkpoint_kernel
 from gpytorch.lazy import LazyEvaluatedKernelTensor
-from linear_operator import settings as host_settings
 from linear_operator.operators import (
     AddedDiagLinearOperator,
     ConstantMulLinearOperator,
@@ -37,6 +36,7 @@ from gp_rangeformer.plugin.owners import owners
 from gp_rangeformer.plugin.predictive_covariance import PredictiveCovarianceOperator
 from gp_rangeformer.plugin.recognition import fused_origin
 from gp_rangeformer.plugin.storage import Storage, choose_storage, hold
+from gp_rangeformer.plugin.tracing import tracing
 from gp_rangeformer.system.kernel_matrix import KernelMatrix
 from gp_rangeformer.system.margins import factor_rounding
 from gp_rangeformer.system.reason import Reason
@@ -131,7 +131,7 @@ def decline_reason(operator: AddedDiagLinearOperator) -> Reason | None:
         return Reason.TOO_SMALL
     if diagonal.dtype not in (torch.float32, torch.float64):
         return Reason.UNSUPPORTED_DTYPE
-    if host_settings.trace_mode.on():
+    if tracing():
         return Reason.TRACING
     if transforming():
         return Reason.TRANSFORM

@@ -31,6 +31,7 @@ from gp_rangeformer.plugin.owners import mark_owner
 from gp_rangeformer.plugin.predictions import put_off
 from gp_rangeformer.plugin.recognition import evaluate_fused
 from gp_rangeformer.plugin.reports import report_declined
+from gp_rangeformer.plugin.tracing import tracing
 from gp_rangeformer.plugin.unevaluated import unevaluated
 from gp_rangeformer.report import collect_reports
 from gp_rangeformer.system.reason import Reason
@@ -166,7 +167,7 @@ def _fused(
     **params: Any,
 ) -> LinearOperator | None:
     """The fused evaluation of a training matrix, or None: not now, not this kernel, or not one set of points."""
-    if settings.rangeformer.off() or settings.fused_kernels.off() or lazily_evaluate_kernels.on():
+    if settings.rangeformer.off() or settings.fused_kernels.off() or lazily_evaluate_kernels.on() or tracing():
         return None
     if diag or last_dim_is_batch or params or checkpoint_kernel.value() or observation_nan_policy.value() != "ignore":
         return None

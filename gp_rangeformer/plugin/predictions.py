@@ -25,6 +25,7 @@ from gpytorch.lazy import LazyEvaluatedKernelTensor
 from gpytorch.likelihoods import FixedNoiseGaussianLikelihood
 from gpytorch.models import ExactGP
 from gpytorch.models.exact_prediction_strategies import DefaultPredictionStrategy
+from gpytorch.utils.memoize import _is_in_cache_ignore_all_args
 from linear_operator.operators import AddedDiagLinearOperator, LinearOperator
 from torch import Tensor
 
@@ -38,7 +39,8 @@ from gp_rangeformer.plugin.fitted_model import FittedModel
 from gp_rangeformer.plugin.posterior import Posterior
 from gp_rangeformer.plugin.predictive_covariance import PredictiveCovariance, PredictiveCovarianceOperator
 from gp_rangeformer.plugin.recognition import recognise_selected
-from gp_rangeformer.plugin.renewal import renew_strategy
+from gp_rangeformer.plugin.renewal import renew_strategy, strategy_as_it_is
+from gp_rangeformer.plugin.tracing import tracing, untraced
 from gp_rangeformer.rangeformer.direct import Direct
 from gp_rangeformer.torch_modes import no_autocast, saving_elsewhere, transforming
 
@@ -93,11 +95,31 @@ def unevaluated_kernels() -> Iterator[None]:
 
 def test_prior(self: ExactGP, train_inputs: Any, test_inputs: Any, **kwargs: Any) -> Any:
     """The host's, with the matrices left unevaluated where a prediction may be served."""
+    if tracing():
+        _fill_caches(self, test_inputs, **kwargs)
+        return original_test_prior(self, train_inputs, test_inputs, **kwargs)
     if not _may_serve(self.prediction_strategy, test_inputs):
         return original_test_prior(self, train_inputs, test_inputs, **kwargs)
     renew_strategy(self, **kwargs)
     with _put_off(True):
         return original_test_prior(self, train_inputs, test_inputs, **kwargs)
+
+
+def _fill_caches(model: Any, test_inputs: Any, **kwargs: Any) -> None:
+    """What the host's first prediction leaves with a strategy, and one that was served does not: a trace cannot contain
+    how it is made. Of the model as it is now."""
+    if not torch.jit.is_tracing():
+        return
+    with untraced():
+        if not _may_serve(model.prediction_strategy, test_inputs):
+            return
+        if not _is_in_cache_ignore_all_args(model.prediction_strategy, "mean_cache"):
+            model.prediction_strategy = None
+            model.prediction_strategy = strategy_as_it_is(model, **kwargs)
+        strategy = model.prediction_strategy
+        _ = strategy.mean_cache
+        if gpytorch_settings.fast_pred_var.on() and gpytorch_settings.skip_posterior_variances.off():
+            _ = strategy.covar_cache
 
 
 @free_cores()
@@ -225,7 +247,12 @@ def fantasy_strategy(
     served = not torch.is_grad_enabled() and type(covariance) is LazyEvaluatedKernelTensor and full_targets.dim() == 1
     # Noise for a likelihood that has its own is a matter of the host.
     served = served and (not kwargs or isinstance(self.likelihood, FixedNoiseGaussianLikelihood))
-    served = served and _may_serve(self, inputs) and bool(inputs[0].isfinite().all() & targets.isfinite().all())
+    served = (
+        served
+        and not tracing()
+        and _may_serve(self, inputs)
+        and bool(inputs[0].isfinite().all() & targets.isfinite().all())
+    )
     known = fitted_model(self) if served else None
     if known is None:
         return original_fantasy_strategy(self, inputs, targets, full_inputs, full_targets, full_output, **kwargs)

@@ -20,7 +20,6 @@ from gpytorch.kernels import (
     ScaleKernel,
 )
 from linear_operator.operators import DenseLinearOperator, LinearOperator
-from linear_operator.settings import trace_mode
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
@@ -32,6 +31,7 @@ from gp_rangeformer.kernels.native.compiler import library_on
 from gp_rangeformer.plugin.callers import called_by
 from gp_rangeformer.plugin.fused_operator import FusedLinearOperator
 from gp_rangeformer.plugin.storage import choose_storage
+from gp_rangeformer.plugin.tracing import tracing
 from gp_rangeformer.torch_modes import no_autocast, transforming
 
 _SMALLEST_ALPHA = 1e-6
@@ -85,7 +85,7 @@ def recognise(kernel: Kernel, x1: Tensor) -> FusedKernel | None:
     """
     if x1.dim() != 2 or 0 in x1.shape or x1.dtype not in (torch.float32, torch.float64):
         return None
-    if x1.device.type not in _DEVICES or trace_mode.on() or transforming():
+    if x1.device.type not in _DEVICES or tracing() or transforming():
         return None
     try:
         reading = _Reading(x1)
@@ -104,7 +104,7 @@ def recognise_selected(kernel: Kernel, x: Tensor) -> FusedKernel | FusedBatch | 
     """
     if x.dim() < 2 or 0 in x.shape or x.dtype not in (torch.float32, torch.float64):
         return None
-    if x.device.type not in _DEVICES or trace_mode.on() or transforming():
+    if x.device.type not in _DEVICES or tracing() or transforming():
         return None
     try:
         reading = _Reading(x)

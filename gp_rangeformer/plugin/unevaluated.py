@@ -16,7 +16,6 @@ from gpytorch.beta_features import checkpoint_kernel
 from gpytorch.lazy import LazyEvaluatedKernelTensor
 from gpytorch.utils.memoize import _is_in_cache
 from linear_operator.operators import AddedDiagLinearOperator
-from linear_operator.settings import trace_mode
 from torch import Tensor
 
 from gp_rangeformer import settings
@@ -26,6 +25,7 @@ from gp_rangeformer.plugin.eligibility import EligibleSystem, below_exact_size
 from gp_rangeformer.plugin.owners import owner_of
 from gp_rangeformer.plugin.recognition import recognise_selected
 from gp_rangeformer.plugin.storage import choose_storage, hold
+from gp_rangeformer.plugin.tracing import tracing
 from gp_rangeformer.torch_modes import no_autocast, recordable, saving_elsewhere
 
 _NO_KEYWORDS = pickle.dumps({})  # how GPyTorch's memoisation spells a call without keyword arguments
@@ -66,7 +66,7 @@ def _declined(lazy: LazyEvaluatedKernelTensor, anew: bool) -> bool:
         return True
     if not anew and _is_in_cache(lazy, "kernel_eval", kwargs_pkl=_NO_KEYWORDS):
         return True
-    if checkpoint_kernel.value() or trace_mode.on() or gpytorch_settings.observation_nan_policy.value() != "ignore":
+    if checkpoint_kernel.value() or tracing() or gpytorch_settings.observation_nan_policy.value() != "ignore":
         return True
     return saving_elsewhere()
 

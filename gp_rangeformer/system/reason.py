@@ -60,6 +60,6 @@ class Reason(enum.Enum):
     NAN_POLICY = "gpytorch's observation_nan_policy is not 'ignore'"
     CHECKPOINTED_KERNEL = "gpytorch.beta_features.checkpoint_kernel is on"
     TRANSFORM = "torch.func or a forward-mode derivative runs around the call; GPyTorch's own code can be transformed"
-    TRACING = "linear_operator.settings.trace_mode is on"
+    TRACING = "torch.jit traces the call, or trace_mode (gpytorch's or linear_operator's) is on"
     ROOT_GRADIENT = "a gradient through the inverse root was asked for"
     CUSTOM_ROOT = "root_inv_decomposition was called with its own method or vectors"

@@ -261,7 +261,8 @@ def test_with_fast_log_prob_off_a_declined_operator_is_said_to_be_declined() -> 
     assert [(r.operation, r.reason) for r in reports] == [("inv_quad_logdet", Reason.TOO_SMALL)]
 
 
-def test_tracing() -> None:
+@pytest.mark.parametrize("whose", [gpytorch.settings, host_settings], ids=["gpytorch", "linear_operator"])
+def test_tracing(whose: Any) -> None:
     problem = build(n=130)
     problem.predict()
 
@@ -269,7 +270,7 @@ def test_tracing() -> None:
         prediction = problem.predict()
         return [prediction.mean.detach(), prediction.variance.detach()]
 
-    with host_settings.trace_mode(), gpytorch.settings.trace_mode():
+    with whose.trace_mode():
         expected, found, reports = with_flag(run)
     assert_same_bits(found, expected)
     assert len(reports) > 0

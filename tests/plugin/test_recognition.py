@@ -105,8 +105,9 @@ def test_half_precision_is_left_to_gpytorch() -> None:
     assert recognise(RBFKernel().half(), points(5).half()) is None
 
 
-def test_tracing_is_left_to_gpytorch() -> None:
-    with trace_mode():
+@pytest.mark.parametrize("mode", [gpytorch.settings.trace_mode, trace_mode], ids=["gpytorch", "linear_operator"])
+def test_tracing_is_left_to_gpytorch(mode: Any) -> None:
+    with mode():
         assert recognise(RBFKernel().double(), points(5)) is None
 
 
