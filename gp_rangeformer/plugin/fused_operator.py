@@ -13,6 +13,7 @@ from gp_rangeformer.kernels.expression import Expression
 from gp_rangeformer.kernels.fused import FusedKernel
 from gp_rangeformer.plugin.autograd import contracted, multiplied
 from gp_rangeformer.plugin.storage import require_dense
+from gp_rangeformer.torch_modes import batched
 
 
 class FusedLinearOperator(LinearOperator):
@@ -76,7 +77,10 @@ class FusedLinearOperator(LinearOperator):
 
     def _matmul(self, rhs: Tensor) -> Tensor:
         """A batch of right-hand sides becomes columns. linear_operator's own function calls this without a graph, and
-        the derivatives of operators that hold this one (Kronecker products, roots) go through it."""
+        the derivatives of operators that hold this one (Kronecker products, roots) go through it. Dense for what stands
+        for many at once (``is_grads_batched``): compiled tiles cannot read it."""
+        if batched(rhs):
+            return self.to_dense() @ rhs
         columns = rhs.unsqueeze(-1) if rhs.dim() == 1 else rhs.movedim(-2, 0).reshape(self.fused.n, -1)
         product = multiplied(self.fused, columns)
         if rhs.dim() == 1:
@@ -90,6 +94,17 @@ class FusedLinearOperator(LinearOperator):
         )
         return tuple(contracted(self.fused, left, right))
 
+    def __add__(self, other: Any) -> LinearOperator | Tensor:
+        """Dense, where a tensor is added that is no matrix of this size: numbers and vectors, as the host adds them to
+        dense ones."""
+        if isinstance(other, Tensor) and other.shape[-2:] != self.shape:
+            return DenseLinearOperator(self.to_dense() + other)
+        return super().__add__(other)
+
+    def _permute_batch(self, *dims: int) -> LinearOperator:
+        """There is none; what represents K are no matrices, of which linear_operator would permute others."""
+        return self
+
     def _unsqueeze_batch(self, dim: int) -> LinearOperator:
         """Dense: what represents K are no matrices, of which a batch could be made."""
         return DenseLinearOperator(self.to_dense().unsqueeze(dim))
@@ -102,6 +117,17 @@ class FusedLinearOperator(LinearOperator):
         device, dtype = _to_helper(*args, **kwargs)
         found = self if dtype is None else self.type(dtype)
         return found if device is None or device == found.device else LinearOperator.to(found, device)
+
+    def detach(self) -> FusedLinearOperator:
+        """Without the graph of its parameters as well, which linear_operator does not look for."""
+        keywords = {**self._kwargs, "parameters": tuple(parameter.detach() for parameter in self.fused.parameters)}
+        return FusedLinearOperator(*(argument.detach() for argument in self.fused.arguments), **keywords)
+
+    def detach_(self) -> FusedLinearOperator:
+        """Of other tensors from now on: aliases, which its arguments are, cannot be detached in place."""
+        detached = self.detach()
+        FusedLinearOperator.__init__(self, *detached.fused.arguments, **detached._kwargs)
+        return self
 
     def _get_indices(self, row_index: Any, col_index: Any, *batch_indices: Any) -> Tensor:
         return self.to_dense()[(*batch_indices, row_index, col_index)]

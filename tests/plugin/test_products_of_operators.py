@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -137,8 +138,23 @@ def log_probabilities(kernel: Any) -> Tensor:
     return normal.log_prob(torch.linspace(-1, 1, 3 * N, dtype=torch.float64).reshape(3, N))
 
 
-@pytest.mark.parametrize("flow", [batch_of, repeated, single, as_single, log_probabilities])
-def test_batches_and_other_dtypes_are_those_of_the_dense_matrix(flow: Callable[[Any], Tensor]) -> None:
+def plus_a_number(kernel: Any) -> Tensor:
+    return (torch.tensor(0.3, dtype=torch.float64) + kernel).to_dense()
+
+
+def minus_a_row(kernel: Any) -> Tensor:
+    return (kernel - torch.linspace(0, 1, N, dtype=torch.float64)).to_dense()
+
+
+def permuted(kernel: Any) -> Tensor:
+    return kernel.permute(0, 1).to_dense()
+
+
+FLOWS = [batch_of, repeated, single, as_single, log_probabilities, plus_a_number, minus_a_row, permuted]
+
+
+@pytest.mark.parametrize("flow", FLOWS)
+def test_batches_sums_and_other_dtypes_are_those_of_the_dense_matrix(flow: Callable[[Any], Tensor]) -> None:
     model: Any = Joined(times_itself, kronecker=False)
     parameters = list(model.points.parameters())
     found = []
@@ -147,3 +163,29 @@ def test_batches_and_other_dtypes_are_those_of_the_dense_matrix(flow: Callable[[
             value = flow(model.points(model.train_inputs[0]).evaluate_kernel())
             found.append([value, *torch.autograd.grad(value.square().sum(), parameters)])
     torch.testing.assert_close(*found, rtol=1e-6, atol=1e-6)
+
+
+def test_many_gradients_of_a_product_at_once_are_those_of_the_dense_matrix() -> None:
+    model: Any = Joined(times_itself, kronecker=False)
+    gradients = torch.linspace(-1, 1, 4 * N * 2, dtype=torch.float64).reshape(4, N, 2)
+    found = []
+    for storage in ("tiles", "dense"):
+        columns = torch.linspace(1, 2, N * 2, dtype=torch.float64).reshape(N, 2).requires_grad_()
+        with settings.rangeformer(), settings.kernel_storage(storage):
+            product = model.points(model.train_inputs[0]).evaluate_kernel() @ columns
+            wanted = [columns, *model.points.parameters()]
+            found.append(torch.autograd.grad(product, wanted, gradients, is_grads_batched=True))
+    torch.testing.assert_close(*found, rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize("way", ["detach", "detach_"])
+def test_a_detached_matrix_has_no_graph_and_can_be_copied(way: str) -> None:
+    model: Any = Joined(times_itself, kronecker=False)
+    with settings.rangeformer(), settings.kernel_storage("tiles"):
+        kernel = model.points(model.train_inputs[0]).evaluate_kernel()
+        expected = kernel.to_dense().detach()
+        found = getattr(kernel, way)()
+        assert kernel.requires_grad == (way == "detach")
+        assert (found is kernel) == (way == "detach_")
+        assert not found.requires_grad
+        assert torch.equal(copy.deepcopy(found).to_dense(), expected)
