@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from jaxtyping import Float, Float64
@@ -144,6 +145,10 @@ class FusedKernel:
             return self.contract_dense(weight.reshape(self.n, self.n))
         pairs = zip(native.pull(weight.reshape(1, self.n, self.n)), self.arguments, strict=True)
         return tuple(gradient.to(argument.dtype).reshape(argument.shape) for gradient, argument in pairs)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies and pickles: addresses for compiled code are this process's own, and of these tensors."""
+        return {name: value for name, value in vars(self).items() if name != "_native"}
 
     @functools.cached_property
     def _native(self) -> NativeBatch | None:

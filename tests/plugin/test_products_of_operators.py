@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +16,7 @@ from linear_operator.operators import KroneckerProductLinearOperator, RootLinear
 from torch import Tensor
 
 from gp_rangeformer import settings
+from tests.plugin.market import exact_path
 
 N, TASKS = 130, 2
 Join = Callable[[Any, Tensor, Tensor], Any]
@@ -189,3 +191,13 @@ def test_a_detached_matrix_has_no_graph_and_can_be_copied(way: str) -> None:
         assert (found is kernel) == (way == "detach_")
         assert not found.requires_grad
         assert torch.equal(copy.deepcopy(found).to_dense(), expected)
+
+
+def test_a_matrix_whose_likelihood_was_differentiated_can_be_pickled() -> None:
+    model: Any = Joined(times_itself, kronecker=False)
+    with exact_path(), settings.kernel_storage("tiles"):
+        kernel = model.points(model.train_inputs[0]).evaluate_kernel()
+        expected = kernel.add_jitter(0.1).logdet()
+        expected.backward()
+        again = pickle.loads(pickle.dumps(kernel))
+        assert torch.equal(again.add_jitter(0.1).logdet(), expected)
