@@ -16,9 +16,9 @@ from typing import Any, Protocol, TypeVar
 
 import safetensors
 import safetensors.torch
-from torch import nn
+from torch import Tensor, nn
 
-from gp_rangeformer.atomic import write_bytes
+from gp_rangeformer.atomic import write_together
 from gp_rangeformer.version import own_version
 
 FORMAT = 1
@@ -55,6 +55,20 @@ class ModelCard:
     version: str = ""  # of gp_rangeformer, when trained
 
 
+# Of a card's entries, which a file may have otherwise.
+_KINDS = {"model": str, "config": dict, "training": dict, "steps": int, "seed": int, "metrics": dict, "version": str}
+
+
+def check_sizes(model: str, **sizes: object) -> None:
+    """Sizes of a configuration, which may come from a file.
+
+    :raises ValueError: one is not a whole number of at least 1.
+    """
+    for name, value in sizes.items():
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise ValueError(f"{model} needs {name} to be a whole number of at least 1, got {value!r}")
+
+
 def save_checkpoint(
     path: Path,
     model: nn.Module,
@@ -64,7 +78,7 @@ def save_checkpoint(
     seed: int = 0,
     metrics: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write ``path`` (.safetensors) and its .json, each atomically, weights first.
+    """Write ``path`` (.safetensors) and its .json together, weights first.
 
     :param model: with a ``config`` that it can be made again from (:class:`Configured`).
     :raises CheckpointError: a model without one.
@@ -78,30 +92,56 @@ def save_checkpoint(
     weights = safetensors.torch.save({key: value.contiguous().cpu() for key, value in model.state_dict().items()})
     digest = hashlib.sha256(weights).hexdigest()
     text = json.dumps({"format": FORMAT, **dataclasses.asdict(card), "sha256": digest}, indent=1)
-    write_bytes(path, weights)
-    write_bytes(path.with_suffix(".json"), text.encode())
+    write_together({path: weights, path.with_suffix(".json"): text.encode()})
 
 
 def load_checkpoint(path: Path, *classes: type[Model]) -> tuple[Model, ModelCard]:
     """The model, in eval mode on the CPU, and its card.
 
     :param classes: of which the model may be.
-    :raises CheckpointError: a file is missing, unreadable, damaged, of a newer format or of another class.
+    :raises CheckpointError: a file is missing, unreadable, damaged, of another format or of another class; weights that
+        do not fit the configuration, are no floating-point numbers or not finite.
     """
     path = Path(path).with_suffix(".safetensors")
     card, digest = _read_card(path.with_suffix(".json"), path)
-    weights = path.read_bytes()
+    weights = _content(path)
     if hashlib.sha256(weights).hexdigest() != digest:
         raise CheckpointError(f"{path} does not match the digest beside it: restore both files or train again")
     known = {one.__name__: one for one in classes}
     if card.model not in known:
-        raise CheckpointError(f"{path} holds a {card.model}, which is not one of {', '.join(known)}")
+        raise CheckpointError(
+            f"{path} holds a {card.model}, which is not one of {', '.join(known)}: give a file of such a model"
+        )
     try:
         model = known[card.model].from_config(card.config)
-        model.load_state_dict(safetensors.torch.load(weights))
-    except (TypeError, KeyError, RuntimeError, ValueError, safetensors.SafetensorError) as error:
+        tensors = safetensors.torch.load(weights)
+        _check_numbers(path, tensors, model)
+        model.load_state_dict(tensors)
+    except CheckpointError:
+        raise
+    except (
+        *(TypeError, KeyError, RuntimeError, ValueError, ArithmeticError, MemoryError),
+        safetensors.SafetensorError,
+    ) as error:
         raise CheckpointError(f"{path} does not fit this version of the model ({error}): train again") from error
     return model.eval(), card
+
+
+def _check_numbers(path: Path, tensors: Mapping[str, Tensor], fresh: nn.Module) -> None:
+    """:raises CheckpointError: weights of another kind of number than in a fresh model, or that are not finite."""
+    made = fresh.state_dict()
+    for name, value in tensors.items():
+        if name not in made or made[name].shape != value.shape:
+            continue  # which load_state_dict says better
+        if value.dtype != made[name].dtype and not (value.is_floating_point() and made[name].is_floating_point()):
+            fault = f"is of {value.dtype}, not of {made[name].dtype}"
+        else:
+            loaded = value.to(made[name].dtype)  # in which a number may be too large
+            # What a fresh model has infinite as well is so by design: the ends of a range that nothing has set yet.
+            if bool((loaded.isfinite() | (loaded == made[name])).all()):
+                continue
+            fault = "has NaN or infinite entries"
+        raise CheckpointError(f"{path}: {name} {fault}: restore both files or train again")
 
 
 def read_card(path: Path) -> ModelCard:
@@ -119,13 +159,26 @@ def _read_card(described: Path, weights: Path) -> tuple[ModelCard, str]:
         if not file.is_file():
             raise CheckpointError(f"{file} is missing: a checkpoint is a .safetensors file and the .json next to it")
     try:
-        facts = json.loads(described.read_text())
+        facts = json.loads(_content(described))
         form, digest = facts.pop("format"), facts.pop("sha256")
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, AttributeError, TypeError) as error:
         raise CheckpointError(f"{described} is damaged ({error!r}): restore it or train again") from error
     if form != FORMAT:
-        raise CheckpointError(f"{described} has format {form}, this version reads {FORMAT}: upgrade gp-rangeformer")
+        newer = isinstance(form, int) and form > FORMAT
+        remedy = "upgrade gp-rangeformer" if newer else "restore it or train again"
+        raise CheckpointError(f"{described} has format {form!r}, this version reads {FORMAT}: {remedy}")
     try:
-        return ModelCard(**facts), digest
+        card = ModelCard(**facts)
     except TypeError as error:
         raise CheckpointError(f"{described} does not fit this version ({error}): restore it or train again") from error
+    for name, kind in _KINDS.items():
+        if not isinstance(value := getattr(card, name), kind):
+            raise CheckpointError(f"{described} is damaged ({name} is {value!r}): restore it or train again")
+    return card, digest
+
+
+def _content(file: Path) -> bytes:
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"{file} cannot be read ({error.strerror}): choose one that you may read") from error

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
+from torch import Tensor
 
 from gp_rangeformer import atomic
 from gp_rangeformer.checkpoint import CheckpointError, load_checkpoint, read_card, save_checkpoint
@@ -60,6 +64,18 @@ def _edit(path: Path, **changes: object) -> None:
     file.write_text(json.dumps(json.loads(file.read_text()) | changes))
 
 
+def _configure(path: Path, **changes: object) -> None:
+    _edit(path, config=json.loads(path.with_suffix(".json").read_text())["config"] | changes)
+
+
+def _rewrite(path: Path, change: Callable[[Tensor], Tensor]) -> None:
+    """Other weights, with their digest."""
+    tensors = safetensors.torch.load_file(path.with_suffix(".safetensors"))
+    weights = safetensors.torch.save({name: change(value) for name, value in tensors.items()})
+    path.with_suffix(".safetensors").write_bytes(weights)
+    _edit(path, sha256=hashlib.sha256(weights).hexdigest())
+
+
 DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "no weights": (lambda path: path.with_suffix(".safetensors").unlink(), "is missing"),
     "no description": (lambda path: path.with_suffix(".json").unlink(), "is missing"),
@@ -69,9 +85,24 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "a list": (lambda path: path.with_suffix(".json").write_text("[1]"), "damaged"),
     "no format": (lambda path: path.with_suffix(".json").write_text("{}"), "damaged"),
     "newer": (lambda path: _edit(path, format=99), "upgrade gp-rangeformer"),
+    "older": (lambda path: _edit(path, format=0), "format 0, this version reads 1: restore it or train again"),
+    "no number of steps": (lambda path: _edit(path, steps="many"), "damaged .steps is 'many'.: restore it"),
+    "several models": (lambda path: _edit(path, model=["RangeFormer"]), "damaged .model is"),
     "unknown model": (lambda path: _edit(path, model="Other"), "holds a Other, which is not one of RangeFormer"),
     "unknown field": (lambda path: _edit(path, config={"sizes": 3}), "does not fit"),
     "other sizes": (lambda path: _edit(path, config={"dim": 32, "sketch": 4, "heads": 2}), "does not fit"),
+    "no heads": (lambda path: _configure(path, heads=0), "fit .* heads .* at least 1, got 0.: train again"),
+    "NaN": (
+        lambda path: _rewrite(path, lambda value: value * torch.nan),
+        "NaN or infinite entries: restore both files",
+    ),
+    "infinite": (lambda path: _rewrite(path, lambda value: value / 0), "NaN or infinite entries"),
+    "too large": (lambda path: _rewrite(path, lambda value: value.double() * 1e300), "NaN or infinite entries"),
+    "integers": (
+        lambda path: _rewrite(path, lambda value: value.to(torch.int8)),
+        "int8, not of torch.float32",
+    ),
+    "complex": (lambda path: _rewrite(path, lambda value: value + 1j), "complex64, not of torch.float32"),
     "surplus entry": (lambda path: _edit(path, colour="blue"), "does not fit"),
 }
 
@@ -85,6 +116,49 @@ def test_a_damaged_checkpoint_says_what_to_do(saved: Path, damage: str) -> None:
         load_checkpoint(saved, RangeFormer)
 
 
+def test_a_configuration_that_no_annotation_checks_is_refused_at_loading(saved: Path) -> None:
+    """In a process of its own: in this one every argument is checked against its annotation."""
+    paths = []
+    for number, changes in enumerate(({"loops": 2.5}, {"feature_map": "x"})):
+        paths.append(saved.with_name(f"model{number}"))
+        for suffix in (".safetensors", ".json"):
+            paths[-1].with_suffix(suffix).write_bytes(saved.with_suffix(suffix).read_bytes())
+        _configure(paths[-1], **changes)
+    run = subprocess.run([sys.executable, "-c", LOAD, *map(str, paths)], capture_output=True, text=True, check=True)
+    sizes, feature_map = run.stdout.splitlines()
+    assert "loops to be a whole number of at least 1, got 2.5): train again" in sizes
+    assert "feature_map must be one of taylor, identity, softmax, got 'x'): train again" in feature_map
+
+
+LOAD = """
+import sys
+from gp_rangeformer.checkpoint import CheckpointError, load_checkpoint
+from gp_rangeformer.rangeformer.rangeformer import RangeFormer
+for path in sys.argv[1:]:
+    try:
+        load_checkpoint(path, RangeFormer)
+    except CheckpointError as error:
+        print(error)
+"""
+
+
+def test_weights_of_another_precision_are_rounded_to_the_model_s(saved: Path) -> None:
+    before = load_checkpoint(saved, RangeFormer)[0].state_dict()
+    _rewrite(saved, Tensor.double)
+    after = load_checkpoint(saved, RangeFormer)[0].state_dict()
+    assert all(torch.equal(value, after[name]) and after[name].dtype == torch.float32 for name, value in before.items())
+
+
+def test_a_head_with_weights_that_are_not_finite_is_not_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for suffix in (".safetensors", ".json"):
+        (tmp_path / "head").with_suffix(suffix).write_bytes(learned.HEAD.with_suffix(suffix).read_bytes())
+    monkeypatch.setattr(learned, "HEAD", tmp_path / "head")
+    learned.load_head()
+    _rewrite(tmp_path / "head", lambda value: value * torch.nan)
+    with pytest.raises(CheckpointError, match="NaN or infinite entries: restore both files"):
+        learned.load_head()
+
+
 def test_an_interrupted_write_leaves_the_old_checkpoint(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = saved.with_suffix(".safetensors").read_bytes()
 
@@ -96,6 +170,20 @@ def test_an_interrupted_write_leaves_the_old_checkpoint(saved: Path, monkeypatch
         save_checkpoint(saved, RangeFormer(CONFIG))
     assert saved.with_suffix(".safetensors").read_bytes() == before
     assert len(list(saved.parent.iterdir())) == 2
+
+
+def test_without_space_for_the_card_the_weights_stay_too(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    staged = atomic._staged
+
+    def full_disk(path: Path, content: bytes) -> str:
+        if path.suffix == ".json":
+            raise OSError("no space left on device")
+        return staged(path, content)
+
+    monkeypatch.setattr(atomic, "_staged", full_disk)
+    with pytest.raises(OSError, match="no space"):
+        save_checkpoint(saved, RangeFormer(CONFIG))
+    load_checkpoint(saved, RangeFormer)
 
 
 def test_other_modules_are_not_saved(tmp_path: Path) -> None:

@@ -17,13 +17,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from gp_rangeformer.checkpoint import check_sizes
 from gp_rangeformer.logdet.features import LOG_SIZE
 
 QUANTILES = (0.05, 0.5, 0.95)
@@ -42,6 +43,9 @@ class LogDetTailConfig:
     token_features: int
     dim: int = 48
     hidden: int = 128
+
+    def __post_init__(self) -> None:
+        check_sizes("LogDetTail", **asdict(self))
 
 
 class LogDetTail(nn.Module):

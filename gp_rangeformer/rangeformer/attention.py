@@ -7,7 +7,7 @@ no n x n array exists (Katharopoulos et al. 2020). "taylor" is the second-order 
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from jaxtyping import Float
@@ -45,6 +45,8 @@ class RowAttention(nn.Module):
         super().__init__()
         if dim % heads:
             raise ValueError(f"dim must be a multiple of heads, got {dim} and {heads}")
+        if feature_map not in get_args(FeatureMap):
+            raise ValueError(f"feature_map must be one of {', '.join(get_args(FeatureMap))}, got {feature_map!r}")
         self.heads, self.head_dim, self.feature_map = heads, head_dim, feature_map
         self.query_key = nn.Linear(dim, 2 * heads * head_dim, bias=False)
         self.value = nn.Linear(dim, dim, bias=False)

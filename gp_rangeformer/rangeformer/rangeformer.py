@@ -21,13 +21,14 @@ After "Understanding and Relaxing the Limitations of Transformers for Linear Alg
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from jaxtyping import Float, Float64
 from torch import Tensor, nn
 
+from gp_rangeformer.checkpoint import check_sizes
 from gp_rangeformer.rangeformer import arguments
 from gp_rangeformer.rangeformer.attention import FeatureMap
 from gp_rangeformer.rangeformer.block import Block
@@ -50,6 +51,9 @@ class RangeFormerConfig:
     head_dim: int = 8  # of queries and keys; the Taylor map squares it
     feature_map: FeatureMap = "taylor"
     loops: int = 16  # where no other number is asked for
+
+    def __post_init__(self) -> None:
+        check_sizes("RangeFormer", **{name: value for name, value in asdict(self).items() if name != "feature_map"})
 
 
 @dataclass
@@ -81,8 +85,6 @@ class RangeFormer(nn.Module):
 
     def __init__(self, config: RangeFormerConfig) -> None:
         super().__init__()
-        if min(config.loops, config.sketch, config.width) < 1:
-            raise ValueError(f"RangeFormer needs loops, sketch and width of at least 1, got {config}")
         self.config = config
         dim = config.dim
         self.embedding = RangeEmbedding(config.sketch)

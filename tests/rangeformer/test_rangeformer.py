@@ -375,3 +375,5 @@ def test_impossible_configurations_are_refused() -> None:
             RangeFormer(dataclasses.replace(CONFIG, **changes))
     with pytest.raises(ValueError, match="multiple of heads"):
         RangeFormer(dataclasses.replace(CONFIG, heads=3))
+    with pytest.raises(ValueError, match="heads to be a whole number of at least 1, got 0"):
+        dataclasses.replace(CONFIG, heads=0)
