@@ -31,7 +31,8 @@ from gp_rangeformer.logdet.network import QUANTILES, LogDetTail, LogDetTailConfi
 from pretrain.log_determinant import systems
 from pretrain.log_determinant.calibration import GROUPS, calibrate, groups
 from pretrain.log_determinant.pack import load
-from pretrain.run_state import load_state, save_state
+from pretrain.run_state import RunError, load_state, save_state
+from pretrain.tensor_file import digest
 
 VALIDATION_SHARE = 10  # every tenth kernel matrix
 Systems = dict[str, Tensor]
@@ -53,17 +54,22 @@ class TrainConfig:
 @click.option("--out", required=True, type=click.Path(file_okay=False, path_type=Path))
 @click.option("--steps", default=TrainConfig.steps)
 @click.option("--seed", default=0)
+@click.option("--lr", default=TrainConfig.lr, help="learning rate after the warm-up")
 @click.option("--ship", is_flag=True, help="let the result take the place of the head in the package")
-def main(folder: Path, out: Path, steps: int, seed: int, ship: bool) -> None:
+def main(folder: Path, out: Path, steps: int, seed: int, lr: float, ship: bool) -> None:
     """Train on the systems cached in FOLDER."""
     out.mkdir(parents=True, exist_ok=True)
     data, held = split(load(folder))
     check_counts(data)
-    config = TrainConfig(steps=steps, seed=seed)
+    config = TrainConfig(steps=steps, seed=seed, lr=lr)
     model = build(data, seed)
     print(f"{len(data['tail'])} systems, {len(held['tail'])} held out", flush=True)
-    fit(model, data, held, config, out)
-    calibrate(model, answers_from_outside(data, config, out), data, groups(data))
+    try:
+        fit(model, data, held, config, out)
+        answers = answers_from_outside(data, config, out)
+    except (RunError, FloatingPointError) as error:
+        raise click.ClickException(str(error)) from error
+    calibrate(model, answers, data, groups(data))
     print(f"widened by {model.widening.tolist()}, floor {float(model.floor):.2g}: {measures(model, held)}", flush=True)
     if ship:
         save_head(HEAD, model, data, held, config)
@@ -121,11 +127,15 @@ def build(data: Systems, seed: int) -> LogDetTail:
 
 
 def fit(model: nn.Module, data: Systems, held: Systems, config: TrainConfig, out: Path, log_every: int = 500) -> None:
-    """Train ``model`` in place; resumes from ``out``."""
+    """Train ``model`` in place; resumes from ``out``.
+
+    :raises RunError: what ``out`` holds is damaged, or of another configuration or other data.
+    :raises FloatingPointError: a weight is not finite.
+    """
     optimiser = torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=config.weight_decay)
     state = out / "state.safetensors"
-    described = dataclasses.asdict(config)
-    start = load_state(state, model, optimiser, described) if state.exists() else 0
+    described = {**dataclasses.asdict(config), "data": digest(data)}
+    start = load_state(state, model, optimiser, described)
     weight, count = weights(data), len(data["tail"])
     started = time.perf_counter()
     for step in range(start, config.steps):

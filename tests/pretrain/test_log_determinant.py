@@ -23,6 +23,7 @@ from pretrain.log_determinant.baselines import BlockMLP, block_alone, extrapolat
 from pretrain.log_determinant.pack import load
 from pretrain.log_determinant.systems import KernelDraw, draw_composite, draw_kernel
 from pretrain.log_determinant.train import Systems, TrainConfig, build, fit, measures, pinball, split
+from pretrain.run_state import RunError
 from tests.system.systems import kernel_matrix, points, system
 
 LARGEST = 600
@@ -254,10 +255,12 @@ def test_systems_with_other_features_than_todays_are_not_trained_on(systems: Sys
         train.check_counts({**systems, "scalars": systems["scalars"][:, 1:]})
 
 
-def test_another_configuration_does_not_resume(tmp_path: Path, systems: Systems) -> None:
+def test_another_configuration_or_other_data_do_not_resume(tmp_path: Path, systems: Systems) -> None:
     fit(build(systems, 0), systems, systems, TrainConfig(steps=2, batch=8), tmp_path)
-    with pytest.raises(ValueError, match="another configuration"):
-        fit(build(systems, 0), systems, systems, TrainConfig(steps=3, batch=8), tmp_path)
+    other = {**systems, "tail": systems["tail"] + 0.1}
+    for steps, data, differs in ((3, systems, "steps"), (2, other, "data")):
+        with pytest.raises(RunError, match=rf"another configuration \({differs}\)"):
+            fit(build(systems, 0), data, systems, TrainConfig(steps=steps, batch=8), tmp_path)
 
 
 def test_the_block_mlp_answers_in_the_same_interval(systems: Systems) -> None:
