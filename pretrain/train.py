@@ -23,7 +23,8 @@ import torch
 from lightning_fabric import Fabric, seed_everything
 from torch import Tensor
 
-from gp_rangeformer.checkpoint import save_checkpoint
+from gp_rangeformer.atomic import WriteError, write_bytes
+from gp_rangeformer.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from gp_rangeformer.rangeformer.operator import DenseOperator
 from gp_rangeformer.rangeformer.rangeformer import RangeFormer
 from pretrain import configs
@@ -31,7 +32,9 @@ from pretrain.configs import Stage, TrainConfig
 from pretrain.curves import plot_curves
 from pretrain.matrices import STRUCTURED, Mixture, Wishart
 from pretrain.objective import TASKS, Answers, losses
-from pretrain.run_state import load_state, save_state
+from pretrain.run_state import RunError, load_state, save_state
+
+_CALMER = "train with a smaller --learning-rate and another --out, for a run resumes with its own alone"
 
 
 def main() -> None:
@@ -40,11 +43,12 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder of the run; an interrupted one resumes")
     parser.add_argument("--seed", type=int, help="instead of the configuration's")
     parser.add_argument("--steps", type=int, help="instead of the configuration's")
+    parser.add_argument("--learning-rate", type=float, help="instead of the configuration's")
     parser.add_argument("--until", type=int, help="stop after this many steps; the same command without it resumes")
     parser.add_argument("--families", choices=("structured", "wishart"), help="instead of the configuration's")
     parser.add_argument("--devices", type=int, help="processes; leave it to `fabric run` there")
     arguments = parser.parse_args()
-    changes = {name: getattr(arguments, name) for name in ("seed", "steps", "families")}
+    changes = {name: getattr(arguments, name) for name in ("seed", "steps", "families", "learning_rate")}
     config = dataclasses.replace(
         configs.load(arguments.config), **{name: value for name, value in changes.items() if value is not None}
     )
@@ -53,24 +57,33 @@ def main() -> None:
     else:
         fabric = Fabric(devices=arguments.devices, strategy="ddp")
         fabric.launch()
-    train(config, arguments.out, fabric, arguments.until)
+    try:
+        train(config, arguments.out, fabric, arguments.until)
+    except (RunError, FloatingPointError, WriteError) as error:
+        raise SystemExit(str(error)) from error
 
 
 def train(config: TrainConfig, out: Path, fabric: Fabric, until: int | None = None) -> list[dict[str, Any]]:
-    """Train to ``config.steps`` (or stop after ``until``), resuming what OUT holds. Returns the logged lines."""
+    """Train to ``config.steps`` (or stop after ``until``), resuming what OUT holds. Returns the logged lines.
+
+    :raises RunError: no step is asked for, or what OUT holds cannot be resumed.
+    :raises FloatingPointError: the loss or a weight is not finite.
+    """
+    end = config.steps if until is None else min(config.steps, until)
+    if end < 1:
+        raise RunError(f"--steps and --until must be at least 1, got {config.steps} and {until}")
     out.mkdir(parents=True, exist_ok=True)
     facts = json.loads(json.dumps(dataclasses.asdict(config)))
     seed_everything(config.seed, verbose=False)
     bare = RangeFormer(config.model)
     adam = torch.optim.AdamW(bare.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
     state = out / "state.safetensors"
-    start = load_state(state, bare, adam, facts) if state.exists() else 0
+    start = load_state(state, bare, adam, facts)
     model, optimiser = fabric.setup(bare, adam)
     mixture = mixture_of(config)
-    log = _resume_log(out / "log.jsonl", start)
+    log = _resume_log(out / "log.jsonl", start) if fabric.is_global_zero else []
 
     clock, window = time.perf_counter(), LogWindow(mixture)
-    end = min(config.steps, until or config.steps)
     for step in range(start, end):
         batch = draw_batch(config, mixture, step, fabric.global_rank)
         answers = batch.answers
@@ -82,7 +95,7 @@ def train(config: TrainConfig, out: Path, fabric: Fabric, until: int | None = No
         terms = losses(outputs, answers)
         loss = torch.stack([terms[task].mean() for task in TASKS]).sum()
         if not bool(loss.isfinite()):
-            raise FloatingPointError(f"the loss is {loss.item()} at step {step}: lower the learning rate and resume")
+            raise FloatingPointError(f"the loss is {loss.item()} at step {step}: {_CALMER}")
         for group in optimiser.param_groups:
             group["lr"] = learning_rate_at(config, step)
         optimiser.zero_grad()
@@ -102,12 +115,29 @@ def train(config: TrainConfig, out: Path, fabric: Fabric, until: int | None = No
                 print(_spoken(line), flush=True)
         if fabric.is_global_zero and (done % config.checkpoint_every == 0 or done == end):
             save_state(state, bare, adam, done, facts)
-            metrics = {"loss": log[-1]["loss"], "error per family": log[-1]["families"]} if log else {}
-            save_checkpoint(out / "model", bare, training=facts, steps=done, seed=config.seed, metrics=metrics)
+            _save_model(out / "model", bare, config, done, log)
+    if fabric.is_global_zero and start >= end:
+        print(f"{out} holds {start} steps: none is left to take", flush=True)
+        if not _is_saved(out / "model", start):
+            _save_model(out / "model", bare, config, start, log)
     if fabric.is_global_zero and log:
         plot_curves(log, out / "curves.png", title=f"{config.name}, seed {config.seed}")
     fabric.barrier()
     return log
+
+
+def _save_model(path: Path, model: RangeFormer, config: TrainConfig, steps: int, log: list[dict[str, Any]]) -> None:
+    metrics = {"loss": log[-1]["loss"], "error per family": log[-1]["families"]} if log else {}
+    facts = {**dataclasses.asdict(config), "tasks": TASKS}
+    save_checkpoint(path, model, training=facts, steps=steps, seed=config.seed, metrics=metrics)
+
+
+def _is_saved(path: Path, steps: int) -> bool:
+    """Not where a run was killed after its last state, and before the model that belongs to it was complete."""
+    try:
+        return load_checkpoint(path, RangeFormer)[1].steps == steps
+    except CheckpointError:
+        return False
 
 
 def mixture_of(config: TrainConfig) -> Mixture:
@@ -212,11 +242,23 @@ def _spoken(line: dict[str, Any]) -> str:
 
 
 def _resume_log(path: Path, start: int) -> list[dict[str, Any]]:
-    """The lines up to ``start``; later ones belong to steps that are taken again."""
+    """The lines up to ``start``; later ones belong to steps that are taken again. So does half a line at the end.
+
+    :raises RunError: a line before the last cannot be read.
+    """
     if not path.exists():
         return []
-    lines = [line for text in path.read_text().splitlines() if (line := json.loads(text))["step"] <= start]
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    lines, texts = [], path.read_text(errors="replace").splitlines()
+    for number, text in enumerate(texts, 1):
+        try:
+            line = json.loads(text)
+            if line["step"] <= start:
+                lines.append(line)
+        except (ValueError, TypeError, KeyError) as error:
+            if number < len(texts):
+                raise RunError(f"{path}: line {number} cannot be read ({error}): delete it and resume") from error
+            print(f"{path}: the last line is incomplete and is left out", flush=True)
+    write_bytes(path, "".join(json.dumps(line) + "\n" for line in lines).encode())
     return lines
 
 

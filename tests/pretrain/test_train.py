@@ -20,7 +20,8 @@ from gp_rangeformer.rangeformer.rangeformer import RangeFormer, RangeFormerConfi
 from pretrain import configs
 from pretrain.configs import Stage, TrainConfig
 from pretrain.matrices import HELD_OUT, STRUCTURED, Mixture
-from pretrain.train import draw_batch, learning_rate_at, mixture_of, stage_at, train
+from pretrain.run_state import RunError
+from pretrain.train import draw_batch, learning_rate_at, main, mixture_of, stage_at, train
 
 ROOT = Path(__file__).parents[2]
 TINY = TrainConfig(
@@ -110,6 +111,63 @@ def test_a_run_that_was_killed_between_checkpoints_logs_every_step_once(tmp_path
     steps = [json.loads(line)["step"] for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert steps == [2, 4, 6, 8]
     assert 123.0 not in logged_losses(tmp_path)
+
+
+@pytest.mark.usefixtures("without_curves")
+@pytest.mark.parametrize("left", ["an older model", "weights without their card", "no model"])
+def test_a_run_that_was_killed_after_its_last_state_is_finished_by_the_same_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, left: str
+) -> None:
+    train(TINY, tmp_path, fabric(), until=6)
+    older = {path: path.read_bytes() for path in tmp_path.glob("model.*")}
+    train(TINY, tmp_path, fabric())
+    expected = {path: path.read_bytes() for path in older}
+    if left == "weights without their card":
+        older.pop(tmp_path / "model.safetensors")
+    for path, content in older.items():
+        path.write_bytes(content)
+        if left == "no model":
+            path.unlink()
+    plotted: list[Path] = []
+    monkeypatch.setattr("pretrain.train.plot_curves", lambda log, path, **_: plotted.append(path))
+    train(TINY, tmp_path, fabric())
+    assert {path: path.read_bytes() for path in expected} == expected
+    assert plotted == [tmp_path / "curves.png"]
+
+
+@pytest.mark.usefixtures("without_curves")
+def test_half_a_line_at_the_end_of_the_log_is_dropped_and_elsewhere_it_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(TINY, tmp_path, fabric(), until=4)
+    log = tmp_path / "log.jsonl"
+    whole = log.read_text()
+    log.write_text(whole + '{"step": 6, "lo')
+    train(TINY, tmp_path, fabric(), until=6)
+    assert "log.jsonl: the last line is incomplete and is left out" in capsys.readouterr().out
+    assert [json.loads(line)["step"] for line in log.read_text().splitlines()] == [2, 4, 6]
+    log.write_text('{"step": 2, "lo\n' + whole)
+    with pytest.raises(RunError, match=r"log.jsonl: line 1 cannot be read .*: delete it and resume"):
+        train(TINY, tmp_path, fabric())
+
+
+@pytest.mark.parametrize("wrong", [{"until": 0}, {"until": -5}, {"steps": 0}])
+def test_a_run_of_no_steps_is_refused(tmp_path: Path, wrong: dict[str, int]) -> None:
+    config = dataclasses.replace(TINY, steps=wrong.get("steps", TINY.steps))
+    with pytest.raises(RunError, match="--steps and --until must be at least 1"):
+        train(config, tmp_path / "run", fabric(), wrong.get("until"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_that_diverges_is_told_to_begin_with_a_smaller_learning_rate(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The remedy names an option that there is."""
+    command = ["train", "--config", "smoke", "--out", str(tmp_path), "--learning-rate", "1e30"]
+    monkeypatch.setattr(sys, "argv", command)
+    monkeypatch.setattr(configs, "load", lambda name: TINY)
+    with pytest.raises(SystemExit, match=r"loss is (nan|inf) at step 1: .*smaller --learning-rate and another --out"):
+        main()
 
 
 @pytest.mark.usefixtures("without_curves")
