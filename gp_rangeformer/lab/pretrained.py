@@ -1,4 +1,4 @@
-"""What the shipped networks were trained on, over which ranges, and how far off they are on what was held out."""
+"""What the shipped networks were trained on, over which ranges, and how far off they are, as their cards say."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ def _rangeformer(name: str) -> dict[str, str]:
     if curriculum:
         lower, upper = min(stage["lower"] for stage in curriculum), max(stage["upper"] for stage in curriculum)
         lines["trained on"] = f"{card.training.get('families')} matrices, n from {lower} to {upper}"
-    for key, value in card.metrics.items():
-        if isinstance(value, (int, float)):
-            lines[f"held out, {key}"] = f"{value:.3g}"
+    if (loss := card.metrics.get("loss")) is not None:
+        terms, window = " + ".join(card.training.get("tasks", ())), card.training.get("log_every")
+        lines["training loss"] = f"{loss:.3g} ({terms}; mean over the loops of the last {window} steps)"
     return lines
 
 

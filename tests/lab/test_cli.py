@@ -237,6 +237,8 @@ def test_info_names_versions_settings_data_sets_and_models():
     for said in ("torch threads", "CUDA device", "co2, robot_arm", "num_probes", "min_size"):
         assert said in result.stdout
     assert re.search(r"^pretrained +base *$", result.stdout, re.MULTILINE)
+    # Of the weights' last steps, by terms that training no longer has all of: nothing that was held out.
+    assert re.search(r"^  training loss +1\.76 \(lambda_max \+ logdet \+ solve; mean ", result.stdout, re.MULTILINE)
 
 
 @pytest.mark.parametrize("width", [60, 80])
