@@ -1,4 +1,4 @@
-"""The weights that the package ships: a quarter of an hour on one CPU core."""
+"""The weights that the package ships: 10 to 30 minutes on one CPU core (pretrain/README.md, section 3)."""
 
 from gp_rangeformer.rangeformer.rangeformer import RangeFormerConfig
 from pretrain.configs.config import Stage, TrainConfig
