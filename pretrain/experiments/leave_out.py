@@ -32,6 +32,7 @@ from pretrain.baselines.untrained import untrained
 from pretrain.configs import Stage, TrainConfig
 from pretrain.evaluate import evaluate_matrix, truth_of
 from pretrain.matrices import STRUCTURED, MatrixFamily
+from pretrain.run_state import RunError
 from pretrain.train import train
 
 LEFT_OUT = ("gp_kernel", "spectrum", "laplacian")
@@ -85,7 +86,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for seed in range(options.seeds):
         for name, config in trainings(options.steps).items():
             folder = options.out / f"{name.replace(' ', '-')}-seed{seed}"
-            train(dataclasses.replace(config, seed=seed), folder, Fabric(accelerator="cpu", devices=1))
+            try:
+                train(dataclasses.replace(config, seed=seed), folder, Fabric(accelerator="cpu", devices=1))
+            except RunError as error:
+                raise SystemExit(str(error)) from error
             model, _ = load_checkpoint(folder / "model", RangeFormer)
             tested = LEFT_OUT if name in ("all", "wishart") else config.without
             for family in tested:

@@ -32,6 +32,7 @@ from pretrain.baselines.classical import conjugate_gradients, exact, gradient_de
 from pretrain.baselines.linear_system_transformer import LinearSystemTransformer, LinearSystemTransformerConfig
 from pretrain.experiments.model_file import read_model, write_model
 from pretrain.experiments.spd_systems import random_systems
+from pretrain.tensor_file import TensorFileError
 
 Solver = Callable[[Tensor, Tensor], Tensor]
 
@@ -268,7 +269,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for name, run in runs.items():
             path = options.out / f"{re.sub('[^a-z0-9]+', '-', name).strip('-')}-seed{seed}.safetensors"
             start = None if run.parent is None else models[run.parent]
-            models[run], record = train(name, run, seed, path, start, options.log_every)
+            try:
+                models[run], record = train(name, run, seed, path, start, options.log_every)
+            except TensorFileError as error:
+                raise SystemExit(str(error)) from error
             records.append(record)
             results[name].append(errors(as_solver(models[run]), evaluation, run.condition))
     condition = runs[FULL].condition

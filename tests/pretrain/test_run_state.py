@@ -11,6 +11,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from pretrain.experiments import leave_out, linear_systems
+from pretrain.experiments.interventions import __main__ as interventions
 from pretrain.experiments.model_file import read_model, write_model
 from pretrain.run_state import RunError, load_state, save_state
 from pretrain.tensor_file import TensorFileError
@@ -127,3 +129,22 @@ def test_a_damaged_model_is_not_used_again(tmp_path: Path, damage: str) -> None:
     break_it(path)
     with pytest.raises(TensorFileError, match=rf"{path} .*{message}.*: delete it"):
         read_model(path, model, CONFIG)
+
+
+@pytest.mark.parametrize(
+    ("main", "file"),
+    [
+        (linear_systems.main, "full-n-9-seed0.safetensors"),
+        (interventions.main, "numformer-trace-lambda_max-logdet-seed0.safetensors"),
+        (leave_out.main, "all-seed0/state.safetensors"),
+    ],
+)
+def test_the_commands_of_the_experiments_end_with_the_message(
+    tmp_path: Path, main: Callable[[list[str]], None], file: str
+) -> None:
+    (tmp_path / file).parent.mkdir(exist_ok=True)
+    (tmp_path / file).write_bytes(b"")
+    threads = torch.get_num_threads()
+    with pytest.raises(SystemExit, match=rf"{tmp_path / file} cannot be read .*: delete it"):
+        main(["--out", str(tmp_path)])
+    torch.set_num_threads(threads)

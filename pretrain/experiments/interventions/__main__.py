@@ -22,6 +22,7 @@ from pretrain.experiments.interventions.evaluation import Protocol, cells, evalu
 from pretrain.experiments.interventions.figures import cost_figure, error_figure, loop_figure
 from pretrain.experiments.interventions.ladder import LADDER, Training, groups
 from pretrain.experiments.interventions.training import train
+from pretrain.tensor_file import TensorFileError
 
 STEPS = 1200
 COST_SIZES = (10, 20, 50, 100, 200, 500, 1000)
@@ -49,7 +50,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
             for seed in range(seeds):
                 start = time.perf_counter()
                 path = options.out / f"{name}-{'-'.join(tasks)}-seed{seed}.safetensors"
-                model, record = train(Training(LADDER[name], tasks, seed, steps), path)
+                try:
+                    model, record = train(Training(LADDER[name], tasks, seed, steps), path)
+                except TensorFileError as error:
+                    raise SystemExit(str(error)) from error
                 results.append(
                     {
                         "rung": name,
