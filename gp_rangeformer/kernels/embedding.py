@@ -16,6 +16,8 @@ from torch import Tensor
 
 from gp_rangeformer.kernels.expression import Expression, Stationary, parameter_names
 
+_SAMPLE = 1001  # points whose median is taken: 0.3 ms of 26 columns, where those of 16,000 points take 5
+
 
 def embed(
     expression: Expression,
@@ -53,10 +55,27 @@ def _arguments(expression: Expression, x: Tensor, parameters: Iterator[Tensor], 
 
 
 def _centred(x: Float[Tensor, "*batch n d"], leading: int | None) -> Float[Tensor, "*batch n d"]:
-    """Squared distances are differences of squared norms, which a common offset would make large. The mean is
-    detached: it moves all points alike, and no distance."""
+    """Squared distances are differences of squared norms, and coordinates are rounded, which a common offset would make
+    large. The middle is detached: it moves all points alike, and no distance."""
     wide = x.double()
-    return wide - wide[..., :leading, :].detach().mean(-2, keepdim=True)
+    points = wide[..., :leading, :].detach()
+    return wide - _middle(points) if points.numel() else wide
+
+
+def _middle(points: Float[Tensor, "*batch n d"]) -> Float[Tensor, "*batch 1 d"]:
+    """The median of every column, of a sample where there are many points. A mean is drawn away from most of them by a
+    few far ones, such as a code for missing values: with a tenth at -999999, float32 has the others in steps of 0.008.
+    """
+    n = points.shape[-2]
+    if n > _SAMPLE:
+        # Spread evenly, and in step with no season of the rows: multiples of the golden ratio.
+        turns = torch.arange(_SAMPLE, dtype=torch.float64, device=points.device) * ((5**0.5 - 1) / 2)
+        points = points.index_select(-2, (turns.frac() * n).long())
+    if points.device.type == "cpu":
+        return points.median(dim=-2, keepdim=True).values
+    # On a GPU that is an error under torch.use_deterministic_algorithms.
+    middle = (points.shape[-2] - 1) // 2
+    return points.sort(dim=-2).values[..., middle : middle + 1, :]
 
 
 def _on_circles(
