@@ -149,5 +149,4 @@ class NativeBatch:
 
 @functools.lru_cache(maxsize=256)
 def _limit(kind: Kind, alpha: float | None, dtype: torch.dtype) -> float:
-    largest = largest_squared_distance(profile(kind, alpha, 0.0), dtype)
-    return min(largest, torch.finfo(dtype).max / 4)
+    return largest_squared_distance(profile(kind, alpha, 0.0), dtype)

@@ -146,8 +146,7 @@ class NativeTiles:
         if expression.kind == "rq":
             alpha = node.parameter = float(next(arguments))
             node.parameter_gradient = self._gradient().data_ptr()
-        largest = largest_squared_distance(profile(expression.kind, alpha, 0.0), self.dtype)
-        node.largest = min(largest, torch.finfo(self.dtype).max / 4)
+        node.largest = largest_squared_distance(profile(expression.kind, alpha, 0.0), self.dtype)
 
     def _gradient(self, *shape: int) -> Tensor:
         self._gradients.append(torch.zeros(shape, dtype=torch.float64))

@@ -52,8 +52,8 @@ class Profile(Protocol):
 
     slope_factor: float
 
-    def largest(self, exponent: float) -> float:
-        """The q beyond which k is about exp(-exponent) or less."""
+    def largest(self, exponent: float, finite: float) -> float:
+        """The q beyond which k is about exp(-exponent) or less, or what it is computed from exceeds ``finite``."""
         ...
 
     def value(self, buffers: Buffers, out: Tile) -> None:
@@ -70,7 +70,7 @@ class RBF:
 
     slope_factor = -0.5
 
-    def largest(self, exponent: float) -> float:
+    def largest(self, exponent: float, finite: float) -> float:
         return 2 * exponent
 
     def value(self, buffers: Buffers, out: Tile) -> None:
@@ -95,7 +95,7 @@ class Matern12:
     def __init__(self, unresolved: float) -> None:
         self._unresolved = unresolved
 
-    def largest(self, exponent: float) -> float:
+    def largest(self, exponent: float, finite: float) -> float:
         return exponent**2
 
     def value(self, buffers: Buffers, out: Tile) -> None:
@@ -114,7 +114,7 @@ class Matern32:
 
     slope_factor = -1.5
 
-    def largest(self, exponent: float) -> float:
+    def largest(self, exponent: float, finite: float) -> float:
         return exponent**2 / 3
 
     def value(self, buffers: Buffers, out: Tile) -> None:
@@ -133,7 +133,7 @@ class Matern52:
 
     slope_factor = -5 / 6
 
-    def largest(self, exponent: float) -> float:
+    def largest(self, exponent: float, finite: float) -> float:
         return exponent**2 / 5
 
     def value(self, buffers: Buffers, out: Tile) -> None:
@@ -157,10 +157,9 @@ class RationalQuadratic:
     def __init__(self, alpha: float) -> None:
         self._alpha = alpha
 
-    def largest(self, exponent: float) -> float:
-        # exp(80) is about the largest number of float32: no q is too large for a heavier tail than this.
-        ratio = exponent / self._alpha
-        return 2 * self._alpha * math.expm1(ratio) if ratio < 80 else math.inf
+    def largest(self, exponent: float, finite: float) -> float:
+        # Double precision, and with it ``finite``, ends at exp(709): there is no such q for a heavier tail.
+        return 2 * self._alpha * min(math.expm1(min(exponent / self._alpha, 709.0)), finite)
 
     def value(self, buffers: Buffers, out: Tile) -> None:
         u, log_b, _ = buffers
@@ -179,8 +178,9 @@ class RationalQuadratic:
 
 
 def largest_squared_distance(profile: Profile, dtype: torch.dtype) -> float:
-    """Where the caller clamps q from above."""
-    return profile.largest(_EXPONENT[dtype])
+    """Where the caller clamps q from above, so that it and q / (2 alpha) stay numbers of ``dtype``."""
+    finite = torch.finfo(dtype).max / 4
+    return min(profile.largest(_EXPONENT[dtype], finite), finite)
 
 
 def unresolved_distance(squares: Float[Tensor, "n _"], dtype: torch.dtype) -> float:
