@@ -28,7 +28,8 @@ class SquaredDistances:
         # times the rounding error (measured, d = 8 to 50).
         self._left = torch.cat([-2 * points, squares, ones], dim=-1)
         self._right = torch.cat([points.mT, ones.mT, squares.mT])
-        coincident = coincident_square(squares, points.shape[1]).clamp_min(SMALLEST)
+        # A number of the tiles' dtype: infinite distances are none of coincident points.
+        coincident = coincident_square(squares, points.shape[1]).clamp(SMALLEST, torch.finfo(dtype).max)
         self._coincident = float(coincident) if points.device.type == "cpu" else coincident
         self._wide = None if dtype == torch.float64 else Scratch(points.new_empty(0), size)
 
