@@ -53,7 +53,7 @@ void jets(int count, const T *__restrict q, T alpha, T largest, T *__restrict va
     for (int j = 0; j < count; ++j) {
         const Jet<T> found = jet<T, kind>(clamp(q[j], largest), alpha);
         value[j] = found.value;
-        slope[j] = found.slope;
+        slope[j] = q[j] > largest ? T(0) : found.slope;  // or it is a factor of differences that nothing holds
         if constexpr (kind == RATIONAL_QUADRATIC) shape[j] = found.shape;
     }
 }

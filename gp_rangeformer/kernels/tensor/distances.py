@@ -46,6 +46,10 @@ class SquaredDistances:
         if block.on_diagonal:
             out.diagonal().fill_(SMALLEST)
 
+    def widened(self, block: Block, tile: Float[Tensor, "rows columns"]) -> Float64[Tensor, "rows columns"]:
+        """``tile`` in float64, until the next is written."""
+        return tile if self._wide is None else self._wide.of(block).copy_(tile)
+
 
 def coincident_square(squares: Float64[Tensor, "*n"], dimensions: int) -> Float64[Tensor, ""]:
     """Below it a squared distance that is the difference of squared norms, ``squares`` in float64, may be rounding

@@ -23,7 +23,7 @@ from gp_rangeformer.kernels.expression import Kind
 
 # |z_i - z_j|^2 is at least this: small enough that k is 1 to the last bit, and a normal number.
 SMALLEST = 1e-36
-_EQUAL = 2 * SMALLEST  # and so are points where it is not more
+EQUAL = 2 * SMALLEST  # and so are points where it is not more
 _EXPONENT = {torch.float32: 60.0, torch.float64: 300.0}
 
 Tile = Float[Tensor, "rows columns"]
@@ -103,7 +103,7 @@ class Matern12:
 
     def open(self, buffers: Buffers) -> Opened:
         r, value, _ = buffers
-        apart = r > _EQUAL
+        apart = r > EQUAL
         torch.neg(r.sqrt_(), out=value).exp_()
         slope = torch.div(value, r.clamp_min_(self._unresolved), out=r).mul_(apart)
         return Opened(value, slope, slope)
