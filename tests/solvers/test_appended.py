@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gp_rangeformer.solvers.appended import appended_factor
@@ -26,6 +26,7 @@ def error_over_bound(whole: LinearSystem, factor: torch.Tensor) -> float:
     return float(((dense - factor.double() @ factor.double().mT).abs() / bound).max())
 
 
+@settings(deadline=None)  # a first example may compile
 @given(
     sizes=st.lists(st.integers(1, 40), min_size=2, max_size=8),
     dtype=st.sampled_from([torch.float32, torch.float64]),
