@@ -13,6 +13,7 @@ template <typename T> struct Format;
 
 template <> struct Format<float> {
     using Bits = int32_t;
+    using Unsigned = uint32_t;  // for shifts to the left: out of range they are undefined of signed integers
     static constexpr int mantissa = 23, bias = 127;
     static constexpr float round = 12582912.0f;  // 1.5 * 2^23: what is added to it is rounded to an integer
     static constexpr float ln2_high = 0.693359375f, ln2_low = -2.12194440e-4f;
@@ -21,6 +22,7 @@ template <> struct Format<float> {
 
 template <> struct Format<double> {
     using Bits = int64_t;
+    using Unsigned = uint64_t;
     static constexpr int mantissa = 52, bias = 1023;
     static constexpr double round = 6755399441055744.0;  // 1.5 * 2^52
     static constexpr double ln2_high = 6.93145751953125e-1, ln2_low = 1.42860682030941723212e-6;
@@ -48,14 +50,14 @@ template <typename T, int first, int last> inline T exponential_series(T x) {
 // exp(x) for x between -80 (float; -700 in double) and 0, to about one unit in the last place.
 template <typename T> inline T exp(T x) {
     using F = Format<T>;
+    using Bits = typename F::Unsigned;
     const T shifted = x * T(1.44269504088896340736) + F::round;
     const T power = shifted - F::round;
     const T rest = (x - power * F::ln2_high) - power * F::ln2_low;  // at most ln(2) / 2
     const T series = exponential_series<T, 0, F::exp_terms>(rest);
     // The lowest bits of `shifted` are the integer `power`.
-    const auto exponent = typename F::Bits(reinterpret<typename F::Bits>(shifted) << F::mantissa);
-    const auto one = typename F::Bits(typename F::Bits(F::bias) << F::mantissa);
-    return series * reinterpret<T>(typename F::Bits(exponent + one));
+    const Bits exponent = reinterpret<Bits>(shifted) << F::mantissa, one = Bits(F::bias) << F::mantissa;
+    return series * reinterpret<T>(exponent + one);
 }
 
 // log(1 + u) for finite u >= 0, to about two units in the last place.
@@ -68,7 +70,8 @@ template <typename T> inline T log1p(T u) {
     const Bits half = reinterpret<Bits>(T(0.70710678118654752440));
     const Bits shift = Bits(reinterpret<Bits>(w) - half) >> F::mantissa;
     const T power = T(shift);
-    const T m = reinterpret<T>(Bits(reinterpret<Bits>(w) - Bits(shift << F::mantissa)));
+    using Unsigned = typename F::Unsigned;
+    const T m = reinterpret<T>(reinterpret<Unsigned>(w) - (Unsigned(shift) << F::mantissa));
     const T s = (m - T(1)) / (m + T(1)), square = s * s;  // log m = 2 artanh s
     T series = T(1) / T(2 * F::log_terms + 1);
     for (int k = F::log_terms - 1; k >= 0; --k) series = series * square + T(1) / T(2 * k + 1);
