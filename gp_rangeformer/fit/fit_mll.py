@@ -135,8 +135,8 @@ class _Fit:
 
     def _from_start(self, objective: Objective) -> Ascent:
         """From the parameters as they are, or from where subsets lead, whichever is better on all points."""
-        start = objective.parameters.read()
-        best = objective(start)
+        best = objective(objective.parameters.read())
+        start = best.phi  # with a mean that has followed
         if not (math.isfinite(best.value) and bool(best.gradient.isfinite().all())):
             raise FitError(
                 f"{self._criterion} is {best.value} at the parameters as they are, or its gradient is not finite"

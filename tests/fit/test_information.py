@@ -185,8 +185,9 @@ def test_given_noise_and_an_anchor() -> None:
     plain = objective(phi)
     anchored = Objective(objective.mll, Anchor(phi + 1, 2.0))
     point: Evaluated = anchored(phi)
-    moved = point.phi
-    assert point.value == pytest.approx(plain.value + anchored._anchor.value(moved) / N, abs=1e-12)  # type: ignore[union-attr]
+    away = (point.phi - phi - 1) / 2 * ~point_follows(objective, phi)
+    assert point.value == pytest.approx(plain.value - 0.5 * float(away.square().sum()) / N, abs=1e-12)
+    assert torch.allclose(point.gradient, plain.gradient - away / (2 * N), atol=1e-12)
     quadratic, bare = anchored.quadratic_model(point), objective.quadratic_model(objective(phi))
     assert quadratic is not None
     assert bare is not None
