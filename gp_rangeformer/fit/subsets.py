@@ -33,11 +33,17 @@ def can_be_thinned(mll: Any) -> bool:
 
 def thinned(mll: Any, index: Int[torch.Tensor, " m"]) -> Any:
     """A copy of an ``ExactMarginalLogLikelihood`` in float64, of the points ``index``. The given one is left as it is,
-    but for its mode (training)."""
+    but for its mode (training).
+
+    :raises TypeError: a part of it copies itself without what it holds (:class:`gpytorch.kernels.InducingPointKernel`).
+    """
     mll.model.train()  # drops what predictions have cached
     inputs, targets = mll.model.train_inputs, mll.model.train_targets
-    memo = {id(x): x for x in (*inputs, targets)}  # not copied
-    small = copy.deepcopy(mll, memo).double()
+    given = {id(x): x for x in (*inputs, targets)}  # not copied
+    small = copy.deepcopy(mll, dict(given))
+    if shared := (_parts(mll) & _parts(small)) - given.keys():
+        raise TypeError(f"a copy has {len(shared)} modules and tensors of the original")
+    small.double()
     chosen = index.to(targets.device)
     rows = tuple(x.detach()[chosen].double() for x in inputs)
     small.model.set_train_data(rows, targets.detach()[chosen].double(), strict=False)
@@ -45,3 +51,7 @@ def thinned(mll: Any, index: Int[torch.Tensor, " m"]) -> Any:
     if isinstance(noise, FixedGaussianNoise) and noise.noise.shape[-1] == len(targets):
         noise.noise = noise.noise[..., chosen].double()
     return small
+
+
+def _parts(module: torch.nn.Module) -> set[int]:
+    return {id(part) for part in (*module.modules(), *module.parameters(), *module.buffers())}
