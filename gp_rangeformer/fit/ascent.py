@@ -26,9 +26,9 @@ from gp_rangeformer.fit.secant import Secant
 from gp_rangeformer.fit.trust_region import QuadraticModel, Step
 from gp_rangeformer.fit.wall import AT_THE_WALL
 
-# What an evaluation may end in without ending the fit: parameters are too far out, or nothing certifies and the exact
-# path is too large.
-NUMERICAL = (NanError, NotPSDError, torch.linalg.LinAlgError, ArithmeticError, InsufficientMemoryError)
+# What an evaluation may end in without ending the fit: parameters are too far out, outside of a prior's support (a
+# ValueError of torch's distributions), or nothing certifies and the exact path is too large.
+NUMERICAL = (NanError, NotPSDError, torch.linalg.LinAlgError, ArithmeticError, InsufficientMemoryError, ValueError)
 _NEAR = 10.0  # tolerances: of what is left to gain, where it is asked how much of it is noise
 # Accepted steps, and steps of any kind, in which less than the tolerance was gained, all together.
 _PATIENCE, _LONG_PATIENCE = 3, 5

@@ -171,7 +171,9 @@ class _Fit:
             found = objective(back)
             self._note_evaluation(objective, found, True)
             again = self._ascend(objective, found, self._tolerance, self._left)
-        except NUMERICAL:
+        except NUMERICAL as error:
+            if error is self._raised:
+                raise
             again = ascent
         return again if again.best.value > best.value + self._tolerance else ascent
 
@@ -191,7 +193,8 @@ class _Fit:
         where = f"evaluation {objective.evaluations} on {objective.points} points"
         if isinstance(error, KeyboardInterrupt):
             return KeyboardInterrupt(f"interrupted, {where}: {state}")
-        own = isinstance(error, FitError | ValueError) or error is self._raised
+        first = self._best is None and isinstance(error, ValueError)
+        own = isinstance(error, FitError) or first or error is self._raised
         if isinstance(error, Exception) and not own:
             return FitError(f"{where}: {type(error).__name__}: {error} ({state})")
         return error

@@ -267,7 +267,7 @@ class Objective:
         """Of minus the log prior, per point."""
         size = self.parameters.size
         matrix = torch.zeros(size, size, dtype=torch.float64)
-        logs = self._log_priors()
+        logs = [log for log in self._log_priors() if log.requires_grad]  # not those that are flat, or of what is fixed
         if not logs:
             return matrix
         with torch.enable_grad():
