@@ -14,6 +14,7 @@ from gpytorch.mlls import ExactMarginalLogLikelihood, LeaveOneOutPseudoLikelihoo
 from jaxtyping import Float64
 from torch import Tensor
 
+from gp_rangeformer.fit.arguments import checked
 from gp_rangeformer.fit.ascent import NUMERICAL, Ascent, ascend
 from gp_rangeformer.fit.evaluated import Evaluated
 from gp_rangeformer.fit.last_look import last_look
@@ -66,28 +67,8 @@ def fit_mll(
     :raises FitError: an evaluation failed (of the first one: nothing was changed).
     :raises KeyboardInterrupt: with the best parameters so far in the model.
     """
-    if not isinstance(mll, ExactMarginalLogLikelihood):
-        kind = type(mll).__name__
-        raise ValueError(
-            f"fit_mll needs an ExactMarginalLogLikelihood, got {kind}: fit the parts of a sum one by one, and other "
-            "criteria by an optimiser of torch.optim"
-        )
-    _check_positive("tolerance", tolerance)
-    if timeout is not None:
-        _check_positive("timeout", timeout)
-    whole = isinstance(max_evaluations, int) and not isinstance(max_evaluations, bool)
-    if max_evaluations is not None and not (whole and max_evaluations >= 2):
-        raise ValueError(f"max_evaluations must be an integer of at least 2, got {max_evaluations!r}")
-    if not isinstance(levels, int) or (levels is not False and levels < 1):
-        raise ValueError(f"levels must be True, False or a positive number of points, got {levels!r}")
-    if mll.model.train_inputs is None or mll.model.train_targets is None:  # type: ignore[attr-defined]
-        raise ValueError("the model has no training data: give it some (set_train_data) before it is fitted")
-    return _Fit(mll, float(tolerance), max_evaluations, timeout, callback, levels, seed).run()
-
-
-def _check_positive(name: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
-        raise ValueError(f"{name} must be a positive number, got {value!r}")
+    exact = checked(mll, tolerance, max_evaluations, timeout, levels)
+    return _Fit(exact, float(tolerance), max_evaluations, timeout, callback, levels, seed).run()
 
 
 class _Fit:
@@ -275,6 +256,8 @@ class _Fit:
             self._notes.append(f"{failures} evaluations failed, too far out or not certified: steps were shortened")
         if bound := self._objective.parameters.on_bounds(best.phi):
             self._notes.append(f"on a bound of its constraint: {', '.join(bound)} (the optimum may lie beyond)")
+        if ends := self._objective.parameters.at_ends(best.phi):
+            self._notes.append(f"as far as a fit goes: {', '.join(ends)} (change the units of targets or inputs)")
         at_the_wall = model.wall is not None and best.room < AT_THE_WALL
         if at_the_wall and replace(model, wall=None).newton_decrement() > decrement + self._tolerance:
             remedy = "" if self._dtype_name == "float64" else ", which needs float64"

@@ -16,14 +16,15 @@ from gpytorch.constraints import Interval
 from jaxtyping import Bool, Float64
 from torch import Tensor
 
-# Nearer to a bound than this is on it: a distance; a share of an interval, whose upper end float32 resolves to 1e-7,
-# as it does its lower end by that share of the bound itself.
+# Nearer to a bound than this is on it: a distance, of a bound that is not zero; and a share of it, and of an interval,
+# whose upper end float32 resolves to 1e-7, as it does its lower end by that share of the bound itself.
 _ON_THE_BOUND, _OF_AN_INTERVAL = 1e-10, 1e-6
+# Distances that float32 holds, for targets in whatever units: from zero, and from any bound. Nothing moves beyond.
+_SMALLEST, _LARGEST = 1e-30, 1e30
 # A start is at least so far from a bound, as a share of the bound itself: nearer to it the logarithm of the distance
 # has next to no gradient, and a fit that begins there (where an earlier one has ended) would never leave.
 _OFF_A_BOUND = 0.01
 _NEAR_A_BOUND = 2 * _OFF_A_BOUND  # as a share of it: an end that is said to be on it
-_LARGEST = 1e15  # distance from a bound
 
 
 @dataclass(frozen=True)
@@ -48,13 +49,13 @@ class _Entry:
     @property
     def _smallest_share(self) -> float:
         """Of an interval. Of one over several decades a share that is the same at both ends would cut off most."""
-        distance = max(_ON_THE_BOUND, _OF_AN_INTERVAL * abs(self.lower))
+        distance = max(_nearest(self.lower), _OF_AN_INTERVAL * abs(self.lower))
         return min(_OF_AN_INTERVAL, distance / (self.upper - self.lower))
 
     def free(self, value: Tensor) -> Tensor:
         """Of a value to start from: off its bounds."""
         below, above = math.isfinite(self.lower), math.isfinite(self.upper)
-        low, high = (max(_ON_THE_BOUND, _OFF_A_BOUND * abs(bound)) for bound in (self.lower, self.upper))
+        low, high = (max(_nearest(bound), _OFF_A_BOUND * abs(bound)) for bound in (self.lower, self.upper))
         if below and above:
             width = self.upper - self.lower
             smallest = max(self._smallest_share, min(low / width, _OFF_A_BOUND))
@@ -72,14 +73,14 @@ class _Entry:
             share = free.sigmoid().clamp(self._smallest_share, 1 - _OF_AN_INTERVAL)
             return self.lower + (self.upper - self.lower) * share
         if below:
-            return self.lower + free.exp().clamp(_ON_THE_BOUND, _LARGEST)
-        return self.upper - (-free).exp().clamp(_ON_THE_BOUND, _LARGEST) if above else free
+            return self.lower + free.exp().clamp(_nearest(self.lower), _LARGEST)
+        return self.upper - (-free).exp().clamp(_nearest(self.upper), _LARGEST) if above else free
 
 
 class FreeParameters:
     """All parameters of a module that ask for a gradient, each once, as one float64 vector phi.
 
-    :raises ValueError: if there are none, or if two constraints of one parameter disagree.
+    :raises ValueError: if there are none, or if a constraint has several bounds.
     """
 
     def __init__(self, module: gpytorch.Module) -> None:
@@ -154,6 +155,18 @@ class FreeParameters:
         names = self.names
         return [f"{names[place]} at {bound:.3g}" for place, _, bound in self._bounds_met(phi)]
 
+    def at_ends(self, phi: Float64[Tensor, " p"]) -> list[str]:
+        """Names of the numbers that are as near zero, or as far from their bound, as a fit tries, with their values."""
+        names, found = self.names, []
+        values = torch.cat([entry.bounded(part) for entry, part in zip(self._entries, self._split(phi), strict=True)])
+        bounded = [entry for entry in self._entries for _ in range(entry.raw.numel())]
+        for name, entry, value in zip(names, bounded, values.tolist(), strict=True):
+            bounds = [bound for bound in (entry.lower, entry.upper) if math.isfinite(bound)]
+            far = bool(bounds) and min(abs(value - bound) for bound in bounds) > 0.5 * _LARGEST
+            if far or (0 in bounds and abs(value) < 2 * _SMALLEST):
+                found.append(f"{name} at {value:.3g}")
+        return found
+
     def held_by_bounds(self, phi: Float64[Tensor, " p"], gradient: Float64[Tensor, " p"]) -> Bool[Tensor, " p"]:
         """Those of them off which ``gradient`` leads, back between the bounds."""
         found = torch.zeros(self.size, dtype=torch.bool)
@@ -178,10 +191,16 @@ class FreeParameters:
     def restore(self, state: list[Tensor]) -> None:
         with torch.no_grad():
             for entry, stored in zip(self._entries, state, strict=True):
-                entry.raw.copy_(stored)
+                if not torch.equal(stored, entry.raw):  # an inference tensor cannot be written to, and has not been
+                    entry.raw.copy_(stored)
 
     def _split(self, phi: Tensor) -> list[Tensor]:
         return list(phi.split([entry.raw.numel() for entry in self._entries]))
+
+
+def _nearest(bound: float) -> float:
+    """How near to it a number goes: a share of a bound that is smaller still, and next to nothing of zero."""
+    return max(min(_ON_THE_BOUND, _OF_AN_INTERVAL * abs(bound)), _SMALLEST)
 
 
 def _bounds(constraint: Interval | None) -> tuple[float, float]:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 # Of curvature in nats per point: a direction flatter than this is not known to be curved at all.
 FLAT = 1e-7
+_ROUNDED = 1e-14  # of the largest curvature: what is below is rounding, of targets far larger than the kernel's scale
 _BISECTIONS = 60
 
 
@@ -59,7 +60,7 @@ class QuadraticModel:
     def step(self, radius: float) -> Step:
         """The best one that is no longer than ``radius``; at a wall the best along it of about that length."""
         values, vectors = torch.linalg.eigh(0.5 * (self.curvature + self.curvature.mT))
-        values, along = values.clamp_min(FLAT), vectors.mT @ self.gradient
+        values, along = values.clamp_min(max(FLAT, _ROUNDED * float(values[-1]))), vectors.mT @ self.gradient
         shift = _shift(values, along, radius)
         value = vectors @ (along / (values + shift))
         if self.wall is not None and (beyond := float(self.wall @ value) - self.room) > 0:

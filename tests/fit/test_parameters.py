@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import gpytorch
@@ -10,6 +11,7 @@ import torch
 from gpytorch.constraints import GreaterThan, Interval, LessThan, Positive
 
 from gp_rangeformer.fit import fit_mll
+from gp_rangeformer.fit import parameters as parameters_of_fit
 from gp_rangeformer.fit.parameters import FreeParameters
 from tests.fit.models import build, data
 
@@ -147,6 +149,58 @@ def test_an_end_on_a_bound_is_named() -> None:
     assert mll.likelihood.noise.item() == pytest.approx(1e-4, rel=0.02)
     assert any("raw_noise at 0.0001" in note for note in found.notes)
     assert not fit_mll(build(80)).notes
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_ends_of_what_a_fit_tries_are_named_and_can_be_stored(dtype) -> None:
+    for constraint, length, shown in (
+        (Positive(), -80.0, "1e-30"),
+        (Positive(), 80.0, "1e+30"),
+        (Interval(0.0, 1.0), -80.0, "1e-30"),
+        (Positive(), -60.0, None),  # a variance of targets that are measured in units far too large
+        (Positive(), 60.0, None),
+        (None, 80.0, None),
+    ):
+        module = Holder(constraint, 0.3, dtype)
+        parameters = FreeParameters(module)
+        phi = parameters.read()
+        phi[1] = length
+        parameters.write(phi)
+        assert module.number.isfinite().all()
+        assert bool((module.number > 0).all())
+        assert parameters.at_ends(phi) == ([] if shown is None else [f"raw_number[1] at {shown}"])
+
+
+def test_a_bound_far_below_one_is_reached() -> None:
+    for constraint in (GreaterThan(1e-20), Interval(1e-20, 1e20)):
+        module = Holder(constraint, 0.3)
+        parameters = FreeParameters(module)
+        parameters.write(parameters.read() - 200)
+        assert module.number.tolist() == pytest.approx([1e-20, 1e-20], rel=1e-3)
+        assert len(parameters.on_bounds(parameters.read())) == 2
+
+
+def with_a_noise_above_zero(scale: float) -> Any:
+    """Targets in other units."""
+    mll = build(60, likelihood=gpytorch.likelihoods.GaussianLikelihood(noise_constraint=Positive()))
+    y = mll.model.train_targets
+    mll.model.set_train_data(targets=scale * (y - y.mean()), strict=False)
+    return mll
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1e10])
+def test_units_of_the_targets_do_not_matter(scale: float) -> None:
+    best = fit_mll(with_a_noise_above_zero(1.0)).value
+    found = fit_mll(with_a_noise_above_zero(scale))
+    assert found.converged, found.summary()
+    assert found.value == pytest.approx(best - math.log(scale), abs=2e-3)
+    assert not found.notes
+
+
+def test_an_end_of_what_a_fit_tries_is_no_optimum(monkeypatch) -> None:
+    monkeypatch.setattr(parameters_of_fit, "_SMALLEST", 1e-4)
+    found = fit_mll(with_a_noise_above_zero(1e-3))
+    assert any("as far as a fit goes" in note and "raw_outputscale at 0.0001" in note for note in found.notes)
 
 
 def test_a_number_is_held_by_a_bound_off_which_the_gradient_leads() -> None:

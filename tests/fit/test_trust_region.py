@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -76,3 +77,12 @@ def test_a_seen_curvature_replaces_the_models_own_along_the_step(seed) -> None:
     limited = quadratic.corrected(step, 100 * own, 1.0, 4.0)
     assert math.isclose(float(step @ limited.curvature @ step), 4 * own, rel_tol=1e-9)
     assert torch.linalg.eigvalsh(limited.curvature).min() > 0
+
+
+def test_curvature_that_is_rounding_promises_nothing() -> None:
+    """Beside one of targets ten decades above the kernel's scale it has either sign."""
+    curvature = torch.diag(torch.tensor([1e19, -1e3], dtype=torch.float64))
+    gradient = torch.tensor([1e19, 1e3], dtype=torch.float64)
+    step = QuadraticModel(gradient, curvature).step(math.inf)
+    assert step.promised == pytest.approx(0.5e19, rel=1e-6)
+    assert step.length < 2
