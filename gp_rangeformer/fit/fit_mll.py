@@ -247,9 +247,9 @@ class _Fit:
         best, model = last_look(self._objective, ascent.best), ascent.model
         report = best.report
         certain = None if report is None or report.mll_interval is None else report.mll_interval.scaled(1 / report.n)
-        if certain is not None and best.gain:
+        if certain is not None:
             # What a mean has gained since is known to the tolerance of a rough solve.
-            certain = replace(certain, upper=certain.upper + 2 * best.gain)
+            certain = replace(certain, upper=certain.upper + 2 * best.gain).shifted(self._objective.beside(best))
         decrement = model.newton_decrement()
         failures = sum(record.value == -math.inf for record in self._history)
         if failures:

@@ -70,7 +70,7 @@ class Objective:
         self._anchor, self._wall = anchor, wall
         self.parameters = FreeParameters(mll)
         self.points: int = self.model.train_targets.shape[-1]
-        self.evaluations = 0
+        self.evaluations, self._batch = 0, torch.Size()
 
     @property
     def dtype(self) -> torch.dtype:
@@ -131,6 +131,15 @@ class Objective:
             rounding = min(rounding, point.rounding)
         return replace(point, value=value, error=error, rounding=rounding, gain=0.0, report=reports[-1])
 
+    def beside(self, point: Evaluated) -> float:
+        """What a value holds beside log p(y): priors, and a model's own terms, per point."""
+        if not is_likelihood(self.mll):
+            return 0.0
+        self.parameters.write(point.phi)
+        with torch.no_grad():
+            nothing = torch.zeros(self._batch, dtype=torch.float64, device=self.model.train_targets.device)
+            return float(self.mll._add_other_terms(nothing, self.model.train_inputs).sum()) / self.points
+
     def quadratic_model(self, point: Evaluated, near: float = 0.0) -> QuadraticModel | None:
         """With the average information there, or None where a quasi-Newton method must do without. Releases K.
 
@@ -161,7 +170,7 @@ class Objective:
         model = self.model
         model.train()
         output = model(*model.train_inputs)
-        self.points = output.event_shape.numel()
+        self.points, self._batch = output.event_shape.numel(), output.batch_shape
         return self.mll(output, model.train_targets, *model.train_inputs).sum()
 
     def _flat_gradient(self, value: Tensor, create_graph: bool = False) -> Tensor:

@@ -45,7 +45,7 @@ class FitResult:
 
     ``value``: of the likelihood at the parameters that the model now has; ``error``: half the width of the interval
     that its last report states (0 where it is exact); ``rounding``: about what rounding, in K and in a factorisation,
-    may have made of an exact value; ``certain``: the interval of log p(y) / n that holds always, or
+    may have made of an exact value; ``certain``: the interval of the likelihood that holds always, or
     None. ``decrement``: what the last quadratic model says is still to be gained, ``noise``: how much of that the
     probes alone explain. ``reason``: why it stopped. ``method``: where curvature
     came from. ``evaluations``: by number of points, without the last look at the value (where the

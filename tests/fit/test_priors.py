@@ -1,4 +1,4 @@
-"""Priors that are flat, that end, or that are of what stays fixed."""
+"""Priors that are flat, that end, that are of what stays fixed, and what a result says with them."""
 
 from __future__ import annotations
 
@@ -7,11 +7,15 @@ from typing import Any
 import pytest
 import torch
 from gpytorch.constraints import Interval
+from gpytorch.kernels import RBFKernel, ScaleKernel
 from gpytorch.likelihoods import GaussianLikelihood
+from gpytorch.means import ZeroMean
+from gpytorch.mlls import ExactMarginalLogLikelihood
 from gpytorch.priors import GammaPrior, UniformPrior
 
+from gp_rangeformer import settings
 from gp_rangeformer.fit import fit_mll
-from tests.fit.models import build, by_lbfgs, value
+from tests.fit.models import Model, build, by_lbfgs, data, value
 
 
 def of_noise(low: float, high: float, inside: bool = True) -> Any:
@@ -57,3 +61,31 @@ def test_a_start_beyond_it_is_the_callers_error() -> None:
     with pytest.raises(ValueError, match="support"):
         fit_mll(mll)
     assert mll.likelihood.raw_noise.item() == 2.0
+
+
+def with_priors(n: int) -> Any:
+    mll = build(n)
+    mll.model.covar_module.register_prior("outputscale_prior", GammaPrior(2.0, 0.15), "outputscale")
+    return mll
+
+
+def of_two_outputs(n: int) -> Any:
+    """With a prior that GPyTorch counts for each."""
+    batch = torch.Size([2])
+    x, y = data(n)
+    likelihood = GaussianLikelihood(batch_shape=batch, noise_prior=GammaPrior(1.1, 0.05))
+    kernel = ScaleKernel(RBFKernel(lengthscale_prior=GammaPrior(3.0, 6.0)), batch_shape=batch)
+    model = Model(x.expand(2, -1, -1), torch.stack([y, 1 - y]), likelihood, ZeroMean(batch_shape=batch), kernel)
+    return ExactMarginalLogLikelihood(likelihood, model).double()
+
+
+@pytest.mark.parametrize("make", [with_priors, of_two_outputs])
+@pytest.mark.parametrize("flag", [False, True])
+def test_the_certain_interval_is_of_the_value_with_them(make: Any, flag: bool) -> None:
+    mll = make(60)
+    with settings.rangeformer(flag):
+        found = fit_mll(mll, max_evaluations=3)
+    assert found.certain is not None
+    # To rounding of the sum: the interval of an exact value is hardly wider.
+    assert found.certain.lower - 1e-12 <= found.value <= found.certain.upper + 1e-12
+    assert found.certain.width < 1e-6
