@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -71,6 +72,17 @@ def fit_mll(
     return _Fit(exact, float(tolerance), max_evaluations, timeout, callback, levels, seed).run()
 
 
+@contextlib.contextmanager
+def _modes_kept(mll: torch.nn.Module) -> Iterator[None]:
+    """Training or evaluation, of every part."""
+    modes = [(module, module.training) for module in mll.modules()]
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode  # what predictions had cached is gone: no method has to be called
+
+
 class _Fit:
     def __init__(
         self,
@@ -94,7 +106,7 @@ class _Fit:
         self._raised: Exception | None = None  # by the callback
 
     def run(self) -> FitResult:
-        with torch.inference_mode(False), torch.enable_grad(), solver_of_fit(self._mll):
+        with torch.inference_mode(False), torch.enable_grad(), solver_of_fit(self._mll), _modes_kept(self._mll):
             targets = self._mll.model.train_targets
             self._wall = Wall.of(targets.shape[-1], targets.dtype)
             self._objective = objective = Objective(self._mll, wall=self._wall)

@@ -48,9 +48,10 @@ class FitResult:
     may have made of an exact value; ``certain``: the interval of the likelihood that holds always, or
     None. ``decrement``: what the last quadratic model says is still to be gained, ``noise``: how much of that the
     probes alone explain. ``reason``: why it stopped. ``method``: where curvature
-    came from. ``evaluations``: by number of points, without the last look at the value (where the
-    mean was fitted once more, or the certain interval says little and up to 4,000 points are factorised for a better
-    one). ``criterion``: what was maximised, as texts name it.
+    came from. ``evaluations``: by number of points, without second looks where a mean gained much at once
+    (an offset of the targets), and without the last look at the value (where the mean was fitted once more, or the
+    certain interval says little and up to 4,000 points are factorised for a better one). ``criterion``: what was
+    maximised, as texts name it.
     """
 
     value: float

@@ -107,6 +107,14 @@ def test_settings_and_modes_are_put_back() -> None:
     assert len(mll.model.train_targets) == 120
 
 
+def test_a_model_that_was_made_in_inference_mode_fails_with_its_first_error() -> None:
+    """And not with that of putting back what nobody could change."""
+    with torch.inference_mode():
+        mll = build(20)
+    with pytest.raises(FitError, match="evaluation 1 on 20 points"):
+        fit_mll(mll)
+
+
 def test_fixed_parameters_stay() -> None:
     mll = build(150)
     mll.model.covar_module.raw_outputscale.requires_grad_(False)
@@ -199,6 +207,7 @@ def test_under_no_grad_and_in_evaluation_mode(mode) -> None:
     mll.eval()
     with mode(), settings.rangeformer():
         result = fit_mll(mll)
+    assert not any(part.training for part in mll.modules())
     assert result.value == pytest.approx(best, abs=1e-6)
     assert result.method == "average information"
 
