@@ -7,11 +7,12 @@ periods and inputs, whatever produced those.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterator
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from gp_rangeformer.kernels.expression import Expression, Stationary, parameter_names
@@ -67,15 +68,19 @@ def _middle(points: Float[Tensor, "*batch n d"]) -> Float[Tensor, "*batch 1 d"]:
     few far ones, such as a code for missing values: with a tenth at -999999, float32 has the others in steps of 0.008.
     """
     n = points.shape[-2]
-    if n > _SAMPLE:
-        # Spread evenly, and in step with no season of the rows: multiples of the golden ratio.
-        turns = torch.arange(_SAMPLE, dtype=torch.float64, device=points.device) * ((5**0.5 - 1) / 2)
-        points = points.index_select(-2, (turns.frac() * n).long())
     if points.device.type == "cpu":
-        return points.median(dim=-2, keepdim=True).values
-    # On a GPU that is an error under torch.use_deterministic_algorithms.
-    middle = (points.shape[-2] - 1) // 2
+        some = points if n <= _SAMPLE else points.index_select(-2, _sample(n))
+        return some.median(dim=-2, keepdim=True).values
+    # On a GPU that is an error under torch.use_deterministic_algorithms, and sorting is as cheap as choosing.
+    middle = (n - 1) // 2
     return points.sort(dim=-2).values[..., middle : middle + 1, :]
+
+
+@functools.lru_cache(maxsize=64)
+def _sample(n: int) -> Int[Tensor, " k"]:
+    """Of n rows, spread evenly and in step with no season of theirs: multiples of the golden ratio."""
+    turns = torch.arange(_SAMPLE, dtype=torch.float64) * ((5**0.5 - 1) / 2)
+    return (turns.frac() * n).long()
 
 
 def _on_circles(

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Float64
+from linear_operator.utils.cholesky import psd_safe_cholesky
 from torch import Tensor
 
 from gp_rangeformer import settings
@@ -143,7 +144,7 @@ def _diagonal(fitted: FittedModel) -> InverseDiagonal:
 def _dense(strategy: Any, residual: Float64[Tensor, " n"]) -> tuple[InverseDiagonal, Float64[Tensor, " n"]]:
     """Whatever the kernel is."""
     dense = strategy.lik_train_train_covar.to_dense().double()
-    factor = torch.linalg.cholesky(dense)
+    factor = psd_safe_cholesky(dense)
     return exact_inverse_diagonal(factor), solve_by_factor(factor, residual.unsqueeze(-1)).squeeze(-1)
 
 

@@ -3,7 +3,9 @@
 import json
 import re
 
+import pandas as pd
 import pytest
+from linear_operator.utils.errors import NotPSDError
 
 from tests.lab.commands import invoke
 
@@ -58,6 +60,19 @@ def test_predictions_that_fail_do_not_cost_the_training(table, tmp_path, monkeyp
     assert "the predictions failed: too little memory" in result.output
     assert "left to gain" in result.output
     assert json.loads(path.read_text())["reason"] == "converged"
+
+
+@pytest.mark.parametrize("options", [(), ("--optimizer", "adam", "--steps", 3)])
+def test_scores_that_fail_do_not_cost_the_predictions(table, tmp_path, monkeypatch, options):
+    def fail(*arguments):
+        raise NotPSDError("not positive definite")
+
+    monkeypatch.setattr("gp_rangeformer.lab.compare.fit.leave_one_out", fail)
+    path = tmp_path / "p.csv"
+    result = invoke("fit", table, "--target", "y", "--predictions", path, *options)
+    assert result.exit_code == 1
+    assert "the leave-one-out scores failed: not positive definite" in result.output
+    assert pd.read_csv(path)["mean"].notna().all()
 
 
 @pytest.mark.parametrize(

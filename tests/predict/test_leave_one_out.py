@@ -10,6 +10,7 @@ from typing import Any
 import gpytorch
 import pytest
 import torch
+from linear_operator.utils.warnings import NumericalWarning
 from torch import Tensor
 
 import gp_rangeformer
@@ -87,6 +88,18 @@ def test_coincident_points(monkeypatch: pytest.MonkeyPatch) -> None:
     with settings.min_size(100), settings.solver(rank=20, neighbours=16):
         found = predict.leave_one_out(problem.model)
     assert (found.variance / variance - 1).abs().max() < 0.2
+
+
+def test_a_matrix_that_is_nearly_singular_has_the_hosts_jitter() -> None:
+    """Noise far below the rounding of a kernel of low rank."""
+    problem = build("ard", n=30)
+    problem.model.covar_module = gpytorch.kernels.ScaleKernel(gpytorch.kernels.LinearKernel()).double()
+    problem.model.covar_module.outputscale = 1e8
+    problem.model.likelihood.noise_covar.register_constraint("raw_noise", gpytorch.constraints.Positive())
+    problem.model.likelihood.noise = 1e-9
+    with pytest.warns(NumericalWarning, match="added jitter"):
+        found = predict.leave_one_out(problem.model)
+    assert found.variance.isfinite().all()
 
 
 def test_a_calibrated_model_is_found_to_be_one() -> None:

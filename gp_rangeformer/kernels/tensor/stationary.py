@@ -48,16 +48,16 @@ class StationaryNode:
         self._opened: Opened | None = None
         self._device_tiles = device_tiles(expression.kind, points, alpha, unresolved)
         self._squares = None if self._device_tiles is not None else SquaredDistances(self._points, like.dtype, size)
-        # On a device nobody waits for the largest norm. (Written so that NaN is far.)
-        reach = float(4 * self._points.square().sum(-1).max()) if points.device.type == "cpu" else torch.inf
-        self._sums_in_float64 = self._squares is not None and not reach <= _NEAR
+        # On a device nobody waits for the largest norm, and sums are float32 as Triton's. (Written so that NaN is far.)
+        reach = float(4 * self._points.square().sum(-1).max()) if points.device.type == "cpu" else 0.0
+        self._sums_in_float64 = not reach <= _NEAR
         self._far = not reach <= _FAR
         self._pulling: Tensor | None = None  # pairs of which the slopes count; None for all
 
     @functools.cached_property
     def _sums(self) -> Tensor:
-        """sum_j S_ij z_j and sum_j S_ij, one column per i: a tile's in float64, or of near points and by Triton in its
-        own dtype; their sums in float64. (Products with D + 1 rows take two thirds of the time of those with D + 1
+        """sum_j S_ij z_j and sum_j S_ij, one column per i: a tile's in float64, or of near points and on a device in
+        its own dtype; their sums in float64. (Products with D + 1 rows take two thirds of the time of those with D + 1
         columns.)"""
         n, dimensions = self._points.shape
         return self._points.new_zeros(dimensions + 1, n)

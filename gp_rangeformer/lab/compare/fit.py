@@ -177,6 +177,7 @@ def _with_predictions(
 ) -> Fit:
     """RMSE and NLL in standardised units."""
     split, result, rows = fitted.split, fitted.result, len(fitted.split.held_out)
+    left_out = None
     observer("prediction", 0, rows, "solving for the targets")
     with spec.active(), collect_reports() as reports:
         synchronize(device)
@@ -194,8 +195,11 @@ def _with_predictions(
         result.rmse = float(np.sqrt(np.mean(error)))
         result.nll = float(np.mean(0.5 * (error / variance + np.log(2 * math.pi * variance))))
         observer("leave-one-out", 0, 1, "")
-        left_out = leave_one_out(model.gp)
-        observer("leave-one-out", 1, 1, f"{left_out.score:.4f} nats/point")
+        try:
+            left_out = leave_one_out(model.gp)
+            observer("leave-one-out", 1, 1, f"{left_out.score:.4f} nats/point")
+        except (ArithmeticError, RuntimeError) as error:  # which must not cost the predictions
+            result.error = f"the leave-one-out scores failed: {error}"
         result.peak_memory_with_prediction = memory.peak()
     return Fit(
         split, fitted.kernel, fitted.d, scale, result, fitted.report,
@@ -236,17 +240,19 @@ def fit_by_adam(
     model = train(run, spec, data, kernel, initial, Schedule(steps, lr), seed, watch)
     report, d, scale = last_report(), dataset.train_x.shape[1], dataset.target_scale
     predictions, left_out = None, None
+    failing = "predictions"
     try:
         found = predict(run, spec, model, data)
+        mean = scale * np.array(found.mean) + dataset.target_mean
+        frame = with_interval(mean, scale * np.array(found.deviation), split.held_out.index)
+        predictions = beside(frame, split.held_out, dataset.target_name)
+        failing = "leave-one-out scores"
         with spec.active():
             left_out = leave_one_out(model)
         if run.memory is not None:
             run.result.peak_memory_with_prediction = run.memory.peak()
-        mean = scale * np.array(found.mean) + dataset.target_mean
-        frame = with_interval(mean, scale * np.array(found.deviation), split.held_out.index)
-        predictions = beside(frame, split.held_out, dataset.target_name)
-    except (ArithmeticError, RuntimeError) as error:  # which must not cost the training
-        run.result.error = f"the predictions failed: {error}"
+    except (ArithmeticError, RuntimeError) as error:  # which must not cost what there is
+        run.result.error = f"the {failing} failed: {error}"
     return Fit(split, kernel, d, scale, run.result, report, predictions, left_out=left_out)
 
 
