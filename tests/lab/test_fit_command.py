@@ -105,7 +105,8 @@ def test_new_rows_need_no_target_and_no_other_columns(table, frame, tmp_path):
 
 @pytest.mark.parametrize("most", ["texts", "numbers"])
 def test_codes_that_look_like_numbers_are_the_texts_that_were_fitted(tmp_path, most):
-    rows = [f"{code},{i % 7},{i % 7 + 3 * (code == '02') + 0.1 * (i * i % 11)}" for i, code in enumerate(["01", "02", "A"] * 12)]
+    codes = ["01", "02", "A"] * 12
+    rows = [f"{code},{i % 7},{i % 7 + 3 * (code == '02') + 0.1 * (i * i % 11)}" for i, code in enumerate(codes)]
     if most == "texts":
         rows += [row.replace("01,", "B,") for row in rows[::3]]
     (tmp_path / "t.csv").write_text("\n".join(["code,x,y", *rows]))
