@@ -1,11 +1,11 @@
-"""What rounding leaves of a likelihood that a factorisation in float64 has answered, of a K in float64 or float32.
+"""What rounding leaves of a likelihood that a factorisation in float64 has answered.
 
 L L' = A + E, with entries of E of deviation s and signs of their own: those of K are rounded by up to half of
 eps max(A_ii), and the factorisation sums up to n terms for each, whose roundings grow as sqrt(n) (Higham and Mary
-2019), but not where it is wider than K. For x = A^-1 (y - m) the first order of log p(y), (x'E x - tr(A^-1 E)) / 2, has
-at most the deviation s (|A^-1|_F + |x|^2) / sqrt(2). The diagonal, often one number, has one sign: up to eps max(A_ii)
-(tr A^-1 + |x|^2) / 2 between two values. The mean of the second order, of size s^2 ((tr A^-1)^2 + |A^-1|_F^2) / 4 and
-s^2 |x|^2 tr A^-1 / 2, is nearly the same at neighbouring parameters.
+2019). For x = A^-1 (y - m) the first order of log p(y), (x'E x - tr(A^-1 E)) / 2, has at most the deviation
+s (|A^-1|_F + |x|^2) / sqrt(2). The diagonal, often one number, has one sign: up to eps max(A_ii) (tr A^-1 + |x|^2) / 2
+between two values. The mean of the second order, of size s^2 ((tr A^-1)^2 + |A^-1|_F^2) / 4 and s^2 |x|^2 tr A^-1 / 2,
+is nearly the same at neighbouring parameters.
 """
 
 from __future__ import annotations
@@ -33,21 +33,20 @@ class Rounding:
 
 
 def rounding_of(observation: Observation) -> Rounding | None:
-    """O(n^3 / 3) for A^-1; None where no factorisation in float64 has answered (of a float32 K: near its end)."""
+    """O(n^3 / 3) for A^-1; None where no factorisation in the dtype of K, float64, has answered."""
     weight = observation.evaluation.weight
-    if not isinstance(weight, ExactWeight) or weight.factor is None or weight.factor.dtype != torch.float64:
+    if not isinstance(weight, ExactWeight) or weight.factor is None or weight.solutions.dtype != torch.float64:
         return None
     with torch.no_grad():
         factor = weight.factor.reshape(weight.factor.shape[-2:])
         n = len(factor)
         inverse = torch.cholesky_inverse(factor)
         trace, norm = float(inverse.diagonal().sum()), float(torch.linalg.matrix_norm(inverse))
-        square = float(weight.solutions.double().square().sum())
+        square = float(weight.solutions.square().sum())
         # The squared norm of a factor's row is what was factorised.
         largest = float(factor.square().sum(1).max())
-    given = weight.solutions.dtype  # K's
-    unit = torch.finfo(given).eps * largest
-    deviation = (_OF_AN_ENTRY + (_OF_A_SUM * math.sqrt(n) if given == torch.float64 else 0.0)) * unit
+    unit = torch.finfo(torch.float64).eps * largest
+    deviation = (_OF_AN_ENTRY + _OF_A_SUM * math.sqrt(n)) * unit
     first = math.sqrt(2) * deviation * (norm + square) + 0.5 * unit * (trace + square)
     second = deviation**2 * (0.25 * (trace**2 + norm**2) + 0.5 * square * trace)
     return Rounding(first / n, second / n)

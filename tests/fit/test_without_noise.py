@@ -100,20 +100,6 @@ def test_rounding_is_about_what_extended_precision_finds(n: int, d: int) -> None
     assert f"{found.rounding:.4f}" in found.summary()
 
 
-def test_rounding_of_a_float32_kernel_matrix_is_about_what_float64_finds() -> None:
-    """Values next to its end are all off by about the same: by the second order."""
-    x = torch.rand(80, 6, generator=torch.Generator().manual_seed(0))
-    y, ends = (5 * x[:, 0]).sin() + x[:, 1], []
-    for dtype in (torch.float32, torch.float64):
-        likelihood, kernel = GaussianLikelihood(), ScaleKernel(MaternKernel(2.5, ard_num_dims=6))
-        model = Model(x.to(dtype), y.to(dtype), likelihood, ConstantMean(), kernel)
-        ends.append(ExactMarginalLogLikelihood(likelihood, model).to(dtype))
-    mll, wide = ends
-    found = fitted(mll)
-    wide.load_state_dict({name: tensor.double() for name, tensor in mll.state_dict().items()})
-    assert 0.02 < abs(found.value - value(wide)) < 2 * found.rounding < 0.1
-
-
 def in_long_double(mll: Any) -> float:
     """log p(y) / n of an RBF kernel."""
     model, wide = mll.model, np.longdouble
