@@ -11,8 +11,10 @@ import functools
 import math
 from collections.abc import Iterator
 
+import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
+from numpy.typing import NDArray
 from torch import Tensor
 
 from gp_rangeformer.kernels.expression import Expression, Stationary, parameter_names
@@ -69,7 +71,7 @@ def _middle(points: Float[Tensor, "*batch n d"]) -> Float[Tensor, "*batch 1 d"]:
     """
     n = points.shape[-2]
     if points.device.type == "cpu":
-        some = points if n <= _SAMPLE else points.index_select(-2, _sample(n))
+        some = points if n <= _SAMPLE else points.index_select(-2, torch.from_numpy(_sample(n)))
         return some.median(dim=-2, keepdim=True).values
     # On a GPU that is an error under torch.use_deterministic_algorithms, and sorting is as cheap as choosing.
     middle = (n - 1) // 2
@@ -77,10 +79,10 @@ def _middle(points: Float[Tensor, "*batch n d"]) -> Float[Tensor, "*batch 1 d"]:
 
 
 @functools.lru_cache(maxsize=64)
-def _sample(n: int) -> Int[Tensor, " k"]:
-    """Of n rows, spread evenly and in step with no season of theirs: multiples of the golden ratio."""
-    turns = torch.arange(_SAMPLE, dtype=torch.float64) * ((5**0.5 - 1) / 2)
-    return (turns.frac() * n).long()
+def _sample(n: int) -> NDArray[np.int64]:
+    """Of n rows, spread evenly and in step with no season of theirs: multiples of the golden ratio. NumPy's: a tensor
+    that is kept would be of whatever mode (fake tensors, another default device) asked first."""
+    return (np.arange(_SAMPLE) * ((5**0.5 - 1) / 2) % 1 * n).astype(np.int64)
 
 
 def _on_circles(

@@ -41,6 +41,17 @@ def test_many_points_are_sampled_in_step_with_no_season() -> None:
     assert float(coordinates[1::7].abs().max()) < 10
 
 
+def test_another_default_device_moves_no_middle() -> None:
+    """Nor is what was made under it kept for later."""
+    x = points(5009) + 7
+    with torch.device("meta"):
+        (under,) = embed(KIND, x, (LENGTHSCALE.double(),))
+    (after,) = embed(KIND, x, (LENGTHSCALE.double(),))
+    expected = x.double() - x.double().median(0).values
+    for found in (under, after):
+        assert (found - expected).abs().max() < 0.5
+
+
 def test_every_batch_has_its_own_middle() -> None:
     x = torch.stack([points(100), points(100, seed=1) + 1e8])
     (coordinates,) = embed(KIND, x, (LENGTHSCALE.double(),))
