@@ -231,8 +231,12 @@ def test_who_needs_more_memory_than_is_free_is_refused(fitted: Fitted, monkeypat
 
 
 def test_a_missing_package_is_a_reason_that_names_the_remedy(fitted: Fitted, monkeypatch: pytest.MonkeyPatch) -> None:
-    def missing(name: str) -> Any:
-        raise ImportError(name)
+    original = importlib.import_module
+
+    def missing(name: str, *package: str | None) -> Any:
+        if name.split(".")[0] in ("gpflash", "sklearn"):
+            raise ImportError(name)
+        return original(name, *package)
 
     monkeypatch.setattr(importlib, "import_module", missing)
     monkeypatch.setattr(prediction_paths, "has_botorch", lambda: False)
