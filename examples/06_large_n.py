@@ -225,6 +225,6 @@ axes.set(xlabel="seconds", ylabel="log p(y) / n", title=f"{stored['dataset']}, n
 plt.show()
 
 # %% [markdown]
-# What is not gained. A step grows as n^2.2: where a notebook may take two minutes, two cores end at some 10,000 points.
+# What is not gained. A step grows like n^2: where a notebook may take two minutes, two cores end at some 10,000 points.
 # And very smooth functions with little noise (`borehole`, `wing_weight`) leave what float32 can certify: there the
 # exact path answers with a warning, and float64 doubles the memory.
