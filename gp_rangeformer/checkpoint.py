@@ -55,6 +55,8 @@ class ModelCard:
     version: str = ""  # of gp_rangeformer, when trained
 
 
+# What a model and its weights raise where a configuration or a file is not what this version writes.
+_MISFITS = (TypeError, KeyError, RuntimeError, ValueError, ArithmeticError, MemoryError, safetensors.SafetensorError)
 # Of a card's entries, which a file may have otherwise.
 _KINDS = {"model": str, "config": dict, "training": dict, "steps": int, "seed": int, "metrics": dict, "version": str}
 
@@ -119,10 +121,7 @@ def load_checkpoint(path: Path, *classes: type[Model]) -> tuple[Model, ModelCard
         model.load_state_dict(tensors)
     except CheckpointError:
         raise
-    except (
-        *(TypeError, KeyError, RuntimeError, ValueError, ArithmeticError, MemoryError),
-        safetensors.SafetensorError,
-    ) as error:
+    except _MISFITS as error:
         raise CheckpointError(f"{path} does not fit this version of the model ({error}): train again") from error
     return model.eval(), card
 

@@ -95,9 +95,8 @@ def unevaluated_kernels() -> Iterator[None]:
 
 def test_prior(self: ExactGP, train_inputs: Any, test_inputs: Any, **kwargs: Any) -> Any:
     """The host's, with the matrices left unevaluated where a prediction may be served."""
-    if tracing():
+    if torch.jit.is_tracing():
         _fill_caches(self, test_inputs, **kwargs)
-        return original_test_prior(self, train_inputs, test_inputs, **kwargs)
     if not _may_serve(self.prediction_strategy, test_inputs):
         return original_test_prior(self, train_inputs, test_inputs, **kwargs)
     renew_strategy(self, **kwargs)
@@ -108,8 +107,6 @@ def test_prior(self: ExactGP, train_inputs: Any, test_inputs: Any, **kwargs: Any
 def _fill_caches(model: Any, test_inputs: Any, **kwargs: Any) -> None:
     """What the host's first prediction leaves with a strategy, and one that was served does not: a trace cannot contain
     how it is made. Of the model as it is now."""
-    if not torch.jit.is_tracing():
-        return
     with untraced():
         if not _may_serve(model.prediction_strategy, test_inputs):
             return
@@ -171,6 +168,8 @@ def _covariance(
 def _may_serve(strategy: Any, test_inputs: Any) -> bool:
     """Cheap tests, before the prior of the test points is made."""
     if settings.rangeformer.off() or settings.fused_kernels.off() or isinstance(settings.solver.value(), Direct):
+        return False
+    if tracing():  # before anything is asked of a tensor
         return False
     if type(strategy) is not DefaultPredictionStrategy or settings.process_group.value() is not None:
         return False
@@ -247,12 +246,7 @@ def fantasy_strategy(
     served = not torch.is_grad_enabled() and type(covariance) is LazyEvaluatedKernelTensor and full_targets.dim() == 1
     # Noise for a likelihood that has its own is a matter of the host.
     served = served and (not kwargs or isinstance(self.likelihood, FixedNoiseGaussianLikelihood))
-    served = (
-        served
-        and not tracing()
-        and _may_serve(self, inputs)
-        and bool(inputs[0].isfinite().all() & targets.isfinite().all())
-    )
+    served = served and _may_serve(self, inputs) and bool(inputs[0].isfinite().all() & targets.isfinite().all())
     known = fitted_model(self) if served else None
     if known is None:
         return original_fantasy_strategy(self, inputs, targets, full_inputs, full_targets, full_output, **kwargs)
