@@ -22,6 +22,7 @@ from gp_rangeformer.fit.result import (
     TIMEOUT,
     USED_UP,
 )
+from gp_rangeformer.fit.scatter import Scatter, gained_by_slopes
 from gp_rangeformer.fit.secant import Secant
 from gp_rangeformer.fit.trust_region import QuadraticModel, Step
 from gp_rangeformer.fit.wall import AT_THE_WALL
@@ -83,7 +84,7 @@ def ascend(
     :param watch: sees every further evaluation and whether it was accepted.
     :param expired: whether to stop with what there is.
     """
-    secant, near, radius = Secant(), _NEAR * tolerance, _RADIUS
+    secant, scatter, near, radius = Secant(), Scatter(), _NEAR * tolerance, _RADIUS
     gains: list[float | None] = []  # None for a rejected step
     used, met = 0, 1.0  # of the curvature that average information has, what the last step met
     found = objective.quadratic_model(best, near)
@@ -106,8 +107,10 @@ def ascend(
             reason = TIMEOUT
         elif radius < (_TINY_RADIUS if misled else _SMALLEST_RADIUS) or _stalls(gains, enough):
             reason = NO_FURTHER_GAIN
+        elif scatter.hides(decrement):
+            reason = AS_NEAR_AS_ROUNDING_ALLOWS
         stuck = reason in (NO_FURTHER_GAIN, USED_UP)
-        if stuck and decrement < best.rounding:
+        if stuck and (decrement < best.rounding or scatter.hides(decrement)):
             stuck, reason = False, AS_NEAR_AS_ROUNDING_ALLOWS
         if stuck and not secants and used < by_secants and _is_exact(best):
             misled = secants = True
@@ -130,6 +133,8 @@ def ascend(
         if new.room < min(best.room, -AT_THE_WALL) or (new.jittered and not best.jittered):
             gain = -math.inf  # a model's wall is straight, and jitter makes another likelihood of it
         accepted, kept, full = gain > 0, gain / step.promised, step.length < radius * (1 - 1e-6)
+        if _is_exact(old) and _is_exact(new):
+            scatter.see(old, new, step)
         watch(new, accepted)
         gains += [gain] if accepted else [] if misled else [None]
         if kept > _GOOD and not full and radius < _RADIUS:
@@ -190,8 +195,7 @@ def gained(old: Evaluated, new: Evaluated, step: Step) -> float:
     difference, error = new.value - old.value, _error_of_difference(old, new)
     if error <= _CERTAIN * step.promised:
         return difference
-    slopes = 0.5 * float((new.phi - old.phi) @ (old.gradient + new.gradient))
-    return min(max(slopes, difference - 2 * error), difference + 2 * error)
+    return min(max(gained_by_slopes(old, new), difference - 2 * error), difference + 2 * error)
 
 
 def _error_of_difference(old: Evaluated, new: Evaluated) -> float:

@@ -30,7 +30,7 @@ from gp_rangeformer.solvers.factorisation import (
 )
 from gp_rangeformer.system.answers import Evaluation, Interval, InverseRoot, LogDet, Solution
 from gp_rangeformer.system.linear_system import LinearSystem
-from gp_rangeformer.system.margins import factor_rounding
+from gp_rangeformer.system.margins import factor_rounding, with_second_order
 from gp_rangeformer.system.reason import Reason
 from gp_rangeformer.system.small_cores import to_host
 
@@ -233,7 +233,8 @@ class ExactPrepared:
         if not math.isfinite(margin):
             # Without noise the smallest eigenvalue takes its place.
             eps = torch.finfo(system.dtype).eps + system.size**0.5 * torch.finfo(self.factor.dtype).eps
-            margin = system.size * eps * system.diagonal_facts.largest_total / self._smallest_eigenvalue()
+            condition = system.diagonal_facts.largest_total / self._smallest_eigenvalue()
+            margin = with_second_order(system.size * eps * condition)
         return LogDet(value, Interval(value - margin, value + margin))
 
     def _smallest_eigenvalue(self) -> float:

@@ -105,7 +105,8 @@ def evaluate_batch(
     logdet = 2 * np.log(pivots).sum(-1)
     if not (m == 0 or (relative.max() <= tolerance and norm.max() < math.inf)) or not np.isfinite(logdet).all():
         return None
-    quadratic, room = _inner(b, answer), quadratic_margin(n, kernel.dtype, asymmetry, largest[:, None], length**2)
+    quadratic = _inner(b, answer)
+    room = quadratic_margin(n, kernel.dtype, asymmetry, largest[:, None], condition[:, None], length**2)
     if dtype == torch.float32:
         quadratic, room = quadratic + _inner(r, x), room + error**2 / smallest[:, None]
     margin = logdet_margin(n, kernel.dtype, asymmetry, condition) + n * factor_rounding(n, dtype, condition)

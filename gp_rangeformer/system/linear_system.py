@@ -185,7 +185,7 @@ class LinearSystem:
     def quadratic_margin(self, square: Float64[np.ndarray, " m"]) -> Float64[np.ndarray, " m"]:
         """What an interval of b' A^-1 b with a solution x has to allow for beside its residual. ``square``: |x|^2."""
         largest = self.diagonal_facts.largest_total
-        return margins.quadratic_margin(self.size, self.dtype, self.asymmetry, largest, square)
+        return margins.quadratic_margin(self.size, self.dtype, self.asymmetry, largest, self.condition, square)
 
     def logdet_margin(self) -> float:
         """What any interval of log|A| has to allow for, in nats: the rounding of the entries of K."""

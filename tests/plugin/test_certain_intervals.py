@@ -18,6 +18,7 @@ from torch import Tensor
 from gp_rangeformer import FallbackWarning, collect_reports, settings
 from gp_rangeformer.plugin import likelihood, symmetric
 from gp_rangeformer.report import SolveReport
+from gp_rangeformer.solvers.exact import JITTER
 from gp_rangeformer.system.linear_system import LinearSystem
 from gp_rangeformer.system.reason import Reason
 from tests.plugin.market import GP, Problem, added_diagonal
@@ -231,6 +232,28 @@ def test_entries_moved_by_half_an_ulp_stay_inside(min_size, n, noise, smooth, sy
         error = torch.finfo(torch.float32).eps * (torch.triu(error) + torch.triu(error, 1).mT)
         noises = systems[0].noise.double().diag_embed()
         assert_inside(report, (covariance - noises) * (1 + error) + noises, y)
+
+
+@pytest.mark.parametrize("outputscale", [0.7, 1.9])
+@pytest.mark.parametrize(
+    ("kernel", "n", "dimensions", "condition"),
+    [(MaternKernel(1.5), 800, 2, 4e5), (MaternKernel(2.5), 800, 1, 1e5), (RBFKernel(), 600, 1, 4e5)],
+)
+@may_fall_back
+def test_at_the_end_of_float32_intervals_hold_the_likelihood_of_float64(
+    kernel, n, dimensions, condition, outputscale
+) -> None:
+    """Where entries are rounded by much of the noise, rounding moves values to one side: its second order."""
+    x = torch.rand(n, dimensions, generator=torch.Generator().manual_seed(n + dimensions))
+    y = torch.sin(5 * x).sum(1) / dimensions**0.5
+    problem = problem_of(scaled(kernel, 1.5, outputscale), x, y, outputscale / condition)
+    report = step(problem, 10**6)
+    assert not any(note.startswith(JITTER) for note in report.notes)
+    problem.model.double()
+    with torch.no_grad(), gpytorch.settings.lazily_evaluate_kernels(False):
+        exact = problem.model.covar_module(x.double()).to_dense()
+    noise = problem.likelihood.noise.item()
+    assert_inside(report, exact + noise * torch.eye(n, dtype=torch.float64), y)
 
 
 @pytest.mark.parametrize("min_size", [1, 10**6], ids=["rangeformer", "exact"])

@@ -23,8 +23,8 @@ from gp_rangeformer.lab.bench.prediction_exact import Errors, ExactPredictions
 from gp_rangeformer.lab.compare.instruments import PeakMemory
 
 # So many runs where the first takes less than so many seconds. Memory that a process has not had before may cost a
-# second of its own, in one run and not in the next: a single one tells little below ten seconds.
-_RUNS = {0.5: 5, 10.0: 3}
+# second of its own, in one run and not in the next: a single one tells little below half a minute.
+_RUNS = {0.5: 5, 30.0: 3}
 _WARNINGS, _LONGEST = 3, 300  # that are kept; characters of each
 
 Found = TypeVar("Found")

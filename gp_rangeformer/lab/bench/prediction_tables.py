@@ -36,7 +36,7 @@ def predictions_grid(cells: Sequence[Cell], plan: Plan, where: str) -> Grid:
     notes = [
         f"s for {plan.t:,}: seconds for means and variances of so many points; first: on a fresh model; then: of as "
         "many other points",
-        "in brackets: times as long as the flag, in the same run; medians of five runs below 0.5 s, three below 10",
+        "in brackets: times as long as the flag, in the same run; medians of five runs below 0.5 s, three below 30",
         f"peak MiB, errors: of {plan.t:,} points; peak: of the first call, above what was held before",
         "errors: of means in standard deviations of an observation, the largest; of variances relative to the variance "
         f"of an observation, root mean square and largest; against float64 Cholesky, up to n = {AUDITED:,}",
