@@ -57,6 +57,13 @@ def peers(
     patience: Annotated[
         float, typer.Option(min=0.0, help="Seconds; a contender whose step takes longer, or is foreseen to, is out.")
     ] = 60.0,
+    keep_memory: Annotated[
+        bool,
+        typer.Option(
+            "--keep-memory",
+            help="Every contender with a malloc that gives nothing back to the system (glibc); peaks are left out.",
+        ),
+    ] = False,
     data_dir: Annotated[Path | None, typer.Option(help="Folder that contains uci/.")] = None,
     json: Annotated[
         Path | None, typer.Option(help="Write every number to this file; a size that is in it already is not repeated.")
@@ -80,7 +87,7 @@ def peers(
 
     check_dtype(dtype)
     check_device(device)
-    plan = Plan(dataset, kernel, solvers, steps, seed, dtype, device, at)
+    plan = Plan(dataset, kernel, solvers, steps, seed, dtype, device, at, keep_memory)
     if audit_largest is None:
         audit_largest = _AUDIT_LARGEST[device.partition(":")[0]]
     console, outputs = open_console(), Outputs(json=json, markdown=markdown, figures=figures)

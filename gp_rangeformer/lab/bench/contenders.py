@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import math
+import os
 import time
 import warnings
 from collections.abc import Callable
@@ -67,6 +68,7 @@ class Evaluation:
     """What one contender found at one state.
 
     :param processor: processor seconds of all threads.
+    :param system: those of them that the kernel took.
     :param value: log marginal likelihood per point in nats; None from a floor, which computes none.
     :param gradient: of the negative value over all learnable raw hyperparameters, float64 on the CPU, in the order of
         :func:`~gp_rangeformer.lab.compare.audit.gradient_vector`.
@@ -83,6 +85,7 @@ class Evaluation:
     passes: int = 0
     fallbacks: int = 0
     notes: tuple[str, ...] = ()
+    system: float = 0.0
 
     @property
     def finite(self) -> bool:
@@ -101,22 +104,23 @@ class Contender(Protocol):
 
 
 class Clock:
-    """Wall-clock seconds of a block, and processor seconds of all threads; queued work of the device is waited for on
-    both sides."""
+    """Wall-clock seconds of a block, and processor seconds of all threads, in all and in the kernel; queued work of the
+    device is waited for on both sides."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self.seconds = self.processor = 0.0
+        self.seconds = self.processor = self.system = 0.0
 
     def __enter__(self) -> Clock:
         synchronize(self._device)
-        self._started = time.perf_counter(), time.process_time()
+        self._started = time.perf_counter(), time.process_time(), os.times().system
         return self
 
     def __exit__(self, *exception: object) -> None:
         synchronize(self._device)
         self.seconds = time.perf_counter() - self._started[0]
         self.processor = time.process_time() - self._started[1]
+        self.system = os.times().system - self._started[2]
 
 
 class ModelContender:
@@ -166,4 +170,5 @@ class ModelContender:
             passes=counted.products if counted else sum(report.passes for report in reports),
             fallbacks=reports.fallbacks,
             notes=tuple(note.partition(":")[0] for report in reports for note in report.notes),
+            system=clock.system,
         )

@@ -56,7 +56,7 @@ class Floor:
             arguments, gradients = zip(*[pair for pair in found if pair[0].requires_grad], strict=True)
             torch.autograd.backward(arguments, gradients)
         del kernel
-        return Evaluation(clock.seconds, clock.processor, None, gradient_vector(self._model))
+        return Evaluation(clock.seconds, clock.processor, None, gradient_vector(self._model), system=clock.system)
 
 
 class HostFloor:
@@ -78,4 +78,4 @@ class HostFloor:
         weight = self._left @ self._right.mT
         with settings.rangeformer(False), Clock(self._x.device) as clock:
             self._model.covar_module(self._x).to_dense().backward(weight)
-        return Evaluation(clock.seconds, clock.processor, None, gradient_vector(self._model))
+        return Evaluation(clock.seconds, clock.processor, None, gradient_vector(self._model), system=clock.system)

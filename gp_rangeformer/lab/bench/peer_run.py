@@ -9,6 +9,7 @@ from pathlib import Path
 from gp_rangeformer.lab import datasets
 from gp_rangeformer.lab.bench.contenders import Problem
 from gp_rangeformer.lab.bench.entrants import parse_peers
+from gp_rangeformer.lab.bench.kept_memory import keep_memory
 from gp_rangeformer.lab.bench.optima import KERNEL, optimum
 from gp_rangeformer.lab.bench.peers import Observer, Size, measure_size
 from gp_rangeformer.lab.bench.resumed import PlanError, read_parts, whole_numbers
@@ -28,6 +29,7 @@ class Plan:
     :param kernel: None: the data set's default.
     :param solvers: comma-separated, see :func:`~gp_rangeformer.lab.bench.entrants.parse_peers`.
     :param at: where the trajectory begins: "start" (the models' own values) or "optimum" (of a converged fit).
+    :param keep_memory: see :mod:`~gp_rangeformer.lab.bench.kept_memory`.
     """
 
     dataset: str
@@ -38,11 +40,13 @@ class Plan:
     dtype: str
     device: str
     at: str = "start"
+    keep_memory: bool = False
 
     @property
     def place(self) -> str:
-        """Where a trajectory does not begin at the start: what a table's title adds."""
-        return "" if self.at == "start" else f", at the {self.at}"
+        """What a table's title adds: where a trajectory does not begin at the start, and a malloc that keeps memory."""
+        at = "" if self.at == "start" else f", at the {self.at}"
+        return f"{at}, memory kept" if self.keep_memory else at
 
 
 def parse_sizes(text: str) -> list[int]:
@@ -89,6 +93,8 @@ def run(
     check_kernel(plan.kernel, largest)
     kernel = plan.kernel or default_kernel(largest)
     start = _start(plan, kernel)
+    if plan.keep_memory:
+        keep_memory()
     first_calls, described = True, machine.describe(plan.device)
     for n in sizes:
         if not any(size.n == n for size in known):
@@ -102,6 +108,8 @@ def run(
                 start=start,
                 patience=patience,
                 audit=n <= audit_largest,
+                # Of a heap that grows alone there is none; and to measure one sets malloc anew.
+                peaks=not plan.keep_memory,
                 first_calls=first_calls,
                 observer=lambda text, n=n: observer(f"n = {n}: {text}"),
             )

@@ -87,6 +87,7 @@ def measure_size(
     patience: float = math.inf,
     audit: bool = True,
     first_calls: bool = True,
+    peaks: bool = True,
     observer: Observer = lambda text: None,
 ) -> Size:
     """Record a trajectory with the plug-in, replay it with everybody, then measure memory one contender at a time.
@@ -97,6 +98,7 @@ def measure_size(
     :param patience: seconds a step may take, foreseen or found.
     :param audit: compute exact float64 values and gradients; O(n^3) and about four n x n matrices.
     :param first_calls: time the first step of every contender before anything else has run.
+    :param peaks: measure peak memory.
     """
     torch.manual_seed(seed)
     rows = [Row(Outcome(entrant.name), entrant.description) for entrant in entrants]
@@ -130,7 +132,7 @@ def measure_size(
     del running, exact
     observer("memory")
     for entrant, row in zip(entrants, rows, strict=True):
-        if row.complete:
+        if row.complete and peaks:
             row.peak = measure_memory(entrant, problem, states)
     d = problem.dataset.train_x.shape[1]
     return Size(problem.n, d, problem.kernel, machine.one_line(problem.device), torch.get_num_threads(), rows)

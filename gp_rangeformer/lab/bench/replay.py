@@ -38,7 +38,7 @@ class Outcome:
 
     ``value_error``: of the log marginal likelihood in nats per point; ``gradient_error``: relative, both absolute.
     ``notes``: how often a report said what. ``left_out``: why it did not run to the end, None if it did.
-    ``processor``: seconds of all threads per step.
+    ``processor``: seconds of all threads per step; ``system``: those of them that the kernel took.
     """
 
     name: str
@@ -51,11 +51,13 @@ class Outcome:
     notes: dict[str, int] = field(default_factory=dict)
     left_out: str | None = None
     processor: list[float] = field(default_factory=list)
+    system: list[float] = field(default_factory=list)
 
     def add(self, evaluation: Evaluation, truth: ValueAndGradient | None) -> None:
         """Append a step; its errors where ``truth`` is known, a floor's never."""
         self.seconds.append(evaluation.seconds)
         self.processor.append(evaluation.processor)
+        self.system.append(evaluation.system)
         self.passes.append(evaluation.passes)
         self.iterations.append(evaluation.iterations)
         self.fallbacks += evaluation.fallbacks

@@ -65,4 +65,5 @@ class GpflashContender:
             torch.autograd.backward((rate, scale, noise), gradients)
         learnable = [parameter for parameter in model.parameters() if parameter.requires_grad]
         covered = torch.cat([torch.full((p.numel(),), p.grad is not None) for p in learnable])
-        return Evaluation(clock.seconds, clock.processor, result.mll / n, gradient_vector(model), covered)
+        gradient = gradient_vector(model)
+        return Evaluation(clock.seconds, clock.processor, result.mll / n, gradient, covered, system=clock.system)
