@@ -176,11 +176,15 @@ def test_the_command_that_is_shown_for_a_file_is_the_one_that_made_it(path: Path
     (command,) = [found for found in COMMANDS if (option(found, "--json") or "").endswith(f"/{path.name}")]
     content = json.loads(path.read_text("utf-8"))
     plan = content.get("plan", {})
-    for key in ("solvers", "steps"):
-        if key in plan:
-            assert option(command, f"--{key}") == str(plan[key])
+    if "steps" in plan:
+        assert option(command, "--steps") == str(plan["steps"])
     if "solvers" in plan:
-        parse_peers(plan["solvers"])
+        shown, measured = (option(command, "--solvers") or "").split(","), plan["solvers"].split(",")
+        # At an optimum gpflash came later than the files: it is in them when they are measured again.
+        late = {"gpflash"} if plan.get("at") == "optimum" else set()
+        assert measured in (shown, [name for name in shown if name not in late])
+        parse_peers(",".join(shown))
+    assert ("--keep-memory" in command) == plan.get("keep_memory", False)
     sizes = option(command, "--sizes")
     if sizes is not None:
         assert [int(n) for n in sizes.split(",")] == _sizes(content)

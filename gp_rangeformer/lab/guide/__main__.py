@@ -18,6 +18,7 @@ ROOT = Path(__file__).resolve().parents[3]
 BLOCKS: dict[str, Callable[[Results], str]] = {
     "peers": peers.peers_table,
     "peers-sentence": peers.peers_sentence,
+    "kept-sentence": peers.kept_sentence,
     "crossing-sentence": peers.crossing_sentence,
     "growth": peers.growth_table,
     "growth-sentence": peers.growth_sentence,

@@ -5,12 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from gp_rangeformer.lab.bench.floors import FLOOR, HOST_FLOOR
-from gp_rangeformer.lab.bench.growth import exponent
+from gp_rangeformer.lab.bench.growth import ASYMPTOTIC, exponent
 from gp_rangeformer.lab.bench.peer_tables import matrix_mib, relative_seconds, series
 from gp_rangeformer.lab.bench.peers import Row, Size
-from gp_rangeformer.lab.bench.replay import WARM_UP
 from gp_rangeformer.lab.grid import Grid
 from gp_rangeformer.lab.guide.results import PeerRun, Results
+from gp_rangeformer.lab.guide.steadiness import (
+    FROM,
+    SHARED,
+    any_disturbed,
+    bounds,
+    disturbed,
+    spoken,
+    steady_seconds,
+    times,
+    undisturbed,
+)
 
 PLUGIN, RECOMPUTED, CHOLESKY, CG = "rangeformer", "rangeformer:kernel_storage=tiles", "cholesky", "cg"
 NAMES = {
@@ -24,8 +34,7 @@ NAMES = {
     "cg-tight": "GPyTorch CG, tight",
     "gpflash": "gpflash (float64)",
 }
-# Of the cores' time: what GPyTorch does on one thread alone leaves it above this. Told from the size _FROM on.
-_SHARED, _FROM = 0.7, 4000
+_SPOKEN = {CHOLESKY: "GPyTorch's Cholesky", CG: "its conjugate gradients", "gpflash": "gpflash"}
 _NONE = "-"
 
 
@@ -47,24 +56,32 @@ def peers_table(results: Results) -> str:
         f"{plan.dataset}, d = {sizes[0].d}, kernel {sizes[0].kernel} with a length-scale per dimension, {plan.dtype}, "
         f"seed {plan.seed}; {results.machine('peers')}",
         "value and gradient at the states of one Adam trajectory, contenders in turn; median after the third step, "
-        "ratios within a step; MiB above what was held before",
-        "errors against exact float64 at the same hyperparameters: relative (gradient), nats per point (value)",
+        "ratios within a step, the middle half of them where its ends are more than a factor 1.5 apart; MiB above what "
+        "was held before",
+        "errors against exact float64 at the same hyperparameters: relative (gradient), nats per point (value)"
+        f"{_up_to(sizes)}",
     ]
-    notes += _shared_note(sizes)
+    notes += [*_shared_note(sizes), *_left_out_notes(sizes, known)]
     return _markdown(Grid("", ("seconds a step (peak MiB)", *_columns(sizes)), tuple(rows), tuple(notes)))
 
 
 def peers_sentence(results: Results) -> str:
-    """What the figure says, in numbers, at the largest size at which GPyTorch's Cholesky was measured."""
-    size = [size for size in results.peers.sizes if _complete(size, CHOLESKY)][-1]
-    over = relative_seconds(size, PLUGIN)
-    own, cg = _row(size, PLUGIN), _row(size, CG)
-    errors = [_percent(row.outcome.summary()["gradient_error"]) for row in (own, cg)]
+    """What the figure says, in numbers, at the largest size at which GPyTorch's Cholesky was measured, and what becomes
+    of it at the end of a fit."""
+    size = [size for size in results.peers.sizes if undisturbed(size, PLUGIN, CHOLESKY)][-1]
+    end = _at_the_end(results, size.n)
     return (
-        f"At n = {size.n:,} a step takes {_short(own.seconds())} s; GPyTorch's Cholesky takes {over[CHOLESKY]:.0f} "
-        f"times as long, its conjugate gradients {over[CG]:.0f} times, gpflash {over['gpflash']:.0f} times. The "
-        f"gradient is off by {errors[0]} (conjugate gradients: {errors[1]})."
+        f"At n = {size.n:,} an early step takes {_short(_row(size, PLUGIN).seconds())} s; {_compared(size)}"
+        f"{_kept(results, size.n)}{end[0]}. The gradient is off by {_gradients(size)}{end[1]}."
     )
+
+
+def kept_sentence(results: Results) -> str:
+    """The host with a malloc that keeps memory, where that was measured."""
+    if results.kept is None:
+        return ""
+    found = [f"at n = {size.n:,} {compared}" for size in results.kept.sizes if (compared := _compared(size))]
+    return f"With an allocator that keeps memory (`--keep-memory`): {'; '.join(found)}."
 
 
 def crossing_sentence(results: Results) -> str:
@@ -74,7 +91,9 @@ def crossing_sentence(results: Results) -> str:
     found = []
     for size in results.peers.sizes:
         over = relative_seconds(size, PLUGIN)
-        found.append(f"{min(over[name] for name in rivals if name in over):.1f} at n = {size.n:,}")
+        fastest = min((name for name in rivals if undisturbed(size, name, PLUGIN)), key=over.__getitem__, default=None)
+        if fastest is not None:
+            found.append(f"{times(size, fastest, PLUGIN)} at n = {size.n:,}")
     return (
         "How many times faster a step is than the fastest of GPyTorch's Cholesky, its conjugate gradients and gpflash: "
         f"{', '.join(found)}. The plug-in's first call in the process took {_short(first)} s."
@@ -87,8 +106,7 @@ def growth_table(results: Results) -> str:
     names = [name for name in NAMES if any(size.row(name) for size in run.sizes)]
     rows = []
     for name in names:
-        seconds = series(run.sizes, name, Row.seconds)
-        rows.append((NAMES[name], *(_seconds(size, name) for size in run.sizes), _power(seconds)))
+        rows.append((NAMES[name], *(_seconds(size, name) for size in run.sizes), _power(run.sizes, name)))
     rows.append(("RangeFormer / floor", *(_ratio(size, PLUGIN, FLOOR) for size in run.sizes), _NONE))
     peaks = series(run.sizes, PLUGIN, lambda row: row.peak)
     over = [f"{peaks[size.n] / matrix_mib(size.n, run.plan.dtype):.2f}" for size in run.sizes]
@@ -98,28 +116,77 @@ def growth_table(results: Results) -> str:
         f"third; {results.machine('growth')}",
         "power: p of seconds ~ n^p, least squares on logarithms from n = 2,000 on",
         *_shared_note(run.sizes),
+        *_left_out_notes(run.sizes, names),
     )
     return _markdown(Grid("", ("seconds a step", *_columns(run.sizes), "power"), tuple(rows), notes))
 
 
 def growth_sentence(results: Results) -> str:
-    """The exponents of the plug-in and of its peers."""
-    own = _power(series(results.growth.sizes, PLUGIN, Row.seconds))
-    others = {name: _power(series(results.peers.sizes, name, Row.seconds)) for name in (CHOLESKY, CG, "gpflash")}
-    largest = results.growth.sizes[-1]
+    """The exponents of the plug-in and of its peers over the same sizes, and the plug-in's further on."""
+    names = (PLUGIN, CHOLESKY, CG, "gpflash")
+    common = [size for size in results.peers.sizes if size.n >= ASYMPTOTIC and undisturbed(size, *names)]
+    powers = {name: _power(common, name) for name in names}
+    peers = ", ".join(f"n^{powers[name]} ({NAMES[name]})" for name in names[1:])
+    run = results.growth
+    largest = run.sizes[-1]
+    own = _row(largest, PLUGIN)
     return (
-        f"Seconds a step grow as n^{own} up to n = {largest.n:,}; those of the peers, over the sizes at which they "
-        f"were measured, as n^{others[CHOLESKY]} (GPyTorch Cholesky), n^{others[CG]} (its CG) and "
-        f"n^{others['gpflash']} (gpflash). All {largest.n:,} training points of {results.growth.plan.dataset} take "
-        f"{_short(_row(largest, PLUGIN).seconds())} s a step and {_row(largest, PLUGIN).peak:,.0f} MiB, one K being "
-        f"{matrix_mib(largest.n, results.growth.plan.dtype):,.0f}."
+        f"Seconds a step grow from n = {common[0].n:,} to {common[-1].n:,} as n^{powers[PLUGIN]}; those of the peers, "
+        f"over the same sizes, as {peers}. Up to n = {largest.n:,} the plug-in's grow as "
+        f"n^{_power(run.sizes, PLUGIN)}; all {largest.n:,} training points of {run.plan.dataset} take "
+        f"{_short(own.seconds())} s a step and {own.peak:,.0f} MiB, one K being "
+        f"{matrix_mib(largest.n, run.plan.dtype):,.0f}."
     )
 
 
 def series_by_name(run: PeerRun) -> dict[str, dict[int, float]]:
-    """Seconds by contender and n."""
+    """Seconds by contender and n, without what was disturbed."""
     names = dict.fromkeys(row.name for size in run.sizes for row in size.rows)
-    return {name: found for name in names if (found := series(run.sizes, name, Row.seconds))}
+    return {name: found for name in names if (found := steady_seconds(run.sizes, name))}
+
+
+def _compared(size: Size) -> str:
+    """How many times as long as the plug-in the others take, of those that were measured."""
+    found = [(title, times(size, name, PLUGIN)) for name, title in _SPOKEN.items()]
+    told = [(title, ratio) for title, ratio in found if ratio is not None]
+    return ", ".join(
+        f"{title} {'' if place else 'takes '}{ratio} times{'' if place else ' as long'}"
+        for place, (title, ratio) in enumerate(told)
+    )
+
+
+def _kept(results: Results, n: int) -> str:
+    """Half a sentence, where an allocator that keeps memory was measured at this size."""
+    size = next((size for size in results.kept.sizes if size.n == n), None) if results.kept else None
+    found = [] if size is None else [times(size, name, PLUGIN) or _NONE for name in (CHOLESKY, CG)]
+    return f" (the first two with an allocator that keeps memory: {' and '.join(found)} times)" if found else ""
+
+
+def _at_the_end(results: Results, n: int) -> tuple[str, str]:
+    """The same set's step at an optimum, and its gradient's error where that was audited."""
+    sizes = results.optima[results.peers.plan.dataset].sizes
+    size = next((size for size in sizes if size.n == n and undisturbed(size, CHOLESKY, PLUGIN)), None)
+    audited = [size for size in sizes if _row(size, PLUGIN).outcome.gradient_error]
+    if size is None or not audited:
+        return "", ""
+    seconds = _short(_row(size, PLUGIN).seconds())
+    where = "" if audited[-1].n == n else f"n = {audited[-1].n:,}"
+    return (
+        f"; at the end of a fit, where the noise is small, a step takes {seconds} s, Cholesky "
+        f"{times(size, CHOLESKY, PLUGIN)} times as long",
+        f", at the end, of what is left of it, by {_gradients(audited[-1], where)}",
+    )
+
+
+def _gradients(size: Size, where: str = "") -> str:
+    """Their relative errors, of who was audited."""
+    own, cg = (size.row(name) for name in (PLUGIN, CG))
+    told = [
+        _percent(row.outcome.summary()["gradient_error"]) for row in (own, cg) if row and row.outcome.gradient_error
+    ]
+    others = [f"conjugate gradients: {error}" for error in told[1:]]
+    others += [where] if where else []
+    return told[0] + (f" ({', '.join(others)})" if others else "")
 
 
 def _markdown(grid: Grid) -> str:
@@ -137,36 +204,40 @@ def _row(size: Size, name: str) -> Row:
     return row
 
 
-def _complete(size: Size, name: str) -> bool:
-    row = size.row(name)
-    return row is not None and row.complete
-
-
-def _shared(row: Row, size: Size) -> bool:
-    """Whether a step that the median is made of had to share the cores."""
-    # Steps of milliseconds are shorter than what the system counts processor time in.
-    if not row.complete or size.n < _FROM:
-        return False
-    steps = sorted(zip(row.outcome.seconds[WARM_UP:], row.outcome.processor[WARM_UP:], strict=True))
-    middle = steps[(len(steps) - 1) // 2 : len(steps) // 2 + 1]
-    return any(processor < _SHARED * size.threads * seconds for seconds, processor in middle)
-
-
 def _shared_note(sizes: Sequence[Size]) -> list[str]:
     """What a mark means, where there is one."""
-    if not any(_shared(row, size) for size in sizes for row in size.rows):
+    if not any_disturbed(sizes):
         return []
     return [
-        f"\\* other work was on the machine: in its median step the contender had less than {_SHARED:.0%} of the "
-        f"cores' time (told from n = {_FROM:,} on)"
+        f"\\* other work was on the machine: in its median step the contender, or the floor beside it, had less than "
+        f"{SHARED:.0%} of the cores' time (told from n = {FROM:,} on); sentences, powers and figures leave these out"
     ]
+
+
+def _up_to(sizes: Sequence[Size]) -> str:
+    """Where errors end, if not with the table."""
+    audited = [size.n for size in sizes if _row(size, PLUGIN).outcome.gradient_error]
+    return f"; asked for up to n = {audited[-1]:,}" if audited and audited[-1] < sizes[-1].n else ""
+
+
+def _left_out_notes(sizes: Sequence[Size], names: Sequence[str]) -> list[str]:
+    """Why a cell is empty."""
+    notes = []
+    for size in sizes:
+        rows = {name: size.row(name) for name in names}
+        reasons = [f"{NAMES[name]}: {row.outcome.left_out}" for name, row in rows.items() if row and not row.complete]
+        if absent := [NAMES[name] for name, row in rows.items() if row is None]:
+            reasons.append(f"not asked for: {', '.join(absent)}")
+        if reasons:
+            notes.append(f"-, n = {size.n:,}: {'; '.join(reasons)}")
+    return notes
 
 
 def _seconds(size: Size, name: str) -> str:
     row = size.row(name)
     if row is None or not row.complete:
         return _NONE
-    return f"{_short(row.seconds())}{'*' if _shared(row, size) else ''}"
+    return f"{_short(row.seconds())}{'*' if disturbed(size, name) else ''}"
 
 
 def _seconds_and_peak(size: Size, name: str) -> str:
@@ -176,11 +247,10 @@ def _seconds_and_peak(size: Size, name: str) -> str:
 
 
 def _ratio(size: Size, name: str, reference: str) -> str:
-    over = relative_seconds(size, reference)
-    if name not in over:
+    found = bounds(size, name, reference)
+    if found is None:
         return _NONE
-    mark = "*" if any(_shared(_row(size, each), size) for each in (name, reference)) else ""
-    return f"{over[name]:.1f}x{mark}"
+    return f"{spoken(found, '-')}x{'' if undisturbed(size, name, reference) else '*'}"
 
 
 def _errors(size: Size, what: str, form: Callable[[float], str]) -> str:
@@ -198,6 +268,6 @@ def _short(value: float | None) -> str:
     return f"{value:.3f}" if value < 1 else f"{value:.2f}" if value < 10 else f"{value:.0f}"
 
 
-def _power(values: dict[int, float]) -> str:
-    found = exponent(values)
+def _power(sizes: Sequence[Size], name: str) -> str:
+    found = exponent(steady_seconds(sizes, name))
     return _NONE if found is None else f"{found:.1f}"

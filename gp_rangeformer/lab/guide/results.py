@@ -97,6 +97,11 @@ class Results:
         return PeerRun(runs[0].plan, sorted((size for run in runs for size in run.sizes), key=lambda size: size.n))
 
     @cached_property
+    def kept(self) -> PeerRun | None:
+        """With a malloc that keeps memory; None where nobody measured that."""
+        return self._run("peers-kept") if self._path("peers-kept").is_file() else None
+
+    @cached_property
     def growth(self) -> PeerRun:
         return self._run("growth")
 
@@ -224,10 +229,13 @@ class Results:
         )
 
     def _read(self, name: str, make: Callable[[Any], Any], folder: Path | None = None) -> Any:
-        path = (folder or self.root / "examples" / "guide" / "results") / f"{name}.json"
+        path = self._path(name, folder)
         try:
             return make(json.loads(path.read_text("utf-8")))
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise GuideError(
                 f"{path} is no result of the command that measurements.md names for it ({error!r}): run that again"
             ) from None
+
+    def _path(self, name: str, folder: Path | None = None) -> Path:
+        return (folder or self.root / "examples" / "guide" / "results") / f"{name}.json"
