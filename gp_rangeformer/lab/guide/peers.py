@@ -114,7 +114,7 @@ def growth_table(results: Results) -> str:
     notes = (
         f"{run.plan.dataset}, d = {run.sizes[0].d}, {run.plan.dtype}, {run.plan.steps} Adam steps, medians after the "
         f"third; {results.machine('growth')}",
-        "power: p of seconds ~ n^p, least squares on logarithms from n = 2,000 on",
+        "power: p of seconds ~ n^p, least squares on logarithms from n = 2,000 on, as far as each goes",
         *_shared_note(run.sizes),
         *_left_out_notes(run.sizes, names),
     )

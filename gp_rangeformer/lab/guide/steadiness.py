@@ -15,7 +15,7 @@ SHARED, FROM = 0.7, 4000
 # Ratios of one size that differ by more are a range: a plug-in's steps differ by their iterations.
 _STEADY = 1.5
 # GPyTorch's step returns its matrices to the system, and has them mapped anew: the kernel's seconds are its own.
-_KEEPS_MEMORY = (FLOOR, "rangeformer", "exact")
+_KEEPS_MEMORY = (FLOOR, "rangeformer")
 
 
 def disturbed(size: Size, name: str) -> bool:
@@ -65,7 +65,7 @@ def _short_of_cores(row: Row, size: Size) -> bool:
     if not row.complete or size.n < FROM:
         return False
     outcome = row.outcome
-    keeps = row.name.partition(":")[0] in _KEEPS_MEMORY
+    keeps = row.name in _KEEPS_MEMORY
     kernel = outcome.system if keeps and outcome.system else [0.0] * len(outcome.seconds)
     steps = sorted(list(zip(outcome.seconds, outcome.processor, kernel, strict=True))[WARM_UP:])
     middle = steps[(len(steps) - 1) // 2 : len(steps) // 2 + 1]
