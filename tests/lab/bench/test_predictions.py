@@ -182,7 +182,7 @@ def test_every_first_call_is_of_a_fresh_model_and_later_ones_of_other_points(fit
 
 def test_short_runs_are_repeated_and_long_ones_are_not() -> None:
     assert not enough([])
-    for first, wanted in ((0.1, 5), (2.0, 3), (20.0, 1)):
+    for first, wanted in ((0.1, 5), (20.0, 3), (40.0, 1)):
         assert not enough([first] * (wanted - 1))
         assert enough([first] * wanted)
 
