@@ -73,18 +73,27 @@ class ExactEvaluator:
                 self._known[key] = self._evaluate(parameters)
         return self._known[key]
 
+    def value(self, parameters: Parameters) -> float:
+        """The value alone, in half the time."""
+        with settings.rangeformer(), settings.solver(Exact()), settings.exact_size(1), torch.no_grad():
+            return -self._loss(parameters).item()
+
     def by_gpytorch(self, parameters: Parameters) -> ValueAndGradient:
         """The same from GPyTorch's own Cholesky path, differentiated by autograd: an independent check."""
         with settings.rangeformer(False):
             return self._evaluate(parameters)
 
     def _evaluate(self, parameters: Parameters) -> ValueAndGradient:
-        restore(self._model, parameters)
         self._model.zero_grad()
         with gpytorch.settings.fast_computations(False, False, False):
-            loss = -self._mll(self._model(self._dataset.train_x), self._dataset.train_y)  # type: ignore[operator]
+            loss = self._loss(parameters)
             loss.backward()
         return ValueAndGradient(-loss.item(), gradient_vector(self._model))
+
+    def _loss(self, parameters: Parameters) -> Tensor:
+        restore(self._model, parameters)
+        with gpytorch.settings.fast_computations(False, False, False):
+            return -self._mll(self._model(self._dataset.train_x), self._dataset.train_y)  # type: ignore[operator]
 
 
 def check_reference(evaluator: ExactEvaluator, start: Parameters) -> ReferenceCheck:
