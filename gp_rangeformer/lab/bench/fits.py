@@ -7,32 +7,30 @@ is remembered, and judged afterwards: exact float64 likelihoods, outside every t
 from __future__ import annotations
 
 import contextlib
-import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import gpytorch
-import numpy as np
 import torch
-from linear_operator.utils.errors import NanError, NotPSDError
 
-from gp_rangeformer import clear_memory, settings
-from gp_rangeformer.fit import FitResult, fit_mll
+from gp_rangeformer import clear_memory
+from gp_rangeformer.fit import fit_mll
 from gp_rangeformer.lab import datasets
-from gp_rangeformer.lab.compare.audit import ExactEvaluator, Parameters, snapshot
-from gp_rangeformer.lab.compare.lbfgs import maximise
+from gp_rangeformer.lab.bench.fit_contenders import CONTENDERS, Train
+from gp_rangeformer.lab.bench.fit_judgement import Judged, Place, by, judge
+from gp_rangeformer.lab.compare.audit import ExactEvaluator, snapshot
 from gp_rangeformer.lab.datasets import Dataset
 from gp_rangeformer.lab.models import build_model
 
 GAPS = (0.1, 0.03, 0.01, 0.003, 0.001)  # nats per point below the optimum
-_AUDITED = 16  # evaluations of a run that are judged, at most
-_ADAM_STEPS, _ADAM_RATE = 200, 0.1
+_GAP = 0.01  # by which the better of two is told
 _REFERENCE_TOLERANCE = 1e-6
+_REPEATED_BELOW, _REPEATS = 10.0, 3  # seconds of a fit that is run so often; its median counts
+OUT_OF_TIME, FAILED = "out of time", "failed: "
 
 Mll = gpytorch.mlls.ExactMarginalLogLikelihood
-Watch = Callable[[Any], None]  # called after every evaluation on all points
 
 
 class _OutOfTimeError(BaseException):
@@ -41,8 +39,14 @@ class _OutOfTimeError(BaseException):
 
 @dataclass(frozen=True)
 class FitRun:
-    """One contender. ``seconds``, ``values``: of the judged evaluations, exact values in nats per point; ``end``: the
-    value of the parameters that the model is left with, ``total``: seconds until then."""
+    """One contender.
+
+    :param total: seconds until its end; ``end``: the exact value, nats per point, that the model is left with.
+    :param seconds: of the judged evaluations; ``values``: exact ones.
+    :param reason: why it ended.
+    :param how: which of several tries this is, the best: Adam's rate.
+    :param totals: seconds of every repetition, of which this is the median; none where it ran once.
+    """
 
     name: str
     evaluations: int
@@ -51,6 +55,8 @@ class FitRun:
     seconds: tuple[float, ...]
     values: tuple[float, ...]
     reason: str
+    how: str = ""
+    totals: tuple[float, ...] = ()
 
     def seconds_to(self, gap: float, optimum: float) -> float | None:
         """Until an evaluation was within ``gap`` of ``optimum``; None if none was."""
@@ -74,14 +80,27 @@ class FitCell:
 
     @classmethod
     def from_json(cls, content: dict) -> FitCell:
+        tuples = ("seconds", "values", "totals")
         runs = tuple(
-            FitRun(**{**run, "seconds": tuple(run["seconds"]), "values": tuple(run["values"])})
-            for run in content["runs"]
+            FitRun(**{**run, **{name: tuple(run[name]) for name in tuples if name in run}}) for run in content["runs"]
         )
         return cls(**{**content, "runs": runs})
 
     def to_json(self) -> dict[str, object]:
         return asdict(self)
+
+
+@dataclass(frozen=True)
+class _Trained:
+    """A fit before it is judged."""
+
+    places: tuple[Place, ...]
+    reason: str
+    totals: tuple[float, ...] = ()
+
+    @property
+    def total(self) -> float:
+        return self.places[-1].seconds
 
 
 def measure(
@@ -99,57 +118,61 @@ def measure(
     :param patience: seconds after which a contender is stopped.
     """
     narrow, wide = dataset.to(dtype), dataset.to(torch.float64)
-    exact = ExactEvaluator(wide, kernel)
-    unjudged = []
+    where = f"{dataset.name}, n = {len(dataset.train_y)}"
+    trained: list[tuple[str, str, _Trained]] = []
     for name in names:
-        observer(f"{dataset.name}, n = {len(dataset.train_y)}: {name}")
-        unjudged.append((name, *_train(narrow, kernel, CONTENDERS[name], patience)))
-    observer(f"{dataset.name}, n = {len(dataset.train_y)}: the optimum")
+        for how, train in CONTENDERS[name].items():
+            observer(f"{where}: {name} {how}".rstrip())
+            trained.append((name, how, _repeated(narrow, kernel, train, patience)))
+            if trained[-1][-1].reason == OUT_OF_TIME:
+                break  # there is no time for another try either
+    observer(f"{where}: the optimum")
     best = _reference(wide, kernel)
-    runs = []
-    for name, places, total, reason in unjudged:
-        observer(f"{dataset.name}, n = {len(dataset.train_y)}: exact values of {name}")
-        chosen = _chosen(len(places))
-        values = [_judged(exact, places[index][1]) for index in chosen]
-        seconds = [places[index][0] for index in chosen]
-        runs.append(FitRun(name, len(places), total, values[-1], tuple(seconds), tuple(values), reason))
-    optimum = max([best, *(value for run in runs for value in run.values)])
+    observer(f"{where}: exact values")
+    exact = by(ExactEvaluator(wide, kernel))
+    judged = [Judged(found.places, exact) for _, _, found in trained]
+    optimum = judge(judged, GAPS, best)
+    runs: dict[str, FitRun] = {}
+    for (name, how, found), values in zip(trained, judged, strict=True):
+        seconds, likelihoods = values.in_order()
+        evaluations = len(found.places)
+        run = FitRun(
+            name, evaluations, found.total, likelihoods[-1], seconds, likelihoods, found.reason, how, found.totals
+        )
+        runs[name] = min((run, runs.get(name, run)), key=lambda each: _rank(each, optimum))
     n, d = dataset.train_x.shape
-    return FitCell(dataset.name, n, d, optimum, tuple(runs))
+    return FitCell(dataset.name, n, d, optimum, tuple(runs.values()))
 
 
-def _chosen(count: int) -> list[int]:
-    """Evenly, the last one included."""
-    return sorted({round(index) for index in np.linspace(0, count - 1, min(count, _AUDITED))})
+def _rank(run: FitRun, optimum: float) -> tuple[float, float]:
+    """Sooner near the optimum, else ending nearer."""
+    seconds = run.seconds_to(_GAP, optimum)
+    return float("inf") if seconds is None else seconds, -run.end
 
 
-def _judged(exact: ExactEvaluator, parameters: Parameters) -> float:
-    """Minus infinity where not even float64 has a factor."""
-    try:
-        return exact(_widened(parameters)).value
-    except (NanError, NotPSDError):
-        return -math.inf
+def _repeated(dataset: Dataset, kernel: str, train: Train, patience: float) -> _Trained:
+    """The fit, and where it takes little the one of three that took the median time."""
+    runs = [_train(dataset, kernel, train, patience)]
+    if runs[0].total < min(_REPEATED_BELOW, patience):
+        runs += [_train(dataset, kernel, train, patience) for _ in range(_REPEATS - 1)]
+    runs.sort(key=lambda run: run.total)
+    totals = tuple(run.total for run in runs) if len(runs) > 1 else ()
+    return replace(runs[len(runs) // 2], totals=totals)
 
 
-def _widened(parameters: Parameters) -> Parameters:
-    return {name: tensor.double() for name, tensor in parameters.items()}
-
-
-def _train(
-    dataset: Dataset, kernel: str, train: Callable[[Any, Watch], str], patience: float
-) -> tuple[list[tuple[float, Parameters]], float, str]:
-    """Seconds and parameters of every evaluation, the end's last; total seconds; why it ended."""
+def _train(dataset: Dataset, kernel: str, train: Train, patience: float) -> _Trained:
+    """Seconds and parameters of every evaluation, the end's last; why it ended."""
     clear_memory()
     model, likelihood = build_model(dataset, kernel)
     mll = Mll(likelihood, model)
-    places: list[tuple[float, Parameters]] = []
+    places: list[Place] = []
     aside = 0.0  # seconds of the bookkeeping itself
     started = time.perf_counter()
 
     def watch(mll: Any) -> None:
         nonlocal aside
         now = time.perf_counter()
-        places.append((now - started - aside, snapshot(mll.model)))
+        places.append(Place(now - started - aside, snapshot(mll.model)))
         aside += time.perf_counter() - now
         if now - started > patience:
             raise _OutOfTimeError
@@ -157,12 +180,11 @@ def _train(
     try:
         reason = train(mll, watch)
     except _OutOfTimeError:
-        reason = "out of time"
+        reason = OUT_OF_TIME
     except (ArithmeticError, RuntimeError) as error:
-        reason = f"failed: {type(error).__name__}"
-    total = time.perf_counter() - started - aside
-    places.append((total, snapshot(model)))
-    return places, total, reason
+        reason = f"{FAILED}{type(error).__name__}"
+    places.append(Place(time.perf_counter() - started - aside, snapshot(model)))
+    return _Trained(tuple(places), reason)
 
 
 def _reference(dataset: Dataset, kernel: str) -> float:
@@ -170,71 +192,10 @@ def _reference(dataset: Dataset, kernel: str) -> float:
     return fit_mll(Mll(likelihood, model), tolerance=_REFERENCE_TOLERANCE, max_evaluations=100).value
 
 
-def _by_fit_mll(mll: Any, watch: Watch) -> str:
-    n = len(mll.model.train_targets)
-
-    def each(record) -> None:
-        if record.points == n:
-            watch(mll)
-
-    result: FitResult = fit_mll(mll, callback=each)
-    return result.reason
-
-
-def _by_adam(mll: Any, watch: Watch) -> str:
-    optimiser = torch.optim.Adam(mll.parameters(), lr=_ADAM_RATE)
-    for _ in range(_ADAM_STEPS):
-        optimiser.zero_grad()
-        loss = -mll(mll.model(*mll.model.train_inputs), mll.model.train_targets)
-        loss.backward()
-        watch(mll)
-        optimiser.step()
-    return f"{_ADAM_STEPS} steps"
-
-
-def _by_lbfgs(mll: Any, watch: Watch) -> str:
-    return maximise(mll, lambda value: watch(mll))[1]
-
-
-@contextlib.contextmanager
-def _cholesky() -> Iterator[None]:
-    with gpytorch.settings.fast_computations(False, False, False), gpytorch.settings.max_cholesky_size(10**9):
-        yield
-
-
-@contextlib.contextmanager
-def _inexact_line_searches() -> Iterator[None]:
-    with settings.rangeformer(), settings.exact_line_search(False):
-        yield
-
-
-def _under(
-    context: Callable[[], contextlib.AbstractContextManager], train: Callable[[Any, Watch], str]
-) -> Callable[[Any, Watch], str]:
-    def run(mll: Any, watch: Watch) -> str:
-        with context():
-            return train(mll, watch)
-
-    return run
-
-
-CONTENDERS: dict[str, Callable[[Any, Watch], str]] = {
-    "rangeformer": _under(settings.rangeformer, _by_fit_mll),
-    "exact": _by_fit_mll,
-    "rangeformer, L-BFGS": _under(_inexact_line_searches, _by_lbfgs),
-    "exact path, L-BFGS": _under(settings.rangeformer, _by_lbfgs),
-    "rangeformer, Adam": _under(settings.rangeformer, _by_adam),
-    "GPyTorch Cholesky, L-BFGS": _under(_cholesky, _by_lbfgs),
-    "GPyTorch Cholesky, Adam": _under(_cholesky, _by_adam),
-    "GPyTorch CG, L-BFGS": _by_lbfgs,
-    "GPyTorch CG, Adam": _by_adam,
-}
-
-
 def warm_up() -> None:
     """What only the first fit of a process pays for."""
     dataset = datasets.load("robot_arm", n=120, n_test=1, seed=0).to(torch.float32)
-    for train in CONTENDERS.values():
+    for train in (train for tries in CONTENDERS.values() for train in tries.values()):
         model, likelihood = build_model(dataset, "matern32")
         left = iter(range(3))
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from gp_rangeformer.lab.bench.fit_tables import grid
+from gp_rangeformer.lab.bench.fit_tables import grid, missed
 from gp_rangeformer.lab.bench.fits import FitCell, FitRun
 from gp_rangeformer.lab.grid import Grid
 from gp_rangeformer.lab.guide.results import FitRuns, Results
@@ -37,7 +38,7 @@ def fits_tables(results: Results) -> str:
 def _table(run: FitRuns, machine: str) -> str:
     what = f"Matern-3/2 with a length-scale per dimension, {run.dtype}, seed {run.seed}"
     note = f"{what}, stopped after {run.patience:g} s; {machine}"
-    return grid(run.cells, note).to_markdown(titled=False)
+    return grid(run.cells, note, run.patience).to_markdown(titled=False)
 
 
 def line_searches_table(results: Results) -> str:
@@ -72,39 +73,57 @@ def large_fits_table(results: Results) -> str:
 
 
 def fits_sentence(results: Results) -> str:
-    """How many evaluations and seconds the fit takes, and what others take, by size."""
+    """How many evaluations and seconds the fit takes, what others take, and why some do not arrive, by size."""
     parts = []
     for run in results.fits.values():
-        n = run.cells[0].n
-        own = [(cell, _run(cell, OURS)) for cell in run.cells]
-        seconds = [run.seconds_to(_GAP, cell.optimum) for cell, run in own if run is not None]
-        found = [second for second in seconds if second is not None]
-        if not found:
-            continue
-        text = f"at n = {n:,} within {_range(found, '{:.1f}')} s"
-        others = []
-        for name, title in ((OUR_ADAM, "Adam on the same solver"), (LBFGS, "GPyTorch's Cholesky with L-BFGS")):
-            ratios, missed = _against(run.cells, name)
-            if ratios:
-                others.append(
-                    f"{title} {_range(ratios, '{:.0f}')} times as long ({missed} of {len(own)} never got there)"
-                )
+        own = [(cell, found) for cell in run.cells if (found := _run(cell, OURS)) is not None]
+        text = f"at n = {run.cells[0].n:,} {_arrivals(own, run.patience)}"
+        others = [
+            f"{title}{_tries(run, name)} {_against(run, name)}"
+            for name, title in ((OUR_ADAM, "Adam on the same solver"), (LBFGS, "GPyTorch's Cholesky with L-BFGS"))
+            if any(_run(cell, name) for cell in run.cells)
+        ]
         parts.append(text + (": " + ", ".join(others) if others else ""))
     return f"A fit comes within {_GAP:g} nats per point of the optimum, exact values, {'; '.join(parts)}."
 
 
-def _against(cells: Sequence[FitCell], name: str) -> tuple[list[float], int]:
-    ratios, missed = [], 0
-    for cell in cells:
+def _arrivals(own: Sequence[tuple[FitCell, FitRun]], patience: float) -> str:
+    """Seconds until this package's fit is there, and where it is not."""
+    seconds = [(run, run.seconds_to(_GAP, cell.optimum)) for cell, run in own]
+    found = [second for _, second in seconds if second is not None]
+    short = _missing([missed(run, patience) for run, second in seconds if second is None], len(own))
+    return (f"within {_range(found, '{:.1f}')} s" if found else "on none of them") + short
+
+
+def _against(run: FitRuns, name: str) -> str:
+    """How many times as long another takes where both arrive, and why it does not elsewhere."""
+    ratios, reasons, alone, count = [], [], 0, 0
+    for cell in run.cells:
         own, other = _run(cell, OURS), _run(cell, name)
         if own is None or other is None:
             continue
+        count += 1
         mine, its = own.seconds_to(_GAP, cell.optimum), other.seconds_to(_GAP, cell.optimum)
         if its is None:
-            missed += 1
-        elif mine is not None:
+            reasons.append(missed(other, run.patience))
+        elif mine is None:
+            alone += 1
+        else:
             ratios.append(its / mine)
-    return ratios, missed
+    text = f"{_range(ratios, '{:.0f}')} times as long" if ratios else "ahead" if alone else "nowhere as near"
+    return text + _missing(reasons + alone * ["there alone"], count)
+
+
+def _tries(run: FitRuns, name: str) -> str:
+    """By which of its tries it counts: " at rate 0.1 or rate 0.3"; nothing where there is one only."""
+    found = sorted({other.how for cell in run.cells if (other := _run(cell, name)) is not None and other.how})
+    return f" at {' or '.join(found)}" if found else ""
+
+
+def _missing(reasons: Sequence[str], count: int) -> str:
+    """How many of ``count`` sets there is a reason for, and which; nothing where there is none."""
+    found = [f"{number} {reason}" for reason, number in Counter(reasons).items()]
+    return f" ({', '.join(found).replace(' ', f' of {count} ', 1)})" if found else ""
 
 
 def _run(cell: FitCell, name: str) -> FitRun | None:
