@@ -57,24 +57,24 @@ def seconds_grid(cells: Sequence[Cell], plan: Plan, where: str | None = None) ->
 def accuracy_grid(cells: Sequence[Cell]) -> Grid:
     """One row per size and batch: how far host and flag are apart, the memory of a step, and who answered."""
     headers = ("n, batch", "loss", "gradient", "mean", "variance", "peak MiB", "the flag's step by")
-    fits = [cell.timings.get("fit") for cell in cells]
-    fitted = any(fits)
+    fitted = [name for name in FITS if any(name in cell.timings for cell in cells)]
     rows = []
-    for cell, fit in zip(cells, fits, strict=True):
+    for cell in cells:
         found = [timing.differences for name, timing in cell.timings.items() if name not in FITS]
         largest = (max(each[name] for each in found if name in each) for name in headers[1:5])
         peaks = ", ".join("-" if peak is None else f"{peak:.0f}" for peak in cell.peaks)
         answered = ", ".join(cell.timings["step"].answered_by) or "gpytorch"
         row = [f"{cell.n}, {cell.batch}", *(f"{value:.0e}" for value in largest), peaks, answered]
-        if fitted and fit is None:
-            row += ["-", "-"]
-        elif fit is not None:
-            row += [f"{fit.differences['loss']:.0e}", ", ".join(map(str, fit.evaluations or ()))]
+        for name in fitted:
+            fit = cell.timings.get(name)
+            evaluations = () if fit is None else fit.evaluations or ()
+            row += ["-" if fit is None else f"{fit.differences['loss']:.0e}", ", ".join(map(str, evaluations)) or "-"]
         rows.append(tuple(row))
     notes = ["largest relative differences between host and flag over all runs; peak: memory of a step, host, flag"]
     if fitted:
-        headers += ("fitted loss", "evaluations")
-        notes.append("fitted loss: of the likelihoods where the two fits ended, after so many evaluations, host, flag")
+        for name in fitted:
+            headers += (f"loss after {name}", "evaluations")
+        notes.append("loss after a fit: of the likelihoods where both ended, after so many evaluations, host, flag")
     return Grid("Small data sets: differences", headers, tuple(rows), tuple(notes))
 
 

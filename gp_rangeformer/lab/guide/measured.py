@@ -58,16 +58,22 @@ def small_differences(results: Results) -> str:
 
 
 def small_sentence(results: Results) -> str:
-    """Up to which n nothing is gained, and what is from there on."""
+    """Up to which n nothing is gained, the worst that is lost there, and what is gained from there on."""
     _, cells = results.small
-    single = {cell.n: cell.timings["step"].ratio for cell in cells if cell.batch == 1}
-    gaining = [n for n, ratio in single.items() if ratio >= _GAIN]
-    level = [n for n in single if n < gaining[0]]
-    worst = min(single[n] for n in level)
-    gains = ", ".join(f"{single[n]:.1f} at n = {n:,}" for n in gaining)
+    steps = {cell.n: cell.timings["step"].ratio for cell in cells if cell.batch == 1}
+    gaining = [n for n, ratio in steps.items() if ratio >= _GAIN]
+    level = max(n for n in steps if n < gaining[0])
+    lost, name, n, batch = max(
+        (1 / timing.ratio, name, cell.n, cell.batch)
+        for cell in cells
+        if cell.n <= level
+        for name, timing in cell.timings.items()
+    )
+    gains = ", ".join(f"{steps[n]:.1f} at n = {n:,}" for n in gaining)
     return (
-        f"Up to n = {level[-1]} a step of one model takes as long with the flag as without it, at worst "
-        f"{1 / worst:.2f} times as long. Beyond, GPyTorch's Cholesky takes so many times as long: {gains} (float64)."
+        f"Steps, predictions and batches of up to n = {level} take with the flag at worst {lost:.2f} times as long as "
+        f"without (a {name} at n = {n}{f', {batch} in a batch' if batch > 1 else ''}). Beyond, a step by GPyTorch's "
+        f"Cholesky takes so many times as long: {gains} (float64)."
     )
 
 

@@ -11,13 +11,11 @@ from typing import Any
 import gpytorch
 import pytest
 import torch
-from rich.console import Console
 from typer.testing import CliRunner
 
 from gp_rangeformer import settings
 from gp_rangeformer.lab.bench import small, small_tasks
 from gp_rangeformer.lab.bench.small import Cell, Timing, measure_cell, run, time_pairs
-from gp_rangeformer.lab.bench.small_tables import accuracy_grid, seconds_grid
 from gp_rangeformer.lab.bench.small_tasks import (
     FITS,
     TASKS,
@@ -197,41 +195,6 @@ def test_a_floor_is_the_gradient_of_the_log_determinant(batch: int) -> None:
     found = small_tasks.floor_of(step)()
     assert z.grad is not None
     torch.testing.assert_close(found[0].reshape(z.shape), z.grad, rtol=1e-8, atol=1e-8)
-
-
-# --------------------------------------------------------------------------------------------------------------------
-# Tables
-
-
-def test_tables_have_a_row_per_cell_and_fit_into_the_console() -> None:
-    slow = timing([0.8765, 0.9876, 0.9], [1.2345, 1.3456, 1.4])
-    with_fit = {name: slow for name in TASKS}
-    with_fit |= dict.fromkeys(FITS, replace(timing([12.345], [54.321]), evaluations=[120, 123]))
-    without = {name: slow for name in WITHOUT_FIT}
-    cells = [Cell(1000, 1, with_fit, [12.0, 3.0], 0.0123456), Cell(1000, 16, without, [None, None])]
-    console = Console(width=170, highlight=False)
-    for grid, fitted in (
-        (seconds_grid(cells, PLAN), ["12345, 54321", "0.23"]),
-        (accuracy_grid(cells), ["1e-12", "120, 123"]),
-    ):
-        assert [row[0] for row in grid.rows] == ["1000, 1", "1000, 16"]
-        assert all(len(row) == len(grid.headers) for row in grid.rows)
-        assert list(grid.rows[0][-2:]) == fitted
-        assert grid.rows[1][-2:] == ("-", "-")
-        with console.capture() as capture:
-            console.print(grid)
-        for row in grid.rows:
-            assert any(all(part in line for part in row) for line in capture.get().splitlines())
-    assert seconds_grid(cells, PLAN).rows[0][1:4] == ("12.3", "900, 1346", "0.67 (0.66-0.73)")
-    assert seconds_grid(cells, PLAN).rows[1][1] == "-"
-
-
-def test_without_a_fit_there_is_no_column_for_it() -> None:
-    cells = [Cell(10, 1, {name: timing([0.1], [0.05]) for name in WITHOUT_FIT}, [1.0, 1.0])]
-    for grid in (seconds_grid(cells, PLAN), accuracy_grid(cells)):
-        assert "fit" not in grid.to_markdown()
-        assert all(len(row) == len(grid.headers) for row in grid.rows)
-    assert "| 10, 1 | 100, 50.0 | 2.00 |" in seconds_grid(cells, PLAN).to_markdown()
 
 
 # --------------------------------------------------------------------------------------------------------------------
