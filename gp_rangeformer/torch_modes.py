@@ -82,18 +82,20 @@ def _without_autocast(devices: list[str]) -> Iterator[None]:
         yield
 
 
-def not_compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+def not_compiled(function: Callable[..., Any], host: Callable[..., Any] | None = None) -> Callable[..., Any]:
     """``function`` as it is, also where torch.compile traces its caller: compiled code, memories and decisions that
     numbers take are not to be traced. With the flag off nothing is changed.
+
+    :param host: what answers while the flag is off; None: ``function``, which then asks once more.
     """
-    untraced = torch._disable_dynamo(function)
+    untraced, while_off = torch._disable_dynamo(function), host or function
 
     @functools.wraps(function)
     def call(*args: Any, **options: Any) -> Any:
+        if settings.rangeformer.off():
+            return while_off(*args, **options)
         # Nobody traces before that module is loaded, which takes a second.
-        if settings.rangeformer.off() or "torch._dynamo" not in sys.modules:
-            return function(*args, **options)
-        return untraced(*args, **options)
+        return (untraced if "torch._dynamo" in sys.modules else function)(*args, **options)
 
     # Of its own code, so that the compiler counts its recompilations apart from the other hooks'.
     call.__code__ = call.__code__.replace(co_name=function.__name__)  # type: ignore[attr-defined]

@@ -47,12 +47,13 @@ _HOOKS = {
     "solve": not_compiled(hooks.solve),
     "root_inv_decomposition": not_compiled(hooks.root_inv_decomposition),
 }
-_TEST_PRIOR = not_compiled(predictions.test_prior)
+_TEST_PRIOR = not_compiled(predictions.test_prior, predictions.original_test_prior)
 _EXACT_PREDICTION = not_compiled(predictions.exact_prediction)
 _FANTASY_STRATEGY = not_compiled(predictions.fantasy_strategy)
-_LOG_PROB, _CALL_KERNEL = not_compiled(entrances.log_prob), not_compiled(entrances.call_kernel)
-_ADD_LOW_RANK = not_compiled(entrances.add_low_rank)
-_MULTIPLY_ELEMENTWISE = not_compiled(entrances.multiply_elementwise)
+_LOG_PROB = not_compiled(entrances.log_prob, entrances.original_log_prob)
+_CALL_KERNEL = not_compiled(entrances.call_kernel)
+_ADD_LOW_RANK = not_compiled(entrances.add_low_rank, entrances.original_add_low_rank)
+_MULTIPLY_ELEMENTWISE = not_compiled(entrances.multiply_elementwise, entrances.original_multiply)
 
 
 def check_host() -> None:

@@ -28,7 +28,7 @@ from gp_rangeformer.plugin.eligibility import decline_reason
 from gp_rangeformer.plugin.fused_operator import FusedLinearOperator
 from gp_rangeformer.plugin.likelihood import likelihood_terms
 from gp_rangeformer.plugin.owners import mark_owner
-from gp_rangeformer.plugin.predictions import put_off
+from gp_rangeformer.plugin.predictions import put_off, putting_off
 from gp_rangeformer.plugin.recognition import evaluate_fused
 from gp_rangeformer.plugin.reports import report_declined
 from gp_rangeformer.plugin.tracing import tracing
@@ -102,6 +102,8 @@ def call_kernel(self: Kernel, *args: Any, **kwargs: Any) -> Any:
     Not a hook on LazyEvaluatedKernelTensor.evaluate_kernel, which calls this: kernels are evaluated eagerly where the
     user, or another thread inside evaluate_kernel, has switched lazy evaluation off.
     """
+    if settings.rangeformer.off() and not putting_off():
+        return original_call_kernel(self, *args, **kwargs)
     result = None if _nesting.depth else _put_off_or_fused(self, *args, **kwargs)
     if result is None:
         _nesting.depth += 1

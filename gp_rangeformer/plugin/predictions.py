@@ -79,6 +79,11 @@ def _put_off(off: bool, whole: bool = False) -> Iterator[None]:
         _putting.off, _putting.whole = before
 
 
+def putting_off() -> bool:
+    """Whether some matrices are left unevaluated in this thread now."""
+    return _putting.off
+
+
 def put_off(kernel: Kernel, x1: Tensor, x2: Tensor | None, **params: Any) -> PutOff | None:
     """The unevaluated matrix of a kernel that a prediction has called, or None: not now."""
     if not _putting.off or (x2 is None and not _putting.whole):

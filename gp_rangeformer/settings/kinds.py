@@ -173,8 +173,14 @@ class Flag(Setting, _feature_flag):
 
     @classmethod
     def on(cls) -> bool:
-        value = cls._held()
+        # Every call of the host's asks: where no context is open that is all that is looked at.
+        value = cls._held() if cls._open else cls._state
         return cls._default if value is None else value
+
+    @classmethod
+    def off(cls) -> bool:
+        value = cls._held() if cls._open else cls._state
+        return not (cls._default if value is None else value)
 
     def _inside(self) -> bool:
         return self.state
