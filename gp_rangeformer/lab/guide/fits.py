@@ -110,7 +110,7 @@ def _against(run: FitRuns, name: str) -> str:
             alone += 1
         else:
             ratios.append(its / mine)
-    text = f"{_range(ratios, '{:.0f}')} times as long" if ratios else "ahead" if alone else "nowhere as near"
+    text = f"{_times(ratios)} times as long" if ratios else "ahead" if alone else "nowhere as near"
     return text + _missing(reasons + alone * ["there alone"], count)
 
 
@@ -128,6 +128,12 @@ def _missing(reasons: Sequence[str], count: int) -> str:
 
 def _run(cell: FitCell, name: str) -> FitRun | None:
     return next((run for run in cell.runs if run.name == name), None)
+
+
+def _times(ratios: Sequence[float]) -> str:
+    """The smallest and the largest to two digits; another may take less than once as long."""
+    low, high = (f"{ratio:.2g}" if ratio < 99.5 else f"{ratio:.0f}" for ratio in (min(ratios), max(ratios)))
+    return low if low == high else f"{low} to {high}"
 
 
 def _range(numbers: Sequence[float], form: str) -> str:
