@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -61,10 +62,12 @@ def unshared(core: Tensor) -> Iterator[None]:
     """One thread for LAPACK on a core on the CPU.
 
     An eigendecomposition opens about one parallel region for every row, three quarters of those of a whole step. Beside
-    other programs each may wait for a thread whose core is taken: milliseconds.
+    other programs each may wait for a thread whose core is taken: milliseconds. The main thread's alone: PyTorch's
+    number is also that which new threads start with, and keep.
     """
     threads = torch.get_num_threads()
-    if core.device.type != "cpu" or len(core) > _UNSHARED or threads == 1:
+    as_it_is = threads == 1 or threading.current_thread() is not threading.main_thread()
+    if core.device.type != "cpu" or len(core) > _UNSHARED or as_it_is:
         yield
         return
     torch.set_num_threads(1)

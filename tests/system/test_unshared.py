@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 import torch
 
@@ -24,3 +26,19 @@ def test_one_thread_stays_one() -> None:
     with unshared(torch.eye(3)):
         assert torch.get_num_threads() == 1
     assert torch.get_num_threads() == 1
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_other_threads_change_no_number_that_new_ones_start_with() -> None:
+    seen: list[int] = []
+
+    def worker() -> None:
+        with unshared(torch.eye(3)):
+            started = threading.Thread(target=lambda: seen.append(torch.get_num_threads()))
+            started.start()
+            started.join()
+
+    thread = threading.Thread(target=worker)
+    thread.start()
+    thread.join()
+    assert seen == [2]
