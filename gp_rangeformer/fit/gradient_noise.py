@@ -14,6 +14,7 @@ from gp_rangeformer.kernels.fused import FusedKernel
 from gp_rangeformer.plugin.gradient_error import gradients_by_groups
 from gp_rangeformer.plugin.observation import Observation
 from gp_rangeformer.solvers.gradient_weight import GradientWeight
+from gp_rangeformer.torch_modes import no_autocast
 
 
 def group_gradients(observation: Observation, tensors: Sequence[Tensor]) -> Float64[Tensor, "g p"] | None:
@@ -22,7 +23,8 @@ def group_gradients(observation: Observation, tensors: Sequence[Tensor]) -> Floa
     weight, fused = observation.evaluation.weight, observation.fused
     if not isinstance(weight, GradientWeight) or fused is None or not weight.probes.shape[1]:
         return None
-    return gradients_by_groups(weight, lambda part: _through(fused, observation.noise, part, tensors))
+    with no_autocast():
+        return gradients_by_groups(weight, lambda part: _through(fused, observation.noise, part, tensors))
 
 
 def explained_by_noise(model: QuadraticModel, groups: Float64[Tensor, "g p"]) -> float:

@@ -21,6 +21,8 @@ from jaxtyping import Float, Float64
 from linear_operator.operators import AddedDiagLinearOperator, DiagLinearOperator
 from torch import Tensor
 
+from gp_rangeformer.torch_modes import no_autocast
+
 # Nats per point that log p(y, f) may be below its maximum, and may be where rounding ends the ascent; steps; halvings.
 _GAP, _ROUNDED, _STEPS, _HALVINGS = 1e-7, 1e-5, 100, 40
 # Least W_i K_ii: an observation that says less is taken to say that much. It moves the evidence by less than 5e-6 nats
@@ -192,7 +194,8 @@ def _mode_at(
     mean: Float64[Tensor, " n"],
     target: Float64[Tensor, " n"],
 ) -> _Mode:
-    moved = (kernel @ weights.to(kernel.dtype).unsqueeze(-1)).squeeze(-1).double()
+    with no_autocast():
+        moved = (kernel @ weights.to(kernel.dtype).unsqueeze(-1)).squeeze(-1).double()
     latent = mean + moved
     with torch.enable_grad():
         f = latent.clone().requires_grad_()

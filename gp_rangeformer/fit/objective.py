@@ -24,6 +24,7 @@ from gp_rangeformer.plugin.owners import try_again
 from gp_rangeformer.report import SolveReport, collect_reports
 from gp_rangeformer.system.answers import LogDet
 from gp_rangeformer.system.margins import first_order
+from gp_rangeformer.torch_modes import no_autocast
 
 _STEP = {torch.float32: 1e-2, torch.float64: 1e-4}  # of a logarithm
 # Of the certain interval's half, where a factorisation answers (n = 1100, float32: 0.0018; values scatter by 2e-4).
@@ -150,7 +151,7 @@ class Objective:
         if seen is None:
             return None
         slopes, bends = self.parameters.slopes(point.phi)
-        with torch.no_grad():
+        with torch.no_grad(), no_autocast():
             columns = seen.covariance(seen.observation.solution[:, 0].detach())
             matrix = information(seen.observation, columns, seen.mean, seen.follows)
         self.parameters.write(point.phi)  # differences have moved them
@@ -209,7 +210,7 @@ class Objective:
         candidates = self._mean_alone(seen)
         if not candidates.any():
             return
-        with torch.no_grad():
+        with torch.no_grad(), no_autocast():
             fit = fit_mean(seen.observation, seen.mean[:, candidates.to(seen.mean.device)], seen.covariance)
         phi = found.phi.clone()
         phi[candidates] += fit.delta
