@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -254,20 +253,6 @@ def check_rhs(system: EligibleSystem, rhs: Tensor, *, looked_at: bool = True, of
             f"the right-hand side ({what}) holds NaN or infinity: clean {where}, or use "
             "gpytorch.settings.observation_nan_policy('mask')"
         )
-
-
-def inside_line_search() -> bool:
-    """Whether a line search is on the call stack: its objective is evaluated from inside its step, nobody else's is.
-
-    Known by its module: scipy.optimize, or any name with "lbfgs" in it (torch's, BoTorch's batched one, others').
-    """
-    frame = inspect.currentframe()
-    while frame is not None:
-        module = str(frame.f_globals.get("__name__", ""))
-        if module.startswith("scipy.optimize") or "lbfgs" in module.lower():
-            return True
-        frame = frame.f_back
-    return False
 
 
 def called_by_covar_cache() -> bool:

@@ -12,7 +12,8 @@ from gp_rangeformer.allocation.free_cores import OTHER_WORK, beside_other_work, 
 from gp_rangeformer.allocation.free_memory import because
 from gp_rangeformer.kernels.fused import FusedKernel
 from gp_rangeformer.plugin import autograd
-from gp_rangeformer.plugin.eligibility import EligibleSystem, check_rhs, inside_line_search
+from gp_rangeformer.plugin.callers import inside_line_search
+from gp_rangeformer.plugin.eligibility import EligibleSystem, check_rhs
 from gp_rangeformer.plugin.gradient_error import GradientCheck
 from gp_rangeformer.plugin.hyperparameters import FusedHyperparameters
 from gp_rangeformer.plugin.observation import show, show_together

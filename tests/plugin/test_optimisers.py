@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import gpytorch
@@ -179,3 +182,42 @@ def test_a_prior_on_a_hyperparameter_reaches_the_loss(fast_log_prob: bool) -> No
     assert len(reports) == 1
     assert found[0] == pytest.approx(expected[0], rel=1e-10)
     torch.testing.assert_close(found[1], expected[1], rtol=1e-8, atol=1e-10)
+
+
+def reasons_of(objective: Callable[[], torch.Tensor]) -> set[Reason]:
+    """Of one evaluation in another thread."""
+    with ThreadPoolExecutor(1) as pool, rangeformer_path(tolerance=0.01) as reports:
+        pool.submit(objective).result()
+    return {report.reason for report in reports}
+
+
+def test_a_line_search_that_waits_for_another_thread_is_answered_exactly() -> None:
+    problem, found = build("ard"), set()
+    optimiser = torch.optim.LBFGS(problem.model.parameters(), max_iter=2)
+
+    def closure() -> float:
+        found.update(reasons_of(problem.loss))
+        return 0.0
+
+    optimiser.step(closure)
+    assert found == {Reason.EXACT_LINE_SEARCH}
+    assert Reason.EXACT_LINE_SEARCH not in reasons_of(problem.loss)
+
+
+def test_a_line_search_that_evaluates_its_own_objective_is_nobody_elses() -> None:
+    problem, inside, done = build("ard"), threading.Event(), []
+
+    def closure() -> float:
+        inside.set()
+        while not done:
+            math.sqrt(2.0)
+        return 0.0
+
+    searching = threading.Thread(target=torch.optim.LBFGS(problem.model.parameters(), max_iter=1).step, args=(closure,))
+    searching.start()
+    assert inside.wait(60)
+    try:
+        assert Reason.EXACT_LINE_SEARCH not in reasons_of(problem.loss)
+    finally:
+        done.append(True)
+        searching.join()
