@@ -19,6 +19,7 @@ import safetensors.torch
 from torch import Tensor, nn
 
 from gp_rangeformer.atomic import write_together
+from gp_rangeformer.torch_modes import on_host
 from gp_rangeformer.version import own_version
 
 FORMAT = 1
@@ -115,8 +116,9 @@ def load_checkpoint(path: Path, *classes: type[Model]) -> tuple[Model, ModelCard
             f"{path} holds a {card.model}, which is not one of {', '.join(known)}: give a file of such a model"
         )
     try:
-        model = known[card.model].from_config(card.config)
-        tensors = safetensors.torch.load(weights)
+        with on_host():
+            model = known[card.model].from_config(card.config)
+            tensors = safetensors.torch.load(weights)
         _check_numbers(path, tensors, model)
         model.load_state_dict(tensors)
     except CheckpointError:

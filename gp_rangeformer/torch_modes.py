@@ -1,5 +1,5 @@
 """Modes of PyTorch that a call may be made in: function transforms, forward-mode derivatives, autocast, products in
-less than float32."""
+less than float32, another default device."""
 
 from __future__ import annotations
 
@@ -177,6 +177,17 @@ def _warned_of_older_precision() -> None:
 
 def _set_precision(backend: str, precision: str) -> None:
     torch._C._set_fp32_precision_setter(backend, "matmul", precision)  # type: ignore[attr-defined]
+
+
+@contextlib.contextmanager
+def on_host() -> Iterator[None]:
+    """Modules, and tensors without a device, are made on the host, whatever ``torch.set_default_device`` says.
+
+    A decorator too.
+    """
+    here = torch.device("cpu")
+    with _AS_IT_IS if torch.get_default_device() == here else here:
+        yield
 
 
 def not_compiled(function: Callable[..., Any], host: Callable[..., Any] | None = None) -> Callable[..., Any]:

@@ -44,6 +44,10 @@ def part(file: Path) -> str:
     return file.relative_to(ROOT).parts[0].removesuffix(".py")
 
 
+def name(file: Path) -> str:
+    return file.relative_to(ROOT).as_posix()
+
+
 def imported(file: Path) -> Iterator[str]:
     """Modules that it imports, wherever in the file; names that are imported from a package count as its modules."""
     for node in ast.walk(ast.parse(file.read_text("utf-8"))):
@@ -66,7 +70,7 @@ def test_every_part_has_its_place() -> None:
     assert {part(file) for file in FILES} == set(ORDER)
 
 
-@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(ROOT)))
+@pytest.mark.parametrize("file", FILES, ids=name)
 def test_no_import_runs_upwards(file: Path) -> None:
     place = ORDER.index(part(file))
     above = [module for module in imported(file) if (found := own(module)) and ORDER.index(found) > place]
@@ -80,3 +84,20 @@ def test_numerics_do_not_import_gpytorch(folder: str) -> None:
     assert not found & {"gpytorch", "botorch"}
     # Whose errors and jitter the exact path shares.
     assert folder == "solvers" or "linear_operator" not in found
+
+
+# Modules, whose numbers are made where the host's own are; torch_modes.on_host is around them.
+MODULES = {"logdet/network.py", "rangeformer/embedding.py", "sklearn/host_kernels.py"}
+MAKERS = {
+    *("zeros", "ones", "empty", "full", "arange", "tensor", "linspace", "logspace", "eye", "rand", "randn", "randint"),
+    *("randperm", "sparse_csr_tensor", "sparse_coo_tensor", "tril_indices", "triu_indices", "empty_strided", "asarray"),
+}
+
+
+@pytest.mark.parametrize("file", [file for file in FILES if part(file) != "lab"], ids=name)
+def test_every_tensor_is_made_on_a_device_that_is_named(file: Path) -> None:
+    """Not where ``torch.set_default_device`` says."""
+    calls = [node for node in ast.walk(ast.parse(file.read_text("utf-8"))) if isinstance(node, ast.Call)]
+    made = [call for call in calls if ast.unparse(call.func) in {f"torch.{maker}" for maker in MAKERS}]
+    nowhere = [call.lineno for call in made if not {"device", "out"} & {keyword.arg for keyword in call.keywords}]
+    assert nowhere == [] or name(file) in MODULES, f"{file}: give these a device"

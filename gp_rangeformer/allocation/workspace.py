@@ -115,7 +115,7 @@ def shortage(demand: Demand, n: int, device: torch.device) -> str | None:
 def _let_malloc_keep() -> None:
     """Keep up to 64 MiB of freed memory in the heap: a block, never written to, is mapped and freed. Elsewhere than
     with glibc nothing changes."""
-    torch.empty(_LARGEST_COUNTED, dtype=torch.uint8)
+    torch.empty(_LARGEST_COUNTED, dtype=torch.uint8, device="cpu")
 
 
 def _take(size: int) -> _Block:

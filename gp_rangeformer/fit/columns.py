@@ -89,7 +89,7 @@ def _jacobian(output: Tensor, tensors: Sequence[Tensor]) -> Float64[Tensor, "m p
     """Of a few numbers."""
     count, size = output.numel(), sum(tensor.numel() for tensor in tensors)
     if not output.requires_grad:
-        return torch.zeros(count, size, dtype=torch.float64)
+        return torch.zeros(count, size, dtype=torch.float64, device="cpu")
     units = torch.eye(count, dtype=output.dtype, device=output.device).reshape(count, *output.shape)
     found = torch.autograd.grad(output, tensors, units, retain_graph=True, allow_unused=True, is_grads_batched=True)
     parts = [

@@ -196,7 +196,7 @@ class _Fit:
         """Where nested subsets lead; ``start`` where there are none, or one fails."""
         n, phi = self._mll.model.train_targets.shape[-1], start
         sizes = [size for size in level_sizes(n) if size >= self._levels] if can_be_thinned(self._mll) else []
-        order = torch.randperm(n, generator=torch.Generator().manual_seed(self._seed))
+        order = torch.randperm(n, generator=torch.Generator().manual_seed(self._seed), device="cpu")
         anchor = Anchor(phi, _LEVEL_DEVIATION)
         for size in sizes:
             if self._expired():

@@ -42,7 +42,7 @@ def information(
     if len(others):
         # What is half of the covariance's part once the mean has followed has this for its part beside it.
         within = within + 0.5 * across @ torch.linalg.pinv(inner, hermitian=True) @ across.mT
-    matrix = torch.zeros(size, size, dtype=torch.float64)
+    matrix = torch.zeros(size, size, dtype=torch.float64, device="cpu")
     matrix[own.unsqueeze(1), own] += within
     matrix[own.unsqueeze(1), others] += across
     matrix[others.unsqueeze(1), own] += across.mT

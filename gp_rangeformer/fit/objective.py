@@ -195,7 +195,7 @@ class Objective:
         else:
             columns = _scaled(analytic, slopes.to(device))
         mean = -derivatives(observation.rhs.squeeze(-1), tensors) * slopes.to(device)
-        return Seen(observation, columns, mean, torch.zeros(len(phi), dtype=torch.bool))
+        return Seen(observation, columns, mean, torch.zeros(len(phi), dtype=torch.bool, device="cpu"))
 
     def _measure_room(self, found: Evaluated, slopes: Float64[Tensor, " p"]) -> None:
         assert found.seen is not None
@@ -251,7 +251,8 @@ class Objective:
             else [None] * len(tensors)
         )
         parts = [
-            torch.full((tensor.numel(),), gradient is not None) for tensor, gradient in zip(tensors, found, strict=True)
+            torch.full((tensor.numel(),), gradient is not None, device="cpu")
+            for tensor, gradient in zip(tensors, found, strict=True)
         ]
         return torch.cat(parts)
 
@@ -259,7 +260,7 @@ class Objective:
         logdet = observation.evaluation.logdet
         if not isinstance(logdet, LogDet) or not logdet.samples:
             return None
-        return -0.5 * torch.tensor(logdet.samples, dtype=torch.float64) / self.points
+        return -0.5 * torch.tensor(logdet.samples, dtype=torch.float64, device="cpu") / self.points
 
     def _product(self, phi: Float64[Tensor, " p"], vector: Tensor) -> Float64[Tensor, " n"]:
         """A(phi) v through the model itself. It leaves the parameters at ``phi``."""
@@ -277,7 +278,7 @@ class Objective:
     def _prior_curvature(self, slopes: Float64[Tensor, " p"], bends: Float64[Tensor, " p"]) -> Float64[Tensor, "p p"]:
         """Of minus the log prior, per point."""
         size = self.parameters.size
-        matrix = torch.zeros(size, size, dtype=torch.float64)
+        matrix = torch.zeros(size, size, dtype=torch.float64, device="cpu")
         logs = [log for log in self._log_priors() if log.requires_grad]  # not those that are flat, or of what is fixed
         if not logs:
             return matrix

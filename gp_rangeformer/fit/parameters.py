@@ -114,7 +114,7 @@ class FreeParameters:
     def unbounded(self) -> Bool[Tensor, " p"]:
         """The numbers that phi holds as they are stored."""
         parts = [
-            torch.full((entry.raw.numel(),), entry.constraint is None and math.isinf(entry.lower))
+            torch.full((entry.raw.numel(),), entry.constraint is None and math.isinf(entry.lower), device="cpu")
             for entry in self._entries
         ]
         return torch.cat(parts)
@@ -169,7 +169,7 @@ class FreeParameters:
 
     def held_by_bounds(self, phi: Float64[Tensor, " p"], gradient: Float64[Tensor, " p"]) -> Bool[Tensor, " p"]:
         """Those of them off which ``gradient`` leads, back between the bounds."""
-        found = torch.zeros(self.size, dtype=torch.bool)
+        found = torch.zeros(self.size, dtype=torch.bool, device="cpu")
         for place, side, _ in self._bounds_met(phi):
             found[place] = bool(side * gradient[place] > 0)
         return found

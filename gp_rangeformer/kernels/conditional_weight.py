@@ -77,7 +77,7 @@ class ConditionalWeight:
         found = []
         for argument, one, other in zip(arguments, cross.gradients(), within.gradients(), strict=True):
             if argument.dim() == 2:
-                total = torch.zeros(argument.shape, dtype=torch.float64)
+                total = torch.zeros(argument.shape, dtype=torch.float64, device="cpu")
                 total[everything] = one
                 total[self.order] += other
             else:

@@ -67,14 +67,14 @@ class SpectralFeatures:
         waves = [term for term in terms if term.leaves]
         constant = math.fsum(term.variance for term in terms if not term.leaves)
         total = math.fsum(term.variance for term in waves)
-        frequencies, variances = [torch.zeros(0, reading.width, dtype=torch.float64)], []
+        frequencies, variances = [torch.zeros(0, reading.width, dtype=torch.float64, device="cpu")], []
         for term in waves:
             share = 0.5 / len(waves) + 0.5 * term.variance / total
             own, weights = _frequencies(term, max(1, round(share * features / 2)), reading.width, generator)
             frequencies.append(own)
             variances.append(term.variance * weights)
         device = arguments[0].device
-        joined = torch.cat(variances) if variances else torch.zeros(0, dtype=torch.float64)
+        joined = torch.cat(variances) if variances else torch.zeros(0, dtype=torch.float64, device="cpu")
         return cls(torch.cat(frequencies).to(device), joined.to(device), constant)
 
 
@@ -87,7 +87,7 @@ class RandomFunctions:
 
     def __init__(self, features: SpectralFeatures, count: int, generator: torch.Generator, dtype: torch.dtype) -> None:
         p, device = len(features.variances), features.variances.device
-        weights = torch.randn(2 * p + 1, count, generator=generator, dtype=torch.float64).to(device)
+        weights = torch.randn(2 * p + 1, count, generator=generator, dtype=torch.float64, device="cpu").to(device)
         deviations = features.variances.sqrt().repeat(2)[:, None]
         self._hold(
             features.frequencies.to(dtype),
@@ -208,7 +208,7 @@ def _frequencies(
     levels = uniform[:, own:].pow(emphasis).clamp_min(_LAST_LEVEL)
     weights = uniform[:, own:].prod(1).pow(emphasis - 1)
     normal = torch.special.ndtri(uniform[:, :own])
-    frequencies = torch.zeros(count, width, dtype=torch.float64)
+    frequencies = torch.zeros(count, width, dtype=torch.float64, device="cpu")
     at, level = 0, 0
     for leaf in term.leaves:
         directions = torch.nn.functional.normalize(normal[:, at : at + leaf.dimensions], dim=1, eps=0)
@@ -220,10 +220,12 @@ def _frequencies(
 
 def _uniform(count: int, dimensions: int, generator: torch.Generator) -> Float64[Tensor, "p d"]:
     """Points of a unit cube, away from its sides: each uniform, all of them evenly spread."""
-    seed = int(torch.randint(2**31, (1,), generator=generator))
+    seed = int(torch.randint(2**31, (1,), generator=generator, device="cpu"))
     if dimensions > _MOST_SOBOL:
         own = torch.Generator().manual_seed(seed)
-        return torch.rand(count, dimensions, generator=own, dtype=torch.float64).clamp_min(0.5 * _RESOLUTION)
+        return torch.rand(count, dimensions, generator=own, dtype=torch.float64, device="cpu").clamp_min(
+            0.5 * _RESOLUTION
+        )
     # Given a seed, the engine draws from a generator of its own.
     engine = torch.quasirandom.SobolEngine(dimensions, scramble=True, seed=seed)
     return engine.draw(count, dtype=torch.float64) + 0.5 * _RESOLUTION

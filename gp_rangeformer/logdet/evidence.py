@@ -83,7 +83,7 @@ def given_points(n: int) -> int:
 def sample_points(n: int, generator: torch.Generator) -> Int[Tensor, " b"]:
     """Indices of distinct random points: those that learning curves are given, then those whose curves they are."""
     asked = min(n // 4, max(_ASKED, n // 8))
-    return torch.randperm(n, generator=generator)[: given_points(n) + asked]
+    return torch.randperm(n, generator=generator, device="cpu")[: given_points(n) + asked]
 
 
 def tail_evidence(
@@ -183,7 +183,9 @@ def _whitened(
 def _levels(count: int, device: torch.device) -> Float64[Tensor, "levels c"]:
     """Ones where a learning curve has seen a given point, for every level but the first, at which it has seen none."""
     seen = [max(1, count * level // LEVELS[-1]) for level in LEVELS[1:]]
-    return torch.tensor([[float(k < number) for k in range(count)] for number in seen], dtype=torch.float64).to(device)
+    return torch.tensor(
+        [[float(k < number) for k in range(count)] for number in seen], dtype=torch.float64, device="cpu"
+    ).to(device)
 
 
 def moment_evidence(

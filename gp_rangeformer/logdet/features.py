@@ -75,7 +75,7 @@ def ordered_scalars(values: Mapping[str, SupportsFloat]) -> Float64[Tensor, " f"
     """
     if unknown := values.keys() - set(SCALARS):
         raise KeyError(f"no place among the scalars for {', '.join(sorted(unknown))}")
-    return torch.tensor([float(values[name]) for name in SCALARS], dtype=torch.float64)
+    return torch.tensor([float(values[name]) for name in SCALARS], dtype=torch.float64, device="cpu")
 
 
 def ordered_tokens(

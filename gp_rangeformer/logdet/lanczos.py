@@ -78,7 +78,7 @@ def lanczos_logdet(
     current = basis[:, 0].copy_(probe_vectors.mT).div_(n**0.5)
     alphas: list[Tensor] = []
     betas: list[Tensor] = []
-    gauss = radau = torch.zeros(p, dtype=torch.float64)
+    gauss = radau = torch.zeros(p, dtype=torch.float64, device="cpu")
     below = preconditioner.least_ritz_value(system) > 0
     # Of the standard error over the probes: a bracket that no longer matters. The node of the second is pessimistic.
     enough = 0.1 if below else 0.3
@@ -182,7 +182,7 @@ def _brackets(alphas: list[Tensor], betas: list[Tensor], end: float | None) -> t
     negligible = shifted.abs() <= k * torch.finfo(torch.float64).eps * shifted.abs().amax(-1, keepdim=True)
     inverse = torch.where(negligible, 0, 1 / torch.where(negligible, 1, shifted))
     delta = off[:, -1].square() * (vectors[:, -1].square() * inverse).sum(-1)
-    extended = torch.zeros(p, k + 1, k + 1, dtype=torch.float64)
+    extended = torch.zeros(p, k + 1, k + 1, dtype=torch.float64, device="cpu")
     extended[:, :k, :k] = tridiagonal
     extended[:, k, k - 1] = extended[:, k - 1, k] = off[:, -1]
     extended[:, k, k] = end + delta

@@ -75,7 +75,7 @@ class GradientCheck:
 
     def _place(self, quadratic: float) -> Float64[Tensor, " h"]:
         """Of other targets the gradient is another one, and the same error another share of it."""
-        targets = torch.tensor([max(quadratic, _SMALLEST)], dtype=torch.float64).log()
+        targets = torch.tensor([max(quadratic, _SMALLEST)], dtype=torch.float64, device="cpu").log()
         noise, *parameters = self.numbers()
         places = [noise.double().mean().log(), *(parameter.abs().log().double() for parameter in parameters)]
         return torch.cat([targets, *(place.reshape(-1) for place in places)])

@@ -56,7 +56,7 @@ def _pulled(outputs: list[Tensor], inputs: list[Tensor], gradients: list[Tensor]
 
 def _flat(parts: list[Tensor]) -> Float64[Tensor, " h"]:
     if not parts:
-        return torch.zeros(0, dtype=torch.float64)
+        return torch.zeros(0, dtype=torch.float64, device="cpu")
     return torch.cat([part.detach().double().reshape(-1) for part in parts]).cpu()
 
 

@@ -49,7 +49,7 @@ class Landmarks:
 
 def uniform_landmarks(system: LinearSystem, rank: int, generator: torch.Generator) -> Landmarks:
     """``rank`` distinct points, each as likely as any other. O(n)."""
-    index = torch.randperm(system.size, generator=generator)[: min(rank, system.size)]
+    index = torch.randperm(system.size, generator=generator, device="cpu")[: min(rank, system.size)]
     return Landmarks(index.to(system.device), rank)
 
 

@@ -70,6 +70,6 @@ def find_neighbours(points: FusedKernel, landmarks: Landmarks, count: int, gener
     :param count: neighbours of a point, at most 255.
     """
     device = points.arguments[0].device
-    shuffled = torch.randperm(points.n, generator=generator).to(device)
+    shuffled = torch.randperm(points.n, generator=generator, device="cpu").to(device)
     order = shuffled[~torch.isin(shuffled, landmarks.index)]
     return Neighbours(landmarks, order, SparsePattern(ordered_points(points, order).nearest(count)))

@@ -45,7 +45,7 @@ def residual_error(
         return np.zeros_like(unit)
     m = len(unit)
     generator = torch.Generator().manual_seed(m)
-    drawn = torch.randn(m, _COMBINATIONS, generator=generator, dtype=torch.float64)
+    drawn = torch.randn(m, _COMBINATIONS, generator=generator, dtype=torch.float64, device="cpu")
     weights = (drawn / torch.from_numpy(np.where(unit > 0, unit, 1.0)).unsqueeze(1)).to(rhs.device)
     off = (rhs.double() - residual.double()) @ weights - system.wide_matmul(solution.double() @ weights)
     (seen,) = to_host((off.square().sum(0).mean() / m).sqrt())

@@ -105,7 +105,7 @@ def _product(rows: _Rows, numbers: Tensor, vectors: Tensor) -> Tensor:
     n = len(vectors)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
-        matrix = torch.sparse_csr_tensor(rows.starts, rows.columns.long(), numbers, size=(n, n))
+        matrix = torch.sparse_csr_tensor(rows.starts, rows.columns.long(), numbers, size=(n, n), device=vectors.device)
         return matrix @ vectors
 
 

@@ -62,7 +62,9 @@ def sample_paths(model: torch.nn.Module, count: int, *, features: int = FEATURES
         spectrum = SpectralFeatures.draw(prior.expression, arguments, features, generator)
         functions = RandomFunctions(spectrum, count, generator, prior.dtype)
         n = len(prior.points)
-        unit = torch.randn(n, count, generator=generator, dtype=torch.float64).to(prior.device, prior.dtype)
+        unit = torch.randn(n, count, generator=generator, dtype=torch.float64, device="cpu").to(
+            prior.device, prior.dtype
+        )
         with settings.rangeformer():
             fitted = fitted_model(strategy_of(model))
             values = functions(coordinates(arguments, n))

@@ -43,7 +43,7 @@ class RangeEmbedding(nn.Module):
     def codes(self, operator: MatrixOperator, generator: torch.Generator | None = None) -> Float[Tensor, "b n d"]:
         """Fresh Gaussian codes; drawn on the CPU, so that a seed means the same on every device."""
         shape = (operator.batch, operator.size, self.dim)
-        return torch.randn(shape, generator=generator).to(self.like)
+        return torch.randn(shape, generator=generator, device="cpu").to(self.like)
 
     def forward(self, operator: MatrixOperator, codes: Float[Tensor, "b n d"]) -> Embedded:
         return embed(operator, codes)

@@ -80,7 +80,8 @@ def choose(
     :param unfinished: has those that were fitted before an interrupt, and keeps the others.
     :raises FitError: none of the fits came to an end.
     """
-    rows = torch.randperm(len(y), generator=torch.Generator().manual_seed(seed))[:MOST_ROWS].sort().values.to(x.device)
+    drawn = torch.randperm(len(y), generator=torch.Generator().manual_seed(seed), device="cpu")
+    rows = drawn[:MOST_ROWS].sort().values.to(x.device)
     whole = len(rows) == len(y)
     found: list[tuple[Candidate, Fitted | None]] = []
     for start in starts:

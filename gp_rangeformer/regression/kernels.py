@@ -71,10 +71,10 @@ class DecayingPeriodicKernel(Kernel):
     def __init__(self, period: float, decay: float) -> None:
         super().__init__()
         self.drift = RBFKernel()
-        self.drift.lengthscale = torch.tensor(decay)
+        self.drift.lengthscale = torch.tensor(decay, device="cpu")
         self.cycle = PeriodicKernel()
-        self.cycle.lengthscale = torch.tensor(1.0)
-        self.cycle.period_length = torch.tensor(period)
+        self.cycle.lengthscale = torch.tensor(1.0, device="cpu")
+        self.cycle.period_length = torch.tensor(period, device="cpu")
         # Over 34 cycles a period that is off by 1 % is out of phase, and one Adam step of 0.1 changes it by 10 %.
         self.cycle.raw_period_length.requires_grad_(False)
 
@@ -152,13 +152,13 @@ def _trend_seasonal(year: float) -> Covariance:
     """Rasmussen & Williams (2006), section 5.4.3: long trend, drifting year, medium-term irregularities."""
     trend, medium = RBFKernel(), RQKernel()
     # Their trend's optimum, 67 years; with 50 the forecast bends down after four.
-    trend.lengthscale = torch.tensor(70 * year)
-    medium.lengthscale = torch.tensor(year)
+    trend.lengthscale = torch.tensor(70 * year, device="cpu")
+    medium.lengthscale = torch.tensor(year, device="cpu")
     parts = (ScaleKernel(trend), ScaleKernel(DecayingPeriodicKernel(year, decay=40 * year)), ScaleKernel(medium))
     # Variances in units of the standardised target. A larger trend forecasts as well, but what float32 can certify
     # depends on the ratio of the largest variance to the noise.
     for part, variance in zip(parts, (1.0, 0.05, 0.01), strict=True):
-        part.outputscale = torch.tensor(variance)
+        part.outputscale = torch.tensor(variance, device="cpu")
     # 1.4 ppm of CO2 at the start instead of 12: the seasonal swing must not look like noise.
     return Covariance(TREND_SEASONAL, parts[0] + parts[1] + parts[2], ("trend", "season", "medium"), noise=0.01)
 
@@ -192,7 +192,7 @@ def build(train_x: Tensor, train_y: Tensor, start: Covariance, smallest_noise: f
     smallest = None if smallest_noise is None else gpytorch.constraints.GreaterThan(smallest_noise)
     likelihood = gpytorch.likelihoods.GaussianLikelihood(noise_constraint=smallest)
     if start.noise is not None:
-        likelihood.noise = torch.tensor(start.noise)
+        likelihood.noise = torch.tensor(start.noise, device="cpu")
     model = Regression(train_x, train_y, likelihood, copy.deepcopy(start.kernel), start.part_names)
     return model.to(dtype=train_x.dtype, device=train_x.device)
 

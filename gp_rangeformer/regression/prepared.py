@@ -47,7 +47,7 @@ def prepared(frame: pd.DataFrame, target: str, drop: Sequence[str], encode: Enco
     raw_x = columns.encoded(found.frame)
     targets = as_numbers(column_of(found.frame, target), "number")
     check_digits(target, targets)
-    raw_y = torch.tensor(targets)[:, None]
+    raw_y = torch.tensor(targets, device="cpu")[:, None]
     inputs, outputs = Scaling.of(raw_x), Scaling.of(raw_y)
     if float(outputs.scale) == 0:
         constantly = f"{float(outputs.mean):g}, over the {len(raw_y)} training rows"

@@ -31,7 +31,7 @@ def inverse_squares(kernel: Kernel, d: int) -> Tensor:
     with torch.no_grad():
         if not any(part.has_lengthscale for part in kernel.modules() if isinstance(part, Kernel)):
             raise ValueError(f"{type(kernel).__name__} has no length-scale: it does not say how much an input matters")
-        return _part(kernel, torch.arange(d), d)[1]
+        return _part(kernel, torch.arange(d, device="cpu"), d)[1]
 
 
 def _part(kernel: Any, inputs: Tensor, d: int, selects: bool = True) -> tuple[float, Tensor]:
@@ -46,12 +46,12 @@ def _part(kernel: Any, inputs: Tensor, d: int, selects: bool = True) -> tuple[fl
         kernel = ProductKernel(kernel.drift, kernel.cycle)
     if isinstance(kernel, AdditiveKernel | ProductKernel):
         parts = [_part(part, inputs, d) for part in kernel.kernels]
-        weights = torch.tensor([weight for weight, _ in parts], dtype=torch.float64)
+        weights = torch.tensor([weight for weight, _ in parts], dtype=torch.float64, device="cpu")
         squares = torch.stack([squares for _, squares in parts])
         if isinstance(kernel, ProductKernel):
             return float(weights.prod()), squares.sum(dim=0)
         return float(weights.sum()), weights @ squares / weights.sum()
-    found = torch.zeros(d, dtype=torch.float64)
+    found = torch.zeros(d, dtype=torch.float64, device="cpu")
     if isinstance(kernel, LinearKernel):
         # Inputs are standardised: each adds its variance to that of the function.
         slopes = kernel.variance.detach().double().cpu().reshape(-1).expand(len(inputs))

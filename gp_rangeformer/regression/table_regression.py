@@ -30,6 +30,7 @@ from gp_rangeformer.regression.rows import Encode, Missing, check_option
 from gp_rangeformer.regression.saved import State, description_of, restored, tensors_of
 from gp_rangeformer.regression.unfinished import Unfinished
 from gp_rangeformer.regression.words import in_words
+from gp_rangeformer.torch_modes import on_host
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -73,6 +74,7 @@ class TableRegression:
         return str(self.gp.train_targets.device)
 
     @classmethod
+    @on_host()
     def fit(
         cls,
         frame: pd.DataFrame,
@@ -140,6 +142,7 @@ class TableRegression:
             )
         )  # fmt: skip
 
+    @on_host()
     def predict(self, frame: pd.DataFrame, callback: Callable[[int, int], None] | None = None) -> pd.DataFrame:
         """``mean``, ``sd`` (of an observation, noise included), ``lower95`` and ``upper95`` for every row, in the
         target's unit and with the rows' index.
@@ -168,7 +171,7 @@ class TableRegression:
     def _predicted(self, x: Tensor, callback: Callable[[int, int], None] | None) -> Tensor:
         """Mean and deviation of every row, standardised, t x 2 in float64."""
         self.gp.eval()
-        found, done = torch.empty(len(x), 2, dtype=torch.float64), 0
+        found, done = torch.empty(len(x), 2, dtype=torch.float64, device="cpu"), 0
         with _quietly(), settings.rangeformer(), settings.exact_size(1), torch.no_grad():
             for rows in _asked_together(x):
                 prediction = self.gp.likelihood(self.gp(x[rows]))
@@ -178,6 +181,7 @@ class TableRegression:
                     callback(done, len(x))
         return found
 
+    @on_host()
     def relevance(self) -> pd.Series:
         """How much each column matters, ranked: 1 / length-scale, the length-scale in standard deviations of the
         column.
@@ -194,6 +198,7 @@ class TableRegression:
         found = {name: float(squares[where].sum().sqrt()) for name, where in self.columns.slices.items()}
         return pd.Series(found, name="relevance").sort_values(ascending=False, kind="stable")
 
+    @on_host()
     def leave_one_out(self) -> LeaveOneOut:
         """Of the training rows, in the target's unit, else as :func:`gp_rangeformer.predict.leave_one_out`.
 
@@ -215,6 +220,7 @@ class TableRegression:
             log_density=found.log_density - np.log(scale),
         )
 
+    @on_host()
     def training_frame(self) -> pd.DataFrame:
         """The rows that it was fitted to, columns and target in their own units, to rounding."""
         x, y = self.gp.train_inputs[0].detach().cpu(), self.gp.train_targets.detach().cpu()
@@ -249,6 +255,7 @@ class TableRegression:
             self._state.unfinished.remove()
 
     @classmethod
+    @on_host()
     def load(cls, folder: str | Path, *, kernel: Kernel | None = None, device: str = "cpu") -> TableRegression:
         """What :meth:`save` wrote.
 

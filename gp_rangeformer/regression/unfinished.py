@@ -132,7 +132,7 @@ def parameters_from_json(gp: Regression, content: Mapping[str, Any]) -> None:
     """Into ``gp``, exactly."""
     with torch.no_grad():
         for name, parameter in gp.named_parameters():
-            parameter.copy_(torch.tensor(content[name], dtype=parameter.dtype))
+            parameter.copy_(torch.tensor(content[name], dtype=parameter.dtype, device="cpu"))
 
 
 def _key(start: Covariance) -> str:

@@ -76,7 +76,7 @@ class Posterior:
             mean = torch.stack([each.mean for each in found], -1) if self._training.y.ndim > 1 else found[0].mean
             second, white = None, evaluate(self._kernel.white).to(mean)
             if covariance:
-                second = found[0].lazy_covariance_matrix.to_dense() + white * torch.eye(len(x)).to(mean)
+                second = found[0].lazy_covariance_matrix.to_dense() + white * torch.eye(len(x), device="cpu").to(mean)
             elif variance:
                 prior: Any = self.mll.model.covariance(points, diag=True)
                 own = found[0].lazy_covariance_matrix.diagonal(dim1=-1, dim2=-2)

@@ -33,6 +33,7 @@ from gp_rangeformer.sklearn.supported import KernelError, check_kernel, variance
 from gp_rangeformer.sklearn.targets import for_outputs, targets_of
 from gp_rangeformer.sklearn.training import Training
 from gp_rangeformer.sklearn.translation import Translated, translate
+from gp_rangeformer.torch_modes import on_host
 
 
 class RangeFormerRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
@@ -101,6 +102,7 @@ class RangeFormerRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
         self.solver = solver
         self.device = device
 
+    @on_host()
     def fit(self, X: Any, y: Any) -> RangeFormerRegressor:
         """Learn the kernel's hyperparameters, and what predictions need.
 
@@ -184,6 +186,7 @@ class RangeFormerRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
         self.noise_level_ = posterior.white
         self.log_marginal_likelihood_value_ = self._posterior.log_likelihood()
 
+    @on_host()
     def predict(self, X: Any, return_std: bool = False, return_cov: bool = False) -> Any:
         """Means at t points, t or t x q; with ``return_std`` also standard deviations of the same shape, with
         ``return_cov`` also covariances, t x t or t x t x q. Before ``fit``: of the prior.
@@ -228,6 +231,7 @@ class RangeFormerRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
         drawn = [rng.multivariate_normal(mean[:, j], covariance[..., j], n_samples).T for j in outputs]
         return np.stack(drawn, axis=1)
 
+    @on_host()
     def log_marginal_likelihood(
         self, theta: ArrayLike | None = None, eval_gradient: bool = False, clone_kernel: bool = True
     ) -> Any:
@@ -284,6 +288,7 @@ class RangeFormerRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
         state: Any = super().__getstate__()
         return {name: value for name, value in state.items() if name != "_posterior"}
 
+    @on_host()
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         if self.__sklearn_is_fitted__():

@@ -64,9 +64,9 @@ def translate(kernel: sk.Kernel, columns: int, *, fit: bool) -> Translated:
 
 def evaluate(polynomial: Polynomial) -> Tensor:
     """Its value, in the graph of its parameters; 0 for none."""
-    total = torch.zeros(())
+    total = torch.zeros((), device="cpu")
     for numbers in polynomial:
-        term = torch.ones(())
+        term = torch.ones((), device="cpu")
         for module, name in numbers:
             term = term * getattr(module, name).reshape(())
         total = total + term
@@ -171,7 +171,8 @@ class _Translation:
         shape = getattr(module, f"raw_{own_name}").shape
 
         def shaped(values: Any) -> Tensor:
-            return torch.tensor(np.broadcast_to(np.asarray(values, np.float64), shape.numel())).reshape(shape)
+            numbers = np.broadcast_to(np.asarray(values, np.float64), shape.numel())
+            return torch.tensor(numbers, device="cpu").reshape(shape)
 
         hyperparameter, value = getattr(kernel, f"hyperparameter_{name}"), shaped(getattr(kernel, name))
         bounds = torch.zeros_like(value), torch.full_like(value, math.inf)

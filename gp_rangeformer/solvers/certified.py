@@ -259,7 +259,9 @@ class Certified:
         drawn = []
         for number, start in enumerate(range(0, count, self.num_probes)):
             generator = torch.Generator().manual_seed(self.seed + 1 + _SEEDS * number)
-            signs = torch.randint(0, 2, (system.size, self.num_probes), generator=generator, dtype=torch.int8)
+            signs = torch.randint(
+                0, 2, (system.size, self.num_probes), generator=generator, dtype=torch.int8, device="cpu"
+            )
             drawn.append(signs[:, : count - start])
         signs = drawn[0] if len(drawn) == 1 else torch.cat(drawn, dim=1)
         return signs.to(device=system.device, dtype=system.dtype).mul_(2).sub_(1)

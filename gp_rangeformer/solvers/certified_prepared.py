@@ -101,7 +101,7 @@ class CertifiedPrepared:
         (reach,) = to_host((rhs.double() * own.solve(rhs).double()).sum(0))
         found = block_cg(
             self.system, own, torch.zeros_like(rhs), rhs,
-            stop_norm=torch.full(rhs.shape[1:], math.inf, dtype=torch.float64),
+            stop_norm=torch.full(rhs.shape[1:], math.inf, dtype=torch.float64, device="cpu"),
             stop_energy=torch.from_numpy(np.maximum(energy * reach, np.finfo(np.float32).tiny)),
             max_passes=_ROUGH_PASSES,
         )  # fmt: skip
@@ -314,7 +314,7 @@ class CertifiedPrepared:
         n, seed = self.system.size, self.solver.seed + 4
 
         def draw() -> Tensor:
-            order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
+            order = torch.randperm(n, generator=torch.Generator().manual_seed(seed), device="cpu")
             return sample_rows(order.to(landmarks.index.device), landmarks.index)
 
         return self.memory.drawn("rows", (n, seed, landmarks), draw)

@@ -39,12 +39,12 @@ def low_rank_root(
         return None
     root = basis @ (vectors * eigenvalues.rsqrt()).to(basis.dtype)
     generator = torch.Generator().manual_seed(seed)
-    sample = torch.randperm(system.size, generator=generator)[:_VARIANCE_SAMPLES].to(system.device)
+    sample = torch.randperm(system.size, generator=generator, device="cpu")[:_VARIANCE_SAMPLES].to(system.device)
     columns = system.columns(sample).contiguous()
     solution = solve(columns)
     if not solution.converged:
         return None
-    upper = torch.tensor([interval.upper for interval in solution.inv_quad], dtype=torch.float64)
+    upper = torch.tensor([interval.upper for interval in solution.inv_quad], dtype=torch.float64, device="cpu")
     explained = (root.mT @ columns).double().square().sum(0).cpu()
     prior = system.diagonal()[sample].double().cpu()
     noise = system.noise[sample].double().cpu()

@@ -137,8 +137,8 @@ def _no_worse_than_zero(
 def failed(rhs: Float[Tensor, "n m"], reason: Reason, iterations: int, passes: int) -> Solution:
     """Zeros with no evidence, and the reason."""
     m = rhs.shape[1]
-    nothing, unbounded = torch.full((m,), math.inf), [Interval(-math.inf, math.inf)] * m
-    none = torch.zeros(m, dtype=torch.float64)
+    nothing, unbounded = torch.full((m,), math.inf, device="cpu"), [Interval(-math.inf, math.inf)] * m
+    none = torch.zeros(m, dtype=torch.float64, device="cpu")
     return Solution(torch.zeros_like(rhs), nothing, none, unbounded, iterations, passes, reason)
 
 

@@ -80,7 +80,7 @@ def certified_variances(
         if found is None:
             return None
         intervals += found
-    ends = torch.tensor([(interval.lower, interval.upper) for interval in intervals], dtype=torch.float64)
+    ends = torch.tensor([(interval.lower, interval.upper) for interval in intervals], dtype=torch.float64, device="cpu")
     lower, upper = ends.clamp_min(0).unbind(1)
     error = float(((upper - lower) / (lower + noise)).max()) / 2 if noise > 0 else math.inf
     value = ((lower + upper) / 2).to(cross.device)

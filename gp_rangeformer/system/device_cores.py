@@ -174,7 +174,7 @@ def _fit(images: Tensor, wanted: Tensor, norm: Tensor, rcond: float) -> Tensor:
 
 def _example_block() -> Tensor:
     """33 columns, as many as a step of 32 probes has; one depends on others."""
-    made = torch.randn(200, 33, generator=torch.Generator().manual_seed(0))
+    made = torch.randn(200, 33, generator=torch.Generator().manual_seed(0), device="cpu")
     made[:, 3] = made[:, 0] - 2 * made[:, 2]
     return made
 
@@ -182,28 +182,28 @@ def _example_block() -> Tensor:
 def _example_core() -> tuple[Tensor, Tensor, Tensor]:
     """A Gram matrix, coefficients and a status."""
     wide = _example_block().double()
-    return wide.mT @ wide, torch.eye(33, dtype=torch.float64), new_status(wide)
+    return wide.mT @ wide, torch.eye(33, dtype=torch.float64, device="cpu"), new_status(wide)
 
 
 def _conjugate_example() -> operations.Arguments:
     gram, coefficients, status = _example_core()
-    return [torch.stack([gram, torch.eye(33, dtype=torch.float64)]), coefficients, status, torch.float32]
+    return [torch.stack([gram, torch.eye(33, dtype=torch.float64, device="cpu")]), coefficients, status, torch.float32]
 
 
 def _orthonormalise_example() -> operations.Arguments:
     gram, coefficients, status = _example_core()
-    products, shares = torch.cat([gram, 2 * gram], dim=1), torch.full((2, 33), 0.3, dtype=torch.float64)
-    return [products.unsqueeze(0), coefficients, torch.ones(33), shares, status, torch.float32]
+    products, shares = torch.cat([gram, 2 * gram], dim=1), torch.full((2, 33), 0.3, dtype=torch.float64, device="cpu")
+    return [products.unsqueeze(0), coefficients, torch.ones(33, device="cpu"), shares, status, torch.float32]
 
 
 def _column_sums_example() -> operations.Arguments:
     made = _example_block()
-    return [made, made.flip(0), made.double(), made.flip(1), torch.tensor(0.3).expand(200)]
+    return [made, made.flip(0), made.double(), made.flip(1), torch.tensor(0.3, device="cpu").expand(200)]
 
 
 def _fit_example() -> operations.Arguments:
     made = _example_block()
-    return [made[:96].reshape(6, 16, 33), made[100:116], torch.ones(33), 1e-6]
+    return [made[:96].reshape(6, 16, 33), made[100:116], torch.ones(33, device="cpu"), 1e-6]
 
 
 def _wide_gram_example() -> operations.Arguments:

@@ -118,7 +118,7 @@ def _numbers(floor: float, tiny: float, device: torch.device) -> Tensor:
     """A tensor, because a Python number would reach a Triton kernel in single precision; made once."""
     key = floor, tiny, device
     if key not in _known:
-        _known[key] = torch.tensor([floor, tiny], dtype=torch.float64).to(device)
+        _known[key] = torch.tensor([floor, tiny], dtype=torch.float64, device="cpu").to(device)
     return _known[key]
 
 

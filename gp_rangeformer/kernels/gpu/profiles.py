@@ -34,7 +34,7 @@ def numbers_of(kind: Kind, alpha: float | None, unresolved: float, like: Tensor)
     """What a profile depends on, in dtype and on the device of ``like``. A tensor, because a Python number would reach
     a Triton kernel in single precision."""
     numbers = (_RATES.get(kind, 1.0), 1.0 if alpha is None else alpha, unresolved)
-    return torch.tensor(numbers, dtype=torch.float64).to(like.device, like.dtype)
+    return torch.tensor(numbers, dtype=torch.float64, device="cpu").to(like.device, like.dtype)
 
 
 @triton.jit

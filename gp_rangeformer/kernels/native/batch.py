@@ -82,7 +82,7 @@ class NativeBatch:
         self._layout = layout = _layout(expression)
         nodes = len(layout.nodes)
         self._node_array = type(layout.node_array).from_buffer_copy(layout.node_array)
-        self._tables = torch.zeros(2, count, nodes, dtype=torch.float64)
+        self._tables = torch.zeros(2, count, nodes, dtype=torch.float64, device="cpu")
         self._parameters, largest = self._tables.numpy()  # on which single numbers cost less
         self._coordinates: dict[int, Tensor] = {}  # of stationary nodes; the library points into them
         for (number, of_points), argument in zip(layout.places, arguments, strict=True):
@@ -113,7 +113,7 @@ class NativeBatch:
         # A copy of the nodes: another thread may be asking for the same gradients.
         nodes, gradients = type(self._node_array).from_buffer_copy(self._node_array), {}
         for number, coordinates in self._coordinates.items():
-            gradients[number] = torch.zeros(coordinates.shape, dtype=torch.float64)
+            gradients[number] = torch.zeros(coordinates.shape, dtype=torch.float64, device="cpu")
             nodes[number].gradient = gradients[number].data_ptr()
         program = self._program_of(nodes)
         self._pull(*self._common(program), held.data_ptr(), found.data_ptr(), self._threads())

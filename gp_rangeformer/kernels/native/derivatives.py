@@ -28,10 +28,10 @@ def derive(
     nodes = [tiles.argument_nodes[argument] for argument, _, _ in moved]
     coordinates = [coordinate for _, coordinate, _ in moved]
     places = [-1 if with_it is None else next(rows) for _, _, with_it in moved]
-    table = torch.tensor([nodes, coordinates, places], dtype=torch.int32).reshape(3, count)
+    table = torch.tensor([nodes, coordinates, places], dtype=torch.int32, device="cpu").reshape(3, count)
     stacked = torch.stack(partners) if partners else vector.new_empty(0)
     vector = vector.to(dtype).contiguous()
-    out = torch.empty(count + tiles.node_count, n, dtype=torch.float64)
+    out = torch.empty(count + tiles.node_count, n, dtype=torch.float64, device="cpu")
     function = function_for(tiles.library, "derive", dtype)
     function(
         tiles.program, *(row.data_ptr() for row in table), count, stacked.data_ptr(), vector.data_ptr(), out.data_ptr(),

@@ -16,7 +16,7 @@ MOST_NEIGHBOURS = 255  # a block's rows are made in one go
 
 def nearest(tiles: NativeTiles, count: int, first: int) -> Int32[Tensor, "m k"]:
     """As :meth:`~gp_rangeformer.kernels.conditionals.OrderedPoints.nearest`."""
-    out = torch.empty(tiles.size - first, count, dtype=torch.int32)
+    out = torch.empty(tiles.size - first, count, dtype=torch.int32, device="cpu")
     function = function_for(tiles.library, "nearest", tiles.dtype)
     function(tiles.program, first, count, out.data_ptr(), torch.get_num_threads())
     return out
@@ -32,8 +32,8 @@ def condition(
     """As :meth:`~gp_rangeformer.kernels.conditionals.OrderedPoints.condition`."""
     m, k = neighbours.shape
     explained, noise = explained.to(tiles.dtype).contiguous(), noise.to(tiles.dtype).contiguous()
-    rows = torch.empty(m, k + 1, dtype=tiles.dtype)
-    variances = torch.empty(m, dtype=torch.float64)
+    rows = torch.empty(m, k + 1, dtype=tiles.dtype, device="cpu")
+    variances = torch.empty(m, dtype=torch.float64, device="cpu")
     function = function_for(tiles.library, "condition", tiles.dtype)
     function(
         tiles.program, first, neighbours.data_ptr(), k, explained.data_ptr(), explained.shape[1], noise.data_ptr(),

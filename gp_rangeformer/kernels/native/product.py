@@ -120,7 +120,7 @@ def _multiply_widened(
 
 
 def _example() -> operations.Arguments:
-    numbers = torch.randn(35, 300, generator=torch.Generator().manual_seed(0))
+    numbers = torch.randn(35, 300, generator=torch.Generator().manual_seed(0), device="cpu")
     return [numbers[2:], numbers[:2].mT.double()]
 
 

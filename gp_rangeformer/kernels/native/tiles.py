@@ -149,5 +149,5 @@ class NativeTiles:
         node.largest = largest_squared_distance(profile(expression.kind, alpha, 0.0), self.dtype)
 
     def _gradient(self, *shape: int) -> Tensor:
-        self._gradients.append(torch.zeros(shape, dtype=torch.float64))
+        self._gradients.append(torch.zeros(shape, dtype=torch.float64, device="cpu"))
         return self._gradients[-1]
