@@ -160,7 +160,7 @@ def _first_call(contender: Contender, fitted: Fitted, points: Tensor) -> float:
 
 
 def enough(seconds: Sequence[float]) -> bool:
-    """Whether so many runs make a median: five short ones, three of up to ten seconds, one of a longer one."""
+    """Whether so many runs make a median: five short ones, three of up to thirty seconds, one of a longer one."""
     if not seconds:
         return False
     wanted = next((runs for limit, runs in _RUNS.items() if seconds[0] < limit), 1)

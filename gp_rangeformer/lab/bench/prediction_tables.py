@@ -32,7 +32,7 @@ def predictions_grid(cells: Sequence[Cell], plan: Plan, where: str) -> Grid:
                 calls, own = row.at(t), _own(cell, t)
                 texts += [_spent(calls.first, own.first), _spent(calls.second, own.second)]
             most = row.at(plan.t)
-            rows.append((*texts, _peak(most), *_errors(most), _stated(most.stated)))
+            rows.append((*texts, _peak(most), *_errors(most), _says(most)))
     notes = [
         f"s for {plan.t:,}: seconds for means and variances of so many points; first: on a fresh model; then: of as "
         "many other points",
@@ -40,7 +40,9 @@ def predictions_grid(cells: Sequence[Cell], plan: Plan, where: str) -> Grid:
         f"peak MiB, errors: of {plan.t:,} points; peak: of the first call, above what was held before",
         "errors: of means in standard deviations of an observation, the largest; of variances relative to the variance "
         f"of an observation, root mean square and largest; against float64 Cholesky, up to n = {AUDITED:,}",
-        "says: the standard error of the variances, or that they are exact, in the report of a call with the flag",
+        "says: the standard error of the variances, or that they are exact, in the report of a call with the flag; or "
+        "that conjugate gradients warned that they did not converge",
+        _given(plan),
         *_points(cells),
         f"Matern-3/2 with a length-scale per dimension at the optimum, {plan.dtype}, seed {plan.seed}; {where}",
         *_failures(cells),
@@ -58,7 +60,7 @@ def small_grid(cells: Sequence[Cell], plan: Plan, where: str) -> Grid:
                 own = _own(cell, calls.t)
                 spent = _spent(calls.first, own.first), _spent(calls.second, own.second), _peak(calls)
                 rows.append((f"{cell.dataset}, {cell.n:,}", row.name, f"{calls.t:,}", *spent, *_errors(calls)))
-    notes = (f"as above; {plan.dtype}, seed {plan.seed}; {where}", *_points(cells), *_failures(cells))
+    notes = (f"as above; {plan.dtype}, seed {plan.seed}; {where}", _given(plan), *_points(cells), *_failures(cells))
     return Grid("A small model", headers, tuple(rows), notes, keys=3)
 
 
@@ -168,6 +170,21 @@ def _off(found: Errors | None) -> tuple[str, str, str]:
 
 def _stated(value: float | None) -> str:
     return _NONE if value is None else f"+- {_percent(value)}" if value else "exact"
+
+
+def converged(calls: Calls) -> bool:
+    """Whether no conjugate gradients warned that they had not."""
+    return not any("CG terminated" in text for text in calls.warned)
+
+
+def _says(calls: Calls) -> str:
+    return _stated(calls.stated) if converged(calls) else "not converged"
+
+
+def _given(plan: Plan) -> str:
+    if plan.block is None:
+        return "GPyTorch was given all points at once, of which it makes t x t matrices: in blocks it takes less memory"
+    return f"GPyTorch is called in blocks of {plan.block:,} points, where it is not said to get all at once"
 
 
 def _percent(value: float) -> str:

@@ -1,7 +1,8 @@
 """What follows a fit: means and variances, functions, leave-one-out scores; by this package and by others.
 
 The models have converged hyperparameters, where predictions are asked for and systems are worse conditioned than at a
-start. Contenders take turns; each has a fresh model, and nothing is remembered of the one before.
+start. Contenders follow one another, all calls of one before those of the next; each has a fresh model, and nothing is
+remembered of the one before.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from gp_rangeformer.lab.bench.memory import freed_at_once
 from gp_rangeformer.lab.bench.optima import KERNEL
 from gp_rangeformer.lab.bench.peers import Observer
 from gp_rangeformer.lab.bench.prediction_calls import Row, measure_row
-from gp_rangeformer.lab.bench.prediction_contenders import CONTENDERS, FLAG, HOST
+from gp_rangeformer.lab.bench.prediction_contenders import CONTENDERS, FLAG, HOST, HOST_WHOLE
 from gp_rangeformer.lab.bench.prediction_data import Fitted, load_fitted
 from gp_rangeformer.lab.bench.prediction_exact import ExactModel, ExactPredictions
 from gp_rangeformer.lab.bench.prediction_further import NEEDED, Further, measure_further
@@ -43,6 +44,7 @@ class Plan:
     :param t: test points, and ``few``: of the second number of them; ``wide``: of the small model.
     :param paths: functions that are drawn.
     :param threads: of torch.
+    :param block: test points that GPyTorch is given at once; None: all of them, as in files without this number.
     """
 
     t: int
@@ -52,6 +54,7 @@ class Plan:
     dtype: str
     seed: int
     threads: int
+    block: int | None = None
 
     def __post_init__(self) -> None:
         if self.few >= self.t:
@@ -114,15 +117,14 @@ def measure_cell(name: str, fitted: Fitted, plan: Plan, observer: Observer = lam
 
 
 def measure_small(name: str, fitted: Fitted, plan: Plan, observer: Observer = lambda text: None) -> Cell:
-    """A hundred training points and many test points, with the flag and without; at fewer of them too, where the
-    host's matrices of the test points do not fit into memory."""
+    """A hundred training points and many test points, with the flag and without; a quarter of the latter too, which
+    GPyTorch is also given at once."""
     observer(f"{name}, n = {fitted.n}, t = {plan.wide:,}")
-    fitting = plan.wide
-    while not HOST.fits(fitted, fitting):
-        fitting //= 2
-    sizes = (plan.wide,) if fitting == plan.wide else (plan.wide, fitting)
+    sizes = (plan.wide // 4, plan.wide)
     exact = ExactPredictions(ExactModel(fitted), fitted.data.test_x)
-    return _cell(name, fitted, [measure_row(contender, fitted, sizes, exact) for contender in (FLAG, HOST)])
+    rows = [measure_row(contender, fitted, sizes, exact) for contender in (FLAG, HOST)]
+    rows.append(measure_row(HOST_WHOLE, fitted, sizes[:1], exact))
+    return _cell(name, fitted, rows)
 
 
 def measure_more(name: str, fitted: Fitted, plan: Plan, observer: Observer = lambda text: None) -> Further:

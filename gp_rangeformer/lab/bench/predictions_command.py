@@ -21,7 +21,9 @@ def predictions(
     sizes: Annotated[str, typer.Option("--sizes", "--n", help="Training rows, separated by commas.")] = "4000,8000",
     t: Annotated[int, typer.Option("--t", min=2, help="Test points.")] = 10_000,
     few: Annotated[int, typer.Option(min=1, help="Test points of the second number of them.")] = 1000,
-    wide: Annotated[int, typer.Option(min=1, help="Test points of the model of 100 training points.")] = 65_536,
+    wide: Annotated[
+        int, typer.Option(min=4, help="Test points of the model of 100 training points, and a quarter of them.")
+    ] = 65_536,
     paths: Annotated[int, typer.Option(min=1, help="Functions that are drawn from each posterior.")] = 64,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the data and of the paths' evaluation points.")] = 0,
     dtype: Annotated[str, typer.Option(help="float32 or float64; gpflash and scikit-learn: float64.")] = "float32",
@@ -37,12 +39,14 @@ def predictions(
     """Means and variances, functions, leave-one-out scores and further observations of fitted models: seconds, memory
     and errors of the plug-in, GPyTorch, BoTorch, gpflash and scikit-learn.
 
-    Hyperparameters are those of converged fits (matern32). First calls are of fresh models. Who needs more memory than
+    Hyperparameters are those of converged fits (matern32). First calls are of fresh models. GPyTorch is given 1,000
+    points at a time. Who needs more memory than
     is free, or fails, is recorded with the reason.
     """
     import torch
 
     from gp_rangeformer.lab.bench.peer_run import parse_sizes
+    from gp_rangeformer.lab.bench.prediction_contenders import BLOCK
     from gp_rangeformer.lab.bench.prediction_further import Further
     from gp_rangeformer.lab.bench.prediction_tables import (
         further_grid,
@@ -60,7 +64,7 @@ def predictions(
     console, outputs = open_console(), Outputs(json=json, markdown=markdown)
     where = machine.one_line()
     try:
-        plan = Plan(t, few, wide, paths, dtype, seed, torch.get_num_threads())
+        plan = Plan(t, few, wide, paths, dtype, seed, torch.get_num_threads(), BLOCK)
 
         def show(part: Cell | Further) -> None:
             if isinstance(part, Further):

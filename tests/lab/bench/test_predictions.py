@@ -40,7 +40,7 @@ from gp_rangeformer.lab.bench.prediction_tables import (
     predictions_grid,
     small_grid,
 )
-from gp_rangeformer.lab.bench.predictions import Cell, Plan, measure_cell, measure_small
+from gp_rangeformer.lab.bench.predictions import Cell, Plan, measure_cell
 from gp_rangeformer.lab.bench.resumed import PlanError
 from gp_rangeformer.lab.cli import app
 from gp_rangeformer.lab.compare.audit import snapshot
@@ -217,15 +217,12 @@ def test_who_needs_more_memory_than_is_free_is_refused(fitted: Fitted, monkeypat
     check_memory(2**18)
     with pytest.raises(UnavailableError, match=r"0\.977 GiB needed, 0\.000488 GiB free"):
         check_memory(1000 * 2**20)
-    assert HOST.fits(fitted, 60)
-    assert not HOST.fits(fitted, 300)
+    HOST.check(fitted, 60)
+    with pytest.raises(UnavailableError, match="refused"):
+        HOST.check(fitted, 300)
     failure = measure_row(HOST, fitted, [200], None).at(200).failure
     assert failure is not None
     assert failure.startswith("refused")
-    monkeypatch.setattr(prediction_contenders, "free_bytes", lambda device: 340_000)
-    small = measure_small("robot_arm", fitted.some(100), replace(PLAN, wide=130))
-    assert [calls.t for calls in small.rows[0].calls] == [130, 65]
-    assert [calls.failure is None for calls in small.rows[1].calls] == [False, True]
     monkeypatch.setattr(prediction_contenders, "free_bytes", lambda device: None)
     check_memory(2**60)
 
