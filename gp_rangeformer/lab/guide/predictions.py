@@ -7,7 +7,14 @@ from typing import TypeVar
 
 from gp_rangeformer.lab.bench import prediction_tables
 from gp_rangeformer.lab.bench.prediction_calls import Calls
-from gp_rangeformer.lab.bench.prediction_contenders import CHOLESKY, FLAG, LOVE
+from gp_rangeformer.lab.bench.prediction_contenders import (
+    CERTIFIED,
+    CHOLESKY,
+    FAST,
+    FLAG,
+    GPFLASH,
+    WHOLE,
+)
 from gp_rangeformer.lab.bench.prediction_left_out import LeftOut
 from gp_rangeformer.lab.bench.prediction_paths import BOTORCH, OURS, Paths
 from gp_rangeformer.lab.bench.predictions import Cell, Plan
@@ -16,7 +23,12 @@ from gp_rangeformer.lab.guide.results import Results
 
 Part = TypeVar("Part")
 
-_PEERS = ((CHOLESKY, "GPyTorch's Cholesky"), (LOVE, "its conjugate gradients with fast_pred_var"))
+# LOVE is in the table only: its conjugate gradients do not converge at these optima.
+_HOST = {
+    CHOLESKY: "GPyTorch's Cholesky{block}",
+    WHOLE: "GPyTorch's Cholesky of all points at once",
+    FAST: "GPyTorch's Cholesky{block} with fast_pred_var",
+}
 
 
 def predictions_table(results: Results) -> str:
@@ -49,20 +61,44 @@ def predictions_sentence(results: Results) -> str:
     run = results.predictions
     t, n = run.plan.t, max(cell.n for cell in run.cells)
     cells = [cell for cell in run.cells if cell.n == n]
-    own = [_calls(cell, FLAG.name, t) for cell in cells]
+    own = _all(cells, FLAG.name, t)
     first, second = ([_known(getattr(calls, name)) for calls in own] for name in ("first", "second"))
     text = (
         f"At n = {n:,} means and variances of {t:,} points take {_seconds(first)} s the first time, {_seconds(second)} "
     )
-    text += f"for as many others{_off(own)}"
-    for name, title in _PEERS:
-        others = [_calls(cell, name, t) for cell in cells]
-        pairs = [(its.first / mine.first) for its, mine in zip(others, own, strict=True) if its.first and mine.first]
-        if pairs:
-            text += f"; {title} {_range(pairs, '{:.1f}')} times as long{_off(others)}"
-        else:
+    text += f"for as many others{_off(own, 'variances off')}"
+    block = "" if run.plan.block is None else f" in blocks of {run.plan.block:,}"
+    host = {name: title.format(block=block) for name, title in _HOST.items()}
+    titles = {CERTIFIED: "certified variances", **_fastest(host, cells, t), GPFLASH: "gpflash (float64)"}
+    for name, title in titles.items():
+        others = _all(cells, name, t)
+        if any(calls.first for calls in others):
+            text += f"; {title} {_slower(others, own)}{_off(others)}"
+        elif any(calls.failure for calls in others):
             text += f"; {title} has no answer"
     return text + "."
+
+
+def _fastest(titles: dict[str, str], cells: Sequence[Cell], t: int) -> dict[str, str]:
+    """Those that no other one beats both the first time and after."""
+    took = {}
+    for name in titles:
+        calls = _all(cells, name, t)
+        if all(each.first and each.second for each in calls):
+            took[name] = sum(each.first or 0 for each in calls), sum(each.second or 0 for each in calls)
+    return {
+        name: titles[name]
+        for name, (first, second) in took.items()
+        if not any(other[0] < first and other[1] < second for other in took.values())
+    }
+
+
+def _slower(others: Sequence[Calls], own: Sequence[Calls]) -> str:
+    """How many times as long, told twice where later calls differ from first ones."""
+    pairs = list(zip(others, own, strict=True))
+    first = _range([its.first / mine.first for its, mine in pairs if its.first and mine.first], "{:.1f}")
+    second = _range([its.second / mine.second for its, mine in pairs if its.second and mine.second], "{:.1f}")
+    return f"{first} times as long" if first == second else f"{first}, then {second} times as long"
 
 
 def paths_sentence(results: Results) -> str:
@@ -99,6 +135,10 @@ def _calls(cell: Cell, name: str, t: int) -> Calls:
     return Calls(t) if row is None else row.at(t)
 
 
+def _all(cells: Sequence[Cell], name: str, t: int) -> list[Calls]:
+    return [_calls(cell, name, t) for cell in cells]
+
+
 def _paths(cell: Cell, name: str) -> Paths | None:
     return next((paths for paths in cell.paths if paths.name == name), None)
 
@@ -115,12 +155,13 @@ def _steps(scores: Sequence[LeftOut]) -> str:
     return _range(found, "{:.1f}") if found else "an unknown number of"
 
 
-def _off(calls: Sequence[Calls]) -> str:
+def _off(calls: Sequence[Calls], words: str = "off") -> str:
     found = [100 * each.errors.variance for each in calls if each.errors is not None]
     if not found:
         return ""
     texts = (f"{value:.0f}" if value >= 10 else f"{value:.2g}" for value in (min(found), max(found)))
-    return f" (variances off by {' to '.join(dict.fromkeys(texts))} %)"
+    doubt = "" if all(map(prediction_tables.converged, calls)) else ", not converged"
+    return f" ({words} by {' to '.join(dict.fromkeys(texts))} %{doubt})"
 
 
 def _known(value: float | None) -> float:
