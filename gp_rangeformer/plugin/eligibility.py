@@ -29,7 +29,7 @@ from gp_rangeformer.kernels.fused import FusedKernel
 from gp_rangeformer.kernels.fused_batch import FusedBatch
 from gp_rangeformer.kernels.matrices.sharded import ProcessShare
 from gp_rangeformer.plugin.callers import called_by
-from gp_rangeformer.plugin.crossover import host_predicts_as_fast
+from gp_rangeformer.plugin.crossover import float32_does, host_predicts_as_fast
 from gp_rangeformer.plugin.fused_operator import FusedLinearOperator
 from gp_rangeformer.plugin.owners import owners
 from gp_rangeformer.plugin.predictive_covariance import PredictiveCovarianceOperator
@@ -37,7 +37,6 @@ from gp_rangeformer.plugin.recognition import fused_origin
 from gp_rangeformer.plugin.storage import Storage, choose_storage, hold
 from gp_rangeformer.plugin.tracing import tracing
 from gp_rangeformer.system.kernel_matrix import KernelMatrix
-from gp_rangeformer.system.margins import factor_rounding
 from gp_rangeformer.system.reason import Reason
 from gp_rangeformer.torch_modes import recordable, transforming
 
@@ -179,12 +178,9 @@ def decline_prediction_reason(operator: AddedDiagLinearOperator) -> Reason | Non
 
 
 def _float32_does(operator: AddedDiagLinearOperator) -> bool:
-    """Whether a factorisation in float32 is off by a tenth of what a prediction may be: certificates take up to as long
-    again as predictions that GPyTorch evaluates the kernel for, of a batch twice as long (16 of 200 points)."""
     kernel, noise = _evaluated(operator._linear_op).diagonal(dim1=-2, dim2=-1), operator._diag_tensor._diagonal()
     condition = float(((kernel + noise).detach().amax(-1) / noise.detach().amin(-1)).amax())
-    allowed = 0.1 * settings.solver.value().prediction_tolerance
-    return factor_rounding(noise.shape[-1], torch.float32, condition) <= allowed
+    return float32_does(noise.shape[-1], condition)
 
 
 def eligible(operator: AddedDiagLinearOperator, reason: Reason | None) -> EligibleSystem | Reason:

@@ -23,7 +23,7 @@ from linear_operator.operators import (
 from torch import Tensor
 
 from gp_rangeformer import settings
-from gp_rangeformer.plugin.crossover import host_predicts_as_fast
+from gp_rangeformer.plugin.crossover import FEW, host_predicts_as_fast
 from gp_rangeformer.plugin.eligibility import decline_reason
 from gp_rangeformer.plugin.fused_operator import FusedLinearOperator
 from gp_rangeformer.plugin.likelihood import likelihood_terms
@@ -179,11 +179,17 @@ def _fused(
         return None
     if x1.dim() != 2 or len(x1) < settings.exact_size.value():
         return None
-    if not kernel.training and host_predicts_as_fast(len(x1), x1.dtype, x1.device):
+    if not kernel.training and _of_few_points(x1):
         return None
     if x2 is not None and not _one_set(x1, x2):
         return None
     return evaluate_fused(kernel, x1)
+
+
+def _of_few_points(x: Tensor) -> bool:
+    """Whether GPyTorch makes a matrix of a prediction in less time, as it is mostly the one to factorise it."""
+    left = host_predicts_as_fast(len(x), x.dtype, x.device)
+    return left or (len(x) < FEW and host_predicts_as_fast(len(x), torch.float64, x.device))
 
 
 def _one_set(x1: Tensor, x2: Tensor) -> bool:

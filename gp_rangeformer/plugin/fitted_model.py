@@ -14,6 +14,7 @@ from torch import Tensor
 
 from gp_rangeformer import settings
 from gp_rangeformer.kernels.fused import FusedKernel
+from gp_rangeformer.plugin.covered import parameters_of
 from gp_rangeformer.plugin.hooks import prepare_solve
 from gp_rangeformer.plugin.storage import choose_storage, hold
 from gp_rangeformer.plugin.symmetric import belongs_to
@@ -242,7 +243,7 @@ def preconditioners_of(prepared: Prepared) -> Preconditioners | None:
 def state_of(strategy: Any) -> tuple[Tensor, ...]:
     """What the answers depend on, as it is now: parameters, then noise, points, targets and their prior means."""
     lazy, likelihood = strategy.lik_train_train_covar._linear_op, strategy.likelihood
-    parameters = (*lazy.kernel.parameters(), *likelihood.parameters())
+    parameters = (*parameters_of(lazy.kernel), *parameters_of(likelihood))
     if type(likelihood) is GaussianLikelihood:
         noise = likelihood.noise  # one number, in a tenth of the time
     else:

@@ -13,43 +13,34 @@ import contextlib
 import copy
 import math
 import threading
-import weakref
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 from gpytorch import settings as gpytorch_settings
-from gpytorch.beta_features import checkpoint_kernel
 from gpytorch.kernels import Kernel
 from gpytorch.lazy import LazyEvaluatedKernelTensor
 from gpytorch.likelihoods import FixedNoiseGaussianLikelihood
 from gpytorch.models import ExactGP
 from gpytorch.models.exact_prediction_strategies import DefaultPredictionStrategy
 from gpytorch.utils.memoize import _is_in_cache_ignore_all_args
-from linear_operator.operators import AddedDiagLinearOperator, LinearOperator
+from linear_operator.operators import LinearOperator
 from torch import Tensor
 
 from gp_rangeformer import settings
 from gp_rangeformer.allocation.free_cores import free_cores
 from gp_rangeformer.kernels.cross import CrossKernel
 from gp_rangeformer.kernels.fused import FusedKernel
-from gp_rangeformer.plugin.crossover import Reach, host_predicts_as_fast
+from gp_rangeformer.plugin.covered import covered
 from gp_rangeformer.plugin.fitted import ROUNDED, continues, fitted_model
 from gp_rangeformer.plugin.fitted_model import FittedModel
 from gp_rangeformer.plugin.posterior import Posterior
 from gp_rangeformer.plugin.predictive_covariance import PredictiveCovariance, PredictiveCovarianceOperator
 from gp_rangeformer.plugin.recognition import recognise_selected
 from gp_rangeformer.plugin.renewal import renew_strategy, strategy_as_it_is
-from gp_rangeformer.plugin.tracing import tracing, untraced
-from gp_rangeformer.rangeformer.direct import Direct
-from gp_rangeformer.torch_modes import no_autocast, saving_elsewhere, transforming
-
-# Test points up to which GPyTorch's own Cholesky path is as fast where it is the faster one: beyond, its t x t matrix
-# costs more than all the rest.
-_HOST_POINTS = 1000
-
-
-_reaches: weakref.WeakKeyDictionary[DefaultPredictionStrategy, Reach] = weakref.WeakKeyDictionary()
+from gp_rangeformer.plugin.serving import DENSE_POINTS, may_serve, of_covered_kernel
+from gp_rangeformer.plugin.tracing import untraced
+from gp_rangeformer.torch_modes import no_autocast, transforming
 
 
 class _Putting(threading.local):
@@ -63,6 +54,13 @@ _putting = _Putting()
 
 class PutOff(LazyEvaluatedKernelTensor):
     """A kernel matrix that is evaluated when it is read, and not before."""
+
+    def _size(self) -> torch.Size:
+        # GPyTorch walks over the kernel and its parts for their batches, 12 to 40 microseconds.
+        points = self.x1.dim() == self.x2.dim() == 2 and not self.last_dim_is_batch
+        if points and covered(self.kernel, itself=False):
+            return torch.Size([len(self.x1), len(self.x2)])
+        return super()._size()
 
     def evaluate_kernel(self) -> LinearOperator:
         with _put_off(False):
@@ -102,10 +100,10 @@ def test_prior(self: ExactGP, train_inputs: Any, test_inputs: Any, **kwargs: Any
     """The host's, with the matrices left unevaluated where a prediction may be served."""
     if torch.jit.is_tracing():
         _fill_caches(self, test_inputs, **kwargs)
-    if not _may_serve(self.prediction_strategy, test_inputs):
+    if not may_serve(self.prediction_strategy, test_inputs):
         return original_test_prior(self, train_inputs, test_inputs, **kwargs)
     renew_strategy(self, **kwargs)
-    with _put_off(True):
+    with _put_off(of_covered_kernel(self.prediction_strategy)):
         return original_test_prior(self, train_inputs, test_inputs, **kwargs)
 
 
@@ -113,7 +111,7 @@ def _fill_caches(model: Any, test_inputs: Any, **kwargs: Any) -> None:
     """What the host's first prediction leaves with a strategy, and one that was served does not: a trace cannot contain
     how it is made. Of the model as it is now."""
     with untraced():
-        if not _may_serve(model.prediction_strategy, test_inputs):
+        if not may_serve(model.prediction_strategy, test_inputs):
             return
         if not _is_in_cache_ignore_all_args(model.prediction_strategy, "mean_cache"):
             model.prediction_strategy = None
@@ -147,8 +145,10 @@ def exact_prediction(
         mean = exact.product(fitted.solution).squeeze(-1).to(test_mean.dtype) + test_mean
         mean = torch.where(cross.known, mean, math.nan)
     if gpytorch_settings.skip_posterior_variances.on() or _in_a_graph(cross):
-        evaluated = test_test_covar.evaluate_kernel(), test_train_covar.evaluate_kernel()
-        return mean, self.exact_predictive_covar(*evaluated)
+        matrices: Any = test_test_covar.evaluate_kernel(), test_train_covar.evaluate_kernel()
+        if cross.t <= DENSE_POINTS:
+            matrices = matrices[0].to_dense(), matrices[1].to_dense()
+        return mean, self.exact_predictive_covar(*matrices)
     return mean, _covariance(self, fitted, cross, test_test_covar, test_train_covar)
 
 
@@ -168,42 +168,6 @@ def _covariance(
     return PredictiveCovarianceOperator.of(
         PredictiveCovariance(posterior.variances, posterior.covariance, cross.t, like)
     )
-
-
-def _may_serve(strategy: Any, test_inputs: Any) -> bool:
-    """Cheap tests, before the prior of the test points is made."""
-    if settings.rangeformer.off() or settings.fused_kernels.off() or isinstance(settings.solver.value(), Direct):
-        return False
-    if tracing():  # before anything is asked of a tensor
-        return False
-    if type(strategy) is not DefaultPredictionStrategy or settings.process_group.value() is not None:
-        return False
-    if gpytorch_settings.observation_nan_policy.value() != "ignore" or checkpoint_kernel.value():
-        return False
-    if gpytorch_settings.detach_test_caches.off() or gpytorch_settings.lazily_evaluate_kernels.off():
-        return False
-    if len(test_inputs) != 1 or test_inputs[0].dim() != 2 or len(test_inputs[0]) == 0 or saving_elsewhere():
-        return False
-    labels, operator = strategy.train_labels, strategy.lik_train_train_covar
-    if labels.dim() != 1 or type(operator) is not AddedDiagLinearOperator or transforming():
-        return False
-    n, t, x = len(labels), len(test_inputs[0]), test_inputs[0]
-    if n < settings.exact_size.value():
-        return False
-    # So few that GPyTorch evaluates all their kernels at once; in float32 it would sum means in float32 as well.
-    at_once = n + t <= (gpytorch_settings.max_eager_kernel_size.value() or 0) and x.dtype == torch.float64
-    as_fast = at_once or (t <= _HOST_POINTS and host_predicts_as_fast(n, x.dtype, x.device))
-    return not as_fast or _beyond_reach(strategy, x)
-
-
-def _beyond_reach(strategy: Any, x: Tensor) -> bool:
-    trained: Any = strategy.lik_train_train_covar._linear_op
-    if type(trained) is not LazyEvaluatedKernelTensor:
-        return False
-    known = _reaches.get(strategy)
-    if known is None or not known.describes(trained.kernel):
-        known = _reaches[strategy] = Reach.of(trained.kernel, strategy.train_inputs[0])
-    return known.exceeded(x)
 
 
 def _cross(strategy: Any, test_mean: Tensor, test_train: PutOff) -> CrossKernel | None:
@@ -251,7 +215,7 @@ def fantasy_strategy(
     served = not torch.is_grad_enabled() and type(covariance) is LazyEvaluatedKernelTensor and full_targets.dim() == 1
     # Noise for a likelihood that has its own is a matter of the host.
     served = served and (not kwargs or isinstance(self.likelihood, FixedNoiseGaussianLikelihood))
-    served = served and _may_serve(self, inputs) and bool(inputs[0].isfinite().all() & targets.isfinite().all())
+    served = served and may_serve(self, inputs) and bool(inputs[0].isfinite().all() & targets.isfinite().all())
     known = fitted_model(self) if served else None
     if known is None:
         return original_fantasy_strategy(self, inputs, targets, full_inputs, full_targets, full_output, **kwargs)

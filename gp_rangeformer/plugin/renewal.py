@@ -18,6 +18,7 @@ from gpytorch.models import ExactGP
 from gpytorch.models.exact_prediction_strategies import DefaultPredictionStrategy, prediction_strategy
 from torch import Tensor
 
+from gp_rangeformer.plugin.covered import tensors_of
 from gp_rangeformer.plugin.fitted_model import same
 
 
@@ -39,7 +40,7 @@ def renew_strategy(model: ExactGP, **kwargs: Any) -> None:
     Costs a comparison of every parameter, and once for each strategy the prior of the training points.
     """
     strategy: Any = model.prediction_strategy
-    present = (*model.parameters(), *model.buffers())
+    present = tuple(tensors_of(model))
     with _lock:
         known = _made_of.get(strategy)
     another = known is not None and known.likelihood() is not model.likelihood

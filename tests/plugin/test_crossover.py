@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gpytorch
 import pytest
 import torch
 from linear_operator import settings as host_settings
@@ -15,9 +16,11 @@ from tests.plugin.market import build
 SMALL, LARGE = 200, crossover.POINTS
 
 
-def reasons(n: int, dtype: torch.dtype = torch.float64) -> set[Reason]:
+def reasons(n: int, dtype: torch.dtype = torch.float64, noise: float | None = None) -> set[Reason]:
     """Why whoever answered a prediction with variances did."""
     problem = build(n=n, dtype=dtype)
+    if noise is not None:
+        problem.likelihood.noise = noise
     with settings.rangeformer(), gp_rangeformer.collect_reports() as reports, torch.no_grad():
         posterior = problem.predict()
         assert posterior.mean.isfinite().all()
@@ -27,8 +30,6 @@ def reasons(n: int, dtype: torch.dtype = torch.float64) -> set[Reason]:
 
 @pytest.mark.parametrize("fast", [False, True])
 def test_small_predictions_have_the_hosts_bits(fast: bool) -> None:
-    import gpytorch
-
     found = []
     for flag in (False, True):
         problem = build(n=SMALL)
@@ -47,7 +48,24 @@ def test_float32_is_left_to_the_host_where_its_overhead_would_show() -> None:
     few = crossover.NARROW - 1
     assert reasons(few, torch.float32) <= {Reason.HOST_CHOLESKY, Reason.TOO_SMALL}
     for more in (crossover.NARROW, SMALL):
-        assert not reasons(more, torch.float32) & {Reason.HOST_CHOLESKY, Reason.TOO_SMALL}
+        assert not reasons(more, torch.float32, noise=1e-4) & {Reason.HOST_CHOLESKY, Reason.TOO_SMALL}
+
+
+@pytest.mark.parametrize(("n", "host"), [(150, True), (crossover.FEW - 1, True), (crossover.FEW, False)])
+def test_it_is_up_to_a_few_more_where_float32_does(n: int, host: bool) -> None:
+    assert bool(reasons(n, torch.float32, noise=0.1) & {Reason.HOST_CHOLESKY, Reason.TOO_SMALL}) is host
+
+
+def test_what_float32_does_follows_the_kernel_and_the_noise() -> None:
+    problem = build(n=SMALL, dtype=torch.float32)
+    expected = []
+    for noise in (0.1, 1e-4, 0.1):
+        problem.likelihood.noise = noise
+        problem.model.train()
+        with settings.rangeformer(), gp_rangeformer.collect_reports() as reports, torch.no_grad():
+            assert problem.predict().mean.isfinite().all()
+        expected.append({report.reason for report in reports} == {Reason.HOST_CHOLESKY})
+    assert expected == [True, False, True]
 
 
 @pytest.mark.parametrize(("noise", "host"), [(0.1, True), (1e-3, False)])
@@ -106,3 +124,13 @@ def test_neither_is_a_solve_that_no_prediction_asks_for() -> None:
     report = gp_rangeformer.last_report()
     assert report is not None
     assert report.reason is Reason.EXACT_SMALL
+
+
+@pytest.mark.parametrize(("noise", "host"), [(0.1, True), (1e-3, False)])
+def test_repeated_gradients_in_few_points_are_left_to_it_where_float32_does(noise: float, host: bool) -> None:
+    problem = build(n=500, dtype=torch.float32)
+    problem.likelihood.noise = noise
+    x = (problem.x[:5] + 1e-3).requires_grad_()
+    with settings.rangeformer(), gpytorch.settings.fast_pred_var(), gp_rangeformer.collect_reports() as reports:
+        problem.predict(x).variance.sum().backward()
+    assert ({report.reason for report in reports} == {Reason.HOST_CHOLESKY}) is host
