@@ -60,8 +60,11 @@ def parameters_of(module: torch.nn.Module) -> list[Tensor]:
 
 def tensors_of(module: torch.nn.Module) -> list[Tensor]:
     """As :func:`parameters_of`, and buffers."""
-    buffers = [tensor for part in parts_of(module) for tensor in part._buffers.values() if tensor is not None]
-    return parameters_of(module) + buffers
+    found: list[Tensor] = []
+    for part in parts_of(module):
+        if part._parameters or part._buffers:
+            found += [tensor for tensor in (*part._parameters.values(), *part._buffers.values()) if tensor is not None]
+    return found
 
 
 def parts_of(module: torch.nn.Module) -> list[torch.nn.Module]:

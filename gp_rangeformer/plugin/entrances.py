@@ -169,6 +169,8 @@ def _fused(
     **params: Any,
 ) -> LinearOperator | None:
     """The fused evaluation of a training matrix, or None: not now, not this kernel, or not one set of points."""
+    if x2 is not None and x2.shape != x1.shape:  # first: of every prediction's two matrices one is such
+        return None
     if settings.rangeformer.off() or settings.fused_kernels.off() or lazily_evaluate_kernels.on() or tracing():
         return None
     if diag or last_dim_is_batch or params or checkpoint_kernel.value() or observation_nan_policy.value() != "ignore":

@@ -102,9 +102,16 @@ def test_prior(self: ExactGP, train_inputs: Any, test_inputs: Any, **kwargs: Any
         _fill_caches(self, test_inputs, **kwargs)
     if not may_serve(self.prediction_strategy, test_inputs):
         return original_test_prior(self, train_inputs, test_inputs, **kwargs)
-    renew_strategy(self, **kwargs)
-    with _put_off(of_covered_kernel(self.prediction_strategy)):
+    known = of_covered_kernel(self.prediction_strategy)
+    # The host answers for other kernels: of a strategy that it has not used yet, which is new, it makes the most.
+    if known or _memoised(self.prediction_strategy):
+        renew_strategy(self, **kwargs)
+    with _put_off(known and of_covered_kernel(self.prediction_strategy)):
         return original_test_prior(self, train_inputs, test_inputs, **kwargs)
+
+
+def _memoised(strategy: Any) -> bool:
+    return bool(getattr(strategy, "_memoize_cache", None))
 
 
 def _fill_caches(model: Any, test_inputs: Any, **kwargs: Any) -> None:

@@ -215,7 +215,7 @@ class Value(Setting, _value_context):
 
     @classmethod
     def value(cls) -> Any:
-        return cls._held()
+        return cls._held() if cls._open else cls._stored()  # which a prediction asks for a dozen times
 
     @classmethod
     def check(cls, value: Any) -> None:

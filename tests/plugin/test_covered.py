@@ -11,6 +11,7 @@ from gpytorch.kernels import Kernel, LinearKernel, MaternKernel, PolynomialKerne
 
 from gp_rangeformer import settings
 from gp_rangeformer.kernels.fused import FusedKernel
+from gp_rangeformer.plugin import renewal
 from gp_rangeformer.plugin.covered import covered, parameters_of, prior_variance, tensors_of
 from gp_rangeformer.plugin.predictions import PutOff
 from gp_rangeformer.plugin.recognition import recognise_selected
@@ -77,3 +78,14 @@ def test_a_kernel_that_changes_is_asked_again() -> None:
     assert covered(kernel)
     kernel.base_kernel = PolynomialKernel(2)
     assert not covered(kernel)
+
+
+def test_the_prior_of_training_points_is_made_once_where_the_host_answers_first() -> None:
+    problem = build("spectral_mixture", n=300, dtype=torch.float32)
+    problem.model.eval()
+    with settings.rangeformer(), torch.no_grad(), mock.patch.object(renewal, "strategy_as_it_is") as another:
+        forward = problem.model.forward
+        with mock.patch.object(problem.model, "forward", side_effect=forward) as asked:
+            assert problem.predict().mean.isfinite().all()
+    assert asked.call_count == 2  # the training points' own, and one beside the test points
+    assert not another.called
