@@ -16,6 +16,7 @@ ORDER = (
     "atomic",
     "version",
     "settings",
+    "float32_products",
     "torch_modes",
     "checkpoint",
     "allocation",
