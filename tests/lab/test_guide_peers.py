@@ -93,14 +93,14 @@ def test_the_end_of_a_fit_is_in_the_first_sentence(monkeypatch: pytest.MonkeyPat
     ends = {"kin40k": PeerRun(PLAN, [sized(8000, rangeformer=2.0, cholesky=34.0)])}
     said = peers.peers_sentence(results(monkeypatch, peers=PeerRun(PLAN, [sized(8000)]), optima=ends))
     assert "; at the end of a fit, where the noise is small, a step takes 2.00 s, Cholesky 17 times as long." in said
-    assert said.endswith(", at the end, of what is left of it, by 10.0 % (conjugate gradients: 10.0 %).")
+    assert said.endswith(" (conjugate gradients: 10.0 %), at the end by 10.0 % of what is left of it.")
 
 
 def test_conjugate_gradients_that_failed_there_are_not_compared(monkeypatch: pytest.MonkeyPatch) -> None:
     end = sized(8000)
     end.rows[2] = Row(Outcome("cg", left_out="failed at step 1: value or gradient is not finite"), "")
     found = results(monkeypatch, peers=PeerRun(PLAN, [sized(8000)]), optima={"kin40k": PeerRun(PLAN, [end])})
-    assert peers.peers_sentence(found).endswith(", at the end, of what is left of it, by 10.0 %.")
+    assert peers.peers_sentence(found).endswith(", at the end by 10.0 % of what is left of it.")
 
 
 def test_an_empty_cell_has_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -170,23 +170,22 @@ def _at_the_end(results: Results, n: int) -> tuple[str, str]:
     if size is None or not audited:
         return "", ""
     seconds = _short(_row(size, PLUGIN).seconds())
-    where = "" if audited[-1].n == n else f"n = {audited[-1].n:,}"
+    error = _percent(_row(audited[-1], PLUGIN).outcome.summary()["gradient_error"])
+    where = "" if audited[-1].n == n else f" (n = {audited[-1].n:,})"
     return (
         f"; at the end of a fit, where the noise is small, a step takes {seconds} s, Cholesky "
         f"{times(size, CHOLESKY, PLUGIN)} times as long",
-        f", at the end, of what is left of it, by {_gradients(audited[-1], where)}",
+        f", at the end by {error} of what is left of it{where}",
     )
 
 
-def _gradients(size: Size, where: str = "") -> str:
+def _gradients(size: Size) -> str:
     """Their relative errors, of who was audited."""
     own, cg = (size.row(name) for name in (PLUGIN, CG))
     told = [
         _percent(row.outcome.summary()["gradient_error"]) for row in (own, cg) if row and row.outcome.gradient_error
     ]
-    others = [f"conjugate gradients: {error}" for error in told[1:]]
-    others += [where] if where else []
-    return told[0] + (f" ({', '.join(others)})" if others else "")
+    return told[0] + (f" (conjugate gradients: {told[1]})" if told[1:] else "")
 
 
 def _markdown(grid: Grid) -> str:
