@@ -16,19 +16,16 @@ from gp_rangeformer.fit.evaluated import Evaluated, Seen
 from gp_rangeformer.fit.gradient_noise import group_gradients
 from gp_rangeformer.fit.information import fit_mean, information
 from gp_rangeformer.fit.parameters import FreeParameters
-from gp_rangeformer.fit.rounding import rounding_of
+from gp_rangeformer.fit.rounding import rounding_of, stated_errors
 from gp_rangeformer.fit.trust_region import QuadraticModel
 from gp_rangeformer.fit.wall import Wall
 from gp_rangeformer.plugin.observation import Observation, observe_likelihoods
 from gp_rangeformer.plugin.owners import try_again
-from gp_rangeformer.report import SolveReport, collect_reports
+from gp_rangeformer.report import collect_reports
 from gp_rangeformer.system.answers import LogDet
-from gp_rangeformer.system.margins import first_order
 from gp_rangeformer.torch_modes import no_autocast
 
 _STEP = {torch.float32: 1e-2, torch.float64: 1e-4}  # of a logarithm
-# Of the certain interval's half, where a factorisation answers (n = 1100, float32: 0.0018; values scatter by 2e-4).
-_ROUNDING_SHARE = 0.2
 _ROUNDED = 1e-5  # nats per point: above, that is looked at more closely
 # Nats per point that a mean may gain by what a rough solve says, and evaluations more where it is more: of an offset in
 # the targets, thousands of their deviations, it says a gain that may be a hundredth too large.
@@ -105,7 +102,7 @@ class Objective:
             gradient = self._flat_gradient(value) * slopes
         found = Evaluated(phi, float(value.detach()), 0.0, gradient, reports[-1] if len(reports) else None)
         if found.report is not None:
-            found.error, found.rounding, found.shift = _errors(found.report, self.points)
+            found.error, found.rounding, found.shift = stated_errors(found.report, self.points)
         # Curvature and the mean's own optimum are those of log p(y).
         known = is_likelihood(self.mll)
         usable = known and len(observations) == 1 and observations[0].rhs.shape[1] == 1
@@ -128,7 +125,7 @@ class Objective:
             value = float(self._value())
         if not reports or not math.isfinite(value):
             return point
-        error, rounding, shift = _errors(reports[-1], self.points)
+        error, rounding, shift = stated_errors(reports[-1], self.points)
         if not (error or point.error):  # of the same factor
             rounding, shift = min(rounding, point.rounding), min(shift, point.shift)
         return replace(point, value=value, error=error, rounding=rounding, shift=shift, gain=0.0, report=reports[-1])
@@ -293,14 +290,3 @@ class Objective:
 
 def _scaled(columns: CovarianceColumns, factors: Float64[Tensor, " p"]) -> CovarianceColumns:
     return lambda vector: columns(vector) * factors
-
-
-def _errors(report: SolveReport, points: int) -> tuple[float, float, float]:
-    """Half of a likely interval; of an exact value what rounding scatters it by, and shifts it and its neighbours."""
-    if report.mll_statistical is not None:
-        return 0.5 * report.mll_statistical.width / points, 0.0, 0.0
-    if report.mll_interval is None:
-        return 0.0, 0.0, 0.0
-    width = report.mll_interval.width
-    scattered = first_order(width)
-    return 0.0, _ROUNDING_SHARE * 0.5 * scattered / points, 0.5 * (width - scattered) / points
