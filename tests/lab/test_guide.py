@@ -180,9 +180,7 @@ def test_the_command_that_is_shown_for_a_file_is_the_one_that_made_it(path: Path
         assert option(command, "--steps") == str(plan["steps"])
     if "solvers" in plan:
         shown, measured = (option(command, "--solvers") or "").split(","), plan["solvers"].split(",")
-        # At an optimum gpflash came later than the files: it is in them when they are measured again.
-        late = {"gpflash"} if plan.get("at") == "optimum" else set()
-        assert measured in (shown, [name for name in shown if name not in late])
+        assert measured == shown
         parse_peers(",".join(shown))
     assert ("--keep-memory" in command) == plan.get("keep_memory", False)
     sizes = option(command, "--sizes")
