@@ -235,10 +235,10 @@ def test_rows_of_a_product_have_its_bits_wherever_they_are_cut(columns, dtype, t
 @pytest.mark.parametrize("suffix", ["float", "double"])
 def test_too_little_memory_is_an_error_and_not_the_end_of_the_process(name, suffix) -> None:
     """For as many threads as no memory suffices for."""
-    library, program = native_library(), ctypes.addressof(native(TREE, points(9), PARAMETERS, torch.float32)._program)
-    function = getattr(library, f"{name}_{suffix}")
+    tiles = native(TREE, points(9), PARAMETERS, torch.float32)  # kept: its program is read
+    function = getattr(native_library(), f"{name}_{suffix}")
     with pytest.raises(MemoryError, match=name):
-        function(program, *(0,) * (len(function.argtypes) - 2), -1)
+        function(ctypes.addressof(tiles._program), *(0,) * (len(function.argtypes) - 2), -1)
 
 
 def test_a_library_with_other_constants_is_refused(monkeypatch) -> None:
