@@ -96,8 +96,9 @@ def ascend(
     by_secants = _BY_SECANTS if max_evaluations is None else max_evaluations
     while True:
         noise = 0.0 if best.group_gradients is None else explained_by_noise(model, best.group_gradients)
-        reason = None
-        if (decrement := model.newton_decrement()) < enough * met:  # with less curvature more is left to gain
+        decrement, reason = model.newton_decrement(), None
+        hidden = scatter.hides(decrement)
+        if decrement < enough * met:  # with less curvature more is left to gain
             reason = "converged"
         elif decrement < noise:
             reason = AS_NEAR_AS_PROBES_ALLOW
@@ -107,10 +108,10 @@ def ascend(
             reason = TIMEOUT
         elif radius < (_TINY_RADIUS if misled else _SMALLEST_RADIUS) or _stalls(gains, enough):
             reason = NO_FURTHER_GAIN
-        elif scatter.hides(decrement):
+        elif hidden:
             reason = AS_NEAR_AS_ROUNDING_ALLOWS
         stuck = reason in (NO_FURTHER_GAIN, USED_UP)
-        if stuck and (decrement < best.rounding or scatter.hides(decrement)):
+        if stuck and (decrement < best.rounding or hidden):
             stuck, reason = False, AS_NEAR_AS_ROUNDING_ALLOWS
         if stuck and not secants and used < by_secants and _is_exact(best):
             misled = secants = True

@@ -1,4 +1,6 @@
-"""Which GPyTorch kernels have a fused evaluation: the one file that knows their classes.
+"""Which GPyTorch kernels have a fused evaluation, and which: the one file that knows what their classes compute.
+
+:mod:`~gp_rangeformer.plugin.covered` names the same classes, for who asks before there are points.
 
 Everything here is exact. A kernel that is not recognised, for whatever reason, is evaluated by GPyTorch.
 """

@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
-import gpytorch
 import torch
 
 from gp_rangeformer import settings
 from gp_rangeformer.fit import FitResult, fit_mll
+from gp_rangeformer.lab.bench.prediction_contenders import cholesky
 from gp_rangeformer.lab.compare.lbfgs import maximise
 
 Watch = Callable[[Any], None]  # called after every evaluation on all points
@@ -20,6 +20,7 @@ Train = Callable[[Any, Watch], str]  # of a likelihood, in place; why it ended
 _STEPS = 500
 # The larger first: where there is time for one only, it is the one that comes further in so few steps.
 _RATES = (0.3, 0.1)
+_CHOLESKY = partial(cholesky, fast=False)
 
 
 def _by_fit_mll(mll: Any, watch: Watch) -> str:
@@ -46,12 +47,6 @@ def _by_adam(mll: Any, watch: Watch, *, rate: float) -> str:
 
 def _by_lbfgs(mll: Any, watch: Watch) -> str:
     return maximise(mll, lambda value: watch(mll))[1]
-
-
-@contextlib.contextmanager
-def _cholesky() -> Iterator[None]:
-    with gpytorch.settings.fast_computations(False, False, False), gpytorch.settings.max_cholesky_size(10**9):
-        yield
 
 
 @contextlib.contextmanager
@@ -82,8 +77,8 @@ CONTENDERS: dict[str, dict[str, Train]] = {
     "rangeformer, L-BFGS": {"": _under(_inexact_line_searches, _by_lbfgs)},
     "exact path, L-BFGS": {"": _under(settings.rangeformer, _by_lbfgs)},
     "rangeformer, Adam": _adams(settings.rangeformer),
-    "GPyTorch Cholesky, L-BFGS": {"": _under(_cholesky, _by_lbfgs)},
-    "GPyTorch Cholesky, Adam": _adams(_cholesky),
+    "GPyTorch Cholesky, L-BFGS": {"": _under(_CHOLESKY, _by_lbfgs)},
+    "GPyTorch Cholesky, Adam": _adams(_CHOLESKY),
     "GPyTorch CG, L-BFGS": {"": _by_lbfgs},
     "GPyTorch CG, Adam": _adams(contextlib.nullcontext, _RATES[-1:]),
 }
